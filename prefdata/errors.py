@@ -1,0 +1,101 @@
+"""What can go wrong, as the person at the terminal reads it.
+
+Every error that prefdata raises on purpose is a `PrefdataError`: one line that says what is wrong, where (file, row, id,
+field) and what to do next. The command line prints that line on stderr and exits with `exit_code`: 2 for wrong usage or
+bad input, 1 for a failure on the way. Anything else that escapes is a bug, and `--debug` shows its traceback.
+
+To add one: derive from the nearest class here, keep the message to one sentence of what and one of what next.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class PrefdataError(Exception):
+    """A failure on the way that a person can act on; exit code 1."""
+
+    exit_code = 1
+
+
+class InputError(PrefdataError):
+    """The input or the command is wrong: a missing file, an unknown layout, a bad value; exit code 2."""
+
+    exit_code = 2
+
+
+class UsageError(InputError):
+    """A flag, a YAML key or a combination of them that does not exist or does not fit."""
+
+
+class SpecConflict(InputError):
+    """A table partition of this name exists and was made with another spec."""
+
+
+class NotReady(InputError):
+    """A step was asked for before the step that it reads from has finished."""
+
+
+class StorageError(InputError):
+    """The disk refused: full, read-only, or not ours to write. Nothing half-written is left behind."""
+
+
+class ModelError(InputError):
+    """A model folder that cannot do what it was named for (no weights, no tokenizer, another kind of model)."""
+
+
+class EngineError(PrefdataError):
+    """An engine failed while running."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """One row of an input file that cannot be used: where it is and what is wrong with it."""
+
+    file: str
+    row: int
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.row}: {self.problem}"
+
+
+class BadRows(InputError):
+    """Rows of the input that cannot be used, all of them up to `limit`, by file and row number (counted from 1)."""
+
+    def __init__(self, rows: Sequence[BadRow], *, limit: int = 20, hint: str = "Nothing was written.") -> None:
+        self.rows = tuple(rows)
+        shown = "".join(f"\n  {row}" for row in self.rows[:limit])
+        more = f"\n  … and {len(self.rows) - limit} more" if len(self.rows) > limit else ""
+        noun = "row" if len(self.rows) == 1 else "rows"
+        super().__init__(f"{len(self.rows)} bad {noun}. {hint}{shown}{more}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A suggestion for a mistyped name: `' Did you mean "beta"?'`, or the list of known names where none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f' Did you mean "{near[0]}"?' if near else f" Known: {', '.join(known)}."
+
+
+_DISK = {
+    errno.ENOSPC: "the disk is full. Free some space",
+    errno.EDQUOT: "your disk quota is used up. Free some space",
+    errno.EROFS: "the file system is read-only. Choose another folder",
+    errno.EACCES: "you may not write there. Choose another folder or mend its permissions",
+    errno.EPERM: "you may not write there. Choose another folder or mend its permissions",
+    errno.ENOTDIR: "a part of that path is a file, not a folder. Choose another folder",
+    errno.EFBIG: "the file would be larger than the system allows. Choose another disk",
+}
+
+
+def storage_error(error: OSError, path: Path) -> StorageError | None:
+    """The message for an operating-system refusal to write `path`, or None where the error is of another kind."""
+    said = _DISK.get(error.errno or 0)
+    if said is None:
+        return None
+    return StorageError(f"cannot write {path}: {said} and run the same command again; what was finished is kept.")

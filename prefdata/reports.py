@@ -1,0 +1,49 @@
+"""Reports: what a step did with every row it was given. Nothing vanishes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Report(BaseModel):
+    """The account of one step, stored in `_SUCCESS` and printed at the end.
+
+    `rows_in = rows_out + sum(dropped.values())` always holds; `unit` says what is counted. `figures` are further
+    numbers that are worth a line (ties seen, acceptance rate, tokens) and take no part in the sum.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: str
+    unit: str
+    rows_in: int
+    rows_out: int
+    dropped: dict[str, int] = {}
+    figures: dict[str, Any] = {}
+    seconds: float = 0.0
+
+    def model_post_init(self, _: Any) -> None:
+        """Assert the identity.
+
+        Raises:
+            AssertionError: rows were lost or invented, which is a bug in the step.
+        """
+        lost = self.rows_in - self.rows_out - sum(self.dropped.values())
+        assert lost == 0, f"{self.step}: {self.rows_in} in, {self.rows_out} out, {self.dropped}: {lost} unaccounted for"
+
+    @property
+    def per_second(self) -> float:
+        """Rows out per second of wall time."""
+        return self.rows_out / self.seconds if self.seconds > 0 else 0.0
+
+    def timed(self, seconds: float, **figures: Any) -> Report:
+        """The same account with its wall time in seconds, and further figures."""
+        return self.model_copy(update={"seconds": round(seconds, 3), "figures": {**self.figures, **figures}})
+
+
+def nonzero(counts: Mapping[str, int]) -> dict[str, int]:
+    """The reasons that occurred, in their order."""
+    return {reason: int(count) for reason, count in counts.items() if count}

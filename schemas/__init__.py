@@ -1,0 +1,1 @@
+"""The published contracts of the tables, one JSON file each; read by `prefdata.tables`."""
