@@ -1,0 +1,138 @@
+"""Models small enough to build in a test: real architectures, random weights, a tokenizer with the usual traps."""
+
+from __future__ import annotations
+
+import os
+
+# Small models lose time on many threads, and parallel test runs share the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SPECIALS = ("<pad>", "<bos>", "<eos>", "<eot>")
+"""The special tokens of the tiny tokenizer, whose ids are 0, 1, 2 and 3; the 256 bytes follow."""
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% if tools %}[tools] {{ tools | tojson }}<eot>{% endif %}"
+    "{% for m in messages %}"
+    "{% if m['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('unknown role ' + m['role']) }}"
+    "{% endif %}"
+    "[{{ m['role'] }}] {{ m['content'] }}<eot>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+"""Writes its own BOS, as Llama 3's does: tokenising its text with special tokens would give two."""
+
+
+def save_tokenizer(folder: Path, *, chat_template: str | None = CHAT_TEMPLATE, **settings: Any) -> None:
+    """A byte-level tokenizer without merges that puts a BOS in front of every text, saved in `folder`."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*SPECIALS, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    names: dict[str, Any] = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", **settings}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    fast.chat_template = chat_template
+    fast.save_pretrained(folder)
+
+
+def tiny_config(**overrides: Any) -> Any:
+    """Two layers, two heads of 32 (what vLLM's CPU build asks for), 260 tokens, 128 positions."""
+    from transformers import LlamaConfig
+
+    settings: dict[str, Any] = {
+        "vocab_size": 260,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.1,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": [2, 3],
+        **overrides,
+    }
+    return LlamaConfig(**settings)
+
+
+@pytest.fixture(scope="session")
+def make_policy() -> Callable[..., Path]:
+    """`make_policy(folder, seed=0, tokenizer={…}, **config)`: write a tiny causal LM and return its folder."""
+
+    def make(folder: Path, seed: int = 0, tokenizer: dict[str, Any] | None = None, **config: Any) -> Path:
+        import torch
+        from transformers import GenerationConfig, LlamaForCausalLM
+
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(tiny_config(**config))
+        with torch.no_grad():
+            model.lm_head.weight.mul_(2.0)
+            model.lm_head.weight[2:4].mul_(2.0)  # so that answers end, after 40 tokens on average
+        model.generation_config = GenerationConfig(eos_token_id=[2, 3], pad_token_id=0, bos_token_id=1)
+        model.save_pretrained(folder)
+        save_tokenizer(folder, **(tokenizer or {}))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_reward_model() -> Callable[..., Path]:
+    """`make_reward_model(folder, seed=0, labels=1, tokenizer={…}, **config)`: write a tiny reward model."""
+
+    def make(
+        folder: Path, seed: int = 0, labels: int = 1, tokenizer: dict[str, Any] | None = None, **config: Any
+    ) -> Path:
+        import torch
+        from transformers import LlamaForSequenceClassification
+
+        torch.manual_seed(seed)
+        model = LlamaForSequenceClassification(tiny_config(num_labels=labels, **config))
+        with torch.no_grad():
+            model.score.weight.mul_(5.0)
+        model.save_pretrained(folder)
+        save_tokenizer(folder, **(tokenizer or {}))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(tmp_path_factory: pytest.TempPathFactory, make_policy: Callable[..., Path]) -> Path:
+    """A causal LM with a chat template, a BOS and two end tokens (`<eos>` 2, `<eot>` 3); context 128."""
+    return make_policy(tmp_path_factory.mktemp("models") / "tiny-policy")
+
+
+@pytest.fixture(scope="session")
+def tiny_reward_model(tmp_path_factory: pytest.TempPathFactory, make_reward_model: Callable[..., Path]) -> Path:
+    """A sequence-classification model with one label and the policy's tokenizer; context 128."""
+    return make_reward_model(tmp_path_factory.mktemp("models") / "tiny-reward")
+
+
+@pytest.fixture
+def edit_json() -> Callable[..., None]:
+    """`edit_json(path, key=value, …)`: change keys of a JSON file; a value of None removes the key."""
+
+    def edit(path: Path, **changes: Any) -> None:
+        values = {**json.loads(path.read_text()), **changes}
+        path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+    return edit
