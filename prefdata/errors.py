@@ -1,8 +1,8 @@
 """What can go wrong, as the person at the terminal reads it.
 
-Every error that prefdata raises on purpose is a `PrefdataError`: one line that says what is wrong, where (file, row, id,
-field) and what to do next. The command line prints that line on stderr and exits with `exit_code`: 2 for wrong usage or
-bad input, 1 for a failure on the way. Anything else that escapes is a bug, and `--debug` shows its traceback.
+Every error that prefdata raises on purpose is a `PrefdataError`: one line that says what is wrong, where (file, row,
+id, field) and what to do next. The command line prints that line on stderr and exits with `exit_code`: 2 for wrong
+usage or bad input, 1 for a failure on the way. Anything else that escapes is a bug, and `--debug` shows its traceback.
 
 To add one: derive from the nearest class here, keep the message to one sentence of what and one of what next.
 """

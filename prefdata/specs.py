@@ -64,7 +64,7 @@ class Spec(BaseModel):
             return f'unknown key "{name}".{did_you_mean(name, cls.model_fields)}'
         if error["type"] == "missing":
             return f"{name} is needed"
-        said = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        said = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
         if not name:
             return said
         return f"{name}: {'should be ' if said != error['msg'] and 'Value' not in error['msg'] else ''}{said}" + (

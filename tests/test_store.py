@@ -1,0 +1,175 @@
+"""The run directory: atomic parts, lineage, conflicts, what a reader may see."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prefdata.errors import InputError, NotReady, SpecConflict, StorageError, UsageError
+from prefdata.reports import Report
+from prefdata.specs import Spec, how, what
+from prefdata.store import Lineage, Run
+from prefdata.tables import SCORES
+
+
+class ToySpec(Spec):
+    step = "toy"
+    beta: float = what(0.5, "x")
+    batch: int = how(1, "y")
+
+
+def scores(*ids: str, score: float = 1.0) -> pa.Table:
+    return SCORES.from_rows([{"candidate_id": i, "prompt_id": "p", "score": score, "text_hash": "h"} for i in ids])
+
+
+def report(rows: int) -> Report:
+    return Report(step="toy", unit="rows", rows_in=rows, rows_out=rows)
+
+
+def test_life_of_a_partition(tmp_path: Path) -> None:
+    part = Run(tmp_path).partition("scores", "rm")
+    lineage = Lineage.of(ToySpec())
+    assert part.state == "absent"
+    assert part.begin(lineage) == "absent"
+    assert part.state == "unfinished"
+    part.append(scores("a", "b"))
+    part.append(scores("c"))
+    assert [p.name for p in part.parts()] == ["part-00000.parquet", "part-00001.parquet"]
+    assert part.begin(lineage) == "unfinished"
+    part.finish(report(3))
+    assert part.begin(lineage) == "finished"
+    assert part.read(["candidate_id"])["candidate_id"].to_pylist() == ["a", "b", "c"]
+    footer = json.loads(pq.read_schema(part.parts()[0]).metadata[b"prefdata"])
+    assert footer["spec"] == {"beta": 0.5}
+    assert footer["fingerprint"] == ToySpec().fingerprint()
+    success = part.success()
+    assert success is not None
+    assert success.content == lineage.content
+
+
+def test_how_fields_do_not_conflict_what_fields_do(tmp_path: Path) -> None:
+    part = Run(tmp_path).partition("scores", "rm")
+    part.begin(Lineage.of(ToySpec()))
+    part.begin(Lineage.of(ToySpec(batch=64)))
+    with pytest.raises(SpecConflict, match=r"beta: 0\.5 -> 0\.1.*--replace"):
+        part.begin(Lineage.of(ToySpec(beta=0.1)))
+    part.append(scores("a"))
+    part.begin(Lineage.of(ToySpec(beta=0.1)), replace=True)
+    assert part.parts() == []
+
+
+def test_rewrite_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = Run(tmp_path).partition("scores", "rm")
+    part.rewrite(scores("a"), Lineage.of(ToySpec()), report(1))
+    with pytest.raises(InputError, match="unknown column"):
+        part.rewrite(pa.table({"nope": [1]}), Lineage.of(ToySpec(beta=2.0)), report(1))
+    assert part.read()["candidate_id"].to_pylist() == ["a"]
+    assert part.state == "finished"
+    assert [f.name for f in part.path.parent.iterdir()] == ["scorer=rm"]
+
+
+def test_rewritten_bytes_are_equal(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        Run(tmp_path / name).partition("scores", "rm").rewrite(scores("a", "b"), Lineage.of(ToySpec()), report(2))
+    one, two = ((tmp_path / n / "scores/scorer=rm/part-00000.parquet").read_bytes() for n in ("one", "two"))
+    assert one == two
+
+
+def test_what_is_done_twice_is_kept_once(tmp_path: Path) -> None:
+    part = Run(tmp_path).partition("scores", "rm")
+    part.begin(Lineage.of(ToySpec()))
+    part.append(scores("a", "b"))
+    part.append(scores("b", "c", score=2.0))
+    rows = part.read().to_pylist()
+    assert [(r["candidate_id"], r["score"]) for r in rows] == [("a", 1.0), ("b", 1.0), ("c", 2.0)]
+
+
+def test_leftovers_of_dead_processes_are_swept_and_living_ones_kept(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    part = Run(tmp_path).partition("scores", "rm")
+    part.begin(Lineage.of(ToySpec()))
+    (part.path / f"_tmp-{dead.pid}.parquet").write_bytes(b"half")
+    (part.path / f"_tmp-{os.getppid()}.parquet").write_bytes(b"half")
+    part.begin(Lineage.of(ToySpec()))
+    assert sorted(f.name for f in part.path.iterdir()) == ["_spec.json", f"_tmp-{os.getppid()}.parquet"]
+    assert part.parts() == []
+
+
+def test_only(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(NotReady, match=r"run `prefdata rank .*` first"):
+        run.only("scores")
+    run.partition("scores", "rm").begin(Lineage.of(ToySpec()))
+    with pytest.raises(NotReady, match="unfinished"):
+        run.only("scores")
+    assert run.only("scores", partial=True).name == "rm"
+    run.partition("scores", "rm").finish(report(0))
+    assert run.only("scores").name == "rm"
+    run.partition("scores", "rn").begin(Lineage.of(ToySpec()))
+    with pytest.raises(UsageError, match=r"2 sets of scores \(rm, rn\): say which with --scorer"):
+        run.only("scores")
+    with pytest.raises(UsageError, match='Did you mean "rm"'):
+        run.only("scores", "rmm")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "a=b", "_x", "ü"])
+def test_names_that_cannot_be_folders(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError):
+        Run(tmp_path).partition("scores", name)
+
+
+def test_foreign_files_are_not_touched(tmp_path: Path) -> None:
+    part = Run(tmp_path).partition("scores", "rm")
+    part.path.mkdir(parents=True)
+    (part.path / "mine.txt").write_text("x")
+    with pytest.raises(InputError, match="did not write"):
+        part.begin(Lineage.of(ToySpec()))
+
+
+def test_another_version_of_the_contract(tmp_path: Path) -> None:
+    part = Run(tmp_path).partition("scores", "rm")
+    part.begin(Lineage.of(ToySpec()))
+    rows = scores("a")
+    pq.write_table(rows.replace_schema_metadata({"version": "99"}), part.path / "part-00000.parquet")
+    with pytest.raises(InputError, match="version 99 of the scores contract"):
+        part.read()
+
+
+def test_nulls_where_none_may_be(tmp_path: Path) -> None:
+    rows = pa.table({"candidate_id": ["a", None], "prompt_id": ["p", "p"]})
+    with pytest.raises(InputError, match="candidate_id is null in row 2"):
+        SCORES.conform(rows)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_full_disk(small_disk: Path) -> None:
+    part = Run(small_disk).partition("scores", "rm")
+    part.begin(Lineage.of(ToySpec()))
+    part.append(scores("a"))
+    with pytest.raises(StorageError, match=r"disk is full.*run the same command again"):
+        part.append(scores(*(os.urandom(16).hex() for _ in range(10_000))))
+    assert len(part.parts()) == 1
+    assert part.read()["candidate_id"].to_pylist() == ["a"]
+    assert not list(part.path.glob("_tmp*"))
+
+
+def test_read_only_disk(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(StorageError, match="read-only"):
+        Run(small_disk).partition("scores", "rm").begin(Lineage.of(ToySpec()))
