@@ -9,7 +9,7 @@ sizes, devices, the number of candidates), declared with `how`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -91,3 +91,116 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     keys = [*old, *(key for key in new if key not in old)]
     changed = [key for key in keys if old.get(key) != new.get(key)]
     return ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
+
+
+class IngestSpec(Spec):
+    """`prefdata ingest`: files in, prompts out."""
+
+    step: ClassVar[str] = "ingest"
+
+    layout: str | None = what(None, "How a row says its prompt (found out from the columns unless named).")
+    test: float = what(0.1, "Share of prompts that go to the test split where the rows do not say.", ge=0, le=1)
+    seed: int = what(0, "Seed of the split.", ge=0)
+    system: str | None = what(None, "A system message put before every prompt that has none.")
+    on_duplicates: Literal["merge", "error"] = what("merge", "What to do with a prompt that occurs twice.")
+    on_bad_rows: Literal["error", "drop"] = what("error", "What to do with a row that cannot be used.")
+    source: str | None = how(None, "Name of this set of prompts (the first file's name unless given).")
+
+
+class SampleSpec(Spec):
+    """`prefdata sample`: prompts in, candidates out."""
+
+    step: ClassVar[str] = "sample"
+
+    model: str = what(..., "The policy: a Hugging Face folder or hub name.")
+    n: int = how(16, "Candidates a prompt; raising it later adds the missing ones.", ge=1)
+    temperature: float = what(1.0, "Sampling temperature; 0 is greedy.", ge=0)
+    top_p: float = what(1.0, "Nucleus: the smallest set of tokens with this total probability.", gt=0, le=1)
+    top_k: int = what(0, "The k most probable tokens only; 0 is all.", ge=0)
+    max_tokens: int = what(512, "The longest answer, in tokens.", ge=1)
+    seed: int = what(0, "The run's seed; every candidate has its own, made from it.", ge=0)
+    raw: bool = what(False, "Continue the plain text of a single user message; no chat template.")
+    round: int = what(0, "The round of an iterative run.", ge=0)
+    dtype: str = what("auto", "Weights and arithmetic: auto (float32 on CPU, bfloat16 on CUDA), float32, bfloat16, …")
+    engine: Literal["auto", "vllm", "transformers"] = what(
+        "auto", "auto takes vllm where it is installed and a GPU is there, else transformers."
+    )
+    split: Literal["all", "train", "test"] = how("all", "Which prompts.")
+    name: str | None = how(None, "Name of this sampler (the model folder's name unless given).")
+    batch_size: int = how(64, "Rows of a batch (transformers) or requests at once (vllm).", ge=1)
+    device: str | None = how(None, "cpu, cuda, cuda:1, …; the best there is unless given.")
+
+
+class RankSpec(Spec):
+    """`prefdata rank`: candidates in, scores out."""
+
+    step: ClassVar[str] = "rank"
+
+    reward_model: str | None = what(None, "A sequence-classification model with one label: folder or hub name.")
+    function: str | None = what(None, "FILE.py:NAME of a function (prompt messages, response) -> number or None.")
+    dtype: str = what("auto", "Arithmetic of the reward model: auto (float32 on CPU, bfloat16 on CUDA), float32, …")
+    name: str | None = how(None, "Name of this scorer (the model folder's or the function's name unless given).")
+    sampler: tuple[str, ...] = how((), "Only candidates of these samplers (all unless given).")
+    batch_tokens: int = how(8192, "Tokens of a batch, padding included.", ge=1)
+    device: str | None = how(None, "cpu, cuda, cuda:1, …; the best there is unless given.")
+
+    @model_validator(mode="after")
+    def _one_scorer(self) -> Self:
+        if (self.reward_model is None) == (self.function is None):
+            raise ValueError("name one scorer: --reward-model M or --function FILE.py:NAME")
+        return self
+
+
+class SelectSpec(Spec):
+    """`prefdata select`: scores in, selections out."""
+
+    step: ClassVar[str] = "select"
+
+    method: Literal["best-of-n", "top-k", "rso", "rso-algorithm1"] = what(
+        "rso",
+        "best-of-n (the highest score), top-k, rso (statistical rejection sampling, Plackett-Luce law by Gumbel noise) "
+        "or rso-algorithm1 (the RSO paper's sweep).",
+    )
+    k: int = what(8, "How many to keep a prompt (best-of-n keeps 1).", ge=1)
+    beta: float = what(0.5, "RSO's temperature: 0 is top-k, inf ignores the scores.", ge=0)
+    seed: int = what(0, "Seed of the acceptance draws.", ge=0)
+    shuffle: bool = what(False, "rso-algorithm1: sweep in random order and not in the order of generation.")
+    truncated: Literal["drop", "keep"] = what("drop", "What to do with answers that max_tokens cut off.")
+    duplicates: Literal["collapse", "keep"] = what("collapse", "What to do with the same text twice for one prompt.")
+    scorer: str | None = what(None, "Which scores (the only ones unless given).")
+    sampler: tuple[str, ...] = what((), "Only candidates of these samplers (all unless given).")
+    name: str | None = how(None, "Name of this selection (made from the method and k unless given).")
+
+
+class PairSpec(Spec):
+    """`prefdata pair`: selections in, pairs out."""
+
+    step: ClassVar[str] = "pair"
+
+    strategy: Literal["best-worst", "best-random", "first-round", "all"] = what(
+        "best-worst",
+        "best-worst, best-random, first-round (n/2 disjoint random pairs) or all (every two), among the selected.",
+    )
+    min_margin: float = what(0.0, "The least difference of scores; ties never make a pair.", ge=0)
+    seed: int = what(0, "Seed of the random choices.", ge=0)
+    truncated: Literal["drop", "rejected", "keep"] = what(
+        "rejected", "Answers that max_tokens cut off: leave out, allow as rejected only, or treat as any other."
+    )
+    selector: str | None = what(None, 'Which selection (the only one unless given); "all" is every scored candidate.')
+    scorer: str | None = what(None, "With --selector all: which scores (the only ones unless given).")
+    sampler: tuple[str, ...] = what((), "With --selector all: only candidates of these samplers.")
+    name: str | None = how(None, "Name of this pairing (the selection's name unless given).")
+
+
+class ExportSpec(Spec):
+    """`prefdata export`: pairs or selections in, shards and a dataset card out."""
+
+    step: ClassVar[str] = "export"
+
+    dialect: Literal["trl", "sft"] = what(
+        "trl", "trl (prompt, chosen, rejected) or sft (messages with the best answer)."
+    )
+    pairing: str | None = what(None, "Which pairs, for trl (the only ones unless given).")
+    selector: str | None = what(None, "Which selection, for sft (the only one unless given).")
+    strict_columns: bool = what(False, "Only the columns that the dialect needs: no scores, no ids.")
+    shard_mb: int = what(256, "Largest size of a shard, in megabytes.", ge=1)

@@ -14,23 +14,27 @@ What holds, whatever is killed and whenever:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefdata.errors import InputError, NotReady, SpecConflict, UsageError, did_you_mean, storage_error
-from prefdata.ids import digest
+from prefdata.ids import ID_DIGITS, digest
 from prefdata.reports import Report
 from prefdata.specs import Spec, difference
 from prefdata.tables import TABLES, Table
@@ -98,6 +102,19 @@ class Success(BaseModel):
     report: Report
     content: str
     finished: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did: the Report, where the result lies, and how it came about.
+
+    made: from nothing; continued: what was missing was added; remade: replaced, because its inputs or settings changed;
+    kept: it was there already and nothing was done.
+    """
+
+    report: Report
+    path: Path
+    did: Literal["made", "continued", "remade", "kept"]
 
 
 class Folder:
@@ -236,6 +253,30 @@ class Partition(Folder):
                 self._swap(building.path)
             finally:
                 shutil.rmtree(building.path, ignore_errors=True)
+
+    def derive(
+        self,
+        lineage: Lineage,
+        compute: Callable[[], tuple[pa.Table, Report]],
+        *,
+        replace: bool = False,
+    ) -> Outcome:
+        """Make the partition a pure function of what `lineage` names, unless it is that already.
+
+        The same spec with other inputs makes it anew: it is derived, and the old rows would be stale.
+
+        Raises:
+            SpecConflict, InputError: as `check`, unless `replace`.
+        """
+        state = self.state if replace else self.check(lineage)
+        success = self.success()
+        if success is not None and self.lineage() == lineage:
+            return Outcome(success.report, self.path, "kept")
+        began = time.monotonic()
+        rows, report = compute()
+        report = report.timed(time.monotonic() - began)
+        self.rewrite(rows, lineage, report)
+        return Outcome(report, self.path, "made" if state == "absent" else "remade")
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows; one row a key, even if two processes did the same work.
@@ -408,6 +449,23 @@ def refused(path: Path) -> Iterator[None]:
         if said is None:
             raise
         raise said from error
+
+
+def rows_id(rows: pa.Table, key: str) -> str:
+    """The id of a set of rows of plain columns: equal rows in any order, from any number of parts, have equal ids."""
+    rows = rows.sort_by(key).combine_chunks()
+    hashed = hashlib.sha256()
+    for name in rows.column_names:
+        column = rows[name].combine_chunks()
+        hashed.update(name.encode() + str(column.type).replace("large_", "").encode())
+        hashed.update(column.is_null().cast(pa.uint8()).to_numpy(zero_copy_only=False).tobytes())
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            lengths = pc.binary_length(column).fill_null(0).cast(pa.int64())
+            hashed.update(lengths.to_numpy(zero_copy_only=False).tobytes())
+            hashed.update("".join(column.fill_null("").to_pylist()).encode("utf-8", "surrogatepass"))
+        else:
+            hashed.update(column.fill_null(0).to_numpy(zero_copy_only=False).tobytes())
+    return hashed.hexdigest()[:ID_DIGITS]
 
 
 def _first_of_each(rows: pa.Table, key: Sequence[str]) -> pa.Table:

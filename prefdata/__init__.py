@@ -1,0 +1,50 @@
+"""prefdata: preference data from prompts to a better model.
+
+The commands as functions, imported on first use so that `import prefdata` stays light:
+
+    run = prefdata.Run("runs/demo")
+    prefdata.ingest(run, ["prompts.jsonl"], prefdata.IngestSpec())
+    prefdata.sample(run, prefdata.SampleSpec(model="policy"))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "Run": "store",
+    "IngestSpec": "specs",
+    "SampleSpec": "specs",
+    "RankSpec": "specs",
+    "SelectSpec": "specs",
+    "PairSpec": "specs",
+    "ExportSpec": "specs",
+    "ingest": "prompts",
+    "sample": "candidates",
+    "rank": "scores",
+    "select": "selections",
+    "pair": "pairs",
+    "export": "shards",
+    "SftSpec": "train.specs",
+    "RmSpec": "train.specs",
+    "DpoSpec": "train.specs",
+    "train_sft": "train.runs",
+    "train_rm": "train.runs",
+    "train_dpo": "train.runs",
+    "query": "explore.sql",
+    "explain": "explore.explain",
+    "status": "explore.status",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'prefdata' has no attribute {name!r}")
+    return getattr(import_module(f"prefdata.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

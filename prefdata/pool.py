@@ -1,0 +1,66 @@
+"""The pool that select and pair choose from: scores joined with the candidates that they belong to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from prefdata.errors import InputError, UsageError, did_you_mean
+from prefdata.store import Partition, Run, rows_id
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Scored candidates, one row each, and where they came from.
+
+    `rows` has candidate_id, prompt_id, sample_index, sampler, finish_reason, score and text_hash; `parents` names the
+    rows by content, so that a change elsewhere in the same partition changes nothing here.
+    """
+
+    rows: pl.DataFrame
+    scorer: str
+    partition: Partition
+    parents: dict[str, str]
+
+
+def read_pool(run: Run, scorer: str | None, samplers: tuple[str, ...], *, partial: bool = False) -> Pool:
+    """The candidates that a scorer has scored, of some samplers or of all.
+
+    Raises:
+        NotReady: there are no scores, or they are unfinished and `partial` was not asked for.
+        UsageError: an unknown sampler or scorer.
+        InputError: scores of candidates that are not there.
+    """
+    partition = run.only("scores", scorer, partial=partial)
+    scores = _frame(partition, ["candidate_id", "prompt_id", "score", "text_hash"])
+    candidates = read_candidates(run, ["candidate_id", "sample_index", "finish_reason"])
+    for name in samplers:
+        if name not in (known := candidates["sampler"].unique().to_list()):
+            raise UsageError(f"{run} has no candidates by a sampler {name!r}.{did_you_mean(name, known)}")
+    rows = scores.join(candidates, on="candidate_id", how="left")
+    if orphans := rows["sampler"].null_count():
+        first = rows.filter(pl.col("sampler").is_null())["candidate_id"][0]
+        raise InputError(
+            f"{orphans} of {rows.height} rows of {partition} score candidates that are not in {run} (first: {first}). "
+            f"Run `prefdata rank` again: it keeps what fits and scores the rest."
+        )
+    if samplers:
+        rows = rows.filter(pl.col("sampler").is_in(samplers))
+    used = rows.select("candidate_id", "score", "text_hash", "finish_reason")
+    return Pool(rows, partition.name, partition, {str(partition): rows_id(used.to_arrow(), "candidate_id")})
+
+
+def read_candidates(run: Run, columns: list[str]) -> pl.DataFrame:
+    """Columns of every sampler's candidates, with the column `sampler`; samplers may still be unfinished."""
+    frames = [
+        _frame(partition, columns).with_columns(sampler=pl.lit(partition.name))
+        for partition in run.all("candidates", partial=True)
+    ]
+    return pl.concat(frames)
+
+
+def _frame(partition: Partition, columns: list[str]) -> pl.DataFrame:
+    frame = pl.from_arrow(partition.read(columns))
+    assert isinstance(frame, pl.DataFrame)
+    return frame

@@ -1,0 +1,138 @@
+"""pair: each strategy's rule, and that ties, duplicates and truncations are counted and never preferred."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefdata import ids
+from prefdata.pairs import match
+from prefdata.specs import PairSpec
+
+STRATEGIES = ["best-worst", "best-random", "first-round", "all"]
+
+
+def selected(scores: list[list[float]], texts: dict[str, str] | None = None, cut: tuple[str, ...] = ()) -> pl.DataFrame:
+    rows = [
+        {
+            "candidate_id": ids.digest(f"{p}-{i}"),
+            "prompt_id": f"p{p}",
+            "sample_index": i,
+            "score": float(score),
+            "text": (texts or {}).get(f"{p}-{i}", f"{p}-{i}"),
+            "finish_reason": "length" if f"{p}-{i}" in cut else "stop",
+            "sampler": "s",
+            "name": f"{p}-{i}",
+        }
+        for p, row in enumerate(scores)
+        for i, score in enumerate(row)
+    ]
+    return pl.DataFrame(rows)
+
+
+def paired(frame: pl.DataFrame, strategy: str = "best-worst", **said) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    rows, report = match(frame, PairSpec(strategy=strategy, **said))
+    names = dict(zip(frame["candidate_id"], frame["name"], strict=True))
+    return [(names[c], names[r]) for c, r in zip(rows["chosen_id"], rows["rejected_id"], strict=True)], report.dropped
+
+
+def test_best_worst() -> None:
+    assert paired(selected([[1, 3, 2], [0, 5, -1]]))[0] == [("0-1", "0-0"), ("1-1", "1-2")]
+
+
+def test_ties_for_the_best_go_to_the_earlier_draw_and_for_the_worst_to_the_later() -> None:
+    assert paired(selected([[1, 3, 3, 1]]))[0] == [("0-1", "0-3")]
+
+
+def test_all_pairs_of_three() -> None:
+    found = paired(selected([[1, 3, 2]]), "all")[0]
+    assert found == [("0-1", "0-0"), ("0-1", "0-2"), ("0-2", "0-0")]
+
+
+def test_first_round_uses_everyone_once() -> None:
+    pairs = paired(selected([[1, 2, 3, 4, 5, 6, 7]]), "first-round")[0]
+    assert len(pairs) == 3
+    assert len({name for both in pairs for name in both}) == 6
+
+
+def test_best_random_draws_among_the_others_evenly() -> None:
+    found = Counter(paired(selected([[9, 1, 2, 3]]), "best-random", seed=seed)[0][0][1] for seed in range(300))
+    assert set(found) == {"0-1", "0-2", "0-3"}
+    assert min(found.values()) > 70
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_all_tied_gives_no_pair(strategy: str) -> None:
+    pairs, dropped = paired(selected([[2, 2], [2, 2]]), strategy)
+    assert pairs == []
+    assert dropped == {"tie": 2}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_one_candidate_gives_no_pair(strategy: str) -> None:
+    assert paired(selected([[2], [1, 2]]), strategy) == ([("1-1", "1-0")], {"one_candidate": 1})
+
+
+def test_the_same_text_is_no_pair() -> None:
+    frame = selected([[1, 2]], texts={"0-0": "same\n", "0-1": "same"})
+    assert paired(frame) == ([], {"same_text": 1})
+
+
+def test_margin() -> None:
+    frame = selected([[0, 0.5], [0, 1.0]])
+    assert paired(frame, min_margin=1.0) == ([("1-1", "1-0")], {"margin": 1})
+
+
+def test_truncated_answers() -> None:
+    frame = selected([[1, 2, 9]], cut=("0-2",))
+    assert paired(frame, truncated="keep")[0] == [("0-2", "0-0")]
+    assert paired(frame, truncated="rejected")[0] == [("0-1", "0-0")]
+    assert paired(frame, truncated="drop")[0] == [("0-1", "0-0")]
+    low = selected([[1, 2, -9]], cut=("0-2",))
+    assert paired(low, truncated="rejected")[0] == [("0-1", "0-2")]
+    assert paired(low, truncated="drop")[0] == [("0-1", "0-0")]
+    only = selected([[1, 2]], cut=("0-0", "0-1"))
+    assert paired(only, truncated="rejected") == ([], {"chosen_truncated": 1})
+    assert paired(only, truncated="drop") == ([], {"no_candidate": 1})
+
+
+def test_a_cut_best_is_not_rejected_for_a_worse_one() -> None:
+    """With best-random the cut best may be drawn as the rejected one; it would be an inverted pair."""
+    frame = selected([[1, 9]], cut=("0-1",))
+    assert paired(frame, "best-random", truncated="rejected") == ([], {"best_was_truncated": 1})
+
+
+def test_probability_is_the_sigmoid_of_the_margin() -> None:
+    rows, _ = match(selected([[0.2, 1.2]]), PairSpec())
+    assert rows["margin"][0] == pytest.approx(1.0)
+    assert rows["probability"][0] == pytest.approx(1 / (1 + math.exp(-1.0)))
+    assert rows["pair_id"][0] == ids.pair_id(rows["chosen_id"][0], rows["rejected_id"][0])
+
+
+grids = st.lists(st.lists(st.integers(-3, 3), min_size=1, max_size=6), min_size=1, max_size=5)
+
+
+@settings(max_examples=80, deadline=None)
+@given(grid=grids, strategy=st.sampled_from(STRATEGIES), seed=st.integers(0, 9), margin=st.sampled_from([0.0, 1.5]))
+def test_properties(grid, strategy, seed, margin) -> None:
+    frame = selected(grid)
+    spec = PairSpec(strategy=strategy, seed=seed, min_margin=margin)
+    rows, report = match(frame, spec)
+    assert (rows["chosen_score"] - rows["rejected_score"] >= max(margin, 1e-9)).all()
+    assert (rows["chosen_id"] != rows["rejected_id"]).all()
+    assert rows["pair_id"].is_unique().all()
+    assert rows.equals(match(frame.sample(fraction=1.0, shuffle=True, seed=seed), spec)[0])
+    prompt_of = dict(zip(frame["candidate_id"], frame["prompt_id"], strict=True))
+    assert all(
+        prompt_of[c] == p == prompt_of[r] for p, c, r in rows.select("prompt_id", "chosen_id", "rejected_id").rows()
+    )
+    assert report.rows_in == report.rows_out + sum(report.dropped.values())
+
+
+def test_nothing_in_nothing_out() -> None:
+    assert paired(selected([[1]]).clear()) == ([], {})
