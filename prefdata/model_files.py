@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefdata.errors import ModelError, did_you_mean
-from prefdata.ids import ID_DIGITS
+from prefdata.ids import ID_DIGITS, digest
 
 Kind = Literal["causal-lm", "reward-model"]
 
@@ -30,6 +30,17 @@ _WANTED: dict[Kind, str] = {
 }
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+_TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 _INDEX = "model.safetensors.index.json"
 _WHOLE_BYTES = 1 << 30
 _BLOCK_BYTES = 1 << 20
@@ -62,6 +73,17 @@ class ModelFiles:
                 if isinstance(config.get(key), int):
                     return int(config[key])
         return None
+
+    @property
+    def text_revision(self) -> str:
+        """The id of what turns text into token ids and back: tokenizer, chat template, generation defaults.
+
+        For a hub name that is the commit; for a folder a hash of those files.
+        """
+        if self.path is None:
+            return self.revision
+        files = [self.path / name for name in _TEXT_FILES]
+        return digest({f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()})
 
     def folder(self) -> Path:
         """The local folder of the files; a hub model is downloaded at this revision first (safetensors only).

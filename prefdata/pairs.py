@@ -20,11 +20,11 @@ import pyarrow as pa
 from prefdata import ids
 from prefdata.draws import uniforms
 from prefdata.errors import InputError, UsageError
-from prefdata.pool import read_candidates, read_pool
 from prefdata.reports import Report, nonzero
 from prefdata.specs import PairSpec
 from prefdata.store import Lineage, Outcome, Run, rows_id
 from prefdata.tables import PAIRS
+from prefdata.views import read_candidates, read_pool
 
 ALL = "all"
 """The selector's name that means every scored candidate."""

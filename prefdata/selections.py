@@ -23,11 +23,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefdata.draws import gumbels, uniforms
-from prefdata.pool import Pool, read_pool
 from prefdata.reports import Report, nonzero
 from prefdata.specs import SelectSpec
 from prefdata.store import Lineage, Outcome, Run
 from prefdata.tables import SELECTIONS
+from prefdata.views import Pool, read_pool
 
 Scores = NDArray[np.float64]
 """Scores, shape (prompts, candidates), padded with -inf where a prompt has fewer candidates."""

@@ -26,14 +26,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Any, Literal, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefdata.errors import InputError, NotReady, SpecConflict, UsageError, did_you_mean, storage_error
+from prefdata.errors import InputError, NotReady, SpecConflict, StorageError, UsageError, did_you_mean, storage_error
 from prefdata.ids import ID_DIGITS, digest
 from prefdata.reports import Report
 from prefdata.specs import Spec, difference
@@ -329,6 +329,41 @@ class Partition(Folder):
         shutil.rmtree(old, ignore_errors=True)
 
 
+class Appender:
+    """Rows, one at a time, into the parts of a partition.
+
+    A part is written every `rows` rows or `seconds` seconds, and at the end: also when the end is an exception or
+    Ctrl-C, so that nothing that was finished is lost.
+    """
+
+    def __init__(self, partition: Partition, *, rows: int = 10_000, seconds: float = 3.0) -> None:
+        self._partition = partition
+        self._rows: list[dict[str, Any]] = []
+        self._limit = rows
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Take one row; it is on disk after the next flush."""
+        self._rows.append(row)
+        if len(self._rows) >= self._limit or time.monotonic() - self._last >= self._seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting as one part."""
+        waiting, self._rows = self._rows, []
+        self._last = time.monotonic()
+        if waiting:
+            self._partition.append(self._partition.table.from_rows(waiting))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, StorageError):
+            self.flush()
+
+
 MADE_BY = {
     "prompts": "prefdata ingest",
     "candidates": "prefdata sample",
@@ -449,6 +484,12 @@ def refused(path: Path) -> Iterator[None]:
         if said is None:
             raise
         raise said from error
+
+
+def name_of(path: str) -> str:
+    """A partition's name made from a model's or a file's: its last component, with dashes for what no name may have."""
+    last = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name.partition(":")[0]).strip("-._")
+    return last or "unnamed"
 
 
 def rows_id(rows: pa.Table, key: str) -> str:
