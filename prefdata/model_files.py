@@ -18,15 +18,18 @@ from typing import Any, Literal
 from prefdata.errors import ModelError, did_you_mean
 from prefdata.ids import ID_DIGITS, digest
 
-Kind = Literal["causal-lm", "reward-model"]
+Kind = Literal["causal-lm", "reward-model", "reward-start"]
+"""What a model is to serve as; `reward-start` is what a reward model can be trained from."""
 
 _FITS: dict[Kind, tuple[str, ...]] = {
     "causal-lm": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"),
     "reward-model": ("ForSequenceClassification",),
+    "reward-start": ("ForCausalLM", "LMHeadModel", "ForSequenceClassification"),
 }
 _WANTED: dict[Kind, str] = {
     "causal-lm": "A causal language model (an architecture such as LlamaForCausalLM or Qwen2ForCausalLM)",
     "reward-model": "A reward model (an architecture such as LlamaForSequenceClassification, with one label)",
+    "reward-start": "a causal language model or a reward model",
 }
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
@@ -103,13 +106,14 @@ class ModelFiles:
         return Path(folder)
 
 
-def identify(model: str, kind: Kind, *, tokenizer: bool = True) -> ModelFiles:
+def identify(model: str, kind: Kind, *, tokenizer: bool = True, weights: bool = True) -> ModelFiles:
     """Find `model`, a local folder or a hub name, and check that it can serve as `kind`.
 
     Args:
         model: a folder, or a hub name (`org/name`) where no such folder exists.
         kind: what the model is to be used as.
         tokenizer: whether a tokenizer must be there too.
+        weights: whether weights must be there too; without, the revision is the hash of a folder's JSON files.
 
     Raises:
         ModelError: there is no such model, a file is missing or broken, or it is another kind of model.
@@ -118,10 +122,10 @@ def identify(model: str, kind: Kind, *, tokenizer: bool = True) -> ModelFiles:
     if folder.is_dir():
         config = _read_config(folder)
         _check_kind(model, kind, config)
-        weights = _weight_files(folder)
+        files = _weight_files(folder) if weights else sorted(folder.glob("*.json"))
         if tokenizer:
             _check_tokenizer(folder)
-        return ModelFiles(model, _hash_weights(weights), folder.resolve(), config)
+        return ModelFiles(model, _hash_weights(files), folder.resolve(), config)
     if folder.exists():
         raise ModelError(f"{model} is a file, and a model is a folder. Give the folder that holds its config.json.")
     if not _HUB_NAME.fullmatch(model) or ("/" in model and folder.parent.is_dir()):
@@ -164,7 +168,8 @@ def _check_kind(name: str, kind: Kind, config: dict[str, Any]) -> None:
     fits = any(str(architecture).endswith(_FITS[kind]) for architecture in named)
     if not fits or (kind == "causal-lm" and config.get("is_encoder_decoder")):
         raise ModelError(f"{name} is a {', '.join(map(str, named))}. {_WANTED[kind]} is needed here.")
-    if kind == "reward-model" and (labels := _labels(config)) != 1:
+    scores = kind != "causal-lm" and str(named[0]).endswith("ForSequenceClassification")
+    if scores and (labels := _labels(config)) != 1:
         raise ModelError(
             f"{name} has {labels} labels, and a reward model has one. Give a model trained with num_labels=1."
         )
