@@ -1,0 +1,198 @@
+"""Models in and out: Hugging Face folders become what the loop trains, and what was trained becomes one again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from prefdata.errors import ModelError, UsageError
+from prefdata.ids import seed as seed_of
+from prefdata.model_files import ModelFiles
+from prefdata.store import refused
+from prefdata.train.logps import logits
+from prefdata.train.specs import RmSpec, TrainSpec
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to train.
+
+    Attributes:
+        model: with float32 weights, on `device`.
+        tokenizer: its tokenizer.
+        device: where it is.
+        autocast: the precision of matrix products, or None for the weights' own.
+        save_dtype: precision of the saved weights: that of the model it started from.
+    """
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    autocast: torch.dtype | None
+    save_dtype: torch.dtype
+
+    def precision(self) -> torch.autocast:
+        """The context that forward passes run in."""
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
+
+def load_tokenizer(files: ModelFiles) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: transformers cannot read it, or it names no end token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(files.folder())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{files.name}: cannot load the tokenizer ({error}). Save the tokenizer again.") from None
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{files.name}: the tokenizer names no end token. Set eos_token in tokenizer_config.json.")
+    return tokenizer
+
+
+def load(files: ModelFiles, spec: TrainSpec, tokenizer: Any) -> Loaded:
+    """The model that `spec` trains: a reward model for an RmSpec (with a new head on a causal LM), else a causal LM.
+
+    Raises:
+        ModelError: transformers cannot load it, or it computes what the trainer does not know.
+        UsageError: the device is not there.
+    """
+    device = pick_device(spec.device)
+    config = AutoConfig.from_pretrained(files.folder())
+    saved = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(spec.seed, "weights"))
+        try:
+            model = (
+                _reward_model(files, spec, config, tokenizer)
+                if isinstance(spec, RmSpec)
+                else _causal(files, spec, config)
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"{files.name}: transformers cannot load it ({error}).") from None
+    model.float().to(device)
+    loaded = Loaded(model, tokenizer, device, _autocast(device, spec.dtype), saved)
+    if not isinstance(spec, RmSpec):
+        _check_head(loaded, files.name)
+    return loaded
+
+
+def _causal(files: ModelFiles, spec: TrainSpec, config: Any) -> Any:
+    if spec.from_scratch:
+        model = _from_config(AutoModelForCausalLM, config)
+        return model
+    return _from_pretrained(AutoModelForCausalLM, files)
+
+
+def _reward_model(files: ModelFiles, spec: TrainSpec, config: Any, tokenizer: Any) -> Any:
+    config.num_labels = 1
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if spec.from_scratch:
+        model = _from_config(AutoModelForSequenceClassification, config)
+    else:
+        model = _from_pretrained(AutoModelForSequenceClassification, files, config=config)
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise ModelError(f"{files.name}: {type(model).__name__} has no linear `score` head on its last hidden states.")
+    if spec.from_scratch or not files.architecture.endswith("ForSequenceClassification"):
+        # Small at the start (1 / (h + 1), as OpenRLHF does), so that the first loss is ln 2 and no answer is favoured.
+        nn.init.normal_(model.score.weight, std=1 / (model.score.in_features + 1))
+    return model
+
+
+def _from_config(auto: Any, config: Any) -> Any:
+    return auto.from_config(config, dtype=torch.float32)
+
+
+def _from_pretrained(auto: Any, files: ModelFiles, **settings: Any) -> Any:
+    with _quiet():
+        return auto.from_pretrained(files.folder(), dtype=torch.float32, use_safetensors=True, **settings)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # A new head is meant to be new and a bar of 1/1 tells nothing: transformers' messages would only alarm.
+    hf_logging: Any = transformers.utils.logging
+    said, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(said)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of that name; without one, the GPU where there is one, else the CPU.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"there is no device {name!r} here ({str(error).splitlines()[0]}). Use cpu.") from None
+    return device
+
+
+def _autocast(device: torch.device, dtype: str) -> torch.dtype | None:
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    return torch.bfloat16 if dtype == "bfloat16" else None
+
+
+def stop_ids(files: ModelFiles, tokenizer: Any) -> frozenset[int]:
+    """Ids that end an answer: the tokenizer's end token and those of the model's configs."""
+    source = files.folder() / "generation_config.json"
+    said = [files.config, json.loads(source.read_text("utf-8")) if source.exists() else {}]
+    named = [config.get("eos_token_id") for config in said]
+    flat = [i for ids in named for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
+    return frozenset([tokenizer.eos_token_id, *flat])
+
+
+@torch.no_grad()
+def _check_head(loaded: Loaded, name: str) -> None:
+    """Hold our trunk + head against the model's own logits, on four tokens."""
+    model = loaded.model.eval()
+    tokens = torch.arange(4, device=loaded.device)[None] % model.config.get_text_config().vocab_size
+    ours = logits(model, model.base_model(input_ids=tokens, use_cache=False).last_hidden_state)
+    if not torch.allclose(ours, model(input_ids=tokens, use_cache=False).logits, rtol=1e-4, atol=1e-4):
+        raise ModelError(
+            f"{name}: {type(model).__name__} does more after its trunk than a linear head; it cannot be trained here."
+        )
+
+
+def save(loaded: Loaded, files: ModelFiles, folder: Path) -> None:
+    """Write `folder` as a Hugging Face model that transformers and vLLM load: weights, tokenizer, template, configs."""
+    model = loaded.model
+    weights = {name: tensor.to(loaded.save_dtype) for name, tensor in model.state_dict().items()}
+    model.config.dtype = loaded.save_dtype
+    with refused(folder), _quiet():
+        model.save_pretrained(folder, state_dict=weights)
+        loaded.tokenizer.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o666 & ~_umask())  # safetensors writes for its owner only
+    source = files.folder() / "generation_config.json"
+    if source.exists() and not isinstance(getattr(model, "score", None), nn.Linear):
+        shutil.copyfile(source, folder / "generation_config.json")
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,60 @@
+"""The frozen reference of DPO: run once over the data, kept in Parquet, so that no second model is in memory.
+
+The cache is named by what decides its numbers: the model's weights, the data's tokens and the precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from prefdata.ids import digest
+from prefdata.store import refused, write_atomically
+from prefdata.train.batches import Tree, content, micro_batches
+from prefdata.train.logps import sequence_logps
+from prefdata.train.models import Loaded
+
+
+def reference_logps(loaded: Loaded, revision: str, trees: Sequence[Tree], cache: Path, max_tokens: int) -> Tensor:
+    """`[E, K]` log-probabilities of every response under `loaded` as it is now, read from `cache` if they are there.
+
+    Args:
+        loaded: the model that is the reference, before its first step.
+        revision: the id of its weights.
+        trees: the data.
+        cache: a folder of cached log-probabilities.
+        max_tokens: most tokens at once, padding included.
+    """
+    key = digest({"model": revision, "data": content(trees), "dtype": str(loaded.autocast)})
+    path = cache / f"{key}.parquet"
+    if path.exists():
+        return _from_table(pq.read_table(path))
+    values = compute(loaded, trees, max_tokens)
+    with refused(path):
+        cache.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: pq.write_table(_to_table(values), file))
+    return values
+
+
+@torch.no_grad()
+def compute(loaded: Loaded, trees: Sequence[Tree], max_tokens: int) -> Tensor:
+    """`[E, K]` log-probabilities of every response, in the order of `trees`, on the CPU."""
+    loaded.model.eval()
+    values = torch.empty(len(trees), len(trees[0].responses) if trees else 1)
+    for batch in micro_batches(trees, range(len(trees)), max_tokens):
+        with loaded.precision():
+            values[batch.index] = sequence_logps(loaded.model, batch.to(loaded.device)).cpu()
+    return values
+
+
+def _to_table(values: Tensor) -> pa.Table:
+    return pa.table({f"response_{k}": pa.array(column.numpy()) for k, column in enumerate(values.unbind(1))})
+
+
+def _from_table(rows: pa.Table) -> Tensor:
+    return torch.stack([torch.tensor(column.to_numpy()) for column in rows.columns], dim=1)

@@ -1,0 +1,217 @@
+"""Training from a person's side: data in, a Hugging Face folder out, the same command again continues.
+
+    train_dpo("runs/demo", DpoSpec(model="models/policy"), "runs/demo/models/dpo")
+
+Nothing is written before the model and all of the data have been found good. A killed run continues from its last
+checkpoint and ends with the same bits as one that was never killed; a finished one is left as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefdata.errors import SpecConflict, UsageError
+from prefdata.model_files import Kind, ModelFiles, identify
+from prefdata.reports import Report
+from prefdata.store import Folder, Lineage, State
+from prefdata.train import data as sources
+from prefdata.train.layouts import Item, parse
+from prefdata.train.layouts import Kind as Layout
+from prefdata.train.specs import DpoSpec, RmSpec, SftSpec, TrainSpec
+
+if TYPE_CHECKING:
+    from prefdata.train.batches import Tree
+    from prefdata.train.models import Loaded
+    from prefdata.train.objectives import Objective
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+"""Called as work goes on with the stage ("reference", "train"), how much is done, of how much, and the last metrics."""
+
+
+def train_sft(
+    data: Path | str, spec: SftSpec, out: Path | str, *, replace: bool = False, progress: Progress | None = None
+) -> Report:
+    """Fine-tune a causal LM on demonstrations.
+
+    Without `{% generation %}` marks in the model's chat template the last turn of each conversation is trained, with
+    them every turn of the assistant.
+
+    Args:
+        data: a run directory (a selection's rank 1, or without selections the prompts' references), an export, a file
+            or a `datasets` name.
+        spec: the settings.
+        out: the folder of the new model.
+        replace: remove what is in `out`, whatever made it.
+        progress: told of every step.
+
+    Raises:
+        InputError: the data, the model or a setting is bad, or `out` holds something else; nothing was written.
+        EngineError: training ran into numbers that are not finite.
+    """
+    return _Training(data, spec, out, spec.selector).run(replace, progress)
+
+
+def train_rm(
+    data: Path | str, spec: RmSpec, out: Path | str, *, replace: bool = False, progress: Progress | None = None
+) -> Report:
+    """Train a reward model on preferences, from a causal LM (with a new head) or from a reward model.
+
+    The score is read at the last token of the rendered conversation. Arguments and errors as in `train_sft`.
+    """
+    return _Training(data, spec, out, spec.pairing).run(replace, progress)
+
+
+def train_dpo(
+    data: Path | str, spec: DpoSpec, out: Path | str, *, replace: bool = False, progress: Progress | None = None
+) -> Report:
+    """Train a causal LM on preferences with a loss of the DPO family; the model it starts from is the reference.
+
+    Arguments and errors as in `train_sft`.
+    """
+    return _Training(data, spec, out, spec.pairing).run(replace, progress)
+
+
+class _Training:
+    def __init__(self, data: Path | str, spec: TrainSpec, out: Path | str, part: str | None) -> None:
+        self.spec, self.folder = spec, Folder(Path(out))
+        self.kind: Layout = "demonstrations" if isinstance(spec, SftSpec) else "preferences"
+        self.files = find_model(spec)
+        self.source = sources.find(data, self.kind, part=part)
+        self.lineage = Lineage.of(
+            spec,
+            self.source.parents,
+            resolved={"model": self.files.revision},
+            torch=version("torch"),
+            transformers=version("transformers"),
+        )
+
+    def run(self, replace: bool, progress: Progress | None) -> Report:
+        if not replace and self._state() == "finished":
+            from prefdata.train import checkpoint
+
+            checkpoint.remove(self.folder.path)
+            success = self.folder.success()
+            assert success is not None
+            return success.report
+        return self._train(replace, progress or (lambda *_: None))
+
+    def _state(self) -> State:
+        state, there = self.folder.check(self.lineage), self.folder.lineage()
+        if there is not None and there.parents != self.lineage.parents:
+            raise SpecConflict(
+                f"{self.folder.path} was trained on other data ({', '.join(there.parents)} as it was then). "
+                "Give the new model another name, or --replace the old one."
+            )
+        return state
+
+    def _train(self, replace: bool, progress: Progress) -> Report:
+        from prefdata.train import checkpoint, models
+        from prefdata.train.loop import Loop, evaluate
+
+        started = time.monotonic()
+        data = Prepared(self)
+        loaded = models.load(self.files, self.spec, data.tokenizer)
+        self.folder.begin(self.lineage, replace=replace)
+        train, test = data.train.trees, data.test.trees
+        objective, test_objective = self._objectives(loaded, train, test, progress)
+
+        def held_out() -> dict[str, float]:
+            return evaluate(loaded, test_objective, test, self.spec.micro_tokens)
+
+        loop = Loop(loaded, objective, self.spec, train, self.folder.path, held_out if test else None)
+        last = loop.run(lambda done, total, metrics: progress("train", done, total, metrics))
+        models.save(loaded, self.files, self.folder.path)
+        report = data.report(objective.noun).timed(
+            time.monotonic() - started, steps=loop.total, **{k: v for k, v in last.items() if k != "warned"}
+        )
+        self.folder.finish(report)
+        checkpoint.remove(self.folder.path)
+        return report
+
+    def _objectives(
+        self, loaded: Loaded, train: list[Tree], test: list[Tree], progress: Progress
+    ) -> tuple[Objective, Objective]:
+        from prefdata.train import objectives
+        from prefdata.train.reference import reference_logps
+
+        if isinstance(self.spec, SftSpec):
+            return (objectives.sft(self.spec),) * 2
+        if isinstance(self.spec, RmSpec):
+            return (objectives.rm(self.spec),) * 2
+        assert isinstance(self.spec, DpoSpec)
+        cache = (self.source.run or self.folder.path) / "_reference"
+        made = [
+            objectives.dpo(
+                self.spec, reference_logps(loaded, self.files.revision, trees, cache, self.spec.micro_tokens)
+            )
+            for trees in (train, test)
+        ]
+        return made[0], made[1]
+
+
+class Prepared:
+    """The data of a training, tokenised: `train`, `test`, and the account of its rows."""
+
+    def __init__(self, training: _Training) -> None:
+        from prefdata.train.models import load_tokenizer, stop_ids
+        from prefdata.train.tokens import Encoder
+
+        spec, files, source = training.spec, training.files, training.source
+        need_margin = isinstance(spec, RmSpec) and spec.use_margin
+        self.step = spec.step
+        self.items = parse(source.read(), training.kind, source.name, need_margin=need_margin)
+        self.tokenizer = load_tokenizer(files)
+        encoder = Encoder(self.tokenizer, stop_ids(files, self.tokenizer), longest(files, spec), spec.on_long)
+        self.train = encoder.encode([item for item in self.items if item.row.split != "test"])
+        self.test = encoder.encode([item for item in self.items if item.row.split == "test"])
+        if not self.train.trees:
+            raise UsageError(
+                f"{source.name}: nothing is left to train on ({_account(self.items, self.train.dropped)})."
+            )
+
+    def report(self, unit: str) -> Report:
+        """What became of every row: trained, held out for evaluation, or dropped and why."""
+        dropped = {"held_out": len(self.test.trees)} if self.test.trees else {}
+        for reason, count in [*self.train.dropped.items(), *self.test.dropped.items()]:
+            dropped[reason] = dropped.get(reason, 0) + count
+        truncated = self.train.truncated + self.test.truncated
+        figures: dict[str, Any] = {"truncated": truncated} if truncated else {}
+        return Report(
+            step=self.step,
+            unit=unit,
+            rows_in=len(self.items),
+            rows_out=len(self.train.trees),
+            dropped=dropped,
+            figures=figures,
+        )
+
+
+def _account(items: list[Item], dropped: dict[str, int]) -> str:
+    reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
+    return f"{len(items)} rows, {reasons or 'all of them in the test split'}"
+
+
+def find_model(spec: TrainSpec) -> ModelFiles:
+    """The model that training starts from.
+
+    Raises:
+        ModelError: there is none, or it is of the wrong kind.
+    """
+    kind: Kind = "reward-start" if isinstance(spec, RmSpec) else "causal-lm"
+    return identify(spec.model, kind, weights=not spec.from_scratch)
+
+
+def longest(files: ModelFiles, spec: TrainSpec) -> int | None:
+    """Most tokens of a row: what the spec says, else the model's context.
+
+    Raises:
+        UsageError: the spec asks for more than the model's context.
+    """
+    context = files.context_length
+    if spec.max_length is not None and context is not None and spec.max_length > context:
+        raise UsageError(f"max_length {spec.max_length} is more than the {context} positions of {files.name}.")
+    return spec.max_length or context

@@ -1,0 +1,94 @@
+"""What the trainers are asked to do: one spec a trainer, on one common base.
+
+Nothing here imports torch: the command line reads these classes for its flags and help.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import model_validator
+
+from prefdata.specs import Spec, how, what
+
+
+class TrainSpec(Spec):
+    """What every trainer is asked."""
+
+    model: str = what(description="The model to start from: a folder or a hub name.")
+    from_scratch: bool = what(
+        False,
+        "Start from random weights drawn by the seed; the model folder then needs no weights, only its "
+        "config.json and tokenizer.",
+    )
+    epochs: int = what(1, "Passes over the data.", ge=1)
+    lr: float = what(1e-5, "Peak learning rate of AdamW.", gt=0)
+    batch_size: int = what(32, "Examples of one optimiser step (a pair is one example).", ge=1)
+    warmup: float = what(0.1, "Share of all steps over which the learning rate rises from zero.", ge=0, lt=1)
+    schedule: Literal["linear", "cosine", "constant"] = what(
+        "linear", "The learning rate after the warm-up: falling to zero on a line or a cosine, or constant."
+    )
+    weight_decay: float = what(0.0, "AdamW's decoupled weight decay, of weight matrices only.", ge=0)
+    max_grad_norm: float = what(
+        1.0, "Gradients of a larger norm, over all parameters, are scaled to it; 0 = off.", ge=0
+    )
+    max_length: int | None = what(
+        None, "Most tokens of a prompt with one answer; the model's context unless given.", ge=2
+    )
+    on_long: Literal["error", "drop", "truncate"] = what(
+        "error",
+        "What happens to longer examples: refuse the data and name them, leave them out, or cut the ends of "
+        "their responses (end token included). Each is counted.",
+    )
+    seed: int = what(0, "Seed of the order of the data, of dropout and of new weights.", ge=0)
+    micro_tokens: int = how(16384, "Most tokens, padding included, that go through the model at once.", ge=1)
+    eval_every: int = how(0, "Steps between evaluations on the test split; 0 = only at the end.", ge=0)
+    save_every: int = how(200, "Steps between checkpoints; 0 = none.", ge=0)
+    log_every: int = how(1, "Steps that one line of metrics.jsonl is the mean of.", ge=1)
+    device: str | None = how(None, "cpu, cuda or cuda:N; the GPU where there is one unless given.")
+    dtype: Literal["auto", "float32", "bfloat16"] = how(
+        "auto",
+        "Precision of the matrix products; weights and optimiser stay float32. auto = bfloat16 on a GPU that "
+        "has it, float32 elsewhere.",
+    )
+
+
+class SftSpec(TrainSpec):
+    """Supervised fine-tuning: imitate answers."""
+
+    step: ClassVar[str] = "train sft"
+
+    loss: Literal["nll"] = what(
+        "nll", "Negative log-likelihood of the answer's tokens, mean over the tokens of a step."
+    )
+    lr: float = what(2e-5, "Peak learning rate of AdamW.", gt=0)
+    selector: str | None = what(None, "Which selection of a run to imitate (its rank 1); the only one unless given.")
+
+
+class RmSpec(TrainSpec):
+    """A reward model: score the chosen answer above the rejected one."""
+
+    step: ClassVar[str] = "train rm"
+
+    loss: Literal["bradley-terry"] = what("bradley-terry", "-log sigmoid(score of chosen - score of rejected).")
+    pairing: str | None = what(None, "Which pairs of a run; the only ones unless given.")
+    use_margin: bool = what(False, "Ask the score gap to exceed each pair's margin (the data's margin column).")
+    center_rewards: float = what(0.0, "Weight of (chosen + rejected score)^2, which keeps scores near 0.", ge=0)
+
+
+class DpoSpec(TrainSpec):
+    """Direct preference optimisation: prefer the chosen answer, without a reward model."""
+
+    step: ClassVar[str] = "train dpo"
+
+    loss: Literal["sigmoid"] = what("sigmoid", "-log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected)).")
+    lr: float = what(1e-6, "Peak learning rate of AdamW.", gt=0)
+    pairing: str | None = what(None, "Which pairs of a run; the only ones unless given.")
+    beta: float = what(0.1, "How strongly the policy is held to the model it starts from; higher = closer.", gt=0)
+    label_smoothing: float = what(0.0, "Share of labels taken to be flipped (cDPO).", ge=0, lt=0.5)
+
+    @model_validator(mode="after")
+    def _reference_has_weights(self) -> DpoSpec:
+        if self.from_scratch:
+            raise ValueError("dpo needs a trained model as its reference: from_scratch is for sft and rm")
+        return self
