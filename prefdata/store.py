@@ -88,6 +88,10 @@ class Lineage(BaseModel):
             versions={"prefdata": version("prefdata"), **versions},
         )
 
+    def versions_text(self) -> str:
+        """The libraries' versions on one line."""
+        return ", ".join(f"{name} {said}" for name, said in self.versions.items())
+
     @property
     def content(self) -> str:
         """The id of what this lineage makes: the steps are deterministic, so spec and inputs name the result."""

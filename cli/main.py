@@ -1,0 +1,96 @@
+"""The command line: commands in the order of the flow. It parses, calls and prints; the work is done in `prefdata`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from prefdata.errors import PrefdataError
+
+from . import demo, evaluate, explain, export, ingest, pair, rank, sample, select, sql, status, train
+
+UsageProblem: type[Exception] = typer.BadParameter.__mro__[1]
+"""What typer raises for wrong usage, wherever it keeps it."""
+
+app = typer.Typer(
+    name="prefdata",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Preference data from prompts to a better model. Every run is a directory of Parquet tables.",
+    epilog="Example: prefdata demo runs/demo",
+)
+
+app.command("ingest", epilog=ingest.EXAMPLE)(ingest.ingest)
+app.command("sample", epilog=sample.EXAMPLE)(sample.sample)
+app.command("rank", epilog=rank.EXAMPLE)(rank.rank)
+app.command("select", epilog=select.EXAMPLE)(select.select)
+app.command("pair", epilog=pair.EXAMPLE)(pair.pair)
+app.command("export", epilog=export.EXAMPLE)(export.export)
+app.add_typer(train.app, name="train")
+app.add_typer(evaluate.app, name="eval")
+app.command("sql", epilog=sql.EXAMPLE)(sql.sql)
+app.command("status", epilog=status.EXAMPLE)(status.status)
+app.command("explain", epilog=explain.EXAMPLE)(explain.explain)
+app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"prefdata {version('prefdata')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; works after any command.")
+    ] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and stop.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+def main() -> None:
+    """Run the command line: exit 0 when done, 2 for wrong usage or bad input, 1 for a failure, 130 for Ctrl-C."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        code = app(arguments, standalone_mode=False)
+    except PrefdataError as error:
+        code = _fail(f"prefdata: {error}", error.exit_code, debug)
+    except UsageProblem as error:
+        code = _fail(f"prefdata: {_usage(error)}", 2, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _fail("prefdata: stopped; what was finished is kept, and the same command continues.", 130, debug)
+    except BrokenPipeError:
+        # Whoever read our output has had enough of it; say nothing more to a closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except Exception as error:
+        if debug:
+            raise
+        code = _fail(f"prefdata: {type(error).__name__}: {error} (a bug: see it whole with --debug)", 1, debug)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    return code
+
+
+def _usage(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "prefdata"
+    said = error.format_message() if hasattr(error, "format_message") else str(error)
+    return f"{' '.join(said.split())} See {command} --help."

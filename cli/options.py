@@ -1,0 +1,144 @@
+"""From a spec to a command's options, and back: flags over the YAML file over the spec's defaults."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+
+from prefdata.errors import InputError, UsageError, did_you_mean
+from prefdata.specs import Spec
+
+S = TypeVar("S", bound=Spec)
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory; made where there is none.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace what is there under this name.")]
+Partial = Annotated[bool, typer.Option("--partial", help="Read the unfinished work of an earlier step as it is.")]
+
+_CONFIG = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="YAML", help="Settings by command; flags win over them."),
+]
+_PRINT_CONFIG = Annotated[bool, typer.Option("--print-config", help="Print the settings as resolved, and stop.")]
+
+
+def takes(spec_type: type[S]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command that has a parameter `spec` one option for each field of `spec_type`, and `-c`, `--print-config`.
+
+    Names, types, help and defaults are the spec's own; a flag that is not given leaves the field to the YAML file, and
+    that to the default.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        fields = spec_type.model_fields
+
+        @functools.wraps(command)
+        def typed(**given: Any) -> None:
+            flags = {name: given.pop(name) for name in fields}
+            config, print_config = given.pop("config"), given.pop("print_config")
+            spec = resolve(spec_type, flags, config)
+            if print_config:
+                typer.echo(as_yaml(spec), nl=False)
+                return
+            command(spec=spec, **given)
+
+        own = [p for name, p in signature.parameters.items() if name != "spec"]
+        options = [_option(name, field) for name, field in fields.items()]
+        extra = [_keyword("config", _CONFIG, None), _keyword("print_config", _PRINT_CONFIG, False)]
+        everything = sorted([*own, *options, *extra], key=lambda p: p.kind)
+        typed.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [p for p in everything if p.default is p.empty] + [p for p in everything if p.default is not p.empty]
+        )
+        typed.__annotations__ = {p.name: p.annotation for p in everything}
+        return typed
+
+    return decorate
+
+
+def resolve(spec_type: type[S], flags: Mapping[str, Any], config: Path | None) -> S:
+    """The spec that flags and YAML file ask for.
+
+    Raises:
+        UsageError: an unknown key or a value that does not fit, with the file's name where it comes from there.
+    """
+    given = {name: value for name, value in flags.items() if value is not None and value != []}
+    if config is None:
+        return spec_type.parse(given, where=spec_type.step)
+    section = _section(config, spec_type.step)
+    if unknown := [key for key in section if key not in spec_type.model_fields]:
+        hint = did_you_mean(str(unknown[0]), spec_type.model_fields)
+        raise UsageError(f'{config}: {spec_type.step}: unknown key "{unknown[0]}".{hint}')
+    return spec_type.parse({**section, **given}, where=f"{config}: {spec_type.step}")
+
+
+def as_yaml(spec: Spec) -> str:
+    """A spec as the section of a YAML file that would give it."""
+    import yaml
+
+    section: Any = spec.model_dump(mode="json")
+    for word in reversed(spec.step.split()):
+        section = {word: section}
+    return yaml.safe_dump(section, sort_keys=False, allow_unicode=True)
+
+
+COMMANDS = ("ingest", "sample", "rank", "select", "pair", "export", "train")
+"""The sections that a YAML file may have."""
+
+
+def _section(config: Path, step: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        said = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise InputError(f"there is no file {config}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise InputError(f"{config} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(said, dict):
+        raise InputError(f"{config} should hold one section a command (sample:, rank:, …).")
+    for key in said:
+        if key not in COMMANDS:
+            raise UsageError(f'{config}: unknown section "{key}".{did_you_mean(str(key), COMMANDS)}')
+    for word in step.split():
+        said = said.get(word) or {}
+        if not isinstance(said, dict):
+            raise InputError(f"{config}: {word} should hold keys and values.")
+    return said
+
+
+def _option(name: str, field: Any) -> inspect.Parameter:
+    kind = _flag_type(field.annotation)
+    dashed = name.replace("_", "-")
+    flags = [f"--{dashed}/--no-{dashed}"] if kind is bool else [f"--{dashed}"]
+    if len(name) == 1:
+        flags.insert(0, f"-{name}")
+    default = None if field.is_required() else field.default
+    shown = str(default) if default not in (None, ()) and kind is not bool else False
+    option = typer.Option(*flags, help=field.description, show_default=shown, metavar=_metavar(kind))
+    return _keyword(name, Annotated[kind | None, option], None)
+
+
+def _flag_type(annotation: Any) -> Any:
+    parts = [part for part in typing.get_args(annotation) if part is not type(None)]
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return _flag_type(parts[0])
+    if typing.get_origin(annotation) is tuple:
+        return list[parts[0]]  # type: ignore[valid-type]
+    return annotation
+
+
+def _metavar(kind: Any) -> str | None:
+    if typing.get_origin(kind) is Literal:
+        return "|".join(typing.get_args(kind))
+    return {int: "INT", float: "NUMBER", str: "TEXT"}.get(kind)
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -1,0 +1,19 @@
+"""prefdata pair: which answer is preferred to which."""
+
+from __future__ import annotations
+
+from prefdata.specs import PairSpec
+
+from . import show
+from .options import Partial, Replace, RunArgument, takes
+
+EXAMPLE = "Example: prefdata pair runs/demo --strategy best-worst --min-margin 0.5"
+
+
+@takes(PairSpec)
+def pair(run: RunArgument, spec: PairSpec, replace: Replace = False, partial: Partial = False) -> None:
+    """Pair chosen and rejected answers; ties, same texts and cut-off answers are counted and never preferred."""
+    from prefdata.pairs import pair as step
+    from prefdata.store import Run
+
+    show.outcome(step(Run(run), spec, replace=replace, partial=partial))

@@ -1,0 +1,37 @@
+"""prefdata sample: N candidates a prompt."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from prefdata.specs import SampleSpec
+
+from . import show
+from .options import Partial, Replace, RunArgument, takes
+
+EXAMPLE = "Example: prefdata sample runs/demo --model policy -n 16 --temperature 1.0 --max-tokens 96"
+
+
+@takes(SampleSpec)
+def sample(
+    run: RunArgument,
+    spec: SampleSpec,
+    replace: Replace = False,
+    partial: Partial = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the first prompt as rendered, with its token ids, and draw nothing.")
+    ] = False,
+) -> None:
+    """Draw N candidates for every prompt; run it again to continue, or with a larger -n to add more."""
+    from prefdata import candidates
+    from prefdata.store import Run
+
+    if dry_run:
+        typer.echo(json.dumps(candidates.dry_run(Run(run), spec), ensure_ascii=False, indent=2))
+        return
+    with show.progress("sample") as progress:
+        done = candidates.sample(Run(run), spec, replace=replace, partial=partial, progress=progress)
+    show.outcome(done)

@@ -1,0 +1,19 @@
+"""prefdata select: which candidates to keep."""
+
+from __future__ import annotations
+
+from prefdata.specs import SelectSpec
+
+from . import show
+from .options import Partial, Replace, RunArgument, takes
+
+EXAMPLE = "Example: prefdata select runs/demo --method rso --k 8 --beta 0.5"
+
+
+@takes(SelectSpec)
+def select(run: RunArgument, spec: SelectSpec, replace: Replace = False, partial: Partial = False) -> None:
+    """Keep candidates of each prompt by their scores: best-of-N, top-k, or RSO in either of its laws."""
+    from prefdata.selections import select as step
+    from prefdata.store import Run
+
+    show.outcome(step(Run(run), spec, replace=replace, partial=partial))

@@ -1,0 +1,166 @@
+"""What a command prints: progress on stderr while it works, one screen of its Report on stdout at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow as pa
+
+    from prefdata.progress import Progress
+    from prefdata.store import Outcome
+
+_DID = {
+    "made": "made",
+    "continued": "added what was missing to",
+    "remade": "made anew, because its input changed:",
+    "kept": "nothing to do: the same is there already,",
+}
+
+
+def outcome(done: Outcome) -> None:
+    """Print what a step did, in a form that reads well and greps well."""
+    report = done.report
+    typer.echo(f"{report.step}: {_DID[done.did]} {done.path}")
+    lines = [(report.unit, f"{report.rows_in:,} in, {report.rows_out:,} out")]
+    lines += [(f"dropped: {reason.replace('_', ' ')}", f"{count:,}") for reason, count in report.dropped.items()]
+    lines += [(name.replace("_", " "), number(value)) for name, value in report.figures.items() if value is not None]
+    if report.seconds:
+        lines.append(("time", f"{report.seconds:,.1f} s ({report.per_second:,.0f} {report.unit}/s)"))
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        typer.echo(f"  {name:<{width}}  {value}")
+
+
+def number(value: Any) -> str:
+    """A figure as a person reads it."""
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Progress]:
+    """A progress bar on a terminal; elsewhere a line on stderr every ten seconds."""
+    if sys.stderr.isatty():
+        with _bar(what) as bar:
+            yield bar
+    else:
+        yield _Lines(what)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(what, total=None, figures="")
+        began = time.monotonic()
+
+        def advance(done: int, total: int, **figures: float) -> None:
+            shown.update(task, completed=done, total=total, figures=_figures(figures, time.monotonic() - began))
+
+        yield advance
+
+
+class _Lines:
+    """Progress for logs and pipes."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.began, self.last = what, time.monotonic(), time.monotonic()
+
+    def __call__(self, done: int, total: int, **figures: float) -> None:
+        now = time.monotonic()
+        if now - self.last < 10:
+            return
+        self.last = now
+        spent = now - self.began
+        left = f", {spent / done * (total - done):,.0f} s left" if done else ""
+        share = f" ({done / total:.0%})" if total else ""
+        print(
+            f"{self.what}: {done:,} of {total:,}{share} {_figures(figures, spent)}{left}", file=sys.stderr, flush=True
+        )
+
+
+def _figures(figures: dict[str, float], seconds: float) -> str:
+    shown = [f"{figures['tokens'] / max(seconds, 1e-9):,.0f} tokens/s"] if "tokens" in figures else []
+    return " ".join(shown + [f"{name} {number(float(v))}" for name, v in figures.items() if name != "tokens"])
+
+
+def printable(text: str) -> str:
+    """Text that a model wrote, safe for a terminal: control characters (escape sequences too) are shown, not obeyed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def table(rows: pa.Table, form: str | None) -> None:
+    """Print rows in the form asked for: a table on a terminal and CSV in a pipe where none is."""
+    import polars as pl
+
+    form = form or ("table" if sys.stdout.isatty() else "csv")
+    if form == "parquet":
+        import pyarrow.parquet as pq
+
+        pq.write_table(rows, sys.stdout.buffer)
+        return
+    frame = pl.from_arrow(rows)
+    assert isinstance(frame, pl.DataFrame)
+    if form == "json":
+        typer.echo(_json(frame.to_dicts(), indent=2))
+    elif form == "jsonl":
+        for row in frame.iter_rows(named=True):
+            typer.echo(_json(row))
+    elif form == "csv":
+        nested = [name for name, kind in frame.schema.items() if kind.is_nested()]
+        as_text = [pl.Series(name, [_json(v) for v in frame[name].to_list()], pl.String) for name in nested]
+        typer.echo(frame.with_columns(as_text).write_csv(), nl=False)
+    else:
+        _grid(frame, form)
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+
+
+def _grid(frame: pl.DataFrame, form: str) -> None:
+    head = list(frame.columns)
+    body = [[_cell(value, form) for value in row] for row in frame.iter_rows()]
+    widths = [max([len(name), *(len(row[i]) for row in body)]) for i, name in enumerate(head)]
+    right = [kind.is_numeric() for kind in frame.dtypes]
+
+    def line(cells: list[str]) -> str:
+        padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)]
+        return f"| {' | '.join(padded)} |" if form == "markdown" else "  ".join(padded).rstrip()
+
+    rule = [
+        "-" * (w - 1) + (":" if r else "-") if form == "markdown" else "-" * w
+        for w, r in zip(widths, right, strict=True)
+    ]
+    for cells in (head, rule, *body):
+        typer.echo(line(cells))
+
+
+def _cell(value: Any, form: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return number(value)
+    text = printable(value if isinstance(value, str) else _json(value))
+    return text.replace("|", "\\|") if form == "markdown" else text

@@ -1,0 +1,130 @@
+"""sql: questions to a run, answered by DuckDB on the Parquet files as they lie.
+
+One view a table, with its partition key as a column, and two that join what is asked for together most:
+
+- `answers`: a row a candidate and score: the prompt's text, the answer, sampler, scorer, score.
+- `preferences`: a row a pair: the prompt's text, both answers, both scores, both samplers.
+
+A query can only read, and only inside the run directory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from prefdata.errors import InputError, NotReady, UsageError
+from prefdata.store import MADE_BY, Run
+from prefdata.tables import TABLES
+
+_JOINS = {
+    "answers": (
+        ("prompts", "candidates", "scores"),
+        """select c.candidate_id, c.prompt_id, p.split, p.messages[-1].content as prompt, c.text, c.sampler, s.scorer,
+                  s.score, s.reason, c.finish_reason, c.completion_tokens, c.logprob_sum, c.sample_index
+           from candidates c join prompts p using (prompt_id) left join scores s using (candidate_id)""",
+    ),
+    "preferences": (
+        ("prompts", "candidates", "pairs"),
+        """select x.pair_id, x.pairing, x.prompt_id, p.split, p.messages[-1].content as prompt, c.text as chosen,
+                  r.text as rejected, x.chosen_score, x.rejected_score, x.margin, c.sampler as chosen_sampler,
+                  r.sampler as rejected_sampler
+           from pairs x join prompts p using (prompt_id)
+           join candidates c on c.candidate_id = x.chosen_id join candidates r on r.candidate_id = x.rejected_id""",
+    ),
+}
+
+
+def query(run: Run, sql: str) -> pa.Table:
+    """The answer to one SQL query over the run's tables.
+
+    Raises:
+        NotReady: it asks for a table that no step has made yet.
+        UsageError: it is not a single query, or DuckDB refuses it.
+    """
+    with connect(run) as connection:
+        return _query(connection, run, sql)
+
+
+def tables(run: Run) -> pa.Table:
+    """What can be asked: each view with its rows and columns."""
+    with connect(run) as connection:
+        views = "select view_name from duckdb_views() where not internal order by view_oid"
+        names = [row[0] for row in connection.sql(views).fetchall()]
+        described = [connection.sql(f'select * from "{name}" limit 0') for name in names]
+        counts = [connection.sql(f'select count(*) from "{name}"').fetchall()[0][0] for name in names]
+        return pa.table(
+            {
+                "view": pa.array(names, pa.string()),
+                "rows": pa.array(counts, pa.int64()),
+                "columns": pa.array([", ".join(view.columns) for view in described], pa.string()),
+            }
+        )
+
+
+def connect(run: Run) -> duckdb.DuckDBPyConnection:
+    """A connection with the run's views, confined to reading the run directory.
+
+    Raises:
+        NotReady: there is no run at that path.
+    """
+    if not run.path.is_dir():
+        raise NotReady(f"there is no run {run}: `prefdata ingest {run} FILE…` starts one.")
+    connection = duckdb.connect(":memory:")
+    there = [name for name in TABLES if any(partition.parts() for partition in run.partitions(name))]
+    for name in there:
+        connection.execute(f"create view {name} as {_scan(run.path, name)}")
+    for name, (needs, select) in _JOINS.items():
+        if all(need in there for need in needs):
+            connection.execute(f"create view {name} as {select}")
+    connection.execute(f"set allowed_directories = [{_quoted(str(run.path.resolve()))}]")
+    connection.execute("set enable_external_access = false")
+    connection.execute("set lock_configuration = true")
+    return connection
+
+
+def _scan(run: Path, name: str) -> str:
+    table = TABLES[name]
+    pattern = _quoted(f"{_glob_safe(str(run.resolve()))}/{name}/{table.partition}=*/part-*.parquet")
+    # The key as text: a sampler named 2024 is not a number.
+    scan = f"read_parquet({pattern}, hive_partitioning = true, hive_types_autocast = false)"
+    return f"select * from {scan}"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _glob_safe(path: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in path)
+
+
+def _query(connection: duckdb.DuckDBPyConnection, run: Run, sql: str) -> pa.Table:
+    try:
+        statements = duckdb.extract_statements(sql)
+        if len(statements) != 1 or statements[0].type not in (
+            duckdb.StatementType.SELECT,
+            duckdb.StatementType.EXPLAIN,
+        ):
+            raise UsageError("give one query that reads (select …); a run is only changed by the steps.")
+        answer = connection.execute(statements[0])
+        return answer.to_arrow_table()
+    except duckdb.CatalogException as error:
+        for name in [*TABLES, *_JOINS]:
+            if f"name {name} " in str(error):
+                makers = _JOINS[name][0] if name in _JOINS else (name,)
+                missing = next((m for m in makers if not run.partitions(m)), makers[0])
+                raise NotReady(f"{run} has no {missing} yet: run `{MADE_BY[missing]} {run} …` first.") from None
+        raise UsageError(_first_lines(error)) from None
+    except duckdb.PermissionException as error:
+        raise UsageError(f"a query reads only inside {run}: {_first_lines(error)}") from None
+    except duckdb.IOException as error:
+        raise InputError(_first_lines(error)) from None
+    except duckdb.Error as error:
+        raise UsageError(_first_lines(error)) from None
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(str(error).split("\n\n")[0].split())
