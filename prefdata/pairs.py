@@ -22,8 +22,8 @@ from prefdata.draws import uniforms
 from prefdata.errors import InputError, UsageError
 from prefdata.reports import Report, nonzero
 from prefdata.specs import PairSpec
-from prefdata.store import Lineage, Outcome, Run, rows_id
-from prefdata.tables import PAIRS
+from prefdata.store import Lineage, Outcome, Run
+from prefdata.tables import PAIRS, rows_id
 from prefdata.views import read_candidates, read_pool
 
 ALL = "all"

@@ -1,4 +1,4 @@
-"""Prompts: rows of any layout in, the canonical table out.
+"""ingest: rows of any layout in, prompts out.
 
 A prompt is a conversation that waits for an answer: at most one system message, which comes first, then user and
 assistant in turn (tool results may follow an assistant's message), the user last, and no message empty. What breaks a
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -19,9 +20,11 @@ import pyarrow as pa
 from prefdata import ids
 from prefdata.errors import BadRow, BadRows
 from prefdata.formats.layouts import Layout, Prompt, Unusable, detect, named
-from prefdata.formats.readers import RawRow
+from prefdata.formats.readers import RawRow, read
 from prefdata.reports import Report, nonzero
-from prefdata.tables import PROMPTS
+from prefdata.specs import IngestSpec
+from prefdata.store import Lineage, Outcome, Run, name_of
+from prefdata.tables import PROMPTS, rows_id
 
 LOOKED_AT = 20
 """Good rows of each file that its layout is detected from."""
@@ -36,6 +39,30 @@ _AFTER: dict[str | None, tuple[str, ...]] = {
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool"),
 }
+
+
+def ingest(run: Run, files: Sequence[str], spec: IngestSpec, *, replace: bool = False) -> Outcome:
+    """Read prompts from files, folders or hub datasets, and store them as `RUN/prompts/source=NAME`.
+
+    The prompts' content is part of what the source is: other prompts under the same name are refused unless `replace`.
+
+    Raises:
+        InputError: a file is missing, empty or of an unknown kind or layout; BadRows tells every row by its place.
+        SpecConflict: a source of this name holds other prompts or was made with other settings.
+    """
+    partition = run.partition("prompts", spec.source or name_of(Path(files[0]).stem))
+    table, report = canonical(
+        chain.from_iterable(read(file) for file in files),
+        layout=spec.layout,
+        split_test=spec.test,
+        seed=spec.seed,
+        on_duplicates=spec.on_duplicates,
+        on_bad_rows=spec.on_bad_rows,
+        system=spec.system,
+    )
+    plain = [name for name in table.column_names if name not in ("messages", "tags")]
+    lineage = Lineage.of(spec, resolved={"prompts": rows_id(table.select(plain), "prompt_id")})
+    return partition.derive(lineage, lambda: (table, report), replace=replace)
 
 
 def canonical(

@@ -14,194 +14,29 @@ What holds, whatever is killed and whenever:
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, Self, TypeVar
+from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
 
-from prefdata.errors import InputError, NotReady, SpecConflict, StorageError, UsageError, did_you_mean, storage_error
-from prefdata.ids import ID_DIGITS, digest
+from prefdata.disk import refused, sync_folder, write_file
+from prefdata.errors import InputError, NotReady, StorageError, UsageError, did_you_mean
+from prefdata.folders import Folder, Lineage, Outcome, State, Success
+from prefdata.ids import digest
 from prefdata.reports import Report
-from prefdata.specs import Spec, difference
 from prefdata.tables import TABLES, Table
 
-State = Literal["absent", "unfinished", "finished"]
+__all__ = ["Appender", "Folder", "Lineage", "Outcome", "Partition", "Run", "State", "Success", "name_of"]
 
-SPEC_FILE = "_spec.json"
-SUCCESS_FILE = "_SUCCESS"
 PART_ROWS = 1_000_000
 """Rows of a part where a partition is written in one go."""
 
-Said = TypeVar("Said", bound=BaseModel)
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-class Lineage(BaseModel):
-    """Where rows came from: what every footer and `_spec.json` say.
-
-    `spec` is the spec's identity, `parents` maps what was read (`candidates/policy`, or a file) to its content's id.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    step: str
-    spec: dict[str, Any]
-    fingerprint: str
-    parents: dict[str, str] = {}
-    versions: dict[str, str] = Field(default_factory=lambda: {"prefdata": version("prefdata")})
-
-    @classmethod
-    def of(
-        cls,
-        spec: Spec,
-        parents: dict[str, str] | None = None,
-        *,
-        resolved: dict[str, Any] | None = None,
-        **versions: str,
-    ) -> Lineage:
-        """The lineage of what `spec` makes from `parents`; `versions` are those of the libraries that matter.
-
-        `resolved` replaces or adds to the spec's identity what was only known at run time: a model's weights for its
-        path, the engine that `auto` meant.
-        """
-        identity = {**spec.identity(), **(resolved or {})}
-        return cls(
-            step=spec.step,
-            spec=identity,
-            fingerprint=digest({"step": spec.step, **identity}),
-            parents=parents or {},
-            versions={"prefdata": version("prefdata"), **versions},
-        )
-
-    def versions_text(self) -> str:
-        """The libraries' versions on one line."""
-        return ", ".join(f"{name} {said}" for name, said in self.versions.items())
-
-    @property
-    def content(self) -> str:
-        """The id of what this lineage makes: the steps are deterministic, so spec and inputs name the result."""
-        return digest({"fingerprint": self.fingerprint, "parents": self.parents})
-
-
-class Success(BaseModel):
-    """What `_SUCCESS` says: the step's Report, the content's id and when it was finished."""
-
-    model_config = ConfigDict(frozen=True)
-
-    report: Report
-    content: str
-    finished: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command did: the Report, where the result lies, and how it came about.
-
-    made: from nothing; continued: what was missing was added; remade: replaced, because its inputs or settings changed;
-    kept: it was there already and nothing was done.
-    """
-
-    report: Report
-    path: Path
-    did: Literal["made", "continued", "remade", "kept"]
-
-
-class Folder:
-    """A folder that one spec fills: a table's partition, a model, an export."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def state(self) -> State:
-        """absent, unfinished (begun, no `_SUCCESS`) or finished."""
-        if (self.path / SUCCESS_FILE).exists():
-            return "finished"
-        return "unfinished" if (self.path / SPEC_FILE).exists() else "absent"
-
-    def lineage(self) -> Lineage | None:
-        """What the folder is being or was made from, or None where it was not begun."""
-        return _load(self.path / SPEC_FILE, Lineage)
-
-    def success(self) -> Success | None:
-        """What `_SUCCESS` says, or None where the folder is not finished."""
-        return _load(self.path / SUCCESS_FILE, Success)
-
-    def check(self, lineage: Lineage) -> State:
-        """The folder's state, when it is free for `lineage` or was made by the same spec; touches nothing.
-
-        Raises:
-            SpecConflict: it was made by another spec; the message shows the difference.
-            InputError: it holds files that prefdata did not write.
-        """
-        there = self.lineage()
-        if there is None:
-            if self.path.is_dir() and any(not f.name.startswith("_") for f in self.path.iterdir()):
-                raise InputError(f"{self.path} holds files that prefdata did not write. Choose another folder or name.")
-            return "absent"
-        if there.fingerprint != lineage.fingerprint:
-            changed = difference({"step": there.step, **there.spec}, {"step": lineage.step, **lineage.spec})
-            raise SpecConflict(
-                f"{self.path} was made with other settings ({changed}). "
-                "Give the new one another name, or --replace the old one."
-            )
-        return self.state
-
-    def begin(self, lineage: Lineage, *, replace: bool = False) -> State:
-        """Make the folder ready to be filled; returns the state that it was in.
-
-        With `replace` whatever was there, by whatever spec, is removed first.
-
-        Raises:
-            SpecConflict, InputError: as `check`.
-            StorageError: the folder cannot be written.
-        """
-        state: State = "absent" if replace else self.check(lineage)
-        with refused(self.path):
-            if replace and self.path.exists():
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-            if state == "absent" or self.lineage() != lineage:
-                self.write_text(SPEC_FILE, lineage.model_dump_json(indent=2))
-        return state
-
-    def reopen(self) -> None:
-        """Take `_SUCCESS` back, because more is to be added."""
-        with refused(self.path):
-            (self.path / SUCCESS_FILE).unlink(missing_ok=True)
-
-    def finish(self, report: Report) -> None:
-        """Write `_SUCCESS`, last of all."""
-        lineage = self.lineage()
-        assert lineage is not None, f"{self.path} was finished before it was begun"
-        success = Success(report=report, content=lineage.content, finished=datetime.now(UTC).isoformat("T", "seconds"))
-        self.write_text(SUCCESS_FILE, success.model_dump_json(indent=2))
-
-    def write_text(self, name: str, text: str) -> None:
-        """Write one small file atomically."""
-        write_atomically(self.path / name, lambda file: file.write(text.encode()))
-
-    def _sweep(self) -> None:
-        # Temporary files of processes that died; those of living ones carry a living pid.
-        for left in self.path.glob("_tmp-*"):
-            if not _alive(left.name):
-                left.unlink(missing_ok=True)
 
 
 class Partition(Folder):
@@ -241,22 +76,8 @@ class Partition(Folder):
                 temporary.unlink(missing_ok=True)
 
     def rewrite(self, rows: pa.Table, lineage: Lineage, report: Report) -> None:
-        """Make the whole partition `rows`, at once: built beside, then renamed into place."""
-        building = Partition(self.path.parent, self.table, self.name)
-        building.path = self.path.parent / f"_new-{os.getpid()}-{self.name}"
-        with refused(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            for left in [*self.path.parent.glob("_new-*"), *self.path.parent.glob("_old-*")]:
-                if not _alive(left.name):
-                    shutil.rmtree(left)
-            try:
-                building.begin(lineage, replace=True)
-                for start in range(0, max(rows.num_rows, 1), PART_ROWS):
-                    building.append(rows.slice(start, PART_ROWS))
-                building.finish(report)
-                self._swap(building.path)
-            finally:
-                shutil.rmtree(building.path, ignore_errors=True)
+        """Make the whole partition `rows`, at once."""
+        self.rebuild(lineage, lambda path: self._fill(path, rows, report))
 
     def derive(
         self,
@@ -267,20 +88,17 @@ class Partition(Folder):
     ) -> Outcome:
         """Make the partition a pure function of what `lineage` names, unless it is that already.
 
-        The same spec with other inputs makes it anew: it is derived, and the old rows would be stale.
-
         Raises:
             SpecConflict, InputError: as `check`, unless `replace`.
         """
-        state = self.state if replace else self.check(lineage)
-        success = self.success()
-        if success is not None and self.lineage() == lineage:
-            return Outcome(success.report, self.path, "kept")
-        began = time.monotonic()
-        rows, report = compute()
-        report = report.timed(time.monotonic() - began)
-        self.rewrite(rows, lineage, report)
-        return Outcome(report, self.path, "made" if state == "absent" else "remade")
+        return self.remake(lineage, lambda path: self._fill(path, *compute()), replace=replace)
+
+    def _fill(self, path: Path, rows: pa.Table, report: Report) -> Report:
+        building = Partition(path.parent, self.table, self.name)
+        building.path = path
+        for start in range(0, max(rows.num_rows, 1), PART_ROWS):
+            building.append(rows.slice(start, PART_ROWS))
+        return report
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows; one row a key, even if two processes did the same work.
@@ -323,14 +141,6 @@ class Partition(Folder):
             else:
                 sync_folder(self.path)
                 return final
-
-    def _swap(self, new: Path) -> None:
-        old = self.path.parent / f"_old-{os.getpid()}-{self.name}"
-        if self.path.exists():
-            self.path.rename(old)
-        new.rename(self.path)
-        sync_folder(self.path.parent)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 class Appender:
@@ -445,101 +255,13 @@ class Run:
         return partition
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file so that `path` is either the old one or the whole new one.
-
-    Raises:
-        StorageError: the disk is full, read-only, or not ours to write; nothing is left behind.
-    """
-    temporary = path.with_name(f"_tmp-{os.getpid()}-{path.name}")
-    with refused(path):
-        try:
-            write_file(temporary, write)
-            temporary.rename(path)
-            sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file and wait until the disk has it."""
-    with path.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until the disk has the folder's names."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def refused(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write `path` into a StorageError; other errors pass."""
-    try:
-        yield
-    except OSError as error:
-        said = storage_error(error, path)
-        if said is None:
-            raise
-        raise said from error
-
-
 def name_of(path: str) -> str:
     """A partition's name made from a model's or a file's: its last component, with dashes for what no name may have."""
     last = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name.partition(":")[0]).strip("-._")
     return last or "unnamed"
 
 
-def rows_id(rows: pa.Table, key: str) -> str:
-    """The id of a set of rows of plain columns: equal rows in any order, from any number of parts, have equal ids."""
-    rows = rows.sort_by(key).combine_chunks()
-    hashed = hashlib.sha256()
-    for name in rows.column_names:
-        column = rows[name].combine_chunks()
-        hashed.update(name.encode() + str(column.type).replace("large_", "").encode())
-        hashed.update(column.is_null().cast(pa.uint8()).to_numpy(zero_copy_only=False).tobytes())
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            lengths = pc.binary_length(column).fill_null(0).cast(pa.int64())
-            hashed.update(lengths.to_numpy(zero_copy_only=False).tobytes())
-            hashed.update("".join(column.fill_null("").to_pylist()).encode("utf-8", "surrogatepass"))
-        else:
-            hashed.update(column.fill_null(0).to_numpy(zero_copy_only=False).tobytes())
-    return hashed.hexdigest()[:ID_DIGITS]
-
-
 def _first_of_each(rows: pa.Table, key: Sequence[str]) -> pa.Table:
     numbered = rows.select(list(key)).append_column("__row", pa.array(range(rows.num_rows), pa.int64()))
     first = numbered.group_by(list(key)).aggregate([("__row", "min")])["__row_min"]
     return rows if len(first) == rows.num_rows else rows.take(first.sort())
-
-
-def _load(path: Path, kind: type[Said]) -> Said | None:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        return kind.model_validate(json.loads(text))
-    except ValueError as error:
-        raise InputError(
-            f"{path} is not as prefdata writes it ({error}). Make its folder anew with --replace."
-        ) from None
-
-
-def _alive(name: str) -> bool:
-    found = re.match(r"_(?:tmp|new|old)-(\d+)", name)
-    if not found or int(found[1]) == os.getpid():
-        return False
-    try:
-        os.kill(int(found[1]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -7,6 +7,7 @@ explains itself wherever it is opened.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefdata.errors import InputError, did_you_mean
+from prefdata.ids import ID_DIGITS
 
 TYPES: dict[str, pa.DataType] = {
     "id": pa.string(),
@@ -125,3 +127,20 @@ TABLES: dict[str, Table] = {table.name: table for table in _contracts()}
 """All tables in the order of the flow."""
 
 PROMPTS, CANDIDATES, COMPARISONS, SCORES, SELECTIONS, PAIRS = TABLES.values()
+
+
+def rows_id(rows: pa.Table, key: str) -> str:
+    """The id of a set of rows of plain columns: equal rows in any order, from any number of parts, have equal ids."""
+    rows = rows.sort_by(key).combine_chunks()
+    hashed = hashlib.sha256()
+    for name in rows.column_names:
+        column = rows[name].combine_chunks()
+        hashed.update(name.encode() + str(column.type).replace("large_", "").encode())
+        hashed.update(column.is_null().cast(pa.uint8()).to_numpy(zero_copy_only=False).tobytes())
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            lengths = pc.binary_length(column).fill_null(0).cast(pa.int64())
+            hashed.update(lengths.to_numpy(zero_copy_only=False).tobytes())
+            hashed.update("".join(column.fill_null("").to_pylist()).encode("utf-8", "surrogatepass"))
+        else:
+            hashed.update(column.fill_null(0).to_numpy(zero_copy_only=False).tobytes())
+    return hashed.hexdigest()[:ID_DIGITS]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import polars as pl
 
 from prefdata.errors import InputError, UsageError, did_you_mean
-from prefdata.store import Partition, Run, rows_id
-from prefdata.tables import TABLES
+from prefdata.store import Partition, Run
+from prefdata.tables import TABLES, rows_id
 
 
 @dataclass(frozen=True)

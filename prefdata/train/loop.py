@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from prefdata.disk import refused
 from prefdata.errors import EngineError
 from prefdata.ids import seed as seed_of
-from prefdata.store import refused
 from prefdata.train import checkpoint
 from prefdata.train.batches import Tree, micro_batches, step_index, steps_per_epoch
 from prefdata.train.metrics import Log, Means, fetch

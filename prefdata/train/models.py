@@ -16,10 +16,10 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from prefdata.disk import refused
 from prefdata.errors import ModelError, UsageError
 from prefdata.ids import seed as seed_of
 from prefdata.model_files import ModelFiles
-from prefdata.store import refused
 from prefdata.train.logps import logits
 from prefdata.train.specs import RmSpec, TrainSpec
 

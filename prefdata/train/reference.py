@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from prefdata.disk import refused, write_atomically
 from prefdata.ids import digest
-from prefdata.store import refused, write_atomically
 from prefdata.train.batches import Tree, content, micro_batches
 from prefdata.train.logps import sequence_logps
 from prefdata.train.models import Loaded
