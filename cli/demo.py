@@ -1,11 +1,19 @@
-"""prefdata demo: the whole way once, on the sample data."""
+"""prefdata demo: the whole way once, on the sample data, by the commands that a person would type."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
+import sys
+import time
+from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from prefdata.errors import PrefdataError
 
 EXAMPLE = "Example: prefdata demo runs/demo"
 
@@ -14,4 +22,66 @@ def demo(
     run: Annotated[Path, typer.Argument(metavar="DIR", help="The run directory to make.")] = Path("runs/demo"),
 ) -> None:
     """Run every step on the sample data, printing each command, and compare the trained model with the one before."""
-    raise NotImplementedError
+    began = time.monotonic()
+    for number, arguments in enumerate(commands(run, sample_data()), start=1):
+        typer.secho(f"\n[{number}] $ {shlex.join(['prefdata', *arguments])}", bold=True)
+        sys.stdout.flush()
+        _run(arguments)
+    typer.echo(f"\nDone in {time.monotonic() - began:,.0f} s. Where everything lies:")
+    for line in where(run):
+        typer.echo(f"  {line}")
+
+
+def commands(run: Path, data: Path) -> list[list[str]]:
+    """The commands of the demo, in order."""
+    policy, reward, truth = data / "policy", data / "reward_model", f"{data / 'world.py'}:true_reward"
+    dpo = run / "models/dpo"
+    rank = ["rank", str(run)]
+    versus = "--policy best-of-16 --policy dpo"
+    return [
+        _words("ingest", run, data / "prompts.jsonl", "--source reviews"),
+        _words("sample", run, "--model", policy, "-n 16 --max-tokens 96 --name policy"),
+        _words(*rank, "--reward-model", reward, "--name reward"),
+        _words(*rank, "--function", truth, "--name truth"),
+        _words("select", run, "--method best-of-n --scorer reward --sampler policy --name best-of-16"),
+        _words("select", run, "--method rso --k 8 --beta 0.5 --scorer reward --sampler policy --name rso-8"),
+        _words("pair", run, "--selector rso-8 --strategy first-round --name rso-8"),
+        _words("export", run, "--to", run / "exports/trl", "--dialect trl --pairing rso-8"),
+        _words("train dpo", run, "--model", policy, "--out", dpo, "--pairing rso-8 --lr 1e-4 --beta 0.1 --epochs 1"),
+        _words("sample", run, "--model", dpo, "-n 16 --max-tokens 96 --split test --name dpo"),
+        _words(*rank, "--reward-model", reward, "--name reward"),
+        _words(*rank, "--function", truth, "--name truth"),
+        _words("eval policies", run, "--scorer truth --scorer reward --baseline policy", versus, "--format table"),
+    ]
+
+
+def where(run: Path) -> list[str]:
+    """What lies where after the demo, and what to type next."""
+    return [
+        f"{run}/{{prompts,candidates,scores,selections,pairs}}  the tables, as Parquet",
+        f"{run}/exports/trl                                     shards for TRL and the hub",
+        f"{run}/models/dpo                                      the trained model, for transformers and vLLM",
+        f"prefdata status {run}                                 what was made, by what",
+        f'prefdata sql {run} "select * from preferences limit 3"  ask it anything',
+    ]
+
+
+def sample_data() -> Path:
+    """The folder of the sample data: the package's, or the checkout's."""
+    try:
+        return Path(str(resources.files("prefdata.sample_data")))
+    except ModuleNotFoundError:
+        return Path(__file__).parents[1] / "sample_data"
+
+
+def _words(*parts: str | Path) -> list[str]:
+    return [word for part in parts for word in ([str(part)] if isinstance(part, Path) else part.split(" "))]
+
+
+def _run(arguments: list[str]) -> None:
+    # Each step in a process of its own, as a person would run it: what one engine holds, the next has back.
+    done = subprocess.run([sys.executable, "-m", "prefdata.cli", *arguments], env=os.environ, check=False)
+    if done.returncode == 130:
+        raise KeyboardInterrupt
+    if done.returncode:
+        raise PrefdataError(f"the step above failed (exit code {done.returncode}); mend that and run the demo again.")

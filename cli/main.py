@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from prefdata.errors import PrefdataError
 
@@ -16,8 +17,20 @@ from . import demo, evaluate, explain, export, ingest, pair, rank, sample, selec
 UsageProblem: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises for wrong usage, wherever it keeps it."""
 
+
+class InOrder(typer.core.TyperGroup):
+    """A group that lists its commands in the order of the flow, not with the groups last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The commands' names as FLOW has them."""
+        return [name for name in FLOW if name in self.commands]
+
+
+FLOW = ("demo", "ingest", "sample", "rank", "select", "pair", "export", "train", "eval", "sql", "status", "explain")
+
 app = typer.Typer(
     name="prefdata",
+    cls=InOrder,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -62,7 +75,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, prog_name="prefdata", standalone_mode=False)
     except PrefdataError as error:
         code = _fail(f"prefdata: {error}", error.exit_code, debug)
     except UsageProblem as error:
@@ -93,4 +106,4 @@ def _usage(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "prefdata"
     said = error.format_message() if hasattr(error, "format_message") else str(error)
-    return f"{' '.join(said.split())} See {command} --help."
+    return f"{' '.join(said.split()).rstrip('.')}. See {command} --help."

@@ -120,8 +120,8 @@ def _option(name: str, field: Any) -> inspect.Parameter:
     if len(name) == 1:
         flags.insert(0, f"-{name}")
     default = None if field.is_required() else field.default
-    shown = str(default) if default not in (None, ()) and kind is not bool else False
-    option = typer.Option(*flags, help=field.description, show_default=shown, metavar=_metavar(kind))
+    shown = "" if default in (None, ()) or kind is bool else f" [default: {default}]"
+    option = typer.Option(*flags, help=f"{field.description}{shown}", show_default=False, metavar=_metavar(kind))
     return _keyword(name, Annotated[kind | None, option], None)
 
 

@@ -15,8 +15,8 @@ import polars as pl
 
 from prefdata import ids
 from prefdata.engines import choose_engine, open_generator
-from prefdata.engines.protocol import Completion, Generator, Rejection, Request, Sampling
-from prefdata.errors import InputError, SpecConflict
+from prefdata.engines.protocol import Completion, Generator, Rejection, Request, Sampling, TemplateRefusal
+from prefdata.errors import SpecConflict
 from prefdata.model_files import ModelFiles, identify
 from prefdata.progress import Progress, quiet
 from prefdata.reports import Report
@@ -68,7 +68,7 @@ def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
         NotReady: there are no prompts yet.
         ModelError: the model cannot be sampled from.
     """
-    from prefdata.engines.chat import Renderer
+    from prefdata.engines.chat import Chat
 
     prompts = read_prompts(run, spec.split, partial=True)
     files = identify(spec.model, "causal-lm")
@@ -77,8 +77,7 @@ def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
     partition = run.partition("candidates", spec.name or name_of(spec.model))
     plan = list(missing(prompts, spec.n, lineage.fingerprint, _there(partition)))
     first = prompts.row(0, named=True)
-    renderer = Renderer(files, raw=spec.raw)
-    token_ids = list(renderer.ids(first["messages"], first["tools"]))
+    chat = Chat.load(files.folder(), name=files.name, raw=spec.raw)
     return {
         "partition": str(partition),
         "state": partition.state,
@@ -87,8 +86,8 @@ def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
         "prompts": prompts.height,
         "candidates_to_draw": sum(len(indices) for _, indices in plan),
         "first_prompt": first["prompt_id"],
-        "rendered": renderer.text(token_ids),
-        "token_ids": token_ids,
+        "rendered": chat.text(first["messages"], first["tools"], answer_next=True),
+        "token_ids": list(chat.prompt_ids(first["messages"], first["tools"])),
     }
 
 
@@ -124,7 +123,7 @@ def account(partition: Partition, asked: int) -> Report:
             "empty": ok.filter(pl.col("text").str.strip_chars() == "").height,
             **refused,
             "tokens": int(rows["completion_tokens"].sum()),
-            "mean_tokens": round(ok["completion_tokens"].mean() or 0.0, 2),  # type: ignore[call-overload]
+            "mean_tokens": round(int(ok["completion_tokens"].sum()) / max(ok.height, 1), 2),
         },
     )
 
@@ -205,7 +204,7 @@ def _requests(
     for prompt, indices in plan:
         try:
             prompt_ids, refusal = generator.render(prompt["messages"], prompt["tools"]), None
-        except InputError as error:
+        except TemplateRefusal as error:
             prompt_ids, refusal = (), str(error)
         for index in indices:
             key = ids.candidate_id(prompt["prompt_id"], fingerprint, index)

@@ -29,10 +29,13 @@ class Report(BaseModel):
         """Assert the identity.
 
         Raises:
-            AssertionError: rows were lost or invented, which is a bug in the step.
+            ValueError: rows were lost or invented, which is a bug in the step.
         """
         lost = self.rows_in - self.rows_out - sum(self.dropped.values())
-        assert lost == 0, f"{self.step}: {self.rows_in} in, {self.rows_out} out, {self.dropped}: {lost} unaccounted for"
+        if lost:
+            raise ValueError(
+                f"{self.step}: {self.rows_in} in, {self.rows_out} out, {self.dropped}: {lost} unaccounted for"
+            )
 
     @property
     def per_second(self) -> float:

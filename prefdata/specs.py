@@ -8,6 +8,7 @@ sizes, devices, the number of candidates), declared with `how`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
@@ -74,11 +75,17 @@ class Spec(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The fields that decide the result, as JSON values."""
         fields = type(self).model_fields
-        return {name: value for name, value in self.model_dump(mode="json").items() if not _is_how(fields[name])}
+        said = self.model_dump(mode="json")
+        return {name: _plain(value) for name, value in said.items() if not _is_how(fields[name])}
 
     def fingerprint(self) -> str:
         """The id of the spec's identity: equal fingerprints, equal results from equal inputs."""
         return digest({"step": self.step, **self.identity()})
+
+
+def _plain(value: Any) -> Any:
+    # JSON has no infinity; an infinite beta is a setting like any other.
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_how(field: Any) -> bool:
@@ -127,7 +134,9 @@ class SampleSpec(Spec):
     )
     split: Literal["all", "train", "test"] = how("all", "Which prompts.")
     name: str | None = how(None, "Name of this sampler (the model folder's name unless given).")
-    batch_size: int = how(64, "Rows of a batch (transformers) or requests at once (vllm).", ge=1)
+    batch_tokens: int | None = how(
+        None, "transformers: rows times positions of a batch (made for the device unless given).", ge=1
+    )
     device: str | None = how(None, "cpu, cuda, cuda:1, …; the best there is unless given.")
 
 
@@ -141,7 +150,9 @@ class RankSpec(Spec):
     dtype: str = what("auto", "Arithmetic of the reward model: auto (float32 on CPU, bfloat16 on CUDA), float32, …")
     name: str | None = how(None, "Name of this scorer (the model folder's or the function's name unless given).")
     sampler: tuple[str, ...] = how((), "Only candidates of these samplers (all unless given).")
-    batch_tokens: int = how(8192, "Tokens of a batch, padding included.", ge=1)
+    batch_tokens: int | None = how(
+        None, "Tokens of a batch, padding included (made for the device unless given).", ge=1
+    )
     device: str | None = how(None, "cpu, cuda, cuda:1, …; the best there is unless given.")
 
     @model_validator(mode="after")

@@ -109,8 +109,7 @@ def _query(connection: duckdb.DuckDBPyConnection, run: Run, sql: str) -> pa.Tabl
             duckdb.StatementType.EXPLAIN,
         ):
             raise UsageError("give one query that reads (select …); a run is only changed by the steps.")
-        answer = connection.execute(statements[0])
-        return answer.to_arrow_table()
+        return connection.sql(statements[0].query).to_arrow_table()
     except duckdb.CatalogException as error:
         for name in [*TABLES, *_JOINS]:
             if f"name {name} " in str(error):

@@ -1,0 +1,195 @@
+"""The command line: help, messages, exit codes, YAML and flags."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import typer
+
+(ENTRY,) = entry_points(group="console_scripts", name="prefdata")
+
+
+def prefdata(*arguments: object, **more) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "prefdata.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **more)
+
+
+def in_process(*arguments: object, capsys, monkeypatch) -> tuple[int, str, str]:
+    """The same as `prefdata`, without the start of a process."""
+    monkeypatch.setattr(sys, "argv", ["prefdata", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        ENTRY.load()()
+    out = capsys.readouterr()
+    return ended.value.code or 0, out.out, out.err
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    return lambda *arguments: in_process(*arguments, capsys=capsys, monkeypatch=monkeypatch)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"Say {i}."}) + "\n" for i in range(5)))
+    return file
+
+
+def commands(group=None, path=()):
+    group = group or typer.main.get_command(sys.modules[ENTRY.load().__module__].app)
+    yield path
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, (*path, name))
+
+
+@pytest.mark.parametrize("path", list(commands()), ids=" ".join)
+def test_every_command_has_help_and_an_example(path, run) -> None:
+    code, out, _ = run(*path, "--help")
+    assert code == 0
+    assert "Usage: prefdata" in out
+    if path not in ((), ("train",), ("eval",)):
+        assert f"Example: prefdata {' '.join(path)} " in out
+
+
+def test_help_is_light() -> None:
+    """Neither torch nor a table library is imported before a command needs it."""
+    heavy = ("torch", "transformers", "vllm", "polars", "duckdb", "pyarrow", "pandas")
+    code = f"""
+import sys
+sys.argv = ["prefdata", "--help"]
+from prefdata.cli.main import main
+try:
+    main()
+except SystemExit:
+    pass
+print([name for name in {heavy} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sampel"], "No such command 'sampel'"),
+        (["sample"], "Missing argument 'RUN'"),
+        (["sample", "r", "--model", "m", "--temprature", "1"], "--temperature"),
+        (["sample", "r", "--model", "m", "-n", "many"], "Invalid value for '-n'"),
+        (["sample", "r", "--model", "m", "-n", "0"], "sample: n: should be greater than or equal to 1, not 0"),
+        (["sample", "r"], "sample: model is needed"),
+        (["rank", "r"], "name one scorer"),
+        (["select", "r", "--method", "bon"], "'bon'"),
+        (["sql", "nowhere"], "there is no run nowhere: `prefdata ingest nowhere FILE…` starts one."),
+        (["status", "nowhere"], "there is no run nowhere"),
+        (["sample", "nowhere", "--model", "m"], "nowhere has no prompts yet: run `prefdata ingest nowhere …` first."),
+        (["rank", "nowhere", "--reward-model", "m"], "run `prefdata sample nowhere …` first."),
+        (["select", "nowhere"], "run `prefdata rank nowhere …` first."),
+        (["ingest", "r", "nothing.jsonl"], "nothing.jsonl"),
+        (["train", "dpo", "nothing.jsonl", "--model", "m", "--out", "o"], ""),
+    ],
+)
+def test_wrong_usage(arguments, said, run, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("prefdata: ")
+    assert said in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(run, tmp_path) -> None:
+    assert "Traceback" not in run("sql", tmp_path / "x")[2]
+    assert "Traceback" in run("sql", tmp_path / "x", "--debug")[2]
+
+
+def test_yaml_under_flags(run, tmp_path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("select: {k: 3, beta: 2}\ntrain: {dpo: {lr: 0.01}}\n")
+    code, out, _ = run("select", "r", "-c", config, "--beta", "0.25", "--print-config")
+    assert code == 0
+    assert "  k: 3\n" in out
+    assert "  beta: 0.25\n" in out
+    code, out, _ = run("train", "dpo", "d", "--model", "m", "--out", "o", "-c", config, "--print-config")
+    assert "    lr: 0.01\n" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("select: {betta: 3}", 'select: unknown key "betta". Did you mean "beta"?'),
+        ("selct: {k: 3}", 'unknown section "selct". Did you mean "select"?'),
+        ("select: {k: three}", "k: should be a valid integer, not 'three'"),
+        ("select: 3", "should hold keys and values"),
+        ("select: {k: [", "is not YAML"),
+        ("- 1", "should hold one section a command"),
+    ],
+)
+def test_bad_yaml(text, said, run, tmp_path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    code, _, err = run("select", "r", "-c", config)
+    assert code == 2
+    assert said in err
+    assert "run.yaml" in err
+
+
+def test_what_print_config_prints_can_be_read_back(run, tmp_path) -> None:
+    config = tmp_path / "run.yaml"
+    _, out, _ = run("select", "r", "--k", "3", "--sampler", "a", "--sampler", "b", "--print-config")
+    config.write_text(out)
+    assert run("select", "r", "-c", config, "--print-config")[1] == out
+
+
+def test_ingest_again_and_otherwise(run, prompts, tmp_path) -> None:
+    code, out, _ = run("ingest", tmp_path / "r", prompts)
+    assert code == 0
+    assert out.startswith("ingest: made ")
+    assert "5 in, 5 out" in out
+    assert run("ingest", tmp_path / "r", prompts)[1].startswith("ingest: nothing to do")
+    prompts.write_text('{"prompt": "another"}\n')
+    code, _, err = run("ingest", tmp_path / "r", prompts)
+    assert code == 2
+    assert "--replace" in err
+    assert run("ingest", tmp_path / "r", prompts, "--replace")[0] == 0
+    assert run("sql", tmp_path / "r", "select count(*) from prompts")[1] == "count_star()\n1\n"
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json", "jsonl", "markdown"])
+def test_sql_formats(form, run, prompts, tmp_path) -> None:
+    run("ingest", tmp_path / "r", prompts)
+    query = "select messages[1].content as text, 2 as two, null as nothing from prompts order by text limit 1"
+    code, out, _ = run("sql", tmp_path / "r", query, "--format", form)
+    assert code == 0
+    wanted = {
+        "table": "text    two  nothing\n------  ---  -------\nSay 0.    2\n",
+        "csv": "text,two,nothing\nSay 0.,2,\n",
+        "json": '[\n  {\n    "text": "Say 0.",\n    "two": 2,\n    "nothing": null\n  }\n]\n',
+        "jsonl": '{"text": "Say 0.", "two": 2, "nothing": null}\n',
+        "markdown": "| text   | two | nothing |\n| ------ | --: | ------- |\n| Say 0. |   2 |         |\n",
+    }
+    assert out == wanted[form]
+
+
+def test_terminal_escapes_of_a_model_are_shown_and_not_obeyed(run, tmp_path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps({"prompt": "red \x1b[31m and bell \x07"}) + "\n")
+    run("ingest", tmp_path / "r", file)
+    out = run("sql", tmp_path / "r", "select messages from prompts", "-f", "table")[1]
+    assert "\x1b" not in out
+    assert "\x07" not in out
+
+
+def test_a_closed_pipe_is_no_error(prompts, tmp_path) -> None:
+    prefdata("ingest", tmp_path / "r", prompts)
+    query = "select * from range(200000)"
+    shell = f"{sys.executable} -m prefdata.cli sql {tmp_path / 'r'} '{query}' | head -1"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+    assert done.stdout == "range\n"
+    assert done.stderr == ""

@@ -1,0 +1,69 @@
+"""Specs: strict, frozen, one fingerprint for one result."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from prefdata.errors import UsageError
+from prefdata.reports import Report
+from prefdata.specs import PairSpec, RankSpec, SampleSpec, SelectSpec, difference
+
+
+def test_unknown_keys_are_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r'run.yaml: unknown key "temprature"\. Did you mean "temperature"\?'):
+        SampleSpec.parse({"model": "m", "temprature": 1.0}, where="run.yaml")
+
+
+def test_all_problems_at_once() -> None:
+    with pytest.raises(UsageError) as found:
+        SampleSpec.parse({"temperature": "hot", "n": 0})
+    said = str(found.value)
+    assert "model is needed" in said
+    assert "temperature: should be a valid number, not 'hot'" in said
+    assert "n: should be greater than or equal to 1, not 0" in said
+
+
+@pytest.mark.parametrize("value", ["1", 1.5, True])
+def test_no_value_is_bent_into_shape(value) -> None:
+    with pytest.raises(UsageError):
+        SampleSpec.parse({"model": "m", "n": value})
+
+
+def test_lists_become_tuples_and_whole_numbers_floats() -> None:
+    spec = SelectSpec.parse({"sampler": ["a", "b"], "beta": 1})
+    assert spec.sampler == ("a", "b")
+    assert spec.beta == 1.0
+
+
+def test_frozen() -> None:
+    with pytest.raises(ValidationError):
+        SelectSpec().k = 3  # type: ignore[misc]
+
+
+def test_how_much_and_how_stay_out_of_the_fingerprint() -> None:
+    base = SampleSpec(model="m")
+    assert base.fingerprint() == SampleSpec(model="m", n=99, batch_tokens=7, name="x", split="test").fingerprint()
+    assert base.fingerprint() != SampleSpec(model="m", temperature=0.9).fingerprint()
+    assert "n" not in base.identity()
+    assert SelectSpec().fingerprint() != PairSpec().fingerprint()
+
+
+def test_exactly_one_scorer() -> None:
+    for values in ({}, {"reward_model": "m", "function": "f.py:g"}):
+        with pytest.raises(UsageError, match="name one scorer"):
+            RankSpec.parse(values)
+
+
+def test_beta_inf_has_a_fingerprint() -> None:
+    assert SelectSpec(beta=float("inf")).fingerprint() != SelectSpec(beta=1.0).fingerprint()
+
+
+def test_difference() -> None:
+    assert difference({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == "b: 2 -> 3, c: None -> 4"
+
+
+def test_reports_add_up() -> None:
+    Report(step="s", unit="rows", rows_in=3, rows_out=1, dropped={"tie": 2})
+    with pytest.raises(ValueError, match="1 unaccounted for"):
+        Report(step="s", unit="rows", rows_in=3, rows_out=1, dropped={"tie": 1})
