@@ -91,7 +91,7 @@ def canonical(
     """
     bad: list[tuple[str, BadRow]] = []
     twice: list[BadRow] = []
-    figures: dict[str, Any] = {"layouts": [], "lone_surrogates": 0, "split_conflicts": 0}
+    figures: dict[str, Any] = {"layout": [], "lone_surrogates": 0, "split_conflicts": 0}
     found = _distinct(_usable(rows, layout, system, bad, figures), twice, figures)
     if bad and (on_bad_rows == "error" or not found):
         raise BadRows([row for _, row in bad], hint=_BAD_HINT if found else "Nothing was written.")
@@ -102,6 +102,7 @@ def canonical(
     table = PROMPTS.from_rows(list(found.values()))
     dropped = Counter(reason for reason, _ in bad) + Counter(duplicate=len(twice))
     splits = Counter(table["split"].to_pylist())
+    figures["layout"] = ", ".join(figures["layout"])
     report = Report(
         step="ingest",
         unit="rows",
@@ -122,8 +123,8 @@ def _usable(
 ) -> Iterator[tuple[RawRow, dict[str, Any]]]:
     """Each row with the prompt that it holds; the others go to `bad`."""
     for row, how in _with_layouts(rows, layout):
-        if how is not None and how.name not in figures["layouts"]:
-            figures["layouts"].append(how.name)
+        if how is not None and how.name not in figures["layout"]:
+            figures["layout"].append(how.name)
         try:
             record = _record(_prompt(row, how, system))
         except Unusable as error:

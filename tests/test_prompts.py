@@ -50,7 +50,7 @@ def test_the_table_and_its_report() -> None:
         for text in ("a", "b")
     ]
     assert (report.step, report.unit, report.rows_in, report.rows_out, report.dropped) == ("ingest", "rows", 2, 2, {})
-    assert report.figures == {"layouts": ["prompt"], "train": 2}
+    assert report.figures == {"layout": "prompt", "train": 2}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_duplicates_are_merged_and_counted() -> None:
     third = {"prompt": "a", "reference": "B", "split": "train"}
     table, report = canonical(rows(first, second, third), split_test=0)
     assert report.dropped == {"duplicate": 2}
-    assert report.figures == {"layouts": ["prompt"], "split_conflicts": 1, "test": 1}
+    assert report.figures == {"layout": "prompt", "split_conflicts": 1, "test": 1}
     (row,) = table.to_pylist()
     assert row["tags"] == ["x", "y", "z"]
     assert (row["metadata"], row["reference"], row["split"]) == ('{"id": 1}', "A", "test")
@@ -153,7 +153,7 @@ def test_each_file_has_its_own_layout() -> None:
         [*rows({"prompt": "a"}, file="1"), *rows("broken", {"question": "b"}, file="2")], on_bad_rows="drop"
     )
     assert [m[0]["content"] for m in table["messages"].to_pylist()] == ["a", "b"]
-    assert report.figures["layouts"] == ["prompt", "question"]
+    assert report.figures["layout"] == "prompt, question"
     with pytest.raises(InputError, match="2: nothing to read as prompt"):
         canonical([*rows({"prompt": "a"}, file="1"), *rows({"question": "b"}, file="2")], layout="prompt")
 

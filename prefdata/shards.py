@@ -1,0 +1,184 @@
+"""export: pairs or selections in, shards and a dataset card out.
+
+The folder is laid out as the hub lays out datasets, `data/train-00000-of-00004.parquet` and a README.md, so that
+`datasets.load_dataset(FOLDER)` reads it. A row belongs to its prompt's split. The folder is built beside and renamed
+into place: it is never seen half-written.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prefdata.disk import write_file
+from prefdata.errors import InputError, SpecConflict, UsageError
+from prefdata.formats.card import Split, card
+from prefdata.formats.dialects import DIALECTS, Dialect
+from prefdata.reports import Report, nonzero
+from prefdata.specs import ExportSpec
+from prefdata.store import MADE_BY, Folder, Lineage, Outcome, Partition, Run
+from prefdata.tables import TABLES
+from prefdata.views import read_candidates, read_prompts
+
+COMPRESSION = "zstd"
+
+_SAMPLED = 1000
+
+
+def shards(rows: pa.Table, shard_bytes: int) -> list[pa.Table]:
+    """`rows` in their order, cut into the fewest parts of about equal length that should stay below `shard_bytes`.
+
+    The size is that of Parquet files, estimated by encoding some thousand rows, evenly spaced; equal rows give equal
+    parts. There is one part at least, and one row a part at least.
+    """
+    parts = max(1, min(rows.num_rows, math.ceil(_parquet_bytes(rows) / shard_bytes)))
+    cuts = [rows.num_rows * part // parts for part in range(parts + 1)]
+    return [rows.slice(start, end - start) for start, end in pairwise(cuts)]
+
+
+def _parquet_bytes(rows: pa.Table) -> float:
+    if not rows.num_rows:
+        return 0
+    sample = rows.take(list(range(0, rows.num_rows, max(1, rows.num_rows // _SAMPLED))))
+    encoded = io.BytesIO()
+    pq.write_table(sample, encoded, compression=COMPRESSION)
+    return float(encoded.tell() / sample.num_rows * rows.num_rows)
+
+
+def shard_name(split: str, part: int, parts: int) -> str:
+    """The file of a shard, counted from 0: `data/train-00000-of-00004.parquet`."""
+    return f"data/{split}-{part:05d}-of-{parts:05d}.parquet"
+
+
+def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False) -> Outcome:
+    """Write pairs or best answers to the folder `to`, in a dialect.
+
+    Raises:
+        NotReady: what the dialect reads is not there, or unfinished.
+        UsageError: a table was named that the dialect does not read, or one of several must be named.
+        SpecConflict: the folder holds another export.
+        InputError: the folder holds files that prefdata did not write, which `replace` does not touch either; or
+            there is no row to write.
+    """
+    dialect = DIALECTS[spec.dialect]
+    source = run.only(dialect.reads, _name(spec, dialect))
+    prompts = run.all("prompts")
+    parents = {str(partition): partition.content for partition in (source, *prompts)}
+    lineage = Lineage.of(spec, parents, resolved={source.table.partition: source.name})
+    folder = Folder(to)
+    if to.exists() and not to.is_dir():
+        raise InputError(f"{to} is a file. Name a folder with --to.")
+    try:
+        folder.check(lineage)
+    except SpecConflict:
+        if not replace:
+            raise
+    return folder.remake(lineage, lambda path: _fill(run, spec, source, lineage, path, to.name), replace=replace)
+
+
+def _name(spec: ExportSpec, dialect: Dialect) -> str | None:
+    """The name of the table's partition that was asked for.
+
+    Raises:
+        UsageError: a table was named that this dialect does not read.
+    """
+    wanted, other = (spec.pairing, spec.selector) if dialect.reads == "pairs" else (spec.selector, spec.pairing)
+    if other is not None:
+        key = "--pairing" if dialect.reads == "pairs" else "--selector"
+        raise UsageError(f"the dialect {dialect.name} reads {dialect.reads}: name them with {key}.")
+    return wanted
+
+
+def _fill(run: Run, spec: ExportSpec, source: Partition, lineage: Lineage, path: Path, title: str) -> Report:
+    dialect = DIALECTS[spec.dialect]
+    joined, dropped = _joined(run, source)
+    if joined.height == 0:
+        raise InputError(f"{source} has no row to export. Look at its counts with `prefdata status {run}`.")
+    rows = dialect.rows(joined, strict=spec.strict_columns)
+    signed = rows.replace_schema_metadata({"prefdata": lineage.model_dump_json()})
+    splits = {}
+    for split in ("train", "test"):
+        of_split = signed.filter(pa.array((joined["split"] == split).to_list()))
+        if of_split.num_rows:
+            splits[split] = _write(of_split, split, spec.shard_mb * 1_000_000, path)
+    report = Report(
+        step="export",
+        unit=dialect.reads,
+        rows_in=rows.num_rows + sum(dropped.values()),
+        rows_out=rows.num_rows,
+        dropped=nonzero(dropped),
+        figures={name: split.rows for name, split in splits.items()}
+        | {"files": sum(split.files for split in splits.values())},
+    )
+    history = _history(run, source, joined)
+    text = card(title, dialect, rows.schema, splits, history, report)
+    write_file(path / "README.md", lambda file: file.write(text.encode()))
+    return report
+
+
+def _write(rows: pa.Table, split: str, shard_bytes: int, path: Path) -> Split:
+    parts = shards(rows, shard_bytes)
+    files = [path / shard_name(split, number, len(parts)) for number in range(len(parts))]
+    for file, part in zip(files, parts, strict=True):
+        file.parent.mkdir(exist_ok=True)
+        write_file(file, partial(pq.write_table, part, compression=COMPRESSION))
+    return Split(rows.num_rows, rows.nbytes, sum(file.stat().st_size for file in files), len(files))
+
+
+def _joined(run: Run, source: Partition) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The rows to export by key, each with its prompt, its texts and their sampler; and how many were left out, why.
+
+    Raises:
+        InputError: a row names a prompt or a candidate that the run does not hold.
+    """
+    everything = pl.DataFrame(source.read())
+    texts = read_candidates(run, ["candidate_id", "text"])
+    if source.table.name == "pairs":
+        rows = everything
+        for side in ("chosen", "rejected"):
+            rows = rows.join(
+                texts.select(pl.col("candidate_id").alias(f"{side}_id"), pl.col("text").alias(side), "sampler"),
+                on=f"{side}_id",
+                how="left",
+                suffix=f"_{side}",
+            )
+    else:
+        first = everything.sort("prompt_id", pl.col("score").neg(), "rank")
+        rows = first.unique("prompt_id", keep="first", maintain_order=True)
+        rows = rows.join(texts.rename({"text": "answer"}), on="candidate_id", how="left")
+    prompts = read_prompts(run, partial=True).select("prompt_id", "messages", "tools", "split")
+    rows = rows.join(prompts, on="prompt_id", how="left").sort(source.table.key)
+    lost = rows.filter(pl.any_horizontal(pl.col("sampler", "messages").is_null()))
+    if lost.height:
+        raise InputError(
+            f"{lost.height} of {rows.height} rows of {source} name a prompt or a candidate that {run} does not hold "
+            f"(first: {lost[source.table.key[0]][0]}). Run `{MADE_BY[source.table.name]}` again."
+        )
+    return rows, {"not_the_best": everything.height - rows.height}
+
+
+def _history(run: Run, source: Partition, joined: pl.DataFrame) -> list[tuple[str, Lineage]]:
+    """The tables behind the rows, in the order of the flow: what the source names as parents, and the samplers used."""
+    behind = [*run.partitions("prompts"), *(run.partition("candidates", name) for name in sorted(_samplers(joined)))]
+    waiting = [source]
+    while waiting:
+        partition = waiting.pop()
+        behind.append(partition)
+        # The samplers behind the scores are known already, and only those whose answers are in the rows matter.
+        if partition.table.name in ("selections", "pairs") and (lineage := partition.lineage()):
+            waiting += [run.partition(*name.split("/", 1)) for name in lineage.parents]
+    distinct = {str(partition): partition for partition in behind}
+    order = list(TABLES)
+    ordered = sorted(distinct.values(), key=lambda partition: (order.index(partition.table.name), partition.name))
+    return [(str(partition), lineage) for partition in ordered if (lineage := partition.lineage())]
+
+
+def _samplers(joined: pl.DataFrame) -> set[str]:
+    return {name for column in joined.columns if column.startswith("sampler") for name in joined[column].to_list()}
