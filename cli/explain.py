@@ -52,9 +52,10 @@ def _candidate(side: str, row: dict[str, Any], score: float | None) -> list[str]
     return [
         f"{side} {row['candidate_id']}  score {show.number(score)}",
         f"  {show.printable(row['text'])}",
-        f"  by {row['sampler']} ({row['model']} @ {row['model_revision']}, {row['engine']}), draw {row['sample_index']},"
-        f" seed {row['seed']}, temperature {row['temperature']:g}, {row['completion_tokens']} tokens,"
-        f" ended by {row['finish_reason']}, log-probability {show.number(row['logprob_sum'])}",
+        f"  by {row['sampler']} ({row['model']} @ {row['model_revision']}, {row['engine']}),"
+        f" draw {row['sample_index']}, seed {row['seed']}, temperature {row['temperature']:g},"
+        f" {row['completion_tokens']} tokens, ended by {row['finish_reason']},"
+        f" log-probability {show.number(row['logprob_sum'])}",
     ]
 
 
