@@ -79,7 +79,9 @@ def connect(run: Run) -> duckdb.DuckDBPyConnection:
     for name, (needs, select) in _JOINS.items():
         if all(need in there for need in needs):
             connection.execute(f"create view {name} as {select}")
-    connection.execute(f"set allowed_directories = [{_quoted(str(run.path.resolve()))}]")
+    # The pattern is held against the list as it is written, before it is expanded.
+    folder = str(run.path.resolve())
+    connection.execute(f"set allowed_directories = [{_quoted(folder)}, {_quoted(_glob_safe(folder))}]")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")
     return connection
