@@ -19,10 +19,10 @@ SEED = 1
 TRAIN_PROMPTS = 500
 TEST_PROMPTS = 150
 DEMONSTRATIONS_PER_PROMPT = 8
-COMPARISONS_PER_PROMPT = 5
+COMPARISONS_PER_PROMPT = {"preferences": 10, "heldout_preferences": 5}
 FLIPPED = 0.1
 """The share of preferences in `preferences.jsonl` that name the worse answer as the better."""
-TIE_MARGIN = 0.25
+TIE_MARGIN = 0.5
 """Answers whose true rewards are nearer than this are a tie to the annotator."""
 
 Row = dict[str, Any]
@@ -74,7 +74,7 @@ def _comparisons(seed: int, name: str, requests: Sequence[Request]) -> Iterator[
     """Two different answers to a request, as they were drawn."""
     for number, request in enumerate(requests):
         rng = Random(f"{seed}/{name}/{number}")
-        for _ in range(COMPARISONS_PER_PROMPT):
+        for _ in range(COMPARISONS_PER_PROMPT[name]):
             first, second = draw_answer(rng, request.wishes), draw_answer(rng, request.wishes)
             if first != second:
                 yield request, first, second

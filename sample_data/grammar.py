@@ -171,7 +171,7 @@ def draw_answer(rng: Random, wish: Wishes, care: float | None = None) -> str:
         earlier, later = sorted(rng.sample(range(len(written)), 2))
         written[later] = written[earlier]
     text = " ".join(written)
-    if rng.random() < 0.25 * (1.0 - care):
+    if rng.random() < 0.2 * (1.0 - care):
         text = text[: text.rindex(" ")]  # breaks off before the last word
     return text
 
@@ -189,7 +189,7 @@ def _heeded(rng: Random, wish: Wishes, care: float) -> Wishes:
         genre=rng.choice([None, *GENRES]) if slip() else wish.genre,
         tone=rng.choice(list(TONES)) if slip() else tone,
         aspect=None if slip() else wish.aspect,
-        sentences=rng.randrange(2, 6) if wish.sentences is None or slip() else wish.sentences,
+        sentences=rng.randrange(2, 5) if wish.sentences is None or slip() else wish.sentences,
     )
 
 

@@ -32,12 +32,9 @@ GENRES: dict[str, str] = {
 TOPICS: dict[str, str] = {
     "lighthouse": "an old lighthouse",
     "chess": "a chess player",
-    "orchestra": "a failing orchestra",
     "bakery": "a village bakery",
-    "submarine": "a lost submarine",
     "circus": "a travelling circus",
     "library": "a burning library",
-    "glacier": "a melting glacier",
     "dog": "a stray dog",
     "sisters": "two sisters",
     "train": "a night train",
@@ -45,27 +42,18 @@ TOPICS: dict[str, str] = {
     "garden": "a walled garden",
     "clock": "a broken clock",
     "wedding": "a late wedding",
-    "bees": "a swarm of bees",
     "violin": "a stolen violin",
     "robot": "a shy robot",
     "ship": "a ghost ship",
     "pirates": "retired pirates",
-    "map": "a torn map",
     "letter": "an unsent letter",
-    "boxer": "a young boxer",
     "balloon": "a hot air balloon",
     "school": "a mountain school",
-    "volcano": "a sleeping volcano",
     "painter": "a blind painter",
-    "postman": "a country postman",
     "hotel": "an empty hotel",
     "bridge": "a wooden bridge",
-    "market": "a floating market",
     "storm": "a snow storm",
-    "taxi": "a taxi driver",
-    "farm": "a lonely farm",
     "castle": "a haunted castle",
-    "desert": "a desert road",
 }
 """Topics by the word that names them, and how a sentence says them."""
 
@@ -141,7 +129,7 @@ def wishes(messages: Sequence[Message]) -> Wishes:
 
 
 def true_reward(messages: Sequence[Message], response: str) -> float:
-    """How good `response` is as an answer to `messages`: the sum of `true_reward_parts`, between -3.5 and 4."""
+    """How good `response` is as an answer to `messages`: the sum of `true_reward_parts`, between -4.5 and 4."""
     return sum(true_reward_parts(messages, response).values())
 
 
