@@ -9,6 +9,8 @@ refuse) becomes U+FFFD, and the rows concerned are counted.
 
 from __future__ import annotations
 
+import json
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby
@@ -51,6 +53,7 @@ def ingest(run: Run, files: Sequence[str], spec: IngestSpec, *, replace: bool = 
         SpecConflict: a source of this name holds other prompts or was made with other settings.
     """
     partition = run.partition("prompts", spec.source or name_of(Path(files[0]).stem))
+    began = time.monotonic()
     table, report = canonical(
         chain.from_iterable(read(file) for file in files),
         layout=spec.layout,
@@ -60,9 +63,15 @@ def ingest(run: Run, files: Sequence[str], spec: IngestSpec, *, replace: bool = 
         on_bad_rows=spec.on_bad_rows,
         system=spec.system,
     )
-    plain = [name for name in table.column_names if name not in ("messages", "tags")]
-    lineage = Lineage.of(spec, resolved={"prompts": rows_id(table.select(plain), "prompt_id")})
+    report = report.timed(time.monotonic() - began)
+    lineage = Lineage.of(spec, resolved={"prompts": _content(table)})
     return partition.derive(lineage, lambda: (table, report), replace=replace)
+
+
+def _content(table: pa.Table) -> str:
+    """The id of a table of prompts; the ids of the prompts stand for their messages."""
+    tags = pa.array([json.dumps(tags) for tags in table["tags"].to_pylist()], pa.string())
+    return rows_id(table.drop_columns(["messages", "tags"]).append_column("tags", tags), "prompt_id")
 
 
 def canonical(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -75,11 +76,9 @@ def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False) -> Ou
     folder = Folder(to)
     if to.exists() and not to.is_dir():
         raise InputError(f"{to} is a file. Name a folder with --to.")
-    try:
-        folder.check(lineage)
-    except SpecConflict:
-        if not replace:
-            raise
+    if replace:
+        with suppress(SpecConflict):
+            folder.check(lineage)
     return folder.remake(lineage, lambda path: _fill(run, spec, source, lineage, path, to.name), replace=replace)
 
 

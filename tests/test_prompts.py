@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdata import ids
-from prefdata.errors import BadRows, InputError
+from prefdata.errors import BadRows, InputError, SpecConflict
 from prefdata.formats.files import RawRow
 from prefdata.formats.readers import read
-from prefdata.prompts import canonical
+from prefdata.prompts import canonical, ingest
+from prefdata.specs import IngestSpec
+from prefdata.store import Run
 from prefdata.tables import PROMPTS
 
 USER = {"role": "user", "content": "Hi"}
@@ -222,6 +224,7 @@ ROW = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(ROW, min_size=1, max_size=12))
 def test_every_row_is_accounted_for_and_the_table_reads_back_as_itself(some: list[dict[str, Any]]) -> None:
     try:
@@ -233,3 +236,25 @@ def test_every_row_is_accounted_for_and_the_table_reads_back_as_itself(some: lis
     assert len(set(table["prompt_id"].to_pylist())) == table.num_rows == report.rows_out
     again, _ = canonical(rows(*table.to_pylist()))
     assert again.equals(table)
+
+
+def test_ingest_once_and_refuse_other_prompts_under_the_same_name(tmp_path: Path) -> None:
+    run, file = Run(tmp_path / "run"), tmp_path / "films.jsonl"
+    file.write_text('{"prompt":"a","tags":["x"]}\n{"prompt":"b"}\n')
+    outcome = ingest(run, [str(file)], IngestSpec())
+    assert (outcome.did, outcome.path.name, outcome.report.rows_out) == ("made", "source=films", 2)
+    assert ingest(run, [str(file)], IngestSpec()).did == "kept"
+    for changed in ('{"prompt":"a","tags":["y"]}\n{"prompt":"b"}\n', '{"prompt":"a","tags":["x"]}\n'):
+        file.write_text(changed)
+        with pytest.raises(SpecConflict, match="was made with other settings"):
+            ingest(run, [str(file)], IngestSpec())
+    assert ingest(run, [str(file)], IngestSpec(), replace=True).did == "remade"
+    assert ingest(run, [str(file), str(file)], IngestSpec(source="twice")).report.dropped == {"duplicate": 1}
+
+
+def test_bad_input_writes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "films.jsonl"
+    file.write_text('{"prompt":"a"}\n{"prompt":\n')
+    with pytest.raises(BadRows, match=r"films\.jsonl:2: broken JSON at column 11"):
+        ingest(Run(tmp_path / "run"), [str(file)], IngestSpec())
+    assert not (tmp_path / "run").exists()

@@ -121,7 +121,7 @@ class Layout:
             messages = [{"role": "system", "content": system}, *messages]
         messages, reference = _answered(messages)
         tools = _tools(columns.take(("tools",)))
-        if values.get("prompt_id") == prompt_id(messages, tools):
+        if "prompt_id" in values and values["prompt_id"] == prompt_id(messages, tools):
             columns.take(("prompt_id",))  # one of our own tables: the id says nothing new
         return Prompt(
             messages=messages,
