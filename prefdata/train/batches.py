@@ -69,8 +69,8 @@ class Batch:
         targets: `[N]` those next tokens.
         ends: `[R]` column of each row's last token.
         weight, margin: `[E]`.
-        counts: `[R]` tokens that count; always on the CPU.
-        size: the sum of `weight`.
+        counts: `[R]` tokens that count.
+        weights: `[E]` the same numbers as `weight`, to count with.
         width: K.
         index: the trees' places in the data.
     """
@@ -81,8 +81,8 @@ class Batch:
     ends: Tensor
     weight: Tensor
     margin: Tensor
-    counts: np.ndarray
-    size: float
+    counts: list[int]
+    weights: list[float]
     width: int
     index: np.ndarray
 
@@ -116,8 +116,8 @@ def collate(trees: Sequence[Tree], index: np.ndarray) -> Batch:
         ends=torch.from_numpy(ends),
         weight=torch.tensor([tree.weight for tree in chosen], dtype=torch.float32),
         margin=torch.tensor([tree.margin for tree in chosen], dtype=torch.float32),
-        counts=np.array([len(place) for place in places]),
-        size=sum(tree.weight for tree in chosen),
+        counts=[len(place) for place in places],
+        weights=[tree.weight for tree in chosen],
         width=width,
         index=np.asarray(index),
     )

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prefdata.errors import BadRow, InputError
+from prefdata.errors import BadRow, InputError, NotReady
 from prefdata.ids import ID_DIGITS, digest
 from prefdata.store import Partition, Run
 from prefdata.tables import TABLES
@@ -194,6 +194,10 @@ def _references(run: Run) -> Source:
     def read() -> Iterator[Row | BadRow]:
         prompts = _prompts(run)
         prompts = prompts.filter(prompts["reference"].is_valid()).sort_by("prompt_id")
+        if not prompts.num_rows:
+            raise NotReady(
+                f"no prompt of {run} has a reference answer to imitate: run `prefdata select {run} …` first."
+            )
         yield from _imitate("prompts", prompts, prompts["reference"])
 
     return Source(f"{run.path}/prompts", {str(source): source.content for source in sources}, read, run.path)

@@ -91,7 +91,7 @@ class Loop:
         trees = [self.train[i] for i in index]
         size = self.objective.size(trees)
         pieces: list[Sums] = []
-        for batch in micro_batches(self.train, index, spec.micro_tokens):
+        for batch in micro_batches(self.train, index, self.loaded.micro_tokens):
             with self.loaded.precision():
                 loss, sums = self.objective.evaluate(model, batch.to(self.loaded.device))
             (loss / size).backward()  # type: ignore[no-untyped-call]
@@ -166,11 +166,11 @@ def learning_rate(spec: TrainSpec, step: int, total: int) -> float:
 
 
 @torch.no_grad()
-def evaluate(loaded: Loaded, objective: Objective, trees: Sequence[Tree], max_tokens: int) -> dict[str, float]:
+def evaluate(loaded: Loaded, objective: Objective, trees: Sequence[Tree]) -> dict[str, float]:
     """The objective's metrics over all of `trees`, with dropout off."""
     loaded.model.eval()
     means = Means()
-    for batch in micro_batches(trees, range(len(trees)), max_tokens):
+    for batch in micro_batches(trees, range(len(trees)), loaded.micro_tokens):
         with loaded.precision():
             _, sums = objective.evaluate(loaded.model, batch.to(loaded.device))
         means.add(fetch([sums]))

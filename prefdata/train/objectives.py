@@ -37,14 +37,17 @@ class Objective:
 
 
 def sft(spec: SftSpec) -> Objective:
-    """Supervised fine-tuning; the loss is the mean over the trained tokens of the step."""
+    """Supervised fine-tuning; the loss is the weighted mean over the trained tokens."""
     loss = LOSSES[spec.loss]
 
     def evaluate(model: nn.Module, batch: Batch) -> tuple[Tensor, Sums]:
-        total = loss(sequence_logps(model, batch)[:, 0]).sum()
-        return total, {"loss": (total.detach(), float(len(batch.targets)))}
+        total = (loss(sequence_logps(model, batch)[:, 0]) * batch.weight).sum()
+        return total, {"loss": (total.detach(), _weighted(batch.counts, batch.weights))}
 
-    return Objective("conversations", lambda trees: float(sum(t.trained_tokens for t in trees)), evaluate, dropout=True)
+    def size(trees: Sequence[Tree]) -> float:
+        return _weighted([tree.trained_tokens for tree in trees], [tree.weight for tree in trees])
+
+    return Objective("conversations", size, evaluate, dropout=True)
 
 
 def rm(spec: RmSpec) -> Objective:
@@ -55,7 +58,7 @@ def rm(spec: RmSpec) -> Objective:
         chosen, rejected = end_scores(model, batch).unbind(1)
         margin = batch.margin if spec.use_margin else None
         values = loss(chosen, rejected, margin, spec.center_rewards)
-        return _preferences(values, chosen, rejected, batch.weight, batch.size)
+        return _preferences(values, chosen, rejected, batch.weight, sum(batch.weights))
 
     return Objective("pairs", _weight, evaluate)
 
@@ -73,14 +76,18 @@ def dpo(spec: DpoSpec, reference: Tensor) -> Objective:
         logps = sequence_logps(model, batch)
         chosen, rejected = (logps - reference[batch.index].to(logps.device)).unbind(1)
         values = loss(chosen, rejected, spec.beta, spec.label_smoothing)
-        total, sums = _preferences(values, spec.beta * chosen, spec.beta * rejected, batch.weight, batch.size)
+        total, sums = _preferences(values, spec.beta * chosen, spec.beta * rejected, batch.weight, sum(batch.weights))
         count = float(len(values))
         sums["logps/chosen"] = (logps[:, 0].detach().sum(), count)
         sums["logps/rejected"] = (logps[:, 1].detach().sum(), count)
-        sums["logps/chosen_drift"] = (chosen.detach().sum(), float(batch.counts[::2].sum()))  # nats a token
+        sums["logps/chosen_drift"] = (chosen.detach().sum(), float(sum(batch.counts[::2])))  # nats a token
         return total, sums
 
     return Objective("pairs", _weight, evaluate)
+
+
+def _weighted(tokens: Sequence[int], weights: Sequence[float]) -> float:
+    return sum(count * weight for count, weight in zip(tokens, weights, strict=True))
 
 
 def _weight(trees: Sequence[Tree]) -> float:

@@ -20,7 +20,7 @@ from prefdata.train.logps import sequence_logps
 from prefdata.train.models import Loaded
 
 
-def reference_logps(loaded: Loaded, revision: str, trees: Sequence[Tree], cache: Path, max_tokens: int) -> Tensor:
+def reference_logps(loaded: Loaded, revision: str, trees: Sequence[Tree], cache: Path) -> Tensor:
     """`[E, K]` log-probabilities of every response under `loaded` as it is now, read from `cache` if they are there.
 
     Args:
@@ -28,13 +28,12 @@ def reference_logps(loaded: Loaded, revision: str, trees: Sequence[Tree], cache:
         revision: the id of its weights.
         trees: the data.
         cache: a folder of cached log-probabilities.
-        max_tokens: most tokens at once, padding included.
     """
     key = digest({"model": revision, "data": content(trees), "dtype": str(loaded.autocast)})
     path = cache / f"{key}.parquet"
     if path.exists():
         return _from_table(pq.read_table(path))
-    values = compute(loaded, trees, max_tokens)
+    values = compute(loaded, trees)
     with refused(path):
         cache.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: pq.write_table(_to_table(values), file))
@@ -42,11 +41,11 @@ def reference_logps(loaded: Loaded, revision: str, trees: Sequence[Tree], cache:
 
 
 @torch.no_grad()
-def compute(loaded: Loaded, trees: Sequence[Tree], max_tokens: int) -> Tensor:
+def compute(loaded: Loaded, trees: Sequence[Tree]) -> Tensor:
     """`[E, K]` log-probabilities of every response, in the order of `trees`, on the CPU."""
     loaded.model.eval()
     values = torch.empty(len(trees), len(trees[0].responses) if trees else 1)
-    for batch in micro_batches(trees, range(len(trees)), max_tokens):
+    for batch in micro_batches(trees, range(len(trees)), loaded.micro_tokens):
         with loaded.precision():
             values[batch.index] = sequence_logps(loaded.model, batch.to(loaded.device)).cpu()
     return values

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefdata.errors import SpecConflict, UsageError
+from prefdata.ids import digest
 from prefdata.model_files import Kind, ModelFiles, identify
 from prefdata.reports import Report
 from prefdata.store import Folder, Lineage, State
 from prefdata.train import data as sources
-from prefdata.train.layouts import Item, parse
 from prefdata.train.layouts import Kind as Layout
+from prefdata.train.layouts import parse
 from prefdata.train.specs import DpoSpec, RmSpec, SftSpec, TrainSpec
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class _Training:
         self.lineage = Lineage.of(
             spec,
             self.source.parents,
-            resolved={"model": self.files.revision},
+            resolved={"model": self.files.revision, "tokenizer": tokenizer_id(self.files)},
             torch=version("torch"),
             transformers=version("transformers"),
         )
@@ -120,7 +121,7 @@ class _Training:
         objective, test_objective = self._objectives(loaded, train, test, progress)
 
         def held_out() -> dict[str, float]:
-            return evaluate(loaded, test_objective, test, self.spec.micro_tokens)
+            return evaluate(loaded, test_objective, test)
 
         loop = Loop(loaded, objective, self.spec, train, self.folder.path, held_out if test else None)
         last = loop.run(lambda done, total, metrics: progress("train", done, total, metrics))
@@ -145,9 +146,7 @@ class _Training:
         assert isinstance(self.spec, DpoSpec)
         cache = (self.source.run or self.folder.path) / "_reference"
         made = [
-            objectives.dpo(
-                self.spec, reference_logps(loaded, self.files.revision, trees, cache, self.spec.micro_tokens)
-            )
+            objectives.dpo(self.spec, reference_logps(loaded, self.files.revision, trees, cache))
             for trees in (train, test)
         ]
         return made[0], made[1]
@@ -163,14 +162,15 @@ class Prepared:
         spec, files, source = training.spec, training.files, training.source
         need_margin = isinstance(spec, RmSpec) and spec.use_margin
         self.step = spec.step
-        self.items = parse(source.read(), training.kind, source.name, need_margin=need_margin)
+        items = parse(source.read(), training.kind, source.name, need_margin=need_margin)
+        self.count = len(items)
         self.tokenizer = load_tokenizer(files)
         encoder = Encoder(self.tokenizer, stop_ids(files, self.tokenizer), longest(files, spec), spec.on_long)
-        self.train = encoder.encode([item for item in self.items if item.row.split != "test"])
-        self.test = encoder.encode([item for item in self.items if item.row.split == "test"])
+        self.train = encoder.encode([item for item in items if item.row.split != "test"])
+        self.test = encoder.encode([item for item in items if item.row.split == "test"])
         if not self.train.trees:
             raise UsageError(
-                f"{source.name}: nothing is left to train on ({_account(self.items, self.train.dropped)})."
+                f"{source.name}: nothing is left to train on ({_account(self.count, self.train.dropped)})."
             )
 
     def report(self, unit: str) -> Report:
@@ -183,16 +183,16 @@ class Prepared:
         return Report(
             step=self.step,
             unit=unit,
-            rows_in=len(self.items),
+            rows_in=self.count,
             rows_out=len(self.train.trees),
             dropped=dropped,
             figures=figures,
         )
 
 
-def _account(items: list[Item], dropped: dict[str, int]) -> str:
+def _account(rows: int, dropped: dict[str, int]) -> str:
     reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
-    return f"{len(items)} rows, {reasons or 'all of them in the test split'}"
+    return f"{rows} rows, {reasons or 'all of them in the test split'}"
 
 
 def find_model(spec: TrainSpec) -> ModelFiles:
@@ -215,3 +215,11 @@ def longest(files: ModelFiles, spec: TrainSpec) -> int | None:
     if spec.max_length is not None and context is not None and spec.max_length > context:
         raise UsageError(f"max_length {spec.max_length} is more than the {context} positions of {files.name}.")
     return spec.max_length or context
+
+
+def tokenizer_id(files: ModelFiles) -> str:
+    """The id of a local model's tokenizer and chat template; a hub model's revision covers them."""
+    if files.path is None:
+        return files.revision
+    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    return digest([(files.path / name).read_text("utf-8") for name in names if (files.path / name).is_file()])

@@ -41,7 +41,11 @@ class TrainSpec(Spec):
         "their responses (end token included). Each is counted.",
     )
     seed: int = what(0, "Seed of the order of the data, of dropout and of new weights.", ge=0)
-    micro_tokens: int = how(16384, "Most tokens, padding included, that go through the model at once.", ge=1)
+    micro_tokens: int | None = how(
+        None,
+        "Most tokens, padding included, that go through the model at once; 1024 on a CPU, 16384 on a GPU unless given.",
+        ge=1,
+    )
     eval_every: int = how(0, "Steps between evaluations on the test split; 0 = only at the end.", ge=0)
     save_every: int = how(200, "Steps between checkpoints; 0 = none.", ge=0)
     log_every: int = how(1, "Steps that one line of metrics.jsonl is the mean of.", ge=1)

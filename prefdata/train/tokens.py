@@ -171,7 +171,7 @@ class Encoder:
                     "generation block, where it has one)."
                 )
             begins = np.count_nonzero(prompt == begin) + np.count_nonzero(response == begin)
-            if begin is not None and begin not in self.ends[:0] and begin != self.tokenizer.eos_token_id and begins > 1:
+            if begin is not None and begin != self.tokenizer.eos_token_id and begins > 1:
                 return f"it holds {begins} begin tokens ({self.tokenizer.bos_token}), and a model expects one"
         return Tree(prompt, responses, trained, item.weight, item.margin or 0.0)
 
