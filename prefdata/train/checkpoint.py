@@ -19,15 +19,12 @@ from torch import Tensor, nn
 from prefdata.disk import refused, sync_folder
 from prefdata.errors import StorageError
 
-CHECKPOINT_FILE = "_checkpoint"
-"""In the model's folder while it is trained. Safetensors without the suffix: engines load every *.safetensors."""
 
-
-def write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Replace the folder's checkpoint, atomically.
+def write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Replace the checkpoint at `path`, atomically.
 
     Args:
-        folder: the model's folder.
+        path: the checkpoint.
         model: what is trained.
         optimizer: by what.
         state: whatever else the loop needs, as JSON values.
@@ -38,23 +35,22 @@ def write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, stat
     tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
     for number, slots in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{number}.{slot}": tensor for slot, tensor in slots.items()})
-    temporary = folder / f"_tmp-{os.getpid()}-checkpoint"
-    with refused(folder):
+    temporary = path.with_name(f"_tmp-{os.getpid()}-{path.name}")
+    with refused(path):
         try:
             save_file(tensors, temporary, metadata={"state": json.dumps(state)})
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            temporary.rename(folder / CHECKPOINT_FILE)
-            sync_folder(folder)
+            temporary.rename(path)
+            sync_folder(path.parent)
         except SafetensorError as error:
-            raise StorageError(f"cannot write the checkpoint in {folder} ({error}). Free some space.") from None
+            raise StorageError(f"cannot write the checkpoint {path} ({error}). Free some space.") from None
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def read(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Restore the folder's checkpoint into `model` and `optimizer`; returns its state, or None where there is none."""
-    path = folder / CHECKPOINT_FILE
+def read(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Restore the checkpoint at `path` into `model` and `optimizer`; returns its state, or None where there is none."""
     if not path.exists():
         return None
     slots: dict[int, dict[str, Tensor]] = {}
@@ -69,11 +65,6 @@ def read(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         state: dict[str, Any] = json.loads(file.metadata()["state"])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
     return state
-
-
-def remove(folder: Path) -> None:
-    """The model is finished: its checkpoint goes."""
-    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import nn
 from prefdata.disk import refused
 from prefdata.errors import EngineError
 from prefdata.ids import seed as seed_of
-from prefdata.train import checkpoint
+from prefdata.train import checkpoint as checkpoints
 from prefdata.train.batches import Tree, micro_batches, step_index, steps_per_epoch
 from prefdata.train.metrics import Log, Means, fetch
 from prefdata.train.models import Loaded
@@ -39,7 +39,8 @@ class Loop:
         objective: the loss and its metrics.
         spec: the settings.
         train: the data.
-        folder: where checkpoints and metrics go.
+        folder: where the metrics go.
+        checkpoint: the file that training continues from, if it is there.
         evaluate: computes the metrics on held-out data, if there is any.
     """
 
@@ -50,10 +51,11 @@ class Loop:
         spec: TrainSpec,
         train: Sequence[Tree],
         folder: Path,
+        checkpoint: Path,
         evaluate: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         self.loaded, self.objective, self.spec, self.folder = loaded, objective, spec, folder
-        self.train, self.evaluate = train, evaluate
+        self.train, self.checkpoint, self.evaluate = train, checkpoint, evaluate
         self.total = spec.epochs * steps_per_epoch(len(train), spec.batch_size)
         self.optimizer = make_optimizer(loaded.model, spec)
         self.means = Means()
@@ -66,7 +68,7 @@ class Loop:
             EngineError: the loss or the gradient is not finite; the last checkpoint is kept.
             StorageError: the disk refused a checkpoint or the metrics.
         """
-        state = checkpoint.read(self.folder, self.loaded.model, self.optimizer) or {}
+        state = checkpoints.read(self.checkpoint, self.loaded.model, self.optimizer) or {}
         done, self.means, self.last = state.get("step", 0), Means(state.get("means")), state.get("last", {})
         with refused(self.folder), closing(Log(self.folder, state.get("position", 0), done + 1)) as record:
             while done < self.total:
@@ -77,7 +79,7 @@ class Loop:
                     progress(done, self.total, self.last)
                 if self.spec.save_every and done % self.spec.save_every == 0 and done < self.total:
                     kept = {"step": done, "position": record.sync(), "means": self.means.sums, "last": self.last}
-                    checkpoint.write(self.folder, self.loaded.model, self.optimizer, kept)
+                    checkpoints.write(self.checkpoint, self.loaded.model, self.optimizer, kept)
         return self.last
 
     def _step(self, step: int) -> dict[str, tuple[float, float]]:
@@ -109,7 +111,7 @@ class Loop:
     def _check_finite(self, step: int, metrics: dict[str, tuple[float, float]]) -> None:
         broken = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name][0])]
         if broken:
-            kept = "The last checkpoint is kept. " if (self.folder / checkpoint.CHECKPOINT_FILE).exists() else ""
+            kept = "The last checkpoint is kept. " if self.checkpoint.exists() else ""
             raise EngineError(
                 f"{self.spec.step}: {broken[0]} is {metrics[broken[0]][0]} at step {step + 1} of {self.total}. {kept}"
                 "Start anew (--replace) with a lower lr or a longer warmup."

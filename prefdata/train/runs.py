@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefdata.errors import SpecConflict, UsageError
 from prefdata.ids import digest
 from prefdata.model_files import Kind, ModelFiles, identify
 from prefdata.reports import Report
-from prefdata.store import Folder, Lineage, State
+from prefdata.store import Folder, Lineage, Outcome, State
 from prefdata.train import data as sources
 from prefdata.train.layouts import Kind as Layout
 from prefdata.train.layouts import parse
@@ -29,13 +29,16 @@ if TYPE_CHECKING:
     from prefdata.train.models import Loaded
     from prefdata.train.objectives import Objective
 
+CHECKPOINT_FILE = "_checkpoint"
+"""In the model's folder while it is trained. Safetensors without the suffix: engines load every *.safetensors."""
+
 Progress = Callable[[str, int, int, dict[str, float]], None]
 """Called as work goes on with the stage ("reference", "train"), how much is done, of how much, and the last metrics."""
 
 
 def train_sft(
     data: Path | str, spec: SftSpec, out: Path | str, *, replace: bool = False, progress: Progress | None = None
-) -> Report:
+) -> Outcome:
     """Fine-tune a causal LM on demonstrations.
 
     Without `{% generation %}` marks in the model's chat template the last turn of each conversation is trained, with
@@ -58,7 +61,7 @@ def train_sft(
 
 def train_rm(
     data: Path | str, spec: RmSpec, out: Path | str, *, replace: bool = False, progress: Progress | None = None
-) -> Report:
+) -> Outcome:
     """Train a reward model on preferences, from a causal LM (with a new head) or from a reward model.
 
     The score is read at the last token of the rendered conversation. Arguments and errors as in `train_sft`.
@@ -68,7 +71,7 @@ def train_rm(
 
 def train_dpo(
     data: Path | str, spec: DpoSpec, out: Path | str, *, replace: bool = False, progress: Progress | None = None
-) -> Report:
+) -> Outcome:
     """Train a causal LM on preferences with a loss of the DPO family; the model it starts from is the reference.
 
     Arguments and errors as in `train_sft`.
@@ -90,15 +93,17 @@ class _Training:
             transformers=version("transformers"),
         )
 
-    def run(self, replace: bool, progress: Progress | None) -> Report:
-        if not replace and self._state() == "finished":
-            from prefdata.train import checkpoint
-
-            checkpoint.remove(self.folder.path)
-            success = self.folder.success()
-            assert success is not None
-            return success.report
-        return self._train(replace, progress or (lambda *_: None))
+    def run(self, replace: bool, progress: Progress | None) -> Outcome:
+        state = self.folder.state if replace else self._state()
+        success = self.folder.success()
+        if success is not None and not replace:
+            (self.folder.path / CHECKPOINT_FILE).unlink(missing_ok=True)
+            return Outcome(success.report, self.folder.path, "kept")
+        report = self._train(replace, progress or (lambda *_: None))
+        did: Literal["made", "remade", "continued"] = "made"
+        if state != "absent":
+            did = "remade" if replace else "continued"
+        return Outcome(report, self.folder.path, did)
 
     def _state(self) -> State:
         state, there = self.folder.check(self.lineage), self.folder.lineage()
@@ -110,7 +115,7 @@ class _Training:
         return state
 
     def _train(self, replace: bool, progress: Progress) -> Report:
-        from prefdata.train import checkpoint, models
+        from prefdata.train import models
         from prefdata.train.loop import Loop, evaluate
 
         started = time.monotonic()
@@ -123,14 +128,15 @@ class _Training:
         def held_out() -> dict[str, float]:
             return evaluate(loaded, test_objective, test)
 
-        loop = Loop(loaded, objective, self.spec, train, self.folder.path, held_out if test else None)
+        path = self.folder.path
+        loop = Loop(loaded, objective, self.spec, train, path, path / CHECKPOINT_FILE, held_out if test else None)
         last = loop.run(lambda done, total, metrics: progress("train", done, total, metrics))
         models.save(loaded, self.files, self.folder.path)
         report = data.report(objective.noun).timed(
             time.monotonic() - started, steps=loop.total, **{k: v for k, v in last.items() if k != "warned"}
         )
         self.folder.finish(report)
-        checkpoint.remove(self.folder.path)
+        (self.folder.path / CHECKPOINT_FILE).unlink(missing_ok=True)
         return report
 
     def _objectives(
