@@ -154,7 +154,7 @@ def _draw(
     """Draw and store what is planned; returns the tokens drawn."""
     total, done, tokens = sum(len(indices) for _, indices in plan), 0, 0
     generator = open_generator(
-        files, engine, raw=spec.raw, device=spec.device, dtype=spec.dtype, batch_size=spec.batch_size
+        files, engine, raw=spec.raw, device=spec.device, dtype=spec.dtype, batch_tokens=spec.batch_tokens
     )
     flying: dict[str, dict[str, Any]] = {}
     progress(0, total)

@@ -1,0 +1,120 @@
+"""Drawing tokens: every row of a batch by its own seed and settings, whatever its neighbours are.
+
+A token is drawn by the Gumbel-max trick: the largest of ln p_i + g_i, with noise g_i that depends on (seed, step, i)
+alone. Of all exact ways to draw, this one is nearly the least sensitive to rounding: another batch shape moves ln p by
+about 1e-6, and the draw changes with a probability of the same size. (Inverting the cumulative distribution changed 7
+of 960,000 draws where this changed 1, on 512 tokens: rounding moves every boundary of the whole vocabulary.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from prefdata.engines.protocol import Sampling
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # torch has no unsigned arithmetic: the same bits, as a signed number
+_MULTIPLIERS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
+_UNIFORM_BITS = 48
+
+
+def stream_keys(seeds: Sequence[int], steps: int) -> Tensor:
+    """The state of each row's noise at each step, int64 (rows, steps): a hash of (seed, step).
+
+    Counter-based (SplitMix64: Steele, Lea & Flood 2014, figure 17): no step depends on the one before.
+    """
+    start = _mix(torch.tensor(seeds, dtype=torch.int64))[:, None]
+    return _mix(start + _GOLDEN * torch.arange(1, steps + 1)[None, :])
+
+
+def uniforms(keys: Tensor, count: int) -> Tensor:
+    """`count` numbers in the open interval (0, 1) for each state: (B,) int64 -> (B, count) float64."""
+    bits = _mix(keys[:, None] + _GOLDEN * torch.arange(1, count + 1, device=keys.device)[None, :])
+    high = (bits >> (64 - _UNIFORM_BITS)) & ((1 << _UNIFORM_BITS) - 1)
+    return high.double().add_(0.5).mul_(2.0**-_UNIFORM_BITS)
+
+
+def _mix(x: Tensor) -> Tensor:
+    for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
+        x = x.bitwise_xor((x >> shift) & ((1 << (64 - shift)) - 1)).mul_(multiplier)
+    return x.bitwise_xor_((x >> 31) & ((1 << 33) - 1))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The sampling settings of a batch, a row each.
+
+    Attributes:
+        temperature: (B,) float64; 0 takes the likeliest token.
+        top_p: (B,) float64, or None where no row cuts by it.
+        top_k: (B,) int64 with the size of the vocabulary for "all", or None where no row cuts by it.
+    """
+
+    temperature: Tensor
+    top_p: Tensor | None
+    top_k: Tensor | None
+
+    @classmethod
+    def of(cls, samplings: Sequence[Sampling], vocabulary: int, device: torch.device | str = "cpu") -> Self:
+        """The settings of these rows, on `device`."""
+        top_p = [s.top_p for s in samplings]
+        top_k = [min(s.top_k, vocabulary) or vocabulary for s in samplings]
+        return cls(
+            torch.tensor([s.temperature for s in samplings], dtype=torch.float64, device=device),
+            torch.tensor(top_p, dtype=torch.float64, device=device) if min(top_p) < 1 else None,
+            torch.tensor(top_k, device=device) if min(top_k) < vocabulary else None,
+        )
+
+    def rows(self, index: Tensor) -> Settings:
+        """The settings of some of the rows."""
+        top_p = None if self.top_p is None else self.top_p[index]
+        top_k = None if self.top_k is None else self.top_k[index]
+        return Settings(self.temperature[index], top_p, top_k)
+
+
+def draw(logits: Tensor, settings: Settings, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """One token for each row.
+
+    Args:
+        logits: (B, V), of any floating type.
+        settings: of the B rows.
+        keys: (B,) int64, the state of each row's noise at this step.
+
+    Returns:
+        The tokens (B,) int64, and ln p of each under the model itself (temperature 1, nothing cut off), (B,) float64.
+    """
+    logp = logits.double().log_softmax(-1)
+    greedy = settings.temperature == 0
+    if bool(greedy.all()):
+        token = logits.argmax(-1, keepdim=True)
+    else:
+        scaled = truncate(logp / torch.where(greedy, 1.0, settings.temperature)[:, None], settings)
+        noise = uniforms(keys, logits.shape[-1]).log_().neg_().log_().neg_()
+        token = torch.where(greedy[:, None], logits, noise.add_(scaled)).argmax(-1, keepdim=True)
+    return token[:, 0], logp.gather(-1, token)[:, 0]
+
+
+def truncate(scaled: Tensor, settings: Settings) -> Tensor:
+    """Log-probabilities (B, V) after temperature, up to a constant a row: top-k, then top-p, cut off to -inf.
+
+    Top-k keeps every token as likely as the k-th. Top-p keeps the likeliest tokens until their share of what top-k
+    left reaches p, at least one; of equally likely tokens at the border it keeps those that come first (Holtzman et
+    al. 2020, equation 3).
+    """
+    if settings.top_k is not None:
+        # Rows without a limit ask for the whole vocabulary, which needs no border.
+        some = settings.top_k < scaled.shape[-1]
+        k = torch.where(some, settings.top_k, 1)
+        border = scaled.topk(int(k.max()), dim=-1).values.gather(-1, k[:, None] - 1)
+        scaled = scaled.masked_fill((scaled < border) & some[:, None], -math.inf)
+    if settings.top_p is not None:
+        probability, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
+        before = probability.cumsum(-1) - probability
+        cut = torch.zeros_like(before, dtype=torch.bool).scatter_(-1, order, before >= settings.top_p[:, None])
+        scaled = scaled.masked_fill(cut & (settings.top_p < 1)[:, None], -math.inf)
+    return scaled
