@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from prefdata import ids
-from prefdata.engines import choose_engine, open_generator
+from prefdata.engines import Engine, choose_engine, open_generator
 from prefdata.engines.protocol import Completion, Generator, Rejection, Request, Sampling, TemplateRefusal
 from prefdata.errors import SpecConflict
 from prefdata.model_files import ModelFiles, identify
@@ -147,7 +147,7 @@ def _draw(
     plan: list[Planned],
     spec: SampleSpec,
     files: ModelFiles,
-    engine: str,
+    engine: Engine,
     fingerprint: str,
     progress: Progress,
 ) -> int:

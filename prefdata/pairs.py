@@ -2,7 +2,8 @@
 
 A pair is proposed by the strategy and kept if the chosen one's score is above the rejected one's by more than nothing
 and by at least the margin asked for, and if the two texts differ. Every proposal that is not kept is counted by reason;
-a tie never becomes a preference.
+a tie never becomes a preference. Empty answers take no part (a preference over nothing teaches when to stop, not what
+to say), and cut-off ones as the settings say.
 
 - best-worst: the highest score against the lowest.
 - best-random: the highest score against one of the others, drawn at random.
@@ -81,6 +82,7 @@ def match(selected: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Report]
         figures={
             "prompts": selected["prompt_id"].n_unique(),
             "prompts_with_pairs": kept["prompt_id"].n_unique(),
+            "empty_answers": selected.filter(_empty()).height,
             "mean_margin": kept["margin"].mean(),
         },
     )
@@ -114,12 +116,17 @@ def _selected(run: Run, spec: PairSpec, partial: bool) -> tuple[pl.DataFrame, st
 
 def _usable(selected: pl.DataFrame, spec: PairSpec) -> pl.DataFrame:
     cut = pl.col("finish_reason").eq_missing("length")
-    rows = selected.filter(~cut) if spec.truncated == "drop" else selected
+    rows = selected.filter(~_empty())
+    rows = rows.filter(~cut) if spec.truncated == "drop" else rows
     may_be_chosen = ~cut if spec.truncated == "rejected" else pl.lit(True)
     coin = pl.Series("coin", uniforms(rows["candidate_id"], spec.seed, "pair", spec.strategy))
     rows = rows.with_columns(may_be_chosen=may_be_chosen).with_columns(coin)
     # The best first; of equals the earlier draw. The last row is then the worst, of equals the later draw.
     return rows.sort(["prompt_id", "score", "sample_index", "candidate_id"], descending=[False, True, False, False])
+
+
+def _empty() -> pl.Expr:
+    return pl.col("text").fill_null("").str.strip_chars() == ""
 
 
 def _best_worst(usable: pl.DataFrame, spec: PairSpec) -> pl.DataFrame:

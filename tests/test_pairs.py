@@ -83,6 +83,12 @@ def test_the_same_text_is_no_pair() -> None:
     assert paired(frame) == ([], {"same_text": 1})
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_empty_answers_take_no_part(strategy: str) -> None:
+    frame = selected([[9, 1, 2], [1, 2]], texts={"0-0": " \n", "1-0": "", "1-1": ""})
+    assert paired(frame, strategy) == ([("0-2", "0-1")], {"no_candidate": 1})
+
+
 def test_margin() -> None:
     frame = selected([[0, 0.5], [0, 1.0]])
     assert paired(frame, min_margin=1.0) == ([("1-1", "1-0")], {"margin": 1})
