@@ -22,7 +22,7 @@ from prefdata.progress import Progress, quiet
 from prefdata.reports import Report
 from prefdata.specs import SampleSpec
 from prefdata.store import Appender, Lineage, Outcome, Partition, Run, name_of
-from prefdata.views import read_prompts
+from prefdata.views import blank, read_prompts
 
 Planned = tuple[dict[str, Any], list[int]]
 """A prompt's row and the sample indices that are still to be drawn for it."""
@@ -120,7 +120,7 @@ def account(partition: Partition, asked: int) -> Report:
         dropped={"unanswered": asked - rows.height} if asked > rows.height else {},
         figures={
             "truncated": ok.filter(pl.col("finish_reason") == "length").height,
-            "empty": ok.filter(pl.col("text").str.strip_chars() == "").height,
+            "empty": ok.filter(blank("text")).height,
             **refused,
             "tokens": int(rows["completion_tokens"].sum()),
             "mean_tokens": round(int(ok["completion_tokens"].sum()) / max(ok.height, 1), 2),

@@ -25,7 +25,7 @@ from prefdata.reports import Report, nonzero
 from prefdata.specs import PairSpec
 from prefdata.store import Lineage, Outcome, Run
 from prefdata.tables import PAIRS, rows_id
-from prefdata.views import read_candidates, read_pool
+from prefdata.views import WHITESPACE, blank, read_candidates, read_pool
 
 ALL = "all"
 """The selector's name that means every scored candidate."""
@@ -82,7 +82,7 @@ def match(selected: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Report]
         figures={
             "prompts": selected["prompt_id"].n_unique(),
             "prompts_with_pairs": kept["prompt_id"].n_unique(),
-            "empty_answers": selected.filter(_empty()).height,
+            "empty_answers": selected.filter(blank("text")).height,
             "mean_margin": kept["margin"].mean(),
         },
     )
@@ -116,17 +116,13 @@ def _selected(run: Run, spec: PairSpec, partial: bool) -> tuple[pl.DataFrame, st
 
 def _usable(selected: pl.DataFrame, spec: PairSpec) -> pl.DataFrame:
     cut = pl.col("finish_reason").eq_missing("length")
-    rows = selected.filter(~_empty())
+    rows = selected.filter(~blank("text"))
     rows = rows.filter(~cut) if spec.truncated == "drop" else rows
     may_be_chosen = ~cut if spec.truncated == "rejected" else pl.lit(True)
     coin = pl.Series("coin", uniforms(rows["candidate_id"], spec.seed, "pair", spec.strategy))
     rows = rows.with_columns(may_be_chosen=may_be_chosen).with_columns(coin)
     # The best first; of equals the earlier draw. The last row is then the worst, of equals the later draw.
     return rows.sort(["prompt_id", "score", "sample_index", "candidate_id"], descending=[False, True, False, False])
-
-
-def _empty() -> pl.Expr:
-    return pl.col("text").fill_null("").str.strip_chars() == ""
 
 
 def _best_worst(usable: pl.DataFrame, spec: PairSpec) -> pl.DataFrame:
@@ -195,7 +191,7 @@ def _named(both: pl.DataFrame) -> pl.DataFrame:
 def _why_not(spec: PairSpec) -> pl.Expr:
     """The first reason for which a proposal is not a pair, or null."""
     margin = pl.col("chosen_score") - pl.col("rejected_score")
-    same_text = pl.col("chosen_text").str.strip_chars() == pl.col("rejected_text").str.strip_chars()
+    same_text = pl.col("chosen_text").str.strip_chars(WHITESPACE) == pl.col("rejected_text").str.strip_chars(WHITESPACE)
     return (
         pl.when(same_text)
         .then(pl.lit("same_text"))

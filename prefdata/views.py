@@ -11,6 +11,15 @@ from prefdata.store import Partition, Run
 from prefdata.tables import TABLES, rows_id
 
 
+WHITESPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
+"""What `str.strip` strips; Polars' own notion leaves some control characters."""
+
+
+def blank(column: str) -> pl.Expr:
+    """Whether a text is null, empty or whitespace alone: an empty answer, as everyone here means it."""
+    return pl.col(column).fill_null("").str.strip_chars(WHITESPACE) == ""
+
+
 @dataclass(frozen=True)
 class Pool:
     """Scored candidates, one row each, and where they came from.

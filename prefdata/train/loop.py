@@ -15,15 +15,13 @@ from torch import nn
 from prefdata.disk import refused
 from prefdata.errors import EngineError
 from prefdata.ids import seed as seed_of
+from prefdata.progress import Progress, quiet
 from prefdata.train import checkpoint as checkpoints
 from prefdata.train.batches import Tree, micro_batches, step_index, steps_per_epoch
 from prefdata.train.metrics import Log, Means, fetch
 from prefdata.train.models import Loaded
 from prefdata.train.objectives import Objective, Sums
 from prefdata.train.specs import TrainSpec
-
-Progress = Callable[[int, int, dict[str, float]], None]
-"""Called after every step with the steps done, the steps in all, and the last logged metrics."""
 
 DRIFT_PER_TOKEN = -1.0
 """Log-probability (nats) a token that the chosen answers may lose against the reference before a warning."""
@@ -60,8 +58,9 @@ class Loop:
         self.optimizer = make_optimizer(loaded.model, spec)
         self.means = Means()
         self.last: dict[str, float] = {}
+        self.tokens = 0.0
 
-    def run(self, progress: Progress | None = None) -> dict[str, float]:
+    def run(self, progress: Progress = quiet) -> dict[str, float]:
         """Train to the end, from the folder's checkpoint where there is one; returns the last metrics of each kind.
 
         Raises:
@@ -75,8 +74,7 @@ class Loop:
                 self.means.add(self._step(done))
                 done += 1
                 self._record(record, done)
-                if progress:
-                    progress(done, self.total, self.last)
+                progress(done, self.total, **self._figures())
                 if self.spec.save_every and done % self.spec.save_every == 0 and done < self.total:
                     kept = {"step": done, "position": record.sync(), "means": self.means.sums, "last": self.last}
                     checkpoints.write(self.checkpoint, self.loaded.model, self.optimizer, kept)
@@ -106,7 +104,14 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad()
         tokens = float(sum(tree.tokens for tree in trees))
+        self.tokens += tokens
         return {**metrics, "tokens/s": (tokens, time.perf_counter() - started)}
+
+    def _figures(self) -> dict[str, float]:
+        shown = {"loss": "loss", "accuracy": "rewards/accuracies"}
+        return {name: self.last[metric] for name, metric in shown.items() if metric in self.last} | {
+            "tokens": self.tokens
+        }
 
     def _check_finite(self, step: int, metrics: dict[str, tuple[float, float]]) -> None:
         broken = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name][0])]

@@ -15,12 +15,15 @@ from torch import Tensor
 
 from prefdata.disk import refused, write_atomically
 from prefdata.ids import digest
+from prefdata.progress import Progress, quiet
 from prefdata.train.batches import Tree, content, micro_batches
 from prefdata.train.logps import sequence_logps
 from prefdata.train.models import Loaded
 
 
-def reference_logps(loaded: Loaded, revision: str, trees: Sequence[Tree], cache: Path) -> Tensor:
+def reference_logps(
+    loaded: Loaded, revision: str, trees: Sequence[Tree], cache: Path, progress: Progress = quiet
+) -> Tensor:
     """`[E, K]` log-probabilities of every response under `loaded` as it is now, read from `cache` if they are there.
 
     Args:
@@ -28,12 +31,13 @@ def reference_logps(loaded: Loaded, revision: str, trees: Sequence[Tree], cache:
         revision: the id of its weights.
         trees: the data.
         cache: a folder of cached log-probabilities.
+        progress: told of every example read.
     """
     key = digest({"model": revision, "data": content(trees), "dtype": str(loaded.autocast)})
     path = cache / f"{key}.parquet"
     if path.exists():
         return _from_table(pq.read_table(path))
-    values = compute(loaded, trees)
+    values = compute(loaded, trees, progress)
     with refused(path):
         cache.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: pq.write_table(_to_table(values), file))
@@ -41,13 +45,16 @@ def reference_logps(loaded: Loaded, revision: str, trees: Sequence[Tree], cache:
 
 
 @torch.no_grad()
-def compute(loaded: Loaded, trees: Sequence[Tree]) -> Tensor:
+def compute(loaded: Loaded, trees: Sequence[Tree], progress: Progress = quiet) -> Tensor:
     """`[E, K]` log-probabilities of every response, in the order of `trees`, on the CPU."""
     loaded.model.eval()
     values = torch.empty(len(trees), len(trees[0].responses) if trees else 1)
+    done = 0
     for batch in micro_batches(trees, range(len(trees)), loaded.micro_tokens):
         with loaded.precision():
             values[batch.index] = sequence_logps(loaded.model, batch.to(loaded.device)).cpu()
+        done += len(batch.index)
+        progress(done, len(trees))
     return values
 
 

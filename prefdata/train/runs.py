@@ -9,7 +9,6 @@ checkpoint and ends with the same bits as one that was never killed; a finished 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from prefdata.errors import SpecConflict, UsageError
 from prefdata.ids import digest
 from prefdata.model_files import Kind, ModelFiles, identify
+from prefdata.progress import Progress, quiet
 from prefdata.reports import Report
 from prefdata.store import Folder, Lineage, Outcome, State
 from prefdata.train import data as sources
@@ -32,12 +32,19 @@ if TYPE_CHECKING:
 CHECKPOINT_FILE = "_checkpoint"
 """In the model's folder while it is trained. Safetensors without the suffix: engines load every *.safetensors."""
 
-Progress = Callable[[str, int, int, dict[str, float]], None]
-"""Called as work goes on with the stage ("reference", "train"), how much is done, of how much, and the last metrics."""
+SUMMARY = (
+    "loss",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen_drift",
+    "eval/loss",
+    "eval/rewards/accuracies",
+)
+"""The metrics, as they were at the end, that the Report repeats; metrics.jsonl has them all."""
 
 
 def train_sft(
-    data: Path | str, spec: SftSpec, out: Path | str, *, replace: bool = False, progress: Progress | None = None
+    data: Path | str, spec: SftSpec, out: Path | str, *, replace: bool = False, progress: Progress = quiet
 ) -> Outcome:
     """Fine-tune a causal LM on demonstrations.
 
@@ -50,7 +57,7 @@ def train_sft(
         spec: the settings.
         out: the folder of the new model.
         replace: remove what is in `out`, whatever made it.
-        progress: told of every step.
+        progress: told of every step; before, by DPO, of every example that the reference has read.
 
     Raises:
         InputError: the data, the model or a setting is bad, or `out` holds something else; nothing was written.
@@ -60,7 +67,7 @@ def train_sft(
 
 
 def train_rm(
-    data: Path | str, spec: RmSpec, out: Path | str, *, replace: bool = False, progress: Progress | None = None
+    data: Path | str, spec: RmSpec, out: Path | str, *, replace: bool = False, progress: Progress = quiet
 ) -> Outcome:
     """Train a reward model on preferences, from a causal LM (with a new head) or from a reward model.
 
@@ -70,7 +77,7 @@ def train_rm(
 
 
 def train_dpo(
-    data: Path | str, spec: DpoSpec, out: Path | str, *, replace: bool = False, progress: Progress | None = None
+    data: Path | str, spec: DpoSpec, out: Path | str, *, replace: bool = False, progress: Progress = quiet
 ) -> Outcome:
     """Train a causal LM on preferences with a loss of the DPO family; the model it starts from is the reference.
 
@@ -93,13 +100,13 @@ class _Training:
             transformers=version("transformers"),
         )
 
-    def run(self, replace: bool, progress: Progress | None) -> Outcome:
+    def run(self, replace: bool, progress: Progress) -> Outcome:
         state = self.folder.state if replace else self._state()
         success = self.folder.success()
         if success is not None and not replace:
             (self.folder.path / CHECKPOINT_FILE).unlink(missing_ok=True)
             return Outcome(success.report, self.folder.path, "kept")
-        report = self._train(replace, progress or (lambda *_: None))
+        report = self._train(replace, progress)
         did: Literal["made", "remade", "continued"] = "made"
         if state != "absent":
             did = "remade" if replace else "continued"
@@ -130,11 +137,10 @@ class _Training:
 
         path = self.folder.path
         loop = Loop(loaded, objective, self.spec, train, path, path / CHECKPOINT_FILE, held_out if test else None)
-        last = loop.run(lambda done, total, metrics: progress("train", done, total, metrics))
+        last = loop.run(progress)
         models.save(loaded, self.files, self.folder.path)
-        report = data.report(objective.noun).timed(
-            time.monotonic() - started, steps=loop.total, **{k: v for k, v in last.items() if k != "warned"}
-        )
+        figures = {name: last[name] for name in SUMMARY if name in last}
+        report = data.report(objective.noun).timed(time.monotonic() - started, steps=loop.total, **figures)
         self.folder.finish(report)
         (self.folder.path / CHECKPOINT_FILE).unlink(missing_ok=True)
         return report
@@ -152,7 +158,7 @@ class _Training:
         assert isinstance(self.spec, DpoSpec)
         cache = (self.source.run or self.folder.path) / "_reference"
         made = [
-            objectives.dpo(self.spec, reference_logps(loaded, self.files.revision, trees, cache))
+            objectives.dpo(self.spec, reference_logps(loaded, self.files.revision, trees, cache, progress))
             for trees in (train, test)
         ]
         return made[0], made[1]
