@@ -1,0 +1,70 @@
+"""The trainer runs where only torch, transformers, pyarrow, safetensors and pydantic are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BARE = """
+import sys
+for name in ("polars", "duckdb", "rich", "typer", "datasets", "vllm", "trl"):
+    sys.modules[name] = None
+from prefdata.train.runs import train_dpo, train_sft
+from prefdata.train.specs import DpoSpec, SftSpec
+assert not {"torch", "transformers"} & set(sys.modules), "specs and runs must be light to import"
+print(train_dpo(sys.argv[1], DpoSpec(model=sys.argv[2], lr=1e-3), sys.argv[3]).report.rows_out)
+"""
+
+KILLED = """
+import os, signal, sys
+from prefdata.train.runs import train_dpo
+from prefdata.train.specs import DpoSpec
+def progress(done, total, **figures):
+    if "tokens" in figures and done == int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+spec = DpoSpec(model=sys.argv[2], lr=1e-3, batch_size=2, save_every=1)
+train_dpo(sys.argv[1], spec, sys.argv[3], progress=progress)
+"""
+
+
+def run(code: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_trains_without_the_rest_of_prefdata(
+    tiny_policy: Path, tmp_path: Path, make_pairs: Any, write_jsonl: Any
+) -> None:
+    data = write_jsonl(tmp_path / "p.jsonl", make_pairs(4))
+    done = run(BARE, data, tiny_policy, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "4"
+
+
+@pytest.mark.slow
+def test_kill_9_and_the_same_command_gives_the_same_bits(
+    tiny_policy: Path, tmp_path: Path, make_pairs: Any, write_jsonl: Any, read_metrics: Any
+) -> None:
+    """Killed after step 1, then by a watcher at five moments of the clock, whatever it was doing then."""
+    data = write_jsonl(tmp_path / "p.jsonl", make_pairs(40))
+    assert run(KILLED, data, tiny_policy, tmp_path / "whole", 0).returncode == 0
+    cut = tmp_path / "cut"
+    assert run(KILLED, data, tiny_policy, cut, 1).returncode == -9
+    for seconds in (4.0, 4.4, 4.8, 5.2, 5.6):
+        command = [sys.executable, "-c", KILLED, *map(str, (data, tiny_policy, cut, 0))]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if (cut / "_SUCCESS").exists():
+            break
+    assert run(KILLED, data, tiny_policy, cut, 0).returncode == 0
+    assert (cut / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert read_metrics(cut) == read_metrics(tmp_path / "whole")
+    assert not list(cut.glob("_tmp-*"))

@@ -1,0 +1,148 @@
+"""Where the prompt ends and the answer begins, one begin token, a trained end token, and what is too long."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from prefdata.errors import BadRows, ModelError
+from prefdata.train.layouts import Row, parse
+from prefdata.train.tokens import Encoded, Encoder
+
+BOS, EOS, EOT = 1, 2, 3
+GENERATION = (
+    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] "
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<eot>{% endgeneration %}"
+    "{% else %}{{ m['content'] }}<eot>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer(tiny_policy: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_policy)
+
+
+def encode(
+    tokenizer: Any, kind: Any, *rows: dict[str, Any], limit: int | None = None, on_long: str = "error"
+) -> Encoded:
+    items = parse([Row("x", n, "train", row) for n, row in enumerate(rows, 1)], kind, "x")
+    return Encoder(tokenizer, frozenset({EOS, EOT}), limit, on_long).encode(items)
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+
+
+def chat(chosen: str = "good", rejected: str = "so bad") -> dict[str, Any]:
+    said = [[{"role": "assistant", "content": text}] for text in (chosen, rejected)]
+    return {"prompt": turns("hi"), "chosen": said[0], "rejected": said[1]}
+
+
+def test_chat(tokenizer: Any) -> None:
+    (tree,) = encode(tokenizer, "preferences", chat()).trees
+    assert tokenizer.decode(tree.prompt) == "<bos>[user] hi<eot>[assistant] "
+    assert [tokenizer.decode(response) for response in tree.responses] == ["good<eot>", "so bad<eot>"]
+    assert tree.prompt.tolist().count(BOS) == 1
+    assert all(BOS not in response for response in tree.responses)
+    assert tree.targets(0).tolist() == list(range(len(tree.prompt), len(tree.prompt) + 5))
+
+
+def test_plain_text_gets_the_tokenizers_begin_and_its_end(tokenizer: Any) -> None:
+    (tree,) = encode(tokenizer, "preferences", {"prompt": "Q: ", "chosen": "yes", "rejected": "no<eos>"}).trees
+    assert tokenizer.decode(tree.prompt) == "<bos>Q: "
+    assert [tokenizer.decode(response) for response in tree.responses] == ["yes<eos>", "no<eos>"]
+
+
+def test_only_the_last_turn_without_generation_marks(tokenizer: Any) -> None:
+    (tree,) = encode(tokenizer, "demonstrations", {"messages": turns("hi", "a", "more", "bc")}).trees
+    assert tokenizer.decode(tree.prompt) == "<bos>[user] hi<eot>[assistant] a<eot>[user] more<eot>[assistant] "
+    assert tokenizer.decode(tree.responses[0]) == "bc<eot>"
+    assert tree.trained_tokens == 3
+
+
+def test_every_assistant_turn_with_generation_marks(tokenizer: Any) -> None:
+    tokenizer.chat_template = GENERATION
+    (tree,) = encode(tokenizer, "demonstrations", {"messages": turns("hi", "a", "more", "bc")}).trees
+    assert tokenizer.decode(tree.prompt) == "<bos>[user] hi<eot>[assistant] "
+    row = np.concatenate([tree.prompt, tree.responses[0]])
+    assert tokenizer.decode(row[tree.targets(0)]) == "a<eot>bc<eot>"
+
+
+def test_tokens_that_merge_over_the_boundary_belong_to_the_answer(tiny_policy: Path, tmp_path: Path) -> None:
+    """The prompt ends with "x" and the answer begins with "y", and "xy" is one token: the split lies before it."""
+    import json
+
+    said = json.loads((tiny_policy / "tokenizer.json").read_text())
+    said["model"]["vocab"]["xy"] = 260
+    said["model"]["merges"] = [["x", "y"]]
+    for name in ("tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_text((tiny_policy / name).read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(said))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    (tree,) = encode(tokenizer, "preferences", {"prompt": "ax", "chosen": "yb", "rejected": "c"}).trees
+    assert tokenizer.decode(tree.prompt) == "<bos>a"
+    assert [tokenizer.decode(response) for response in tree.responses] == ["xyb<eos>", "xc<eos>"]
+    assert tree.responses[0].tolist()[0] == 260
+
+
+def test_without_a_template_a_single_user_message_is_plain_text(tokenizer: Any) -> None:
+    tokenizer.chat_template = None
+    (tree,) = encode(tokenizer, "preferences", chat()).trees
+    assert tokenizer.decode(tree.prompt) == "<bos>hi"
+    assert tokenizer.decode(tree.responses[0]) == "good<eos>"
+    with pytest.raises(ModelError, match="no chat template"):
+        encode(tokenizer, "demonstrations", {"messages": turns("hi", "a", "more", "bc")})
+
+
+def test_a_template_that_never_ends_a_turn_is_refused(tokenizer: Any) -> None:
+    tokenizer.chat_template = tokenizer.chat_template.replace("<eot>", "\n")
+    with pytest.raises(ModelError, match="would never stop"):
+        encode(tokenizer, "preferences", chat())
+
+
+def test_a_second_begin_token_is_refused_with_its_row(tokenizer: Any) -> None:
+    with pytest.raises(BadRows, match=r"x:2: it holds 2 begin tokens \(<bos>\)"):
+        encode(tokenizer, "preferences", chat(), chat("oh <bos>"))
+
+
+def test_what_the_template_refuses_is_named_by_row(tokenizer: Any) -> None:
+    tool = {"role": "tool", "content": "42"}
+    row = {**chat(), "prompt": [*turns("hi"), tool]}
+    with pytest.raises(BadRows, match="x:2: the chat template refuses it: unknown role tool"):
+        encode(tokenizer, "preferences", chat(), row)
+
+
+def test_tools_reach_the_template(tokenizer: Any) -> None:
+    (tree,) = encode(tokenizer, "preferences", {**chat(), "tools": '[{"name": "f"}]'}).trees
+    assert tokenizer.decode(tree.prompt).startswith('<bos>[tools] [{"name": "f"}]<eot>[user] hi')
+
+
+def test_too_long_is_an_error_that_names_the_row(tokenizer: Any) -> None:
+    with pytest.raises(BadRows, match="x:2: 40 tokens, more than 33"):
+        encode(tokenizer, "preferences", chat(), chat("long good answer"), limit=33)
+
+
+def test_too_long_is_dropped_and_counted(tokenizer: Any) -> None:
+    made = encode(tokenizer, "preferences", chat(), chat("long good answer"), limit=33, on_long="drop")
+    assert (len(made.trees), made.rows, made.dropped, made.truncated) == (1, [0], {"too_long": 1}, 0)
+
+
+def test_too_long_is_cut_at_the_end_and_counted(tokenizer: Any) -> None:
+    alike, endless = chat("samesame1samesame", "samesame1samesome"), {**chat(), "prompt": turns("x" * 50)}
+    rows = [chat(), chat("long good answer", "short"), alike, endless]
+    made = encode(tokenizer, "preferences", *rows, limit=33, on_long="truncate")
+    assert made.rows == [0, 1]
+    assert made.truncated == 1
+    assert made.dropped == {"identical_when_truncated": 1, "prompt_too_long": 1}
+    assert [tokenizer.decode(response) for response in made.trees[1].responses] == ["long good ", "short<eot>"]
+    assert made.trees[1].length == 33
+
+
+def test_weight_zero_is_dropped_and_counted(tokenizer: Any) -> None:
+    made = encode(tokenizer, "preferences", chat(), {**chat(), "weight": 0.0}, {**chat(), "weight": 2.0})
+    assert (made.dropped, [tree.weight for tree in made.trees]) == ({"weight_zero": 1}, [1.0, 2.0])
