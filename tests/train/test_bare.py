@@ -20,15 +20,20 @@ print(train_dpo(sys.argv[1], DpoSpec(model=sys.argv[2], lr=1e-3), sys.argv[3]).r
 """
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, threading
 from prefdata.train.runs import train_dpo
 from prefdata.train.specs import DpoSpec
+after = float(sys.argv[4])
+timers = []
 def progress(done, total, **figures):
-    if "tokens" in figures and done == int(sys.argv[4]):
-        os.kill(os.getpid(), signal.SIGKILL)
-spec = DpoSpec(model=sys.argv[2], lr=1e-3, batch_size=2, save_every=1)
+    if after >= 0 and not timers:
+        timers.append(threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)))
+        timers[0].daemon = True
+        timers[0].start()
+spec = DpoSpec(model=sys.argv[2], lr=1e-3, batch_size=2, epochs=2, save_every=1)
 train_dpo(sys.argv[1], spec, sys.argv[3], progress=progress)
 """
+"""Trains; with a number of seconds from 0 up, it is killed that long after the reference's first example."""
 
 
 def run(code: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
@@ -49,22 +54,13 @@ def test_trains_without_the_rest_of_prefdata(
 def test_kill_9_and_the_same_command_gives_the_same_bits(
     tiny_policy: Path, tmp_path: Path, make_pairs: Any, write_jsonl: Any, read_metrics: Any
 ) -> None:
-    """Killed after step 1, then by a watcher at five moments of the clock, whatever it was doing then."""
+    """Killed at seven moments between the reference's first example and the end, whatever it was doing then."""
     data = write_jsonl(tmp_path / "p.jsonl", make_pairs(40))
-    assert run(KILLED, data, tiny_policy, tmp_path / "whole", 0).returncode == 0
-    cut = tmp_path / "cut"
-    assert run(KILLED, data, tiny_policy, cut, 1).returncode == -9
-    for seconds in (4.0, 4.4, 4.8, 5.2, 5.6):
-        command = [sys.executable, "-c", KILLED, *map(str, (data, tiny_policy, cut, 0))]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if (cut / "_SUCCESS").exists():
-            break
-    assert run(KILLED, data, tiny_policy, cut, 0).returncode == 0
-    assert (cut / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
-    assert read_metrics(cut) == read_metrics(tmp_path / "whole")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run(KILLED, data, tiny_policy, whole, -1).returncode == 0
+    codes = [run(KILLED, data, tiny_policy, cut, after).returncode for after in (0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)]
+    assert codes.count(-9) >= 4
+    assert run(KILLED, data, tiny_policy, cut, -1).returncode == 0
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert read_metrics(cut) == read_metrics(whole)
     assert not list(cut.glob("_tmp-*"))
