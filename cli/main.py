@@ -28,6 +28,9 @@ class InOrder(typer.core.TyperGroup):
 
 FLOW = ("demo", "ingest", "sample", "rank", "select", "pair", "export", "train", "eval", "sql", "status", "explain")
 
+INTERRUPTED = 130
+"""The exit code of a command that was stopped by Ctrl-C."""
+
 app = typer.Typer(
     name="prefdata",
     cls=InOrder,
@@ -76,12 +79,16 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     try:
         code = app(arguments, prog_name="prefdata", standalone_mode=False)
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except PrefdataError as error:
         code = _fail(f"prefdata: {error}", error.exit_code, debug)
     except UsageProblem as error:
         code = _fail(f"prefdata: {_usage(error)}", 2, debug)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("prefdata: stopped; what was finished is kept, and the same command continues.", 130, debug)
+        code = _fail(
+            "prefdata: stopped; what was finished is kept, and the same command continues.", INTERRUPTED, debug
+        )
     except BrokenPipeError:
         # Whoever read our output has had enough of it; say nothing more to a closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,7 +10,6 @@ from prefdata.errors import InputError, UsageError, did_you_mean
 from prefdata.store import Partition, Run
 from prefdata.tables import TABLES, rows_id
 
-
 WHITESPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 """What `str.strip` strips; Polars' own notion leaves some control characters."""
 

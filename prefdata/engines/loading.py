@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 
 from prefdata.errors import EngineError, ModelError
 from prefdata.model_files import ModelFiles
@@ -47,6 +48,7 @@ def load(auto_class: Any, model: ModelFiles, dtype: str, device: torch.device) -
     Raises:
         ModelError: transformers cannot load it, or would make up weights that the files lack.
     """
+    transformers.utils.logging.disable_progress_bar()
     try:
         net, found = auto_class.from_pretrained(
             model.folder(), dtype=_DTYPES[dtype], use_safetensors=True, output_loading_info=True
