@@ -24,7 +24,6 @@ def export(
 ) -> None:
     """Write pairs or best answers as sharded Parquet with a dataset card."""
     from prefdata.shards import export as step
-
     from prefdata.store import Run
 
     show.outcome(step(Run(run), spec, to, replace=replace))

@@ -157,8 +157,8 @@ def test_interrupted_between_parts(run: Run, spec, monkeypatch: pytest.MonkeyPat
 
 def test_prompts_that_cannot_be_answered_are_rows(run: Run, spec, tmp_path: Path) -> None:
     long = [{"role": "user", "content": "x" * 500}]
-    strange = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "tool", "content": "c"},
-               {"role": "assistant", "content": "d"}, {"role": "user", "content": "e"}]  # fmt: skip
+    turns = [("user", "a"), ("assistant", "b"), ("tool", "c"), ("assistant", "d"), ("user", "e")]
+    strange = [{"role": role, "content": content} for role, content in turns]
     file = tmp_path / "odd.jsonl"
     file.write_text("".join(json.dumps({"messages": m}) + "\n" for m in (long, strange)))
     ingest(run, [str(file)], IngestSpec())

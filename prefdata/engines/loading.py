@@ -48,7 +48,7 @@ def load(auto_class: Any, model: ModelFiles, dtype: str, device: torch.device) -
     Raises:
         ModelError: transformers cannot load it, or would make up weights that the files lack.
     """
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         net, found = auto_class.from_pretrained(
             model.folder(), dtype=_DTYPES[dtype], use_safetensors=True, output_loading_info=True
