@@ -136,3 +136,24 @@ def edit_json() -> Callable[..., None]:
         path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
 
     return edit
+
+
+@pytest.fixture
+def prefdata(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """`prefdata("sample", run, …)`: the command line without the start of a process; exit code, stdout, stderr."""
+    import sys
+    from importlib.metadata import entry_points
+
+    (entry,) = entry_points(group="console_scripts", name="prefdata")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["prefdata", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            entry.load()()
+        out = capsys.readouterr()
+        return int(ended.value.code or 0), out.out, out.err
+
+    return call

@@ -14,23 +14,9 @@ import typer
 (ENTRY,) = entry_points(group="console_scripts", name="prefdata")
 
 
-def prefdata(*arguments: object, **more) -> subprocess.CompletedProcess[str]:
+def process(*arguments: object, **more) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "prefdata.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **more)
-
-
-def in_process(*arguments: object, capsys, monkeypatch) -> tuple[int, str, str]:
-    """The same as `prefdata`, without the start of a process."""
-    monkeypatch.setattr(sys, "argv", ["prefdata", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        ENTRY.load()()
-    out = capsys.readouterr()
-    return ended.value.code or 0, out.out, out.err
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    return lambda *arguments: in_process(*arguments, capsys=capsys, monkeypatch=monkeypatch)
 
 
 @pytest.fixture
@@ -48,8 +34,8 @@ def commands(group=None, path=()):
 
 
 @pytest.mark.parametrize("path", list(commands()), ids=" ".join)
-def test_every_command_has_help_and_an_example(path, run) -> None:
-    code, out, _ = run(*path, "--help")
+def test_every_command_has_help_and_an_example(path, prefdata) -> None:
+    code, out, _ = prefdata(*path, "--help")
     assert code == 0
     assert "Usage: prefdata" in out
     if path not in ((), ("train",), ("eval",)):
@@ -93,9 +79,9 @@ print([name for name in {heavy} if name in sys.modules])
         (["train", "dpo", "nothing.jsonl", "--model", "m", "--out", "o"], ""),
     ],
 )
-def test_wrong_usage(arguments, said, run, tmp_path, monkeypatch) -> None:
+def test_wrong_usage(arguments, said, prefdata, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(*arguments)
+    code, out, err = prefdata(*arguments)
     assert code == 2
     assert out == ""
     assert err.startswith("prefdata: ")
@@ -104,19 +90,19 @@ def test_wrong_usage(arguments, said, run, tmp_path, monkeypatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_debug_shows_the_traceback(run, tmp_path) -> None:
-    assert "Traceback" not in run("sql", tmp_path / "x")[2]
-    assert "Traceback" in run("sql", tmp_path / "x", "--debug")[2]
+def test_debug_shows_the_traceback(prefdata, tmp_path) -> None:
+    assert "Traceback" not in prefdata("sql", tmp_path / "x")[2]
+    assert "Traceback" in prefdata("sql", tmp_path / "x", "--debug")[2]
 
 
-def test_yaml_under_flags(run, tmp_path) -> None:
+def test_yaml_under_flags(prefdata, tmp_path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("select: {k: 3, beta: 2}\ntrain: {dpo: {lr: 0.01}}\n")
-    code, out, _ = run("select", "r", "-c", config, "--beta", "0.25", "--print-config")
+    code, out, _ = prefdata("select", "r", "-c", config, "--beta", "0.25", "--print-config")
     assert code == 0
     assert "  k: 3\n" in out
     assert "  beta: 0.25\n" in out
-    code, out, _ = run("train", "dpo", "d", "--model", "m", "--out", "o", "-c", config, "--print-config")
+    code, out, _ = prefdata("train", "dpo", "d", "--model", "m", "--out", "o", "-c", config, "--print-config")
     assert "    lr: 0.01\n" in out
 
 
@@ -131,41 +117,41 @@ def test_yaml_under_flags(run, tmp_path) -> None:
         ("- 1", "should hold one section a command"),
     ],
 )
-def test_bad_yaml(text, said, run, tmp_path) -> None:
+def test_bad_yaml(text, said, prefdata, tmp_path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(text)
-    code, _, err = run("select", "r", "-c", config)
+    code, _, err = prefdata("select", "r", "-c", config)
     assert code == 2
     assert said in err
     assert "run.yaml" in err
 
 
-def test_what_print_config_prints_can_be_read_back(run, tmp_path) -> None:
+def test_what_print_config_prints_can_be_read_back(prefdata, tmp_path) -> None:
     config = tmp_path / "run.yaml"
-    _, out, _ = run("select", "r", "--k", "3", "--sampler", "a", "--sampler", "b", "--print-config")
+    _, out, _ = prefdata("select", "r", "--k", "3", "--sampler", "a", "--sampler", "b", "--print-config")
     config.write_text(out)
-    assert run("select", "r", "-c", config, "--print-config")[1] == out
+    assert prefdata("select", "r", "-c", config, "--print-config")[1] == out
 
 
-def test_ingest_again_and_otherwise(run, prompts, tmp_path) -> None:
-    code, out, _ = run("ingest", tmp_path / "r", prompts)
+def test_ingest_again_and_otherwise(prefdata, prompts, tmp_path) -> None:
+    code, out, _ = prefdata("ingest", tmp_path / "r", prompts)
     assert code == 0
     assert out.startswith("ingest: made ")
     assert "5 in, 5 out" in out
-    assert run("ingest", tmp_path / "r", prompts)[1].startswith("ingest: nothing to do")
+    assert prefdata("ingest", tmp_path / "r", prompts)[1].startswith("ingest: nothing to do")
     prompts.write_text('{"prompt": "another"}\n')
-    code, _, err = run("ingest", tmp_path / "r", prompts)
+    code, _, err = prefdata("ingest", tmp_path / "r", prompts)
     assert code == 2
     assert "--replace" in err
-    assert run("ingest", tmp_path / "r", prompts, "--replace")[0] == 0
-    assert run("sql", tmp_path / "r", "select count(*) from prompts")[1] == "count_star()\n1\n"
+    assert prefdata("ingest", tmp_path / "r", prompts, "--replace")[0] == 0
+    assert prefdata("sql", tmp_path / "r", "select count(*) from prompts")[1] == "count_star()\n1\n"
 
 
 @pytest.mark.parametrize("form", ["table", "csv", "json", "jsonl", "markdown"])
-def test_sql_formats(form, run, prompts, tmp_path) -> None:
-    run("ingest", tmp_path / "r", prompts)
+def test_sql_formats(form, prefdata, prompts, tmp_path) -> None:
+    prefdata("ingest", tmp_path / "r", prompts)
     query = "select messages[1].content as text, 2 as two, null as nothing from prompts order by text limit 1"
-    code, out, _ = run("sql", tmp_path / "r", query, "--format", form)
+    code, out, _ = prefdata("sql", tmp_path / "r", query, "--format", form)
     assert code == 0
     wanted = {
         "table": "text    two  nothing\n------  ---  -------\nSay 0.    2\n",
@@ -177,17 +163,17 @@ def test_sql_formats(form, run, prompts, tmp_path) -> None:
     assert out == wanted[form]
 
 
-def test_terminal_escapes_of_a_model_are_shown_and_not_obeyed(run, tmp_path) -> None:
+def test_terminal_escapes_of_a_model_are_shown_and_not_obeyed(prefdata, tmp_path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text(json.dumps({"prompt": "red \x1b[31m and bell \x07"}) + "\n")
-    run("ingest", tmp_path / "r", file)
-    out = run("sql", tmp_path / "r", "select messages from prompts", "-f", "table")[1]
+    prefdata("ingest", tmp_path / "r", file)
+    out = prefdata("sql", tmp_path / "r", "select messages from prompts", "-f", "table")[1]
     assert "\x1b" not in out
     assert "\x07" not in out
 
 
 def test_a_closed_pipe_is_no_error(prompts, tmp_path) -> None:
-    prefdata("ingest", tmp_path / "r", prompts)
+    process("ingest", tmp_path / "r", prompts)
     query = "select * from range(200000)"
     shell = f"{sys.executable} -m prefdata.cli sql {tmp_path / 'r'} '{query}' | head -1"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
