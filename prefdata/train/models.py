@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from prefdata.ids import seed as seed_of
 from prefdata.model_files import ModelFiles
 from prefdata.train.logps import logits
 from prefdata.train.specs import RmSpec, TrainSpec
+
+log = logging.getLogger("prefdata.train")
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,12 @@ def _reward_model(files: ModelFiles, spec: TrainSpec, config: Any, tokenizer: An
     config.num_labels = 1
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if config.pad_token_id == tokenizer.eos_token_id:
+        log.warning(
+            "%s: its padding token is its end token. prefdata and vLLM read the score at the end token; transformers' "
+            "own forward looks for the last token that is not padding, and would read the one before it.",
+            files.name,
+        )
     if spec.from_scratch:
         model = _from_config(AutoModelForSequenceClassification, config)
     else:

@@ -114,6 +114,15 @@ def test_a_reward_model_scores_the_same_after_reloading(pairs: Path, tiny_policy
     assert last["eval/rewards/margins"] == pytest.approx(sum(gaps) / len(gaps), abs=1e-5)
 
 
+def test_padding_that_is_the_end_token_is_warned_of(
+    pairs: Path, make_policy: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_policy(tmp_path / "policy", tokenizer={"pad_token": "<eos>"}, pad_token_id=None)
+    train_rm(pairs, RmSpec(model=str(model)), tmp_path / "rm")
+    assert "its padding token is its end token" in caplog.text
+    assert json.loads((tmp_path / "rm" / "config.json").read_text())["pad_token_id"] == 2
+
+
 def test_a_reward_model_goes_on_from_its_own_head(pairs: Path, tiny_reward_model: Path, tmp_path: Path) -> None:
     train_rm(pairs, RmSpec(model=str(tiny_reward_model), lr=1e-9, batch_size=8), tmp_path / "rm")
     assert torch.allclose(weights(tmp_path / "rm")["score.weight"], weights(tiny_reward_model)["score.weight"])
@@ -169,6 +178,40 @@ def test_dropout_is_the_same_after_a_stop(demonstrations: Path, make_policy: Any
     assert not same(tmp_path / "whole", tmp_path / "other")
 
 
+def test_dropout_is_drawn_anew_in_each_step_of_sft_and_is_off_elsewhere(
+    demonstrations: Path, pairs: Path, make_policy: Any, tmp_path: Path, read_metrics: Any
+) -> None:
+    """With all the data in each step and a learning rate that moves nothing, only dropout can change the loss."""
+    model = str(make_policy(tmp_path / "policy", attention_dropout=0.3))
+    still = {"model": model, "lr": 1e-12, "batch_size": 100, "epochs": 3}
+    train_sft(demonstrations, SftSpec(**still), tmp_path / "sft")
+    train_dpo(pairs, DpoSpec(**still), tmp_path / "dpo")
+    assert len({round(line["loss"], 4) for line in read_metrics(tmp_path / "sft")}) == 3
+    losses = [line["loss"] for line in read_metrics(tmp_path / "dpo") if "loss" in line]
+    assert losses == pytest.approx([math.log(2)] * 3, abs=1e-6)
+
+
+def test_the_gradient_of_sft_is_that_of_the_mean_over_all_tokens(
+    demonstrations: Path, tiny_policy: Path, tmp_path: Path, read_metrics: Any
+) -> None:
+    train_sft(demonstrations, SftSpec(model=str(tiny_policy), batch_size=24), tmp_path / "sft")
+    (line,) = read_metrics(tmp_path / "sft")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_policy), AutoTokenizer.from_pretrained(tiny_policy)
+    total, count = torch.zeros(()), 0
+    for row in map(json.loads, demonstrations.read_text().splitlines()):
+        prompt, whole = (
+            tokenizer.apply_chat_template(turns, add_generation_prompt=ask, return_dict=False)
+            for turns, ask in ((row["messages"][:-1], True), (row["messages"], False))
+        )
+        table = model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+        total = total - sum(table[place - 1, whole[place]] for place in range(len(prompt), len(whole)))
+        count += len(whole) - len(prompt)
+    (total / count).backward()
+    norm = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
+    assert line["loss"] == pytest.approx((total / count).item(), abs=1e-5)
+    assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+
+
 def test_micro_batches_do_not_change_the_result(
     pairs: Path, tiny_policy: Path, tmp_path: Path, read_metrics: Any
 ) -> None:
@@ -202,7 +245,8 @@ def test_weights_count(tiny_policy: Path, tmp_path: Path, make_pairs: Any, write
     for path in (heavy, copies):
         train_rm(path, settings, tmp_path / path.stem)
     one, two = (read_metrics(tmp_path / name) for name in ("heavy", "copies"))
-    assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], abs=1e-5)
+    for name in ("loss", "grad_norm"):
+        assert [line[name] for line in one] == pytest.approx([line[name] for line in two], rel=1e-4), name
 
 
 def test_margins_are_used_when_asked(
