@@ -179,13 +179,21 @@ def _demonstrations(run: Run, selector: str | None) -> Source:
     selected = run.only("selections", selector)
 
     def read() -> Iterator[Row | BadRow]:
-        rows = selected.read(["candidate_id", "prompt_id", "rank"])
-        rows = rows.filter(pc.equal(rows["rank"], 1)).sort_by("candidate_id")
+        rows = _best(selected.read(["candidate_id", "prompt_id", "score", "rank"]))
         asked = _look_up(rows["prompt_id"], _prompts(run), "prompt_id", selected)
         texts = _look_up(rows["candidate_id"], _texts(run), "candidate_id", selected)["text"]
         yield from _imitate(str(selected), asked, texts)
 
     return Source(str(selected.path), {str(selected): selected.content}, read, run.path)
+
+
+def _best(selected: pa.Table) -> pa.Table:
+    """The row of each prompt with the highest score (RSO's ranks are an order of acceptance, not of merit)."""
+    order = [("prompt_id", "ascending"), ("score", "descending"), ("rank", "ascending")]
+    rows = selected.sort_by(order)
+    others = rows["prompt_id"].combine_chunks()
+    first = pa.concat_arrays([pa.array([True]), pc.not_equal(others[1:], others[:-1])])
+    return rows.filter(first) if rows.num_rows else rows
 
 
 def _references(run: Run) -> Source:

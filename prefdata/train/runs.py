@@ -52,7 +52,7 @@ def train_sft(
     them every turn of the assistant.
 
     Args:
-        data: a run directory (a selection's rank 1, or without selections the prompts' references), an export, a file
+        data: a run directory (each prompt's best of a selection, or without one the references), an export, a file
             or a `datasets` name.
         spec: the settings.
         out: the folder of the new model.
