@@ -66,7 +66,7 @@ class SftSpec(TrainSpec):
         "nll", "Negative log-likelihood of the answer's tokens, mean over the tokens of a step."
     )
     lr: float = what(2e-5, "Peak learning rate of AdamW.", gt=0)
-    selector: str | None = what(None, "Which selection of a run to imitate (the best of each prompt); the only one unless given.")
+    selector: str | None = what(None, "Which selection of a run to imitate, the best of each prompt (the only one).")
 
 
 class RmSpec(TrainSpec):
