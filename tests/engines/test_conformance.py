@@ -1,0 +1,211 @@
+"""What every engine has to do, asked of each of them: transformers always, vLLM under the marker `vllm`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import count, islice
+
+import pytest
+import torch
+
+from prefdata import ids
+from prefdata.engines.protocol import Completion, Rejection, Request, Sampling
+from prefdata.model_files import identify
+
+PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=40)
+GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, max_tokens=40)
+TEXTS = ["hi", "Tell me.", "Größe? Straße!", "说点什么", "🎬🍿", "a\x00b\u200b\n\n", " ", "é" * 20, "what is " * 5]
+ENDS = (2, 3)
+
+
+@pytest.fixture(scope="module", params=["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
+def engine(request, tiny_policy):
+    files = identify(str(tiny_policy), "causal-lm")
+    if request.param == "vllm":
+        from prefdata.engines.vllm import VllmGenerator
+
+        generator = VllmGenerator(files, dtype="float32", max_num_seqs=16)
+    else:
+        from prefdata.engines.transformers import TransformersGenerator
+
+        generator = TransformersGenerator(files, device="cpu", dtype="float32", batch_tokens=2000)
+    yield generator
+    generator.close()
+
+
+def requests(engine, samples: int, sampling: Sampling = PLAIN, run_seed: int = 0) -> list[Request]:
+    prompts = [engine.render([{"role": "user", "content": text}]) for text in TEXTS]
+    return [
+        Request(f"{i}-{k}", prompt, ids.seed(run_seed, i, k), sampling)
+        for i, prompt in enumerate(prompts)
+        for k in range(samples)
+    ]
+
+
+def answers(engine, asked) -> dict[str, Completion]:
+    found = list(engine.generate(iter(asked)))
+    assert all(isinstance(answer, Completion) for answer in found)
+    assert len({answer.key for answer in found}) == len(found)
+    return {answer.key: answer for answer in found}
+
+
+def test_what_it_says_of_itself(engine, tiny_policy):
+    assert engine.name in ("transformers", "vllm")
+    assert engine.model.path == tiny_policy
+    assert (engine.context_length, engine.dtype) == (128, "float32")
+    assert set(engine.versions) >= {engine.name, "torch"}
+    assert engine.notes == ()
+
+
+def test_every_key_is_answered_once(engine):
+    asked = requests(engine, 7)
+    assert set(answers(engine, asked)) == {request.key for request in asked}
+
+
+def test_no_requests_no_answers(engine):
+    assert list(engine.generate(iter(()))) == []
+
+
+def test_the_same_seed_draws_the_same_answer(engine):
+    asked = requests(engine, 3)
+    assert answers(engine, asked) == answers(engine, asked)
+
+
+def test_order_and_neighbours_mean_nothing(engine):
+    asked = requests(engine, 60)
+    shuffled = random.Random(0).sample(asked, len(asked))
+    whole, other = answers(engine, asked), answers(engine, shuffled)
+    few = answers(engine, asked[::41])
+    differ = sum(whole[key].token_ids != other[key].token_ids for key in whole)
+    assert differ <= 1  # of 540: float32 rounding may move one draw
+    assert sum(whole[key].token_ids != few[key].token_ids for key in few) == 0
+    same = [key for key in whole if whole[key].token_ids == other[key].token_ids]
+    assert max(abs(whole[key].logprob_sum - other[key].logprob_sum) for key in same) < 1e-4
+
+
+def test_every_candidate_is_its_own_draw(engine):
+    found = answers(engine, requests(engine, 20)).values()
+    long = [(answer.key.split("-")[0], answer.token_ids) for answer in found if len(answer.token_ids) > 4]
+    assert len(long) > 90
+    assert len(set(long)) == len(long)  # no two of one prompt
+    assert len({token_ids[:2] for _, token_ids in long}) > 50  # nor the same noise for all prompts
+
+
+def test_other_seeds_draw_other_answers(engine):
+    one, two = answers(engine, requests(engine, 5)), answers(engine, requests(engine, 5, run_seed=1))
+    long = [key for key in one if len(one[key].token_ids) > 4]
+    assert len(long) > 20
+    assert all(one[key].token_ids != two[key].token_ids for key in long)
+
+
+def test_an_answer_ends_with_its_end_token_or_at_its_length(engine):
+    found = answers(engine, requests(engine, 20)).values()
+    assert {answer.finish_reason for answer in found} == {"stop", "length"}
+    for answer in found:
+        assert all(token not in ENDS for token in answer.token_ids[:-1])
+        if answer.finish_reason == "stop":
+            assert answer.token_ids[-1] in ENDS
+        else:
+            assert answer.token_ids[-1] not in ENDS
+            assert len(answer.token_ids) == PLAIN.max_tokens
+    ends = {answer.token_ids[-1] for answer in found if answer.finish_reason == "stop"}
+    assert ends == set(ENDS)  # each of the model's end tokens ends an answer
+
+
+def test_each_request_has_its_own_settings(engine):
+    base = requests(engine, 1)[0]
+    asked = [
+        Request(f"{n}", base.prompt_ids, base.seed, Sampling(temperature, top_p, top_k, n))
+        for n, (temperature, top_p, top_k) in enumerate(
+            [(0.0, 1.0, 0), (1.0, 1.0, 1), (2.0, 1e-6, 0), (1.0, 1.0, 0)], 1
+        )
+    ]
+    found = answers(engine, asked)
+    assert [len(found[str(n)].token_ids) <= n for n in (1, 2, 3, 4)] == [True] * 4
+    longest = max(("1", "2", "3"), key=lambda key: len(found[key].token_ids))
+    for key in ("1", "2", "3"):  # greedy, the first of top-k, the least nucleus: the same likeliest tokens
+        assert found[longest].token_ids[: len(found[key].token_ids)] == found[key].token_ids
+
+
+def test_the_context_bounds_an_answer(engine):
+    prompt = tuple([1] + [70] * 119)
+    (answer,) = answers(engine, [Request("k", prompt, 3, Sampling(1.0, 1.0, 0, 500))]).values()
+    assert len(answer.token_ids) == 8 or answer.finish_reason == "stop"
+
+
+def test_prompts_that_cannot_be_answered_are_rows(engine):
+    fits = Request("fits", tuple([1] + [70] * 126), 3, PLAIN)
+    full = Request("full", tuple([1] + [70] * 127), 3, PLAIN)
+    empty, foreign = Request("empty", (), 3, PLAIN), Request("foreign", (1, 260), 3, PLAIN)
+    found = {answer.key: answer for answer in engine.generate(iter([full, fits, empty, foreign]))}
+    assert isinstance(found["fits"], Completion)
+    assert len(found["fits"].token_ids) == 1
+    assert found["full"] == Rejection("full", "prompt_too_long", "128 prompt tokens in a context of 128")
+    assert found["empty"] == Rejection("empty", "rejected", "the prompt has no tokens")
+    assert found["foreign"] == Rejection("foreign", "rejected", "token 260 is not among the model's 260")
+
+
+def test_the_prompt_has_one_bos(engine):
+    for text in (*TEXTS, "<bos>hi"):
+        prompt = engine.render([{"role": "user", "content": text}])
+        assert prompt[0] == 1
+        assert prompt[1] != 1
+
+
+def test_log_probabilities_are_the_models_own(engine, tiny_policy):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_policy, dtype=torch.float32).eval()
+    warped = Sampling(temperature=0.7, top_p=0.9, top_k=20, max_tokens=30)
+    for sampling in (PLAIN, warped, GREEDY):
+        asked = {request.key: request for request in requests(engine, 2, sampling)}
+        for key, answer in answers(engine, asked.values()).items():
+            prompt = asked[key].prompt_ids
+            row = torch.tensor([[*prompt, *answer.token_ids]])
+            with torch.inference_mode():
+                logp = model(row).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+            expected = float(logp.gather(1, row[0, len(prompt) :, None]).sum())
+            assert answer.logprob_sum == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_text_is_the_tokens_without_special_ones(engine):
+    for answer in answers(engine, requests(engine, 10)).values():
+        assert answer.text == engine.chat.decode(answer.token_ids)
+        assert "<eos>" not in answer.text
+        assert "<eot>" not in answer.text
+
+
+def test_requests_are_pulled_as_they_are_needed(engine):
+    prompt = engine.render([{"role": "user", "content": "on and on"}])
+    pulled = 0
+
+    def endless() -> Iterator[Request]:
+        nonlocal pulled
+        for n in count():
+            pulled += 1
+            yield Request(str(n), prompt, n, Sampling(1.0, 1.0, 0, 2))
+
+    stream = engine.generate(endless())
+    taken = list(islice(stream, 5))
+    assert len(taken) == 5
+    assert pulled <= 2000
+    stream.close()
+    assert set(answers(engine, requests(engine, 1))) == {f"{i}-0" for i in range(len(TEXTS))}
+
+
+@pytest.mark.vllm
+def test_vllm_and_transformers_take_the_same_likeliest_tokens(tiny_policy):
+    from prefdata.engines.transformers import TransformersGenerator
+    from prefdata.engines.vllm import VllmGenerator
+
+    files = identify(str(tiny_policy), "causal-lm")
+    both = []
+    for generator in (
+        TransformersGenerator(files, device="cpu", dtype="float32"),
+        VllmGenerator(files, dtype="float32", max_num_seqs=16),
+    ):
+        both.append(answers(generator, requests(generator, 1, GREEDY)))
+        generator.close()
+    assert {key: a.token_ids for key, a in both[0].items()} == {key: a.token_ids for key, a in both[1].items()}
+    assert {key: a.text for key, a in both[0].items()} == {key: a.text for key, a in both[1].items()}
