@@ -73,7 +73,7 @@ def load_function(named: str) -> Callable[..., Any]:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{file} cannot be imported: {type(error).__name__}: {error}.") from error
     finally:
         sys.path.remove(str(path.resolve().parent))
@@ -89,7 +89,12 @@ def _number(said: Any) -> tuple[float | None, str | None]:
         return None, "none"
     if not hasattr(said, "__float__"):
         return None, "not_a_number"
-    value = float(said)
+    try:
+        value = float(said)
+    except OverflowError:
+        return None, "overflow"
+    except Exception:  # an array of several numbers, a tensor on a lost device: whatever a library's __float__ raises
+        return None, "not_a_number"
     if math.isnan(value):
         return None, "nan"
     return (None, "infinite") if math.isinf(value) else (value, None)
