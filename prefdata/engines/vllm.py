@@ -18,6 +18,7 @@ from itertools import count
 from typing import Any
 
 from prefdata.engines.chat import Chat
+from prefdata.engines.guard import Guard
 from prefdata.engines.protocol import Completion, Rejection, Request, refusal, room
 from prefdata.errors import EngineError
 from prefdata.ids import Message
@@ -87,7 +88,12 @@ class VllmGenerator:
             "disable_log_stats": True,
         }
         self._vllm = vllm
-        self._engine = _start(vllm, {key: value for key, value in wanted.items() if value is not None})
+        self._guard = Guard()
+        try:
+            self._engine = _start(vllm, {key: value for key, value in wanted.items() if value is not None})
+        except BaseException:
+            self._guard.release()
+            raise
         config = self._engine.vllm_config
         self.context_length = int(config.model_config.max_model_len)
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
@@ -127,6 +133,7 @@ class VllmGenerator:
         """Stop the engine and its processes."""
         if self._engine is not None:
             self._engine.engine_core.shutdown()
+            self._guard.release()
         self._engine = None
 
     def _add(self, number: str, request: Request) -> Rejection | None:
@@ -193,8 +200,7 @@ def _import() -> Any:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
-    # A core in a process of its own outlives a killed parent: it would hold the GPU when the command is run again.
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a forked process would not carry the mark
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
