@@ -84,6 +84,8 @@ class VllmGenerator:
             "generation_config": "vllm",
             "logprobs_mode": "raw_logprobs",
             "skip_tokenizer_init": True,
+            # vLLM 0.32 rewinds a request's generator after a partial prefill, which a CPU's cannot do: the engine dies.
+            "enable_chunked_prefill": False if on_cpu else None,
             "use_tqdm_on_load": False,
             "disable_log_stats": True,
         }
@@ -254,4 +256,4 @@ def _versions(*packages: str) -> dict[str, str]:
 
 def _line(error: Exception) -> str:
     said = str(error).strip()
-    return said.splitlines()[0] if said else type(error).__name__
+    return said.splitlines()[0].rstrip(".") if said else type(error).__name__

@@ -25,7 +25,7 @@ def engine(request, tiny_policy):
     if request.param == "vllm":
         from prefdata.engines.vllm import VllmGenerator
 
-        generator = VllmGenerator(files, dtype="float32", max_num_seqs=16)
+        generator = VllmGenerator(files, dtype="float32")
     else:
         from prefdata.engines.transformers import TransformersGenerator
 
@@ -132,6 +132,17 @@ def test_the_context_bounds_an_answer(engine):
     prompt = tuple([1] + [70] * 119)
     (answer,) = answers(engine, [Request("k", prompt, 3, Sampling(1.0, 1.0, 0, 500))]).values()
     assert len(answer.token_ids) == 8 or answer.finish_reason == "stop"
+
+
+def test_long_prompts_by_the_hundred(engine):
+    """More prompt tokens at a time than an engine computes in one step: a prompt's computation may be interrupted."""
+    source = random.Random(0)
+    prompts = [(1, *source.choices(range(4, 260), k=source.randint(60, 120))) for _ in range(200)]
+    asked = [Request(str(i), prompt, i, Sampling(1.0, 1.0, 0, 4)) for i, prompt in enumerate(prompts)]
+    together = answers(engine, asked)
+    assert set(together) == {request.key for request in asked}
+    for request in asked[::50]:
+        assert answers(engine, [request])[request.key].token_ids == together[request.key].token_ids
 
 
 def test_prompts_that_cannot_be_answered_are_rows(engine):
