@@ -148,13 +148,14 @@ class Loop:
 
 
 def make_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
-    """AdamW (betas .9 and .999, epsilon 1e-8); weight decay on matrices only, not on norms and biases."""
+    """AdamW (beta1 .9, epsilon 1e-8); weight decay on matrices only, not on norms and biases."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": spec.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=spec.lr, fused=True)
+    used = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(used, lr=spec.lr, betas=(0.9, spec.beta2), fused=True)
 
 
 def learning_rate(spec: TrainSpec, step: int, total: int) -> float:

@@ -29,6 +29,9 @@ class TrainSpec(Spec):
         "linear", "The learning rate after the warm-up: falling to zero on a line or a cosine, or constant."
     )
     weight_decay: float = what(0.0, "AdamW's decoupled weight decay, of weight matrices only.", ge=0)
+    beta2: float = what(
+        0.999, "AdamW's decay of squared gradients. 0.95 forgets sooner: for small models and batches.", ge=0, lt=1
+    )
     max_grad_norm: float = what(
         1.0, "Gradients of a larger norm, over all parameters, are scaled to it; 0 = off.", ge=0
     )
