@@ -40,7 +40,7 @@ def sample(
     """
     prompts = read_prompts(run, spec.split, partial=partial)
     files = identify(spec.model, "causal-lm")
-    engine, _ = choose_engine(spec.engine)
+    engine, why = choose_engine(spec.engine)
     lineage = lineage_of(run, spec, files, engine)
     partition = run.partition("candidates", spec.name or name_of(spec.model))
     _refuse_twins(run, partition, lineage)
@@ -53,10 +53,10 @@ def sample(
     began = time.monotonic()
     state = partition.begin(lineage, replace=replace)
     partition.reopen()
-    tokens = _draw(partition, plan, spec, files, engine, lineage.fingerprint, progress) if plan else 0
-    seconds = time.monotonic() - began
-    report = account(partition, prompts.height * spec.n)
-    report = report.timed(seconds, tokens_per_second=round(tokens / seconds, 1))
+    said = {"engine": f"{engine} ({why})"}
+    if plan:
+        said |= _draw(partition, plan, spec, files, engine, lineage.fingerprint, progress)
+    report = account(partition, prompts.height * spec.n).timed(time.monotonic() - began, **said)
     partition.finish(report)
     return Outcome(report, partition.path, "made" if state == "absent" else "continued")
 
@@ -150,13 +150,14 @@ def _draw(
     engine: Engine,
     fingerprint: str,
     progress: Progress,
-) -> int:
-    """Draw and store what is planned; returns the tokens drawn."""
+) -> dict[str, Any]:
+    """Draw and store what is planned; returns the tokens a second, the engine's start aside, and the engine's notes."""
     total, done, tokens = sum(len(indices) for _, indices in plan), 0, 0
     generator = open_generator(
         files, engine, raw=spec.raw, device=spec.device, dtype=spec.dtype, batch_tokens=spec.batch_tokens
     )
     flying: dict[str, dict[str, Any]] = {}
+    began = time.monotonic()
     progress(0, total)
     try:
         with Appender(partition) as appender:
@@ -167,7 +168,8 @@ def _draw(
                 progress(done, total, tokens=tokens)
     finally:
         generator.close()
-    return tokens
+    said: dict[str, Any] = {"tokens_per_second": round(tokens / (time.monotonic() - began), 1)}
+    return said | ({"note": " ".join(generator.notes)} if generator.notes else {})
 
 
 def _answers(generator: Generator, requests: Iterable[Request | Rejection]) -> Iterator[Completion | Rejection]:

@@ -22,7 +22,8 @@ def uniforms(row_ids: pl.Series, seed: int, *key: str | int) -> NDArray[np.float
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
-    return ((z >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    # 52 bits: with 53, the last one would round up to 1, and its Gumbel noise to infinity.
+    return ((z >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def gumbels(uniform: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -68,4 +68,5 @@ def seed(run_seed: int, *key: str | int) -> int:
 
 def unit_uniform(run_seed: int, *key: str | int) -> float:
     """A number in the open interval (0, 1) for the thing named by `key`: a coin that always falls the same way."""
-    return (seed(run_seed, *key) + 0.5) / 2.0**53
+    # 52 bits: with 53, the last one would round up to 1.
+    return ((seed(run_seed, *key) >> 1) + 0.5) / 2.0**52

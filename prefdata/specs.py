@@ -128,7 +128,10 @@ class SampleSpec(Spec):
     seed: int = what(0, "The run's seed; every candidate has its own, made from it.", ge=0)
     raw: bool = what(False, "Continue the plain text of a single user message; no chat template.")
     round: int = what(0, "The round of an iterative run.", ge=0)
-    dtype: str = what("auto", "Weights and arithmetic: auto (float32 on CPU, bfloat16 on CUDA), float32, bfloat16, …")
+    dtype: str = what(
+        "auto",
+        "auto", "float32, bfloat16, … or auto (float32 on a CPU; on CUDA bfloat16, with vllm the model's own)."
+    )
     engine: Literal["auto", "vllm", "transformers"] = what(
         "auto", "auto takes vllm where it is installed and a GPU is there, else transformers."
     )

@@ -10,7 +10,7 @@ import pytest
 
 from prefdata import ids
 from prefdata.candidates import dry_run, sample
-from prefdata.errors import InputError, ModelError, NotReady, SpecConflict
+from prefdata.errors import InputError, ModelError, NotReady, SpecConflict, UsageError
 from prefdata.prompts import ingest
 from prefdata.specs import IngestSpec, SampleSpec
 from prefdata.store import Run
@@ -212,3 +212,20 @@ def test_an_empty_split(tmp_path: Path, spec) -> None:
 def test_the_contract(run: Run, spec) -> None:
     sample(run, spec())
     assert run.partition("candidates", "s").read().schema.equals(CANDIDATES.schema)
+
+
+@pytest.mark.vllm
+def test_with_the_real_vllm(run: Run, spec, tmp_path: Path) -> None:
+    """The same step on vLLM: a row for each candidate, greedy answers as transformers gives them."""
+    done = sample(run, spec(engine="vllm"))
+    assert done.report.rows_out == 20
+    assert done.report.figures["engine"] == "vllm (asked for)"
+    assert {row["engine"] for row in rows(run).values()} == {"vllm"}
+    assert sample(run, spec(engine="vllm", n=4)).did == "kept"
+    with pytest.raises(SpecConflict, match="engine: 'vllm' -> 'transformers'"):
+        sample(run, spec(engine="transformers"))
+
+
+def test_settings_of_another_engine(run: Run, spec) -> None:
+    with pytest.raises(UsageError, match="CUDA_VISIBLE_DEVICES"):
+        sample(run, spec(engine="vllm", device="cpu"))

@@ -58,8 +58,14 @@ def open_generator(
     Raises:
         ModelError: the model cannot be loaded.
         EngineError: the engine cannot start.
+        UsageError: a setting that the engine has no use for.
     """
     if engine == "vllm":
+        if device is not None or batch_tokens is not None:
+            raise UsageError(
+                "--device and --batch-tokens are for the transformers engine. vLLM fills its batches by itself, and "
+                "takes the GPUs that CUDA_VISIBLE_DEVICES shows it."
+            )
         from prefdata.engines.vllm import VllmGenerator
 
         return VllmGenerator(files, raw=raw, dtype=dtype)
