@@ -129,7 +129,6 @@ class SampleSpec(Spec):
     raw: bool = what(False, "Continue the plain text of a single user message; no chat template.")
     round: int = what(0, "The round of an iterative run.", ge=0)
     dtype: str = what(
-        "auto",
         "auto", "float32, bfloat16, … or auto (float32 on a CPU; on CUDA bfloat16, with vllm the model's own)."
     )
     engine: Literal["auto", "vllm", "transformers"] = what(
