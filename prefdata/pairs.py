@@ -5,7 +5,8 @@ and by at least the margin asked for, and if the two texts differ. Every proposa
 a tie never becomes a preference. Empty answers take no part (a preference over nothing teaches when to stop, not what
 to say), and cut-off ones as the settings say.
 
-- best-worst: the highest score against the lowest.
+- best-worst: the highest score against the lowest; with `per_prompt` also the second highest against the second
+  lowest, and so on: disjoint pairs, n/2 of them at most.
 - best-random: the highest score against one of the others, drawn at random.
 - first-round: all in random order, the 1st against the 2nd, the 3rd against the 4th, … (RSO, 2309.06657, section 4).
 - all: every two.
@@ -14,6 +15,8 @@ Ties for the highest (lowest) go to the earlier (later) draw; a candidate's coin
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import polars as pl
 import pyarrow as pa
@@ -126,8 +129,12 @@ def _usable(selected: pl.DataFrame, spec: PairSpec) -> pl.DataFrame:
 
 
 def _best_worst(usable: pl.DataFrame, spec: PairSpec) -> pl.DataFrame:
-    worst = usable.group_by("prompt_id", maintain_order=True).last()
-    return _proposals(_best(usable), worst)
+    size, place = pl.len().over("prompt_id"), pl.int_range(pl.len()).over("prompt_id")
+    # Those that may be chosen first, so that the i-th of them is the i-th best that a pair can be made with.
+    best = usable.sort("prompt_id", ~pl.col("may_be_chosen"), maintain_order=True).with_columns(table=place)
+    worst = usable.with_columns(table=size - 1 - place)
+    half = pl.col("table") < pl.min_horizontal(spec.per_prompt, pl.max_horizontal(size // 2, 1))
+    return _proposals(best.filter(half), worst.filter(half), on=["prompt_id", "table"])
 
 
 def _best_random(usable: pl.DataFrame, spec: PairSpec) -> pl.DataFrame:
@@ -161,8 +168,8 @@ def _best(usable: pl.DataFrame) -> pl.DataFrame:
     return ranked.group_by("prompt_id", maintain_order=True).first()
 
 
-def _proposals(chosen: pl.DataFrame, rejected: pl.DataFrame) -> pl.DataFrame:
-    both = chosen.join(rejected, on="prompt_id", suffix="_2")
+def _proposals(chosen: pl.DataFrame, rejected: pl.DataFrame, on: Sequence[str] = ("prompt_id",)) -> pl.DataFrame:
+    both = chosen.join(rejected, on=list(on), suffix="_2")
     return _named(both.filter(pl.col("candidate_id") != pl.col("candidate_id_2")))
 
 

@@ -194,6 +194,7 @@ class PairSpec(Spec):
         "best-worst",
         "best-worst, best-random, first-round (n/2 disjoint random pairs) or all (every two), among the selected.",
     )
+    per_prompt: int = what(1, "best-worst: pairs a prompt, the i-th best against the i-th worst.", ge=1)
     min_margin: float = what(0.0, "The least difference of scores; ties never make a pair.", ge=0)
     seed: int = what(0, "Seed of the random choices.", ge=0)
     truncated: Literal["drop", "rejected", "keep"] = what(

@@ -49,6 +49,12 @@ def test_ties_for_the_best_go_to_the_earlier_draw_and_for_the_worst_to_the_later
     assert paired(selected([[1, 3, 3, 1]]))[0] == [("0-1", "0-3")]
 
 
+def test_several_disjoint_pairs_of_best_and_worst() -> None:
+    frame = selected([[5, 1, 4, 2, 3], [7, 8]])
+    assert paired(frame, per_prompt=2)[0] == [("0-0", "0-1"), ("0-2", "0-3"), ("1-1", "1-0")]
+    assert paired(frame, per_prompt=9)[0] == paired(frame, per_prompt=2)[0]
+
+
 def test_all_pairs_of_three() -> None:
     found = paired(selected([[1, 3, 2]]), "all")[0]
     assert found == [("0-1", "0-0"), ("0-1", "0-2"), ("0-2", "0-0")]
