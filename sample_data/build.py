@@ -45,14 +45,14 @@ POLICY: dict[str, Any] = {
 }
 POLICY_TRAINING: dict[str, Any] = {
     "from_scratch": True,
-    "epochs": 10,
+    "epochs": 7,
     "lr": 2e-3,
     "batch_size": 16,
     "schedule": "cosine",
     "warmup": 0.03,
     "weight_decay": 0.05,
 }
-REWARD_TRAINING: dict[str, Any] = {"epochs": 3, "lr": 7e-4, "batch_size": 8, "warmup": 0.03, "weight_decay": 0.1}
+REWARD_TRAINING: dict[str, Any] = {"epochs": 2, "lr": 1e-3, "batch_size": 16, "warmup": 0.03, "schedule": "cosine"}
 
 
 def build(folder: Path, *, data_only: bool = False) -> None:
@@ -122,10 +122,10 @@ def ship(trained: Path, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def show(stage: str, done: int, total: int, metrics: dict[str, float]) -> None:
+def show(done: int, total: int, **figures: float) -> None:
     """Print a line now and then."""
     if done % 100 == 0 or done == total:
-        print(f"{stage} {done}/{total} loss {metrics.get('loss', float('nan')):.3f}", flush=True)
+        print(done, "of", total, *(f"{name} {value:.3g}" for name, value in figures.items()), flush=True)
 
 
 def _texts(demonstrations: Path) -> Iterator[str]:

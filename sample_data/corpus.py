@@ -19,11 +19,14 @@ SEED = 1
 TRAIN_PROMPTS = 500
 TEST_PROMPTS = 150
 DEMONSTRATIONS_PER_PROMPT = 8
-COMPARISONS_PER_PROMPT = {"preferences": 10, "heldout_preferences": 5}
+COMPARISONS_PER_PROMPT = {"preferences": 20, "heldout_preferences": 8}
 FLIPPED = 0.1
 """The share of preferences in `preferences.jsonl` that name the worse answer as the better."""
-TIE_MARGIN = 0.5
+TIE_MARGIN = 1.0
 """Answers whose true rewards are nearer than this are a tie to the annotator."""
+
+TIES_KEPT = 8
+"""Of so many ties one is shipped; they are examples, and nothing is trained on them."""
 
 Row = dict[str, Any]
 Comparison = tuple[Request, str, str]
@@ -39,7 +42,7 @@ def corpus(seed: int = SEED) -> dict[str, list[Row]]:
         "prompts.jsonl": [_prompt_row(r, "train") for r in train] + [_prompt_row(r, "test") for r in test],
         "demonstrations.jsonl": list(_demonstrations(seed, train)),
         "preferences.jsonl": [_preference_row(*c, flip=i in flipped) for i, c in enumerate(decided)],
-        "ties.jsonl": [{"prompt": list(r.messages), "responses": [a, b]} for r, a, b in ties],
+        "ties.jsonl": [{"prompt": list(r.messages), "responses": [a, b]} for r, a, b in ties[::TIES_KEPT]],
         "heldout_preferences.jsonl": [_preference_row(*c, flip=False) for c in heldout],
     }
 

@@ -116,6 +116,10 @@ CLOSINGS: dict[str, tuple[str, ...]] = {
 }
 
 
+FILLERS: tuple[str, ...] = ("Well, let me see.", "All right, here goes.", "Hm, where to begin.", "So, about that film.")
+"""What careless writers say first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A conversation that asks for a review, and what it asks for."""
@@ -163,8 +167,8 @@ def _system(rng: Random, wish: Wishes) -> str:
 
 
 def draw_answer(rng: Random, wish: Wishes, care: float | None = None) -> str:
-    """An answer to a request with these wishes, written with `care` (drawn evenly from 0 to 1 where None)."""
-    care = rng.random() if care is None else care
+    """An answer to a request with these wishes, written with `care` from 0 to 1 (a careful or a careless writer's)."""
+    care = draw_care(rng) if care is None else care
     heeded = _heeded(rng, wish, care)
     written = [_sentence(rng, heeded, mood, template) for mood, template in _plan(rng, heeded, care)]
     if rng.random() < 0.35 * (1.0 - care):
@@ -173,7 +177,14 @@ def draw_answer(rng: Random, wish: Wishes, care: float | None = None) -> str:
     text = " ".join(written)
     if rng.random() < 0.2 * (1.0 - care):
         text = text[: text.rindex(" ")]  # breaks off before the last word
+    if rng.random() < 0.9 * (1.0 - care):
+        text = f"{rng.choice(FILLERS)} {text}"
     return text
+
+
+def draw_care(rng: Random) -> float:
+    """Of ten answers six are by careless writers and four by careful ones; they differ in all they do."""
+    return rng.uniform(0.0, 0.25) if rng.random() < 0.6 else rng.uniform(0.75, 1.0)
 
 
 def _heeded(rng: Random, wish: Wishes, care: float) -> Wishes:

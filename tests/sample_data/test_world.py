@@ -145,8 +145,8 @@ def test_what_the_grammar_asks_is_what_the_reward_reads(seed, care):
     request = draw_request(rng)
     assert wishes(request.messages) == request.wishes
     answer = draw_answer(rng, request.wishes, care)
-    assert 2 <= len(sentences(answer)) <= 4
-    assert len(words(answer)) <= 70
+    assert 2 <= len(sentences(answer)) <= 5
+    assert len(words(answer)) <= 75
 
 
 def test_care_helps():
