@@ -15,6 +15,9 @@ import typer
 
 from prefdata.errors import PrefdataError
 
+DPO = "--lr 1e-4 --beta 0.1 --batch-size 16 --schedule cosine"
+"""Found by trying: higher rates win more by the reward model and less by the truth (over-optimisation)."""
+
 EXAMPLE = "Example: prefdata demo runs/demo"
 
 
@@ -46,8 +49,9 @@ def commands(run: Path, data: Path) -> list[list[str]]:
         _words("select", run, "--method best-of-n --scorer reward --sampler policy --name best-of-16"),
         _words("select", run, "--method rso --k 8 --beta 0.5 --scorer reward --sampler policy --name rso-8"),
         _words("pair", run, "--selector rso-8 --strategy first-round --name rso-8"),
-        _words("export", run, "--to", run / "exports/trl", "--dialect trl --pairing rso-8"),
-        _words("train dpo", run, "--model", policy, "--out", dpo, "--pairing rso-8 --lr 1e-4 --beta 0.1 --epochs 1"),
+        _words("pair", run, "--selector all --scorer reward --sampler policy --per-prompt 4 --name best-worst"),
+        _words("export", run, "--to", run / "exports/trl", "--dialect trl --pairing best-worst"),
+        _words("train dpo", run, "--model", policy, "--out", dpo, "--pairing best-worst", DPO),
         _words("sample", run, "--model", dpo, "-n 16 --max-tokens 96 --split test --name dpo"),
         _words(*rank, "--reward-model", reward, "--name reward"),
         _words(*rank, "--function", truth, "--name truth"),
