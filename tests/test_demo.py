@@ -149,6 +149,14 @@ def test_the_model_loads_elsewhere(home: Path) -> None:
     assert len(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)) > 20
 
 
+@pytest.mark.vllm
+def test_the_model_loads_in_vllm(home: Path) -> None:
+    command = "prefdata ingest runs/vllm sample_data/prompts.jsonl && prefdata sample runs/vllm --split test -n 1"
+    done = shell(f"{command} --model runs/demo/models/dpo --max-tokens 96 --engine vllm", home)
+    assert done.returncode == 0, done.stderr
+    assert "150 in, 150 out" in done.stdout
+
+
 def test_the_export_loads_elsewhere(home: Path) -> None:
     import datasets
 
