@@ -1,6 +1,6 @@
 """kill -9 at random moments in sample, rank, pair and train: the same command continues, and the result is the same.
 
-Every command is first run undisturbed in one run directory; in another it is to be killed eight times at random moments
+Every command is first run undisturbed in one run directory; in another it is to be killed ten times at random moments
 of its life (a run that is done sooner is not counted), then left to finish. The finished tables must hold the same
 rows, and the trained model the same bytes.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-KILLS = 8
+KILLS = 10
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
