@@ -152,16 +152,6 @@ def test_a_damaged_spec_file(refused, ready: Path, tiny_policy: Path) -> None:
     assert "_spec.json" in refused("sample", ready, "--model", tiny_policy, "--name", "s")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("needs the right to mount a small disk")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
 def test_a_full_disk(refused, prefdata, small_disk: Path, tmp_path: Path, tiny_policy: Path) -> None:
     """Sampling stops with a message, keeps what was written, and goes on when there is space."""
     run = small_disk / "run"

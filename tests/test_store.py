@@ -148,22 +148,12 @@ def test_nulls_where_none_may_be(tmp_path: Path) -> None:
         SCORES.conform(rows)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("needs the right to mount a small disk")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
 def test_full_disk(small_disk: Path) -> None:
     part = Run(small_disk).partition("scores", "rm")
     part.begin(Lineage.of(ToySpec()))
     part.append(scores("a"))
     with pytest.raises(StorageError, match=r"disk is full.*run the same command again"):
-        part.append(scores(*(os.urandom(16).hex() for _ in range(10_000))))
+        part.append(scores(*(os.urandom(16).hex() for _ in range(40_000))))
     assert len(part.parts()) == 1
     assert part.read()["candidate_id"].to_pylist() == ["a"]
     assert not list(part.path.glob("_tmp*"))
