@@ -21,6 +21,7 @@ from prefdata.model_files import ModelFiles, identify
 from prefdata.progress import Progress, quiet
 from prefdata.reports import Report
 from prefdata.specs import SampleSpec
+from prefdata.spreads import is_spread, value_of
 from prefdata.store import Appender, Lineage, Outcome, Partition, Run, name_of
 from prefdata.views import blank, read_prompts
 
@@ -153,9 +154,7 @@ def _draw(
 ) -> dict[str, Any]:
     """Draw and store what is planned; returns the tokens a second, the engine's start aside, and the engine's notes."""
     total, done, tokens = sum(len(indices) for _, indices in plan), 0, 0
-    generator = open_generator(
-        files, engine, raw=spec.raw, device=spec.device, dtype=spec.dtype, batch_tokens=spec.batch_tokens
-    )
+    generator = open_generator(spec, files, engine)
     flying: dict[str, dict[str, Any]] = {}
     began = time.monotonic()
     progress(0, total)
@@ -193,10 +192,7 @@ def _answers(generator: Generator, requests: Iterable[Request | Rejection]) -> I
 def _requests(
     plan: list[Planned], spec: SampleSpec, generator: Generator, fingerprint: str, flying: dict[str, dict[str, Any]]
 ) -> Iterator[Request | Rejection]:
-    sampling = Sampling(spec.temperature, spec.top_p, spec.top_k, spec.max_tokens)
-    settings = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "max_tokens")}
     common = {
-        **settings,
         "model": generator.model.name,
         "model_revision": generator.model.revision,
         "engine": generator.name,
@@ -211,8 +207,11 @@ def _requests(
         for index in indices:
             key = ids.candidate_id(prompt["prompt_id"], fingerprint, index)
             seed = ids.seed(spec.seed, prompt["prompt_id"], fingerprint, index)
+            settings = settings_of(spec, prompt["prompt_id"], fingerprint, index)
+            sampling = Sampling(**settings, stop=spec.stop, logprobs=spec.logprobs)
             flying[key] = {
                 **common,
+                **settings,
                 "candidate_id": key,
                 "prompt_id": prompt["prompt_id"],
                 "sample_index": index,
@@ -220,20 +219,45 @@ def _requests(
                 "seed": seed,
             }
             if refusal is None:
-                yield Request(key, prompt_ids, seed, sampling)
+                yield Request(key, prompt_ids, seed, sampling, tuple(prompt["messages"]), prompt["tools"])
             else:
                 yield Rejection(key, "rejected", refusal)
 
 
 def _row(common: dict[str, Any], answer: Completion | Rejection) -> dict[str, Any]:
     if isinstance(answer, Rejection):
-        return {**common, "status": answer.status, "completion_tokens": 0}
+        return {**common, "status": answer.status, "detail": answer.detail, "completion_tokens": 0}
     return {
         **common,
         "status": "ok",
         "text": answer.text,
-        "token_ids": list(answer.token_ids),
+        "token_ids": None if answer.token_ids is None else list(answer.token_ids),
         "finish_reason": answer.finish_reason,
-        "completion_tokens": len(answer.token_ids),
+        "prompt_tokens": answer.prompt_tokens if answer.prompt_tokens is not None else common["prompt_tokens"],
+        "completion_tokens": answer.completion_tokens if answer.token_ids is None else len(answer.token_ids),
         "logprob_sum": answer.logprob_sum,
+        "logprobs": None if answer.logprobs is None else list(answer.logprobs),
+    }
+
+
+SPREADABLE = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "max_tokens",
+    "min_tokens",
+)
+"""Settings that may differ between the candidates of one sampler."""
+
+
+def settings_of(spec: SampleSpec, prompt_id: str, sampler: str, index: int) -> dict[str, Any]:
+    """The sampling settings of one candidate, drawn by its key where the spec gives a list or a range."""
+    return {
+        name: value_of(setting, index, ids.unit_uniform(spec.seed, prompt_id, sampler, index, name))
+        if is_spread(setting := getattr(spec, name))
+        else setting
+        for name in SPREADABLE
     }

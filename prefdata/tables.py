@@ -30,6 +30,7 @@ TYPES: dict[str, pa.DataType] = {
     "float64": pa.float64(),
     "strings": pa.list_(pa.string()),
     "tokens": pa.list_(pa.int32()),
+    "floats": pa.list_(pa.float64()),
     "messages": pa.list_(
         pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
     ),

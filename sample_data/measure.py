@@ -18,6 +18,7 @@ from prefdata.ids import seed
 from prefdata.model_files import identify
 from prefdata.scorers.protocol import Item
 from prefdata.scorers.reward_model import RewardModel
+from prefdata.specs import ModelSpec
 
 from .world import true_reward_parts
 
@@ -69,7 +70,11 @@ def policy_quality(prompts: Sequence[Sequence[dict[str, str]]], samples: int) ->
 
 def sample_policy(prompts: Sequence[Sequence[dict[str, str]]], samples: int) -> Iterator[tuple[int, Completion]]:
     """Answers of the shipped policy, each with its prompt's number."""
-    generator = open_generator(identify(str(FOLDER / "policy"), "causal-lm"), "transformers", device="cpu")
+    generator = open_generator(
+        ModelSpec(model=str(FOLDER / "policy"), device="cpu"),
+        identify(str(FOLDER / "policy"), "causal-lm"),
+        "transformers",
+    )
     sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=MAX_TOKENS)
     requests = (
         Request(f"{number}/{index}", generator.render(prompt), seed(0, number, index), sampling)

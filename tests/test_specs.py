@@ -20,7 +20,7 @@ def test_all_problems_at_once() -> None:
         SampleSpec.parse({"temperature": "hot", "n": 0})
     said = str(found.value)
     assert "model is needed" in said
-    assert "temperature: should be a valid number, not 'hot'" in said
+    assert "temperature: should be one number, a list (a,b,c) or a range (low:high), not 'hot'" in said
     assert "n: should be greater than or equal to 1, not 0" in said
 
 

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Literal
 
 from prefdata.errors import UsageError
 from prefdata.model_files import ModelFiles
+from prefdata.specs import ModelSpec
 
 if TYPE_CHECKING:
     from prefdata.engines.protocol import Generator
 
-Engine = Literal["transformers", "vllm"]
+Engine = Literal["transformers", "vllm", "openai"]
 
 
-def choose_engine(asked: Literal["auto", "transformers", "vllm"]) -> tuple[Engine, str]:
+def choose_engine(asked: Literal["auto", "transformers", "vllm", "openai"]) -> tuple[Engine, str]:
     """The engine to use, and why: `auto` takes vllm where it is installed and an NVIDIA GPU is there.
 
     Raises:
@@ -44,31 +45,75 @@ def has_gpu() -> bool:
     return tool is not None and subprocess.run([tool, "-L"], capture_output=True, check=False).returncode == 0
 
 
-def open_generator(
-    files: ModelFiles,
-    engine: Engine,
-    *,
-    raw: bool = False,
-    device: str | None = None,
-    dtype: str = "auto",
-    batch_tokens: int | None = None,
-) -> Generator:
-    """The model on that engine, loaded.
+def open_generator(spec: ModelSpec, files: ModelFiles, engine: Engine) -> Generator:
+    """The model of `spec` on that engine, loaded.
 
     Raises:
         ModelError: the model cannot be loaded.
         EngineError: the engine cannot start.
         UsageError: a setting that the engine has no use for.
     """
+    refuse_foreign(spec, engine)
+    if engine == "openai":
+        from prefdata.engines.openai import OpenAIGenerator
+
+        return OpenAIGenerator(files, spec)
     if engine == "vllm":
-        if device is not None or batch_tokens is not None:
-            raise UsageError(
-                "--device and --batch-tokens are for the transformers engine. vLLM fills its batches by itself, and "
-                "takes the GPUs that CUDA_VISIBLE_DEVICES shows it."
-            )
         from prefdata.engines.vllm import VllmGenerator
 
-        return VllmGenerator(files, raw=raw, dtype=dtype)
+        return VllmGenerator(
+            files,
+            raw=spec.raw,
+            dtype=spec.dtype,
+            context_length=spec.max_model_len,
+            gpu_memory_utilization=spec.gpu_memory_utilization,
+            tensor_parallel_size=spec.tensor_parallel_size,
+            enable_prefix_caching=spec.enable_prefix_caching,
+            max_num_seqs=spec.max_num_seqs,
+            lora=spec.lora,
+            quantization=spec.quantization,
+            options=spec.engine_option,
+        )
     from prefdata.engines.transformers import TransformersGenerator
 
-    return TransformersGenerator(files, raw=raw, device=device, dtype=dtype, batch_tokens=batch_tokens)
+    return TransformersGenerator(
+        files,
+        raw=spec.raw,
+        device=spec.device,
+        dtype=spec.dtype,
+        batch_tokens=spec.batch_tokens,
+        context_length=spec.max_model_len,
+        lora=spec.lora,
+    )
+
+
+_OWN: dict[Engine, tuple[str, ...]] = {
+    "transformers": ("device", "batch_tokens"),
+    "vllm": (
+        "tensor_parallel_size",
+        "gpu_memory_utilization",
+        "enable_prefix_caching",
+        "max_num_seqs",
+        "quantization",
+        "engine_option",
+    ),
+    "openai": ("base_url", "tokenizer", "api_key_env", "concurrency", "timeout", "retries"),
+}
+"""Settings that one engine alone understands."""
+
+
+def refuse_foreign(spec: ModelSpec, engine: Engine) -> None:
+    """Refuse settings that this engine would pass over in silence.
+
+    Raises:
+        UsageError: a setting of another engine was given.
+    """
+    fields = ModelSpec.model_fields
+    for other, names in _OWN.items():
+        given = [name for name in names if other != engine and getattr(spec, name) != fields[name].default]
+        if given:
+            flag = f"--{given[0].replace('_', '-')}"
+            hint = " It takes the GPUs that CUDA_VISIBLE_DEVICES shows it." if engine == "vllm" else ""
+            raise UsageError(f"{flag} is for the {other} engine, and this is {engine}.{hint} Leave it out.")
+    if engine == "openai" and (spec.lora or spec.dtype != "auto"):
+        raise UsageError("--lora and --dtype are the server's own affair. Set them where it is started.")

@@ -1,7 +1,7 @@
 """What sampling asks of an engine: token ids in, completions out, as a stream.
 
-An engine gets prompts as token ids only. Text is rendered once, by the engine's own `render`, so that no server ever
-tokenises it again and adds a second BOS. Every request carries its own seed and its own sampling settings, and comes
+An engine gets prompts as token ids. Text is rendered once, by the engine's own `render`, so that nothing ever
+tokenises it again and adds a second BOS; the exception is a server whose tokenizer we do not have (`renders` is false). Every request carries its own seed and its own sampling settings, and comes
 back under its key: order and batches mean nothing.
 """
 
@@ -22,29 +22,53 @@ class TemplateRefusal(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn: temperature first, then top-k, then top-p of what is left.
+    """How tokens are drawn: penalties on the logits, then temperature, then min-p, top-k, and top-p of what is left.
 
     Attributes:
         temperature: divides the logits; 0 always takes the likeliest token.
         top_p: the least set of likeliest tokens that holds this share of the probability, in (0, 1]; 1 keeps all.
         top_k: this many likeliest tokens; 0 keeps all.
         max_tokens: the most tokens of an answer, its end token included.
+        min_p: tokens at least this share as probable as the likeliest (Nguyen et al. 2024); 0 keeps all.
+        repetition_penalty: of tokens in the prompt or the answer so far, positive logits are divided by it and
+            negative ones multiplied (Keskar et al. 2019, section 4.1); 1 is none.
+        presence_penalty: subtracted from the logits of tokens in the answer so far; 0 is none.
+        min_tokens: no end token, and no stop text, before this many tokens.
+        stop: texts that end an answer; the answer's text ends before the first of them.
+        logprobs: whether the log-probability of every token is wanted.
     """
 
     temperature: float
     top_p: float
     top_k: int
     max_tokens: int
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer that is wanted: a key of the caller's, the rendered prompt, and the seed of this very draw."""
+    """One answer that is wanted.
+
+    Attributes:
+        key: the caller's name for it.
+        prompt_ids: the rendered prompt; empty for an engine that renders by itself (see `Generator.renders`).
+        seed: of this very draw.
+        sampling: how it is drawn.
+        messages: the conversation, for an engine that renders by itself.
+        tools: its tools, as JSON text.
+    """
 
     key: str
     prompt_ids: tuple[int, ...]
     seed: int
     sampling: Sampling
+    messages: tuple[Message, ...] = ()
+    tools: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +77,37 @@ class Completion:
 
     Attributes:
         key: the request's.
-        text: the answer without special tokens.
-        token_ids: the tokens as drawn, the end token included where one was drawn.
-        finish_reason: `stop` where an end token was drawn, `length` where the tokens ran out first.
-        logprob_sum: sum of ln p of the tokens under the model itself (temperature 1, nothing cut off), in nats.
+        text: the answer without special tokens, and without the stop text that ended it.
+        token_ids: the tokens as drawn, the end token (or those of the stop text) included; None where a server keeps
+            them to itself.
+        finish_reason: `stop` where an end token or a stop text was drawn, `length` where the tokens ran out first.
+        logprob_sum: sum of ln p of the tokens under the model itself (no penalties, temperature 1, nothing cut off),
+            in nats; None where a server does not say.
+        logprobs: the same, token by token, where it was asked for.
+        prompt_tokens: as a server counted them; None where the request says.
+        completion_tokens: as a server counted them; None where `token_ids` says.
     """
 
     key: str
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] | None
     finish_reason: Literal["stop", "length"]
-    logprob_sum: float
+    logprob_sum: float | None
+    logprobs: tuple[float, ...] | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A request that has no answer, and why."""
+    """A request that has no answer, and why.
+
+    `prompt_too_long`: no room for an answer; `rejected`: by the template or the engine; `refused`: a server's content
+    filter would not answer.
+    """
 
     key: str
-    status: Literal["prompt_too_long", "rejected"]
+    status: Literal["prompt_too_long", "rejected", "refused"]
     detail: str
 
 
@@ -79,9 +115,10 @@ class Generator(Protocol):
     """A causal language model behind an engine.
 
     Attributes:
-        name: of the engine: `transformers`, `vllm`.
-        model: the files that it runs.
-        context_length: the most tokens of prompt and answer together.
+        name: of the engine: `transformers`, `vllm`, `openai`.
+        model: the files that it runs, or the name that a server knows.
+        context_length: the most tokens of prompt and answer together; None where only a server knows.
+        renders: whether prompts are rendered here, by `render`; else a server does it, from `Request.messages`.
         dtype: in which it computes (`float32`, `bfloat16`, …).
         versions: of the libraries that decide the numbers.
         template_hash: id of the chat template and the tokenizer's files: of all that decides the ids of a prompt.
@@ -90,7 +127,8 @@ class Generator(Protocol):
 
     name: str
     model: ModelFiles
-    context_length: int
+    context_length: int | None
+    renders: bool
     dtype: str
     versions: dict[str, str]
     template_hash: str

@@ -37,6 +37,7 @@ class TransformersGenerator:
     """A Generator on transformers; see `prefdata.engines.protocol.Generator`."""
 
     name = "transformers"
+    renders = True
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class TransformersGenerator:
         dtype: str = "auto",
         batch_tokens: int | None = None,
         context_length: int | None = None,
+        lora: str | None = None,
         notes: Sequence[str] = (),
     ) -> None:
         """Load the model.

@@ -37,6 +37,7 @@ class VllmGenerator:
     """A Generator on vLLM; see `prefdata.engines.protocol.Generator`."""
 
     name = "vllm"
+    renders = True
 
     def __init__(
         self,
@@ -49,6 +50,9 @@ class VllmGenerator:
         tensor_parallel_size: int = 1,
         enable_prefix_caching: bool | None = None,
         max_num_seqs: int | None = None,
+        lora: str | None = None,
+        quantization: str | None = None,
+        options: Sequence[str] = (),
         notes: Sequence[str] = (),
     ) -> None:
         """Start the engine, which takes half a minute or more.

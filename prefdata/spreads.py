@@ -1,0 +1,73 @@
+"""Spreads: a sampling setting that is one value, a list, or a range, as a person writes it.
+
+`1.0` is the same for every candidate; `0.7,1.0,1.2` is gone through by the sample index, so that the candidates of
+every prompt share the values evenly; `1.2:1.3` draws a value for each candidate, uniformly (Llama 2, 2307.09288,
+section 3.2.3: the best temperature for many samples lies in such a range).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+Number = float | int
+
+
+def spread(text: Any, *, whole: bool, low: float, above: bool = False, high: float = math.inf) -> str | Number:
+    """A setting as specs hold it: a number, or the canonical text of a list or a range.
+
+    Args:
+        text: a number, a list of numbers, or the text of either, or `LOW:HIGH`.
+        whole: whether the values are integers.
+        low: the least value allowed; with `above` a value must be greater.
+        above: see `low`.
+        high: the greatest value allowed.
+
+    Raises:
+        ValueError: it is none of these, or a value is out of bounds.
+    """
+    said = ",".join(map(str, text)) if isinstance(text, list | tuple) else str(text)
+    separator = ":" if ":" in said else ","
+    try:
+        values = [int(part) if whole else float(part) for part in said.split(separator)]
+    except ValueError:
+        kind = "integer" if whole else "number"
+        raise ValueError(f"should be one {kind}, a list (a,b,c) or a range (low:high), not {said!r}") from None
+    for value in values:
+        if not (value > low if above else value >= low) or value > high or not math.isfinite(value):
+            bounds = f"{'above' if above else 'at least'} {low:g}" + (f", at most {high:g}" if high < math.inf else "")
+            raise ValueError(f"should be {bounds}, not {value:g}")
+    if len(values) == 1:
+        return values[0]
+    if separator == ":" and (len(values) != 2 or values[0] >= values[1]):
+        raise ValueError(f"a range is low:high with low below high, not {said!r}")
+    return separator.join(map(str, values))
+
+
+def value_of(setting: str | Number, index: int, uniform: float) -> Number:
+    """The value for the candidate with that sample index; `uniform` in (0, 1) is its own coin for a range."""
+    if not isinstance(setting, str):
+        return setting
+    number: Any = float if any(c in setting for c in ".ein") else int
+    if ":" in setting:
+        low, high = map(number, setting.split(":"))
+        return low + math.floor(uniform * (high - low + 1)) if number is int else low + uniform * (high - low)
+    values = setting.split(",")
+    return number(values[index % len(values)])  # type: ignore[no-any-return]
+
+
+def is_spread(setting: str | Number) -> bool:
+    """Whether the setting differs between candidates."""
+    return isinstance(setting, str)
+
+
+Positive = Annotated[str | float, BeforeValidator(partial(spread, whole=False, low=0, above=True))]
+NotNegative = Annotated[str | float, BeforeValidator(partial(spread, whole=False, low=0))]
+Share = Annotated[str | float, BeforeValidator(partial(spread, whole=False, low=0, above=True, high=1))]
+ShareOrNone = Annotated[str | float, BeforeValidator(partial(spread, whole=False, low=0, high=1))]
+Penalty = Annotated[str | float, BeforeValidator(partial(spread, whole=False, low=-2, high=2))]
+Count = Annotated[str | int, BeforeValidator(partial(spread, whole=True, low=1))]
+CountOrNone = Annotated[str | int, BeforeValidator(partial(spread, whole=True, low=0))]
