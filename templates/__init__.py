@@ -1,0 +1,1 @@
+"""Preprompts and instructions, as YAML files to copy and change; read by `prefdata.transforms`."""
