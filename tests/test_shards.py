@@ -173,8 +173,8 @@ def test_the_best_answer_of_each_prompt(tmp_path: Path) -> None:
     assert (outcome.report.rows_in, outcome.report.rows_out) == (30, 10)
     assert outcome.report.dropped == {"not_the_best": 20}
     rows = pq.read_table(tmp_path / "out/data/train-00000-of-00001.parquet").to_pylist()
-    assert {row["messages"][-1]["content"] for row in rows} == {"Answer 2 🙂\n"}
-    assert [message["role"] for message in rows[0]["messages"]] == ["system", "user", "assistant"]
+    assert {row["completion"][0]["content"] for row in rows} == {"Answer 2 🙂\n"}
+    assert [message["role"] for message in rows[0]["prompt"] + rows[0]["completion"]] == ["system", "user", "assistant"]
 
 
 def test_the_same_again_is_nothing_to_do_and_other_inputs_remake(tmp_path: Path) -> None:
@@ -308,7 +308,8 @@ def test_trl_reads_demonstrations(tmp_path: Path, tiny_policy: Path) -> None:
     row = load(tmp_path / "out", tmp_path / "cache")["train"][0]
     assert data_utils.is_conversational(row)
     said = data_utils.maybe_apply_chat_template(row, AutoTokenizer.from_pretrained(tiny_policy))
-    assert said["text"].endswith("[assistant] Answer 2 🙂\n<eot>")
+    assert said["prompt"].endswith("[assistant] ")
+    assert said["completion"] == "Answer 2 🙂\n<eot>"
 
 
 @pytest.mark.peers

@@ -69,7 +69,7 @@ def _trl(joined: pl.DataFrame) -> pl.DataFrame:
 
 
 def _sft(joined: pl.DataFrame) -> pl.DataFrame:
-    return joined.with_columns(messages=pl.col("messages").list.concat(_turn("answer")))
+    return joined.with_columns(prompt=pl.col("messages"), completion=_turn("answer"))
 
 
 DIALECTS: dict[str, Dialect] = {
@@ -104,11 +104,17 @@ DIALECTS: dict[str, Dialect] = {
         ),
         Dialect(
             name="sft",
-            description="Demonstrations as TRL's SFTTrainer reads them: each prompt with its best answer.",
+            # Apart, because of a whole conversation trainers may learn every turn, and only the last one was selected.
+            description="Demonstrations as TRL's SFTTrainer reads them: each prompt and, apart, its best answer.",
             reads="selections",
             key="candidate_id",
             tags=("sft", "trl"),
-            core=pa.schema([_field("messages", MESSAGES, "The conversation, the best answer last.")]),
+            core=pa.schema(
+                [
+                    _field("prompt", MESSAGES, "The conversation so far, the user's message last."),
+                    _field("completion", MESSAGES, "The best answer: one message of the assistant."),
+                ]
+            ),
             extra=pa.schema(
                 [
                     _field("score", pa.float64(), "The answer's score."),

@@ -214,7 +214,7 @@ def _references(run: Run) -> Source:
 def _imitate(file: str, asked: pa.Table, texts: pa.ChunkedArray) -> Iterator[Row]:
     columns = (asked["messages"], asked["tools"], asked["split"], texts)
     for number, (messages, tools, split, text) in enumerate(_zip(columns), 1):
-        yield Row(file, number, split, {"messages": [*messages, _said(text)], "tools": tools})
+        yield Row(file, number, split, {"prompt": messages, "completion": [_said(text)], "tools": tools})
 
 
 def _said(text: str) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """The layouts that training data comes in, each row checked on its own.
 
 Preferences: `prompt`, `chosen`, `rejected`, or without `prompt` (then it is what chosen and rejected have in common at
-their start); optionally `weight` and `margin`. Demonstrations: `messages`, or `prompt` and `completion`. Every part is
-a text, or a conversation: a list of {role, content}. Texts are trained as plain text, conversations through the
-model's chat template. `tools` (a JSON list) goes to the template.
+their start); optionally `weight` and `margin`. Demonstrations: `messages`, or `prompt` and `completion`, of which only
+the completion is ever trained on. Every part is a text, or a conversation: a list of {role, content}. Texts are trained
+as plain text, conversations through the model's chat template. `tools` (a JSON list) goes to the template.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Row:
 class Item:
     """A prompt and its answers (one for a demonstration; chosen and rejected for a preference).
 
-    All parts are texts, or all are conversations.
+    All parts are texts, or all are conversations. With `every_turn` the assistant's turns of the prompt may be trained
+    on as well, where the chat template marks them.
     """
 
     prompt: str | Turns
@@ -55,6 +56,7 @@ class Item:
     margin: float | None
     tools: list[Any] | None
     row: Row
+    every_turn: bool
 
 
 class Unusable(ValueError):
@@ -104,7 +106,8 @@ def _item(row: Row, parsed: Parsed, need_margin: bool) -> Item:
         raise Unusable(f"weight is {weight}, and should be a number from 0 up")
     if need_margin and margin is None:
         raise Unusable("margin is missing, and use_margin asks for it")
-    return Item(*parsed, weight, margin, _tools(row.values.get("tools")), row)
+    every_turn = "messages" in row.values and len(parsed[1]) == 1
+    return Item(*parsed, weight, margin, _tools(row.values.get("tools")), row, every_turn)
 
 
 def _preference(values: Mapping[str, Any]) -> Parsed:

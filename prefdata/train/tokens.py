@@ -139,7 +139,7 @@ class Encoder:
         return self._checked(item, wholes[0][:start], tuple(whole[start:] for whole in wholes), None)
 
     def _masked(self, items: Sequence[Item]) -> list[Tree | str]:
-        """Trees by the template's own {% generation %} marks: every turn of the assistant is trained."""
+        """Trees by the template's own {% generation %} marks: every turn of the assistant, or those of the answer."""
         trees: list[Tree | str] = []
         for item in items:
             turns = [*item.prompt, *item.answers[0]]
@@ -147,10 +147,12 @@ class Encoder:
                 said = self.tokenizer.apply_chat_template(
                     turns, tools=item.tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
                 )
+                asked = "" if item.every_turn else self._render(item.prompt, item, add_generation_prompt=True)  # type: ignore[arg-type]
             except Exception as error:  # a template is a program and raises what it likes
                 trees.append(f"the chat template refuses it: {error}")
                 continue
             ids, mask = np.array(said["input_ids"], dtype=np.int32), np.array(said["assistant_masks"], dtype=bool)
+            mask[: shared_prefix(self._tokenise([asked], [False])[0], ids)] = False
             places = np.flatnonzero(mask)
             first, last = (places[0], places[-1] + 1) if len(places) else (len(ids), len(ids))
             trees.append(self._checked(item, ids[:first], (ids[first:last],), (mask[first:last],)))

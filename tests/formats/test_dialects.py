@@ -92,10 +92,10 @@ def test_sft_rows() -> None:
     }
     rows = DIALECTS["sft"].rows(joined(answer, {**answer, "messages": [USER]}))
     assert rows.to_pylist() == [
-        {"messages": [*TURNS, *said("good")], "score": 1.5, "prompt_id": "q", "candidate_id": "c"},
-        {"messages": [USER, *said("good")], "score": 1.5, "prompt_id": "q", "candidate_id": "c"},
+        {"prompt": TURNS, "completion": said("good"), "score": 1.5, "prompt_id": "q", "candidate_id": "c"},
+        {"prompt": [USER], "completion": said("good"), "score": 1.5, "prompt_id": "q", "candidate_id": "c"},
     ]
-    assert DIALECTS["sft"].rows(joined(answer), strict=True).column_names == ["messages"]
+    assert DIALECTS["sft"].rows(joined(answer), strict=True).column_names == ["prompt", "completion"]
 
 
 def a_card(name: str, *, license: str | None = None, spec: dict[str, Any] | None = None) -> str:

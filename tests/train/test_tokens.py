@@ -73,6 +73,15 @@ def test_every_assistant_turn_with_generation_marks(tokenizer: Any) -> None:
     assert tokenizer.decode(row[tree.targets(0)]) == "a<eot>bc<eot>"
 
 
+def test_of_a_completion_only_its_own_turns_with_generation_marks(tokenizer: Any) -> None:
+    tokenizer.chat_template = GENERATION
+    row = {"prompt": turns("hi", "a", "more"), "completion": [{"role": "assistant", "content": "bc"}]}
+    (tree,) = encode(tokenizer, "demonstrations", row).trees
+    assert tokenizer.decode(tree.prompt) == "<bos>[user] hi<eot>[assistant] a<eot>[user] more<eot>[assistant] "
+    assert tokenizer.decode(tree.responses[0]) == "bc<eot>"
+    assert tree.trained_tokens == 3
+
+
 def test_tokens_that_merge_over_the_boundary_belong_to_the_answer(tiny_policy: Path, tmp_path: Path) -> None:
     """The prompt ends with "x" and the answer begins with "y", and "xy" is one token: the split lies before it."""
     import json
