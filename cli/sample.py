@@ -32,6 +32,8 @@ def sample(
     if dry_run:
         typer.echo(json.dumps(candidates.dry_run(Run(run), spec), ensure_ascii=False, indent=2))
         return
+    specs = candidates.swept(spec)
     with show.progress("sample") as progress:
-        done = candidates.sample(Run(run), spec, replace=replace, partial=partial, progress=progress)
-    show.outcome(done)
+        outcomes = candidates.samples(Run(run), specs, replace=replace, partial=partial, progress=progress)
+    for done in outcomes:
+        show.outcome(done)

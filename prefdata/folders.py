@@ -143,16 +143,17 @@ class Folder:
             )
         return self.state
 
-    def begin(self, lineage: Lineage, *, replace: bool = False) -> State:
+    def begin(self, lineage: Lineage, *, replace: bool = False, revise: bool = False) -> State:
         """Make the folder ready to be filled; returns the state that it was in.
 
-        With `replace` whatever was there, by whatever spec, is removed first.
+        With `replace` whatever was there, by whatever spec, is removed first; with `revise` it stays, and is to be
+        continued as what `lineage` says.
 
         Raises:
             SpecConflict, InputError: as `check`.
             StorageError: the folder cannot be written.
         """
-        state: State = "absent" if replace else self.check(lineage)
+        state: State = "absent" if replace else self.state if revise else self.check(lineage)
         with refused(self.path):
             if replace and self.path.exists():
                 shutil.rmtree(self.path)

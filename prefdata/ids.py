@@ -15,6 +15,8 @@ from typing import Any
 ID_DIGITS = 20
 """Hexadecimal digits of an id: 80 bits."""
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
 Message = Mapping[str, Any]
 
 
@@ -28,8 +30,7 @@ def canonical_json(value: Any) -> bytes:
         ValueError: for NaN or infinity.
         TypeError: for what JSON cannot say.
     """
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return text.encode("utf-8", "surrogatepass")
+    return _ENCODER.encode(value).encode("utf-8", "surrogatepass")
 
 
 def digest(value: Any) -> str:

@@ -135,6 +135,20 @@ def identify(model: str, kind: Kind, *, tokenizer: bool = True, weights: bool = 
     return ModelFiles(model, revision, None, config)
 
 
+def identify_adapter(adapter: str) -> str:
+    """The revision of a LoRA adapter's folder: the hash of its configuration and weights.
+
+    Raises:
+        ModelError: there is no such folder, or it is no adapter.
+    """
+    folder = Path(adapter).expanduser()
+    files = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
+    for file in files:
+        if not file.is_file():
+            raise ModelError(f"{adapter} is no LoRA adapter: it holds no {file.name}. Give the folder that holds it.")
+    return digest({file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files})
+
+
 def _near(folder: Path) -> str:
     try:
         known = [str(folder.parent / p.name) for p in folder.parent.iterdir() if p.is_dir()]

@@ -36,6 +36,10 @@ __all__ = ["Appender", "Folder", "Lineage", "Outcome", "Partition", "Run", "Stat
 PART_ROWS = 1_000_000
 """Rows of a part where a partition is written in one go."""
 
+SMALL_PART = 8 << 20
+"""Bytes below which a part is joined with others, where there are more than `FEW_PARTS` such."""
+FEW_PARTS = 64
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -112,8 +116,44 @@ class Partition(Folder):
         wanted = None if columns is None else list(dict.fromkeys([*columns, *self.table.key]))
         tables = [pq.read_table(part, columns=wanted, partitioning=None) for part in parts]
         rows = pa.concat_tables(tables) if tables else self.table.empty().select(wanted or self.table.schema.names)
-        rows = _first_of_each(rows, self.table.key) if len(parts) > 1 else rows
+        rows = _last_of_each(rows, self.table.key) if len(parts) > 1 else rows
         return rows if columns is None else rows.select(list(columns))
+
+    def compact(self, key: Sequence[str]) -> None:
+        """Drop rows whose `key` a later row has too, and join small parts: one row a key, and not a file every second.
+
+        Only for the one process that ends the work. Killed in the middle, rows may be there twice, in an old part and
+        in the new one: `read` takes them once, and the next `compact` drops them. Parts are read one after the other.
+        """
+        parts = self.parts()
+        twice = superseded(parts, list(key))
+        sizes = [part.stat().st_size for part in parts]
+        small = sum(size < SMALL_PART for size in sizes) > FEW_PARTS
+        group: list[int] = []
+        for number, size in enumerate(sizes):
+            if number in twice or (small and size < SMALL_PART):
+                group.append(number)
+            if sum(sizes[n] for n in group) >= SMALL_PART:
+                self._join([(parts[n], twice.get(n, [])) for n in group])
+                group = []
+        self._join([(parts[n], twice.get(n, [])) for n in group])
+
+    def _join(self, group: list[tuple[Path, list[int]]]) -> None:
+        """Replace parts by one part with their rows, without the rows of these numbers."""
+        tables = []
+        for part, dropped in group:
+            rows = pq.read_table(part, partitioning=None)
+            gone = set(dropped)
+            kept = pa.array([row for row in range(rows.num_rows) if row not in gone], pa.int64())
+            tables.append(rows.take(kept) if gone else rows)
+        if not tables or (len(tables) == 1 and not group[0][1]):
+            return
+        whole = pa.concat_tables(tables)
+        if whole.num_rows:
+            self.append(whole)
+        with refused(self.path):
+            for part, _ in group:
+                part.unlink()
 
     def _check_version(self, part: Path) -> None:
         said = (pq.read_schema(part).metadata or {}).get(b"version", b"").decode()
@@ -255,13 +295,40 @@ class Run:
         return partition
 
 
+def superseded(parts: Sequence[Path], key: list[str]) -> dict[int, list[int]]:
+    """The rows of these parts whose key comes again later: row numbers, by the part's number.
+
+    Keys are compared by a hash of 64 bits first, so that 8 bytes a row are held; only rows whose hash occurs twice are
+    compared in full.
+    """
+    import numpy as np
+    import polars as pl
+
+    def keys(part: Path) -> pl.DataFrame:
+        return pl.read_parquet(part, columns=key, hive_partitioning=False).select(key)
+
+    hashes = [keys(part).hash_rows().to_numpy() for part in parts]
+    every = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+    values, counts = np.unique(every, return_counts=True)
+    often = values[counts > 1]
+    seen: set[tuple[Any, ...]] = set()
+    found: dict[int, list[int]] = {}
+    for number in reversed(range(len(parts) if len(often) else 0)):
+        rows = np.flatnonzero(np.isin(hashes[number], often))[::-1]
+        for row, one in zip(rows.tolist(), keys(parts[number])[rows.tolist()].iter_rows(), strict=True):
+            if one in seen:
+                found.setdefault(number, []).append(row)
+            seen.add(one)
+    return found
+
+
 def name_of(path: str) -> str:
     """A partition's name made from a model's or a file's: its last component, with dashes for what no name may have."""
     last = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name.partition(":")[0]).strip("-._")
     return last or "unnamed"
 
 
-def _first_of_each(rows: pa.Table, key: Sequence[str]) -> pa.Table:
+def _last_of_each(rows: pa.Table, key: Sequence[str]) -> pa.Table:
     numbered = rows.select(list(key)).append_column("__row", pa.array(range(rows.num_rows), pa.int64()))
-    first = numbered.group_by(list(key)).aggregate([("__row", "min")])["__row_min"]
-    return rows if len(first) == rows.num_rows else rows.take(first.sort())
+    last = numbered.group_by(list(key)).aggregate([("__row", "max")])["__row_max"]
+    return rows if len(last) == rows.num_rows else rows.take(last.combine_chunks().sort())

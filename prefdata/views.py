@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from prefdata.errors import InputError, UsageError, did_you_mean
 from prefdata.store import Partition, Run
@@ -94,3 +99,84 @@ def _frame(partition: Partition, columns: list[str]) -> pl.DataFrame:
     frame = pl.from_arrow(partition.read(columns))
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+SLICE = 256
+"""Prompts that are read, claimed and planned at a time."""
+
+
+class PromptSlices:
+    """The prompts of a run in their files' order, some hundred at a time: memory does not grow with their texts.
+
+    A prompt that several sources hold comes once. Each slice has a name, the same in every process: `source-part-N`.
+    """
+
+    def __init__(
+        self, run: Run, split: str = "all", *, where: str | None = None, limit: int | None = None, partial: bool = False
+    ) -> None:
+        """Find the prompts of a split for which the SQL condition `where` holds; `limit` takes a fair sample of them.
+
+        Raises:
+            NotReady: there are none, or a source is unfinished and `partial` was not asked for.
+            InputError: no prompt is left.
+            UsageError: DuckDB does not take the condition.
+        """
+        self._parts = [(source, part) for source in run.all("prompts", partial=partial) for part in source.parts()]
+        index = pl.concat(
+            [pl.read_parquet(part, columns=["prompt_id", "split"], hive_partitioning=False) for _, part in self._parts]
+            or [pl.DataFrame(schema={"prompt_id": pl.String, "split": pl.String})]
+        ).with_row_index("place")
+        chosen = index.unique("prompt_id", keep="first", maintain_order=True)
+        if split != "all":
+            chosen = chosen.filter(pl.col("split") == split)
+        if chosen.height == 0:
+            raise InputError(
+                f"{run} has {index.height} prompts and none in the split {split!r}. Choose another --split."
+            )
+        if where is not None:
+            holds = _where([str(part) for _, part in self._parts], where)
+            chosen = chosen.filter(pl.col("prompt_id").is_in(holds.implode()))
+            if chosen.height == 0:
+                raise InputError(f"no prompt of {run} fits --where {where!r}. Ask `prefdata sql {run}` what there is.")
+        if limit is not None:
+            chosen = chosen.bottom_k(limit, by="prompt_id")  # ids are hashes: the smallest are a fair sample
+        self._wanted = np.zeros(index.height, dtype=bool)
+        self._wanted[chosen["place"].to_numpy()] = True
+
+    def __len__(self) -> int:
+        return int(self._wanted.sum())
+
+    def __iter__(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        place = 0
+        for source, part in self._parts:
+            batches = pq.ParquetFile(part).iter_batches(batch_size=SLICE)
+            for number, batch in enumerate(batches):
+                mask = self._wanted[place : place + batch.num_rows]
+                place += batch.num_rows
+                if mask.any():
+                    yield f"{source.name}-{part.stem}-{number:06d}", batch.filter(pa.array(mask)).to_pylist()
+
+
+def _where(parts: list[str], condition: str) -> pl.Series:
+    """The ids of the prompts in these files for which a SQL condition holds."""
+    import duckdb
+
+    with duckdb.connect(":memory:") as connection:
+        connection.execute(f"create view prompts as select * from read_parquet([{', '.join(map(sql_text, parts))}])")
+        connection.execute(f"set allowed_paths = [{', '.join(map(sql_text, parts))}]")
+        connection.execute("set enable_external_access = false")
+        connection.execute("set lock_configuration = true")
+        try:
+            query = f"select prompt_id from prompts where ({condition}\n)"
+            if len(duckdb.extract_statements(query)) != 1:
+                raise UsageError("--where takes one condition, such as \"split = 'test' and len(messages) > 1\".")
+            frame = pl.from_arrow(connection.sql(query).to_arrow_table())
+        except duckdb.Error as error:
+            raise UsageError(f"--where: {' '.join(str(error).split('LINE 1')[0].split())}") from None
+    assert isinstance(frame, pl.DataFrame)
+    return frame["prompt_id"]
+
+
+def sql_text(text: str) -> str:
+    """A text as SQL writes it."""
+    return "'" + text.replace("'", "''") + "'"

@@ -87,7 +87,7 @@ def test_what_is_done_twice_is_kept_once(tmp_path: Path) -> None:
     part.append(scores("a", "b"))
     part.append(scores("b", "c", score=2.0))
     rows = part.read().to_pylist()
-    assert [(r["candidate_id"], r["score"]) for r in rows] == [("a", 1.0), ("b", 1.0), ("c", 2.0)]
+    assert [(r["candidate_id"], r["score"]) for r in rows] == [("a", 1.0), ("b", 2.0), ("c", 2.0)]
 
 
 def test_leftovers_of_dead_processes_are_swept_and_living_ones_kept(tmp_path: Path) -> None:
@@ -163,3 +163,29 @@ def test_read_only_disk(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(StorageError, match="read-only"):
         Run(small_disk).partition("scores", "rm").begin(Lineage.of(ToySpec()))
+
+
+def test_compact_keeps_the_last_row_of_each_key(tmp_path: Path) -> None:
+    part = Run(tmp_path).partition("scores", "rm")
+    part.begin(Lineage.of(ToySpec()))
+    for ids, score in (("ab", 1.0), ("bc", 2.0), ("d", 3.0), ("ad", 4.0)):
+        part.append(scores(*ids, score=score))
+    before = {p.name for p in part.parts()}
+    part.compact(["candidate_id"])
+    found = [row for p in part.parts() for row in pq.read_table(p, partitioning=None).to_pylist()]
+    assert {(r["candidate_id"], r["score"]) for r in found} == {("a", 4.0), ("b", 2.0), ("c", 2.0), ("d", 4.0)}
+    assert len(found) == 4
+    assert len({p.name for p in part.parts()} & before) == 2  # the parts without losers stay as they are
+    again = {p.name: p.stat().st_mtime_ns for p in part.parts()}
+    part.compact(["candidate_id"])
+    assert {p.name: p.stat().st_mtime_ns for p in part.parts()} == again
+
+
+def test_compact_joins_many_small_parts(tmp_path: Path) -> None:
+    part = Run(tmp_path).partition("scores", "rm")
+    part.begin(Lineage.of(ToySpec()))
+    for number in range(80):
+        part.append(scores(f"x{number}", score=float(number)))
+    part.compact(["candidate_id"])
+    assert len(part.parts()) == 1
+    assert sorted(part.read()["score"].to_pylist()) == list(range(80))

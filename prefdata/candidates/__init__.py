@@ -2,31 +2,39 @@
 
 Every candidate has its own seed, made from the run's seed, its prompt, its sampler and its index, and is named by the
 same. So it does not matter in which order, batch or process candidates are drawn, or how often the work was stopped:
-what is missing is drawn, what is there stays. Raising `n` draws the further ones, new prompts draw theirs.
+what is missing is drawn, what is there stays. Raising `n` draws the further ones, new prompts draw theirs, and several
+processes that are given the same command share the work.
+
+    jobs.py      a sampler, resolved: what is to be drawn, by what, and where it goes
+    drawn.py     what is there already
+    drawing.py   one stream from prompt to disk
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import polars as pl
 
-from prefdata import ids
-from prefdata.engines import Engine, choose_engine, open_generator
-from prefdata.engines.protocol import Completion, Generator, Rejection, Request, Sampling, TemplateRefusal
-from prefdata.errors import SpecConflict
-from prefdata.model_files import ModelFiles, identify
+from prefdata.candidates.drawing import Drawing, refuse_long
+from prefdata.candidates.drawn import Drawn
+from prefdata.candidates.jobs import SPREADABLE, Job
+from prefdata.claims import Claims
+from prefdata.engines import open_generator
+from prefdata.engines.protocol import Generator
+from prefdata.engines.revive import revived
+from prefdata.errors import SpecConflict, UsageError, did_you_mean
 from prefdata.progress import Progress, quiet
 from prefdata.reports import Report
 from prefdata.specs import SampleSpec
-from prefdata.spreads import is_spread, value_of
-from prefdata.store import Appender, Lineage, Outcome, Partition, Run, name_of
-from prefdata.views import blank, read_prompts
+from prefdata.store import Outcome, Partition, Run, name_of
+from prefdata.views import blank
 
-Planned = tuple[dict[str, Any], list[int]]
-"""A prompt's row and the sample indices that are still to be drawn for it."""
+KEY = ("prompt_id", "sample_index")
+"""What a sampler has one row of: an answer that was drawn again, longer, replaces the shorter one."""
 
 
 def sample(
@@ -39,27 +47,60 @@ def sample(
         SpecConflict: a sampler of this name has other settings, or one of another name has the same.
         ModelError: the model cannot be sampled from.
     """
-    prompts = read_prompts(run, spec.split, partial=partial)
-    files = identify(spec.model, "causal-lm")
-    engine, why = choose_engine(spec.engine)
-    lineage = lineage_of(run, spec, files, engine)
-    partition = run.partition("candidates", spec.name or name_of(spec.model))
-    _refuse_twins(run, partition, lineage)
-    if not replace:
-        partition.check(lineage)
-    plan = list(missing(prompts, spec.n, lineage.fingerprint, set() if replace else _there(partition)))
-    success = partition.success()
-    if not plan and success is not None and not replace:
-        return Outcome(success.report, partition.path, "kept")
-    began = time.monotonic()
-    state = partition.begin(lineage, replace=replace)
-    partition.reopen()
-    said = {"engine": f"{engine} ({why})"}
-    if plan:
-        said |= _draw(partition, plan, spec, files, engine, lineage.fingerprint, progress)
-    report = account(partition, prompts.height * spec.n).timed(time.monotonic() - began, **said)
-    partition.finish(report)
-    return Outcome(report, partition.path, "made" if state == "absent" else "continued")
+    if spec.sweep:
+        raise UsageError("a sweep is several samplers: give samples(run, swept(spec)).")
+    (outcome,) = samples(run, [spec], replace=replace, partial=partial, progress=progress)
+    return outcome
+
+
+def samples(
+    run: Run,
+    specs: list[SampleSpec],
+    *,
+    replace: bool = False,
+    partial: bool = False,
+    progress: Progress = quiet,
+    load: Callable[[Job], Generator] | None = None,
+) -> list[Outcome]:
+    """`sample` for several specs of one model, which is loaded once; `load` opens another engine than ours.
+
+    Raises:
+        As `sample`; before anything is drawn, if one of them cannot be.
+    """
+    jobs = [Job.of(run, spec, partial=partial) for spec in specs]
+    retries = [False if replace else job.check() for job in jobs]
+    engine = _Engine(jobs[0], load or _load)
+    try:
+        return [_sample(job, engine, replace, retry, progress) for job, retry in zip(jobs, retries, strict=True)]
+    finally:
+        engine.close()
+
+
+def swept(spec: SampleSpec) -> list[SampleSpec]:
+    """The samplers that a spec asks for: itself, or for `--sweep SETTING=A,B,…` one a value, several sweeps crossed.
+
+    Raises:
+        UsageError: the setting is unknown, or a value is not one of its.
+    """
+    if not spec.sweep:
+        return [spec]
+    axes = []
+    for said in spec.sweep:
+        name, _, values = said.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in SPREADABLE:
+            raise UsageError(f"--sweep {said}: there is no setting {name!r} to sweep.{did_you_mean(name, SPREADABLE)}")
+        axes.append([(name, value.strip()) for value in values.split(",") if value.strip()])
+        if not axes[-1]:
+            raise UsageError(f"--sweep {said}: give values, as in --sweep temperature=0.7,1.0,1.3.")
+    base, given = spec.name or name_of(spec.model), spec.model_dump()
+    return [
+        SampleSpec.parse(
+            {**given, **dict(chosen), "sweep": (), "name": "-".join([base, *(f"{n}-{v}" for n, v in chosen)])},
+            where="--sweep",
+        )
+        for chosen in product(*axes)
+    ]
 
 
 def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
@@ -71,193 +112,122 @@ def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
     """
     from prefdata.engines.chat import Chat
 
-    prompts = read_prompts(run, spec.split, partial=True)
-    files = identify(spec.model, "causal-lm")
-    engine, why = choose_engine(spec.engine)
-    lineage = lineage_of(run, spec, files, engine)
-    partition = run.partition("candidates", spec.name or name_of(spec.model))
-    plan = list(missing(prompts, spec.n, lineage.fingerprint, _there(partition)))
-    first = prompts.row(0, named=True)
-    chat = Chat.load(files.folder(), name=files.name, raw=spec.raw)
-    return {
-        "partition": str(partition),
-        "state": partition.state,
-        "engine": f"{engine} ({why})",
-        "model": f"{files.name} @ {files.revision}",
-        "prompts": prompts.height,
-        "candidates_to_draw": sum(len(indices) for _, indices in plan),
+    job = Job.of(run, spec, partial=True)
+    drawn = Drawn(job.partition, job.redo_below)
+    counts = [sum(map(len, drawn.missing([p["prompt_id"] for p in prompts], spec.n))) for _, prompts in job.prompts]
+    first = next(iter(job.prompts))[1][0]
+    messages = job.view.messages(first, 0.5) or first["messages"]
+    told = {
+        "partition": str(job.partition),
+        "state": job.partition.state,
+        "engine": f"{job.engine} ({job.why})",
+        "model": f"{job.files.name} @ {job.files.revision}",
+        "prompts": len(job.prompts),
+        "candidates_to_draw": sum(counts),
         "first_prompt": first["prompt_id"],
-        "rendered": chat.text(first["messages"], first["tools"], answer_next=True),
-        "token_ids": list(chat.prompt_ids(first["messages"], first["tools"])),
     }
-
-
-def lineage_of(run: Run, spec: SampleSpec, files: ModelFiles, engine: str) -> Lineage:
-    """The sampler's identity: settings, weights, tokenizer and engine; not the path, the name or how many."""
-    parents = {str(p): p.content for p in run.partitions("prompts")}
-    resolved = {"model": files.revision, "tokenizer": files.text_revision, "engine": engine}
-    return Lineage.of(spec, parents, resolved=resolved)
-
-
-def missing(prompts: pl.DataFrame, n: int, sampler: str, there: set[str]) -> Iterator[Planned]:
-    """What is still to be drawn: each prompt with the indices whose candidates are not `there`."""
-    for prompt in prompts.iter_rows(named=True):
-        indices = [i for i in range(n) if ids.candidate_id(prompt["prompt_id"], sampler, i) not in there]
-        if indices:
-            yield prompt, indices
+    if job.engine == "openai" and spec.tokenizer is None:
+        return told | {"messages": [dict(message) for message in messages]}
+    chat = Chat.load(job.files.folder(), name=job.files.name, raw=spec.raw)
+    return told | {
+        "rendered": chat.text(messages, first["tools"], answer_next=True),
+        "token_ids": list(chat.prompt_ids(messages, first["tools"])),
+    }
 
 
 def account(partition: Partition, asked: int) -> Report:
     """The Report of a sampler: every candidate asked for is a row, answered or not, and the figures say which."""
-    rows = pl.from_arrow(partition.read(["status", "finish_reason", "text", "completion_tokens"]))
-    assert isinstance(rows, pl.DataFrame)
-    ok = rows.filter(pl.col("status") == "ok")
-    refused = dict(rows.filter(pl.col("status") != "ok")["status"].value_counts(name="n").iter_rows())
+    columns = ["status", "finish_reason", "text", "completion_tokens"]
+    counts: dict[str, int] = {"rows": 0, "ok": 0, "truncated": 0, "empty": 0, "tokens": 0, "ok_tokens": 0}
+    refused: dict[str, int] = {}
+    for part in partition.parts():
+        rows = pl.read_parquet(part, columns=columns, hive_partitioning=False)
+        ok = rows.filter(pl.col("status") == "ok")
+        counts["rows"] += rows.height
+        counts["ok"] += ok.height
+        counts["truncated"] += ok.filter(pl.col("finish_reason") == "length").height
+        counts["empty"] += ok.filter(blank("text")).height
+        counts["tokens"] += int(ok["completion_tokens"].sum())
+        for status, number in rows.filter(pl.col("status") != "ok")["status"].value_counts(name="n").iter_rows():
+            refused[status] = refused.get(status, 0) + number
     return Report(
         step="sample",
         unit="candidates",
-        rows_in=max(asked, rows.height),
-        rows_out=rows.height,
-        dropped={"unanswered": asked - rows.height} if asked > rows.height else {},
+        rows_in=max(asked, counts["rows"]),
+        rows_out=counts["rows"],
+        dropped={"unanswered": asked - counts["rows"]} if asked > counts["rows"] else {},
         figures={
-            "truncated": ok.filter(pl.col("finish_reason") == "length").height,
-            "empty": ok.filter(blank("text")).height,
-            **refused,
-            "tokens": int(rows["completion_tokens"].sum()),
-            "mean_tokens": round(int(ok["completion_tokens"].sum()) / max(ok.height, 1), 2),
+            "truncated": counts["truncated"],
+            "empty": counts["empty"],
+            **dict(sorted(refused.items())),
+            "tokens": counts["tokens"],
+            "mean_tokens": round(counts["tokens"] / max(counts["ok"], 1), 2),
         },
     )
 
 
-def _there(partition: Partition) -> set[str]:
-    return set(partition.read(["candidate_id"])["candidate_id"].to_pylist())
+def _load(job: Job) -> Generator:
+    return open_generator(job.spec, job.files, job.engine)
 
 
-def _refuse_twins(run: Run, partition: Partition, lineage: Lineage) -> None:
-    for other in run.partitions("candidates"):
-        said = other.lineage()
-        if other.name != partition.name and said is not None and said.fingerprint == lineage.fingerprint:
-            raise SpecConflict(
-                f"the sampler {other.name!r} has the same model, settings and seed, so that {partition.name!r} would "
-                f"draw the same candidates again. Continue it with --name {other.name}, or change --seed."
-            )
+class _Engine:
+    """The generator of some jobs, loaded when the first candidate is to be drawn, and raised when it dies."""
+
+    def __init__(self, job: Job, load: Callable[[Job], Generator]) -> None:
+        self._job, self._load = job, load
+        self._open: Generator | None = None
+
+    def __call__(self) -> Generator:
+        if self._open is None:
+            job, load = self._job, self._load
+            self._open = revived(lambda: load(job)) if job.spec.search == "sample" else load(job)
+        return self._open
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return () if self._open is None else self._open.notes
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open.close()
 
 
-def _draw(
-    partition: Partition,
-    plan: list[Planned],
-    spec: SampleSpec,
-    files: ModelFiles,
-    engine: Engine,
-    fingerprint: str,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Draw and store what is planned; returns the tokens a second, the engine's start aside, and the engine's notes."""
-    total, done, tokens = sum(len(indices) for _, indices in plan), 0, 0
-    generator = open_generator(spec, files, engine)
-    flying: dict[str, dict[str, Any]] = {}
+def _sample(job: Job, engine: _Engine, replace: bool, retry: bool, progress: Progress) -> Outcome:
+    partition = job.partition
+    success = partition.success()
+    drawn = Drawn(None if replace else partition, job.redo_below)
+    if success is not None and not replace and not _lacks(job, drawn):
+        return Outcome(success.report, partition.path, "kept")
     began = time.monotonic()
-    progress(0, total)
-    try:
-        with Appender(partition) as appender:
-            for answer in _answers(generator, _requests(plan, spec, generator, fingerprint, flying)):
-                row = _row(flying.pop(answer.key), answer)
-                appender.add(row)
-                done, tokens = done + 1, tokens + row["completion_tokens"]
-                progress(done, total, tokens=tokens)
-    finally:
-        generator.close()
-    said: dict[str, Any] = {"tokens_per_second": round(tokens / (time.monotonic() - began), 1)}
-    return said | ({"note": " ".join(generator.notes)} if generator.notes else {})
+    if job.spec.on_long == "error":
+        refuse_long(job, engine())
+    claims = Claims(partition.path)
+    if replace and (busy := claims.others()):
+        raise SpecConflict(f"another process draws into {partition.path} ({busy[0]}): stop it before you --replace.")
+    state = partition.begin(job.lineage, replace=replace, revise=retry)
+    with claims:
+        claims.wait_for_the_last()
+        partition.reopen()
+        drawing = Drawing(job, drawn, claims, progress)
+        seconds = drawing.run(engine)
+        last = claims.last()
+        if last:
+            partition.compact(KEY)
+        report = account(partition, len(job.prompts) * job.spec.n)
+        report = report.timed(time.monotonic() - began, **_said(job, engine, drawing, seconds, last))
+        if last:
+            partition.finish(report)
+    return Outcome(report, partition.path, "made" if state == "absent" else "continued")
 
 
-def _answers(generator: Generator, requests: Iterable[Request | Rejection]) -> Iterator[Completion | Rejection]:
-    """The engine's answers, and between them the prompts that never reached it."""
-    rejected: list[Rejection] = []
-
-    def accepted() -> Iterator[Request]:
-        for request in requests:
-            if isinstance(request, Rejection):
-                rejected.append(request)
-            else:
-                yield request
-
-    for answer in generator.generate(accepted()):
-        yield answer
-        while rejected:
-            yield rejected.pop()
-    yield from rejected
+def _lacks(job: Job, drawn: Drawn) -> bool:
+    return any(any(drawn.missing([p["prompt_id"] for p in prompts], job.spec.n)) for _, prompts in job.prompts)
 
 
-def _requests(
-    plan: list[Planned], spec: SampleSpec, generator: Generator, fingerprint: str, flying: dict[str, dict[str, Any]]
-) -> Iterator[Request | Rejection]:
-    common = {
-        "model": generator.model.name,
-        "model_revision": generator.model.revision,
-        "engine": generator.name,
-        "round": spec.round,
-        "sampled_messages": None,
-    }
-    for prompt, indices in plan:
-        try:
-            prompt_ids, refusal = generator.render(prompt["messages"], prompt["tools"]), None
-        except TemplateRefusal as error:
-            prompt_ids, refusal = (), str(error)
-        for index in indices:
-            key = ids.candidate_id(prompt["prompt_id"], fingerprint, index)
-            seed = ids.seed(spec.seed, prompt["prompt_id"], fingerprint, index)
-            settings = settings_of(spec, prompt["prompt_id"], fingerprint, index)
-            sampling = Sampling(**settings, stop=spec.stop, logprobs=spec.logprobs)
-            flying[key] = {
-                **common,
-                **settings,
-                "candidate_id": key,
-                "prompt_id": prompt["prompt_id"],
-                "sample_index": index,
-                "prompt_tokens": len(prompt_ids),
-                "seed": seed,
-            }
-            if refusal is None:
-                yield Request(key, prompt_ids, seed, sampling, tuple(prompt["messages"]), prompt["tools"])
-            else:
-                yield Rejection(key, "rejected", refusal)
-
-
-def _row(common: dict[str, Any], answer: Completion | Rejection) -> dict[str, Any]:
-    if isinstance(answer, Rejection):
-        return {**common, "status": answer.status, "detail": answer.detail, "completion_tokens": 0}
-    return {
-        **common,
-        "status": "ok",
-        "text": answer.text,
-        "token_ids": None if answer.token_ids is None else list(answer.token_ids),
-        "finish_reason": answer.finish_reason,
-        "prompt_tokens": answer.prompt_tokens if answer.prompt_tokens is not None else common["prompt_tokens"],
-        "completion_tokens": answer.completion_tokens if answer.token_ids is None else len(answer.token_ids),
-        "logprob_sum": answer.logprob_sum,
-        "logprobs": None if answer.logprobs is None else list(answer.logprobs),
-    }
-
-
-SPREADABLE = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "max_tokens",
-    "min_tokens",
-)
-"""Settings that may differ between the candidates of one sampler."""
-
-
-def settings_of(spec: SampleSpec, prompt_id: str, sampler: str, index: int) -> dict[str, Any]:
-    """The sampling settings of one candidate, drawn by its key where the spec gives a list or a range."""
-    return {
-        name: value_of(setting, index, ids.unit_uniform(spec.seed, prompt_id, sampler, index, name))
-        if is_spread(setting := getattr(spec, name))
-        else setting
-        for name in SPREADABLE
-    }
+def _said(job: Job, engine: _Engine, drawing: Drawing, seconds: float, last: bool) -> dict[str, Any]:
+    """The engine, the tokens a second (its start aside), and whatever else there is to note."""
+    said: dict[str, Any] = {"engine": f"{job.engine} ({job.why})"}
+    if drawing.tokens:
+        said["tokens_per_second"] = round(drawing.tokens / seconds, 1)
+    notes = [*engine.notes, *([] if last else ["Another process is still at work here, and will finish it."])]
+    return said | ({"note": " ".join(notes)} if notes else {})

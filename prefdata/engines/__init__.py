@@ -87,6 +87,17 @@ def open_generator(spec: ModelSpec, files: ModelFiles, engine: Engine) -> Genera
     )
 
 
+def served(spec: ModelSpec) -> ModelFiles:
+    """The files of a server's model: none, or with `--tokenizer` those that make text into token ids.
+
+    Raises:
+        ModelError: there is no such tokenizer.
+    """
+    from prefdata.engines.openai import served as found
+
+    return found(spec)
+
+
 _OWN: dict[Engine, tuple[str, ...]] = {
     "transformers": ("device", "batch_tokens"),
     "vllm": (

@@ -1,8 +1,9 @@
 """What sampling asks of an engine: token ids in, completions out, as a stream.
 
 An engine gets prompts as token ids. Text is rendered once, by the engine's own `render`, so that nothing ever
-tokenises it again and adds a second BOS; the exception is a server whose tokenizer we do not have (`renders` is false). Every request carries its own seed and its own sampling settings, and comes
-back under its key: order and batches mean nothing.
+tokenises it again and adds a second BOS; the exception is a server whose tokenizer we do not have (`renders` is false).
+Every request carries its own seed and its own sampling settings, and comes back under its key: order and batches mean
+nothing.
 """
 
 from __future__ import annotations

