@@ -64,7 +64,7 @@ class Lineage(BaseModel):
         return cls(
             step=spec.step,
             spec=identity,
-            fingerprint=digest({"step": spec.step, **identity}),
+            fingerprint=digest({"step": spec.step, **spec.essence(identity)}),
             parents=parents or {},
             versions={"prefdata": version("prefdata"), **versions},
         )

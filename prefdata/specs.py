@@ -81,7 +81,18 @@ class Spec(BaseModel):
 
     def fingerprint(self) -> str:
         """The id of the spec's identity: equal fingerprints, equal results from equal inputs."""
-        return digest({"step": self.step, **self.identity()})
+        return digest({"step": self.step, **self.essence(self.identity())})
+
+    @classmethod
+    def essence(cls, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """An identity without the settings that are at their defaults: what fingerprints and seeds are made from.
+
+        So a setting that a later version adds, off by default, changes no fingerprint and no candidate. In return a
+        default that decides a result never changes.
+        """
+        defaults = {name: _plain(field.get_default()) for name, field in cls.model_fields.items()}
+        defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+        return {name: value for name, value in identity.items() if name not in defaults or value != defaults[name]}
 
 
 def _plain(value: Any) -> Any:
@@ -102,17 +113,32 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 class IngestSpec(Spec):
-    """`prefdata ingest`: files in, prompts out."""
+    """`prefdata ingest`: files in, prompts out, and with `--as candidates` the answers that exist already."""
 
+    model_config = ConfigDict(populate_by_name=True)
     step: ClassVar[str] = "ingest"
 
+    kind: Literal["prompts", "candidates"] = what(
+        "prompts", "What to read: the prompts alone, or with them the answers that the rows hold.", alias="as"
+    )
     layout: str | None = what(None, "How a row says its prompt (found out from the columns unless named).")
     test: float = what(0.1, "Share of prompts that go to the test split where the rows do not say.", ge=0, le=1)
     seed: int = what(0, "Seed of the split.", ge=0)
     system: str | None = what(None, "A system message put before every prompt that has none.")
-    on_duplicates: Literal["merge", "error"] = what("merge", "What to do with a prompt that occurs twice.")
+    instructions: str | None = what(
+        None, "Put an instruction into each first user turn, for Ghost Attention: a YAML file, or gatt."
+    )
+    on_duplicates: Literal["merge", "error"] = what(
+        "merge", "What to do with a prompt that occurs twice (as candidates: with an answer that does)."
+    )
     on_bad_rows: Literal["error", "drop"] = what("error", "What to do with a row that cannot be used.")
     source: str | None = how(None, "Name of this set of prompts (the first file's name unless given).")
+
+    @model_validator(mode="after")
+    def _instructed_prompts_have_no_answers_yet(self) -> Self:
+        if self.instructions is not None and self.kind == "candidates":
+            raise ValueError("--instructions is for prompts: answers that exist already heed none of them")
+        return self
 
 
 class ModelSpec(Spec):

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from prefdata.errors import UsageError
 from prefdata.reports import Report
-from prefdata.specs import PairSpec, RankSpec, SampleSpec, SelectSpec, difference
+from prefdata.specs import PairSpec, RankSpec, SampleSpec, SelectSpec, difference, what
 
 
 def test_unknown_keys_are_refused_with_the_nearest() -> None:
@@ -67,3 +67,14 @@ def test_reports_add_up() -> None:
     Report(step="s", unit="rows", rows_in=3, rows_out=1, dropped={"tie": 2})
     with pytest.raises(ValueError, match="1 unaccounted for"):
         Report(step="s", unit="rows", rows_in=3, rows_out=1, dropped={"tie": 1})
+
+
+def test_a_new_setting_that_is_off_changes_no_fingerprint() -> None:
+    class Before(SampleSpec):
+        pass
+
+    class After(SampleSpec):
+        novelty: float = what(0.0, "Something new.")
+
+    assert Before(model="m").fingerprint() == After(model="m").fingerprint()
+    assert After(model="m").fingerprint() != After(model="m", novelty=0.5).fingerprint()

@@ -70,7 +70,7 @@ class Job:
         if spec.search != "sample" and view.varies:
             raise UsageError(f"--search {spec.search} searches one prompt, and --preprompts gives each answer its own.")
         lineage = _lineage(run, spec, files, engine, view)
-        law = {name: value for name, value in lineage.spec.items() if name not in _NOT_THE_LAW}
+        law = {name: value for name, value in spec.essence(lineage.spec).items() if name not in _NOT_THE_LAW}
         if spec.search != "sample":
             law["max_tokens"] = spec.max_tokens  # the best beams of a shorter search are others
         partition = run.partition("candidates", spec.name or name_of(spec.model))
