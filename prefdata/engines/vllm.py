@@ -165,7 +165,7 @@ class VllmGenerator:
                 for output in self._step() if flying else ():
                     yield self._answer(flying.pop(output.request_id), output.outputs[0])
         finally:
-            if flying:
+            with suppress(Exception):  # of an engine that is dead: nothing runs in it any more
                 self._engine.abort_request(list(flying))
 
     def close(self) -> None:

@@ -105,7 +105,7 @@ def test_the_request_that_kills_the_engine_is_rejected_and_the_job_goes_on(frail
 
 
 def test_all_the_candidates_of_a_bad_prompt_are_rejected(frail):
-    """Sixteen in a row kill the engine, at the very end of the job too: it is the prompt, since others were answered."""
+    """Sixteen in a row kill the engine, at the end of the job too: it is the prompt, since others were answered."""
     for bad in (3, 0, 9):
         Frail.lives = 0
         generator, _ = frail(lambda request, life, bad=bad: request.prompt_ids == (1, 4 + bad))
@@ -116,7 +116,7 @@ def test_all_the_candidates_of_a_bad_prompt_are_rejected(frail):
 
 
 def test_an_engine_that_answers_nothing_is_given_up(frail):
-    generator, asked = frail(lambda request, life: True)
+    generator, _ = frail(lambda request, life: True)
     with pytest.raises(EngineError, match="it fell over"):
         answers(generator, requests(40))
     assert Frail.lives == 1 + 5  # twice with all that was in flight, then on three prompts alone
