@@ -68,12 +68,13 @@ def resolve(spec_type: type[S], flags: Mapping[str, Any], config: Path | None) -
     Raises:
         UsageError: an unknown key or a value that does not fit, with the file's name where it comes from there.
     """
-    given = {name: value for name, value in flags.items() if value is not None and value != []}
+    names = {name: field.alias or name for name, field in spec_type.model_fields.items()}
+    given = {names[name]: value for name, value in flags.items() if value is not None and value != []}
     if config is None:
         return spec_type.parse(given, where=spec_type.step)
     section = _section(config, spec_type.step)
-    if unknown := [key for key in section if key not in spec_type.model_fields]:
-        hint = did_you_mean(str(unknown[0]), spec_type.model_fields)
+    if unknown := [key for key in section if key not in names.values()]:
+        hint = did_you_mean(str(unknown[0]), names.values())
         raise UsageError(f'{config}: {spec_type.step}: unknown key "{unknown[0]}".{hint}')
     return spec_type.parse({**section, **given}, where=f"{config}: {spec_type.step}")
 
@@ -82,7 +83,7 @@ def as_yaml(spec: Spec) -> str:
     """A spec as the section of a YAML file that would give it."""
     import yaml
 
-    section: Any = spec.model_dump(mode="json")
+    section: Any = spec.model_dump(mode="json", by_alias=True)
     for word in reversed(spec.step.split()):
         section = {word: section}
     return yaml.safe_dump(section, sort_keys=False, allow_unicode=True)
@@ -115,7 +116,7 @@ def _section(config: Path, step: str) -> dict[str, Any]:
 
 def _option(name: str, field: Any) -> inspect.Parameter:
     kind = _flag_type(field.annotation)
-    dashed = name.replace("_", "-")
+    dashed = (field.alias or name).replace("_", "-")
     flags = [f"--{dashed}/--no-{dashed}"] if kind is bool else [f"--{dashed}"]
     if len(name) == 1:
         flags.insert(0, f"-{name}")

@@ -1,32 +1,39 @@
-"""ingest: rows of any layout in, prompts out.
+"""ingest: rows of any layout in, prompts out, and with them the answers that exist already.
 
 A prompt is a conversation that waits for an answer: at most one system message, which comes first, then user and
 assistant in turn (tool results may follow an assistant's message), the user last, and no message empty. What breaks a
 rule is a bad row, told with its file and number; it is never mended by guessing. The texts themselves are left as they
 are, byte for byte, with one exception: a lone surrogate (half an emoji, which UTF-8 and so Parquet and every tokenizer
 refuse) becomes U+FFFD, and the rows concerned are counted.
+
+Answers become candidates of samplers that are called by the source and their kind: `films-chosen`, `films-response`.
+An instruction for Ghost Attention is part of the prompt that it is put into.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace as replaced
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
 from prefdata import ids
-from prefdata.errors import BadRow, BadRows
+from prefdata.errors import BadRow, BadRows, InputError
+from prefdata.formats.answers import KNOWN, Answer, AnsweredRow, AnswerKind, Gathered, apart
 from prefdata.formats.layouts import Layout, Prompt, Unusable, detect, named
 from prefdata.formats.readers import RawRow, read
 from prefdata.reports import Report, nonzero
 from prefdata.specs import IngestSpec
-from prefdata.store import Lineage, Outcome, Run, name_of
+from prefdata.store import Lineage, Outcome, Partition, Run, name_of
 from prefdata.tables import PROMPTS, rows_id
+from prefdata.transforms import INSTRUCTION, Instructions, train_view
 
 LOOKED_AT = 20
 """Good rows of each file that its layout is detected from."""
@@ -46,14 +53,18 @@ _AFTER: dict[str | None, tuple[str, ...]] = {
 def ingest(run: Run, files: Sequence[str], spec: IngestSpec, *, replace: bool = False) -> Outcome:
     """Read prompts from files, folders or hub datasets, and store them as `RUN/prompts/source=NAME`.
 
-    The prompts' content is part of what the source is: other prompts under the same name are refused unless `replace`.
+    As candidates their answers are stored as well, as `RUN/candidates/sampler=NAME-KIND`. The content is part of what
+    the source is: other prompts or answers under the same name are refused unless `replace`.
 
     Raises:
-        InputError: a file is missing, empty or of an unknown kind or layout; BadRows tells every row by its place.
-        SpecConflict: a source of this name holds other prompts or was made with other settings.
+        InputError: a file is missing, empty or of an unknown kind or layout, or has no answers where some are wanted;
+            BadRows tells every row by its place.
+        SpecConflict: a source of this name holds other prompts or answers, or was made with other settings.
     """
     partition = run.partition("prompts", spec.source or name_of(Path(files[0]).stem))
     began = time.monotonic()
+    instructions = Instructions.of(spec.instructions) if spec.instructions is not None else None
+    gathered = Gathered() if spec.kind == "candidates" else None
     table, report = canonical(
         chain.from_iterable(read(file) for file in files),
         layout=spec.layout,
@@ -62,10 +73,65 @@ def ingest(run: Run, files: Sequence[str], spec: IngestSpec, *, replace: bool = 
         on_duplicates=spec.on_duplicates,
         on_bad_rows=spec.on_bad_rows,
         system=spec.system,
+        instructions=instructions,
+        gathered=gathered,
     )
+    resolved: dict[str, Any] = {"prompts": _content(table)}
+    if instructions is not None:
+        resolved["instructions"] = instructions.identity
+    if gathered is not None and not gathered.kinds:
+        raise InputError(f"{files[0]}: no row holds an answer. Known are {KNOWN}. Without --as candidates prompts do.")
+    answers = [] if gathered is None else _answers(run, partition.name, gathered, spec)
+    if gathered is not None:
+        resolved["answers"] = {kind: gathered.content(kind) for kind in gathered.kinds}
+        report = report.timed(0, **_told(gathered))
     report = report.timed(time.monotonic() - began)
-    lineage = Lineage.of(spec, resolved={"prompts": _content(table)})
-    return partition.derive(lineage, lambda: (table, report), replace=replace)
+    lineage = Lineage.of(spec, resolved=resolved)
+    if not replace:
+        for there, made_from in ((partition, lineage), *((sampler, lineage) for sampler, lineage, _ in answers)):
+            there.check(made_from)
+    stored = [partition.derive(lineage, lambda: (table, report), replace=replace)]
+    stored += [sampler.derive(lineage, compute, replace=replace) for sampler, lineage, compute in answers]
+    if replace and gathered is not None:
+        _forget(run, partition.name, gathered.kinds)
+    return next((replaced(stored[0], did=one.did) for one in stored if one.did != "kept"), stored[0])
+
+
+def _told(gathered: Gathered) -> dict[str, int]:
+    others = {"duplicate_answers": len(gathered.twice), "rows_without_answers": gathered.rows_without}
+    return {str(kind): gathered.counts(kind)[0] for kind in gathered.kinds} | nonzero(others)
+
+
+Derived = tuple[Partition, Lineage, Callable[[], tuple[pa.Table, Report]]]
+"""A partition, what it is to be made from, and how."""
+
+
+def _answers(run: Run, name: str, gathered: Gathered, spec: IngestSpec) -> list[Derived]:
+    """Each kind's answers as the candidates of a sampler."""
+    return [_sampler(run.partition("candidates", f"{name}-{kind}"), kind, gathered, spec) for kind in gathered.kinds]
+
+
+def _sampler(partition: Partition, kind: AnswerKind, gathered: Gathered, spec: IngestSpec) -> Derived:
+    # The name is part of what it is: two sources with the same answers are two samplers, with candidates of their own.
+    lineage = Lineage.of(spec, resolved={"sampler": partition.name, "answers": gathered.content(kind)})
+    kept, dropped = gathered.counts(kind)
+    report = Report(
+        step="ingest",
+        unit="candidates",
+        rows_in=kept + dropped,
+        rows_out=kept,
+        dropped=nonzero({"duplicate": dropped}),
+    )
+    return partition, lineage, lambda: (gathered.table(kind, lineage.fingerprint), report)
+
+
+def _forget(run: Run, name: str, kinds: Sequence[AnswerKind]) -> None:
+    """Remove the answers of an earlier source of this name that are of kinds which this one has none of."""
+    for kind in get_args(AnswerKind):
+        old = run.partition("candidates", f"{name}-{kind}")
+        lineage = old.lineage()
+        if kind not in kinds and lineage is not None and lineage.step == "ingest":
+            shutil.rmtree(old.path)
 
 
 def _content(table: pa.Table) -> str:
@@ -83,15 +149,19 @@ def canonical(
     on_duplicates: Literal["merge", "error"] = "merge",
     on_bad_rows: Literal["error", "drop"] = "error",
     system: str | None = None,
+    instructions: Instructions | None = None,
+    gathered: Gathered | None = None,
 ) -> tuple[pa.Table, Report]:
     """The prompts that `rows` hold, in the order of first appearance, and the account of every row.
 
     `layout` is a name from `LAYOUTS`, for all files, or None to detect each file's. `split_test` is the share of
     prompts that go to the test split, by a hash of `seed` and the prompt's id, where the rows do not say: adding or
-    shuffling rows moves no prompt. `system` is the system message of conversations that have none.
+    shuffling rows moves no prompt. `system` is the system message of conversations that have none. `instructions` has
+    one for each conversation, drawn by `seed`. `gathered` takes the answers that the rows hold; the same prompt then
+    is no duplicate, the same answer is.
 
     The same conversation twice is one prompt: the first one's metadata, the first reference and the first split that
-    a row gives, all their tags.
+    a row gives, all their tags; other metadata are counted.
 
     Raises:
         BadRows: rows that cannot be used (unless they are to be dropped, and some are left), or duplicates that were
@@ -100,16 +170,22 @@ def canonical(
     """
     bad: list[tuple[str, BadRow]] = []
     twice: list[BadRow] = []
-    figures: dict[str, Any] = {"layout": [], "lone_surrogates": 0, "split_conflicts": 0}
-    found = _distinct(_usable(rows, layout, system, bad, figures), twice, figures)
+    figures: dict[str, Any] = {"layout": [], "lone_surrogates": 0, "split_conflicts": 0, "metadata_not_kept": 0}
+    usable = _usable(rows if gathered is None else apart(rows), layout, system, bad, figures, gathered)
+    if instructions is not None:
+        usable = _instructed(usable, instructions, seed, split_test, bad)
+    found = _distinct(((row, _keyed(record)) for row, record in usable), twice, figures)
     if bad and (on_bad_rows == "error" or not found):
         raise BadRows([row for _, row in bad], hint=_BAD_HINT if found else "Nothing was written.")
-    if twice and on_duplicates == "error":
-        raise BadRows(twice, hint=_TWICE_HINT)
+    refused = twice if gathered is None else gathered.twice
+    if refused and on_duplicates == "error":
+        raise BadRows(refused, hint=_TWICE_HINT)
     for key, record in found.items():
-        record["split"] = record["split"] or ("test" if ids.unit_uniform(seed, "split", key) < split_test else "train")
+        record["split"] = record["split"] or _split(key, seed, split_test)
     table = PROMPTS.from_rows(list(found.values()))
-    dropped = Counter(reason for reason, _ in bad) + Counter(duplicate=len(twice))
+    dropped = Counter(reason for reason, _ in bad) + Counter(
+        {"duplicate" if gathered is None else "same_prompt": len(twice)}
+    )
     splits = Counter(table["split"].to_pylist())
     figures["layout"] = ", ".join(figures["layout"])
     report = Report(
@@ -129,8 +205,9 @@ def _usable(
     system: str | None,
     bad: list[tuple[str, BadRow]],
     figures: dict[str, Any],
+    gathered: Gathered | None,
 ) -> Iterator[tuple[RawRow, dict[str, Any]]]:
-    """Each row with the prompt that it holds; the others go to `bad`."""
+    """Each row with the prompt that it holds, its answers gathered; the others go to `bad`."""
     for row, how in _with_layouts(rows, layout):
         if how is not None and how.name not in figures["layout"]:
             figures["layout"].append(how.name)
@@ -141,7 +218,52 @@ def _usable(
             continue
         mended = _mended(record)
         figures["lone_surrogates"] += mended != record
-        yield row, {"prompt_id": ids.prompt_id(mended["messages"], mended["tools"]), **mended}
+        if gathered is not None and isinstance(row, AnsweredRow):
+            answers = [
+                Answer(answer.kind, _mended(answer.text), _mended(answer.model))
+                for answer in row.all(mended["reference"])
+            ]
+            gathered.add(row, _keyed(mended)["prompt_id"], answers)
+        yield row, mended
+
+
+def _split(key: str, seed: int, share: float) -> str:
+    return "test" if ids.unit_uniform(seed, "split", key) < share else "train"
+
+
+def _keyed(record: dict[str, Any]) -> dict[str, Any]:
+    return {"prompt_id": ids.prompt_id(record["messages"], record["tools"]), **record}
+
+
+def _instructed(
+    usable: Iterable[tuple[RawRow, dict[str, Any]]],
+    instructions: Instructions,
+    seed: int,
+    split_test: float,
+    bad: list[tuple[str, BadRow]],
+) -> Iterator[tuple[RawRow, dict[str, Any]]]:
+    """Each prompt with an instruction in its first user turn, as its metadata tell.
+
+    A reference answer, which does not heed the instruction, goes to the metadata too.
+    """
+    for row, record in usable:
+        metadata = json.loads(record["metadata"] or "{}")
+        if INSTRUCTION in metadata:
+            said = "its metadata hold an instruction already; rename that column, or ingest it without --instructions"
+            bad.append(("instructed", BadRow(row.file, row.row, said)))
+            continue
+        key = ids.prompt_id(record["messages"], record["tools"])
+        instruction = instructions.draw(seed, key)
+        metadata[INSTRUCTION] = instruction
+        if record["reference"] is not None:
+            metadata[INSTRUCTION] = {**instruction, "reference_without": record["reference"]}
+        changed = {
+            "messages": train_view(record["messages"], instruction),
+            "reference": None,
+            # With an instruction or without, a conversation is in the same split.
+            "split": record["split"] or _split(key, seed, split_test),
+        }
+        yield row, {**record, **changed, "metadata": json.dumps(metadata, ensure_ascii=False)}
 
 
 def _with_layouts(rows: Iterable[RawRow], layout: str | None) -> Iterator[tuple[RawRow, Layout | None]]:
@@ -169,7 +291,7 @@ def _prompt(row: RawRow, layout: Layout | None, system: str | None) -> Prompt:
         Unusable: there is none, or it breaks a rule.
     """
     if row.problem or layout is None:
-        raise Unusable("broken", row.problem or "broken")
+        raise Unusable(row.reason, row.problem or "broken")
     prompt = layout.prompt(row.values)
     if system and prompt.messages and prompt.messages[0]["role"] != "system":
         prompt.messages.insert(0, {"role": "system", "content": system})
@@ -242,6 +364,7 @@ def _distinct(
             places[key] = f"{row.file}:{row.row}"
             continue
         twice.append(BadRow(row.file, row.row, f"the same prompt as {places[key]}"))
+        figures["metadata_not_kept"] += record["metadata"] not in (None, first["metadata"])
         figures["split_conflicts"] += bool(first["split"] and record["split"] and first["split"] != record["split"])
         for name in ("reference", "split"):
             first[name] = first[name] or record[name]

@@ -123,7 +123,7 @@ class IngestSpec(Spec):
     )
     layout: str | None = what(None, "How a row says its prompt (found out from the columns unless named).")
     test: float = what(0.1, "Share of prompts that go to the test split where the rows do not say.", ge=0, le=1)
-    seed: int = what(0, "Seed of the split.", ge=0)
+    seed: int = what(0, "Seed of the split and of the instructions.", ge=0)
     system: str | None = what(None, "A system message put before every prompt that has none.")
     instructions: str | None = what(
         None, "Put an instruction into each first user turn, for Ghost Attention: a YAML file, or gatt."

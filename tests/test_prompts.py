@@ -124,7 +124,7 @@ def test_duplicates_are_merged_and_counted() -> None:
     third = {"prompt": "a", "reference": "B", "split": "train"}
     table, report = canonical(rows(first, second, third), split_test=0)
     assert report.dropped == {"duplicate": 2}
-    assert report.figures == {"layout": "prompt", "split_conflicts": 1, "test": 1}
+    assert report.figures == {"layout": "prompt", "split_conflicts": 1, "metadata_not_kept": 1, "test": 1}
     (row,) = table.to_pylist()
     assert row["tags"] == ["x", "y", "z"]
     assert (row["metadata"], row["reference"], row["split"]) == ('{"id": 1}', "A", "test")

@@ -19,7 +19,7 @@ from prefdata.reports import Report
 from prefdata.store import Lineage
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-_STEPS = {"ingest": "prompts", "sample": "answers", "rank": "scores", "select": "selection", "pair": "preferences"}
+_HOLD = {"candidates": "answers", "selections": "selection", "pairs": "preferences"}
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ def _history(history: Sequence[tuple[str, Lineage]]) -> str:
     for number, (name, lineage) in enumerate(history, 1):
         # JSON keeps line breaks inside texts escaped, so nothing in a spec can close the block.
         spec = json.dumps(lineage.spec, indent=2, ensure_ascii=False)
-        what = _STEPS.get(lineage.step, lineage.step)
+        table = name.partition("/")[0]
+        what = _HOLD.get(table, table)
         parts.append(
             f"{number}. `{name}`: the {what}, by `prefdata {lineage.step}` "
             f"(fingerprint `{lineage.fingerprint}`; {lineage.versions_text()})\n\n```json\n{spec}\n```"

@@ -39,13 +39,15 @@ class RawRow:
     """One row of an input file.
 
     `row` counts from 1; in JSONL and plain text it is the number of the line, elsewhere that of the record (a CSV's
-    header is not counted). Where `problem` is set the row could not be read, and `values` is empty.
+    header is not counted). Where `problem` is set the row could not be read, `values` is empty, and `reason` is the
+    problem in one word, to be counted.
     """
 
     file: str
     row: int
     values: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
+    reason: str = "broken"
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -172,7 +172,15 @@ def _from_json(text: str) -> Any:
 
 
 def _conversation(turns: Any, _: Columns) -> Turns:
-    """Messages from {role, content} or {from, value} turns."""
+    return turns_of(turns)
+
+
+def turns_of(turns: Any) -> Turns:
+    """Messages from {role, content} or {from, value} turns, or from JSON with such.
+
+    Raises:
+        Unusable: a turn has an unknown role, or more than text.
+    """
     listed = _from_json(turns) if isinstance(turns, str) else turns
     return [_message(number, turn) for number, turn in enumerate(listed, 1)]
 
