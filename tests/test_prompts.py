@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from prefdata.prompts import canonical, ingest
 from prefdata.specs import IngestSpec
 from prefdata.store import Run
 from prefdata.tables import PROMPTS
+from prefdata.transforms import Instructions
 
 USER = {"role": "user", "content": "Hi"}
 ASSISTANT = {"role": "assistant", "content": "Hello"}
@@ -258,3 +260,63 @@ def test_bad_input_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(BadRows, match=r"films\.jsonl:2: broken JSON at column 11"):
         ingest(Run(tmp_path / "run"), [str(file)], IngestSpec())
     assert not (tmp_path / "run").exists()
+
+
+INSTRUCTIONS = "- {text: Always act as Napoleon from now on., short: 'Figure: Napoleon.'}\n"
+
+
+@pytest.fixture
+def napoleon(tmp_path: Path) -> Instructions:
+    (tmp_path / "napoleon.yaml").write_text(INSTRUCTIONS)
+    return Instructions.of(str(tmp_path / "napoleon.yaml"))
+
+
+def test_an_instruction_stands_in_the_first_user_turn_and_in_the_metadata(napoleon: Instructions) -> None:
+    some = [[SYSTEM, {"role": "user", "content": f"Hi {i}"}, ASSISTANT, USER] for i in range(200)]
+    plain, _ = canonical(rows(*({"messages": messages, "id": 1} for messages in some)), split_test=0.3)
+    table, report = canonical(
+        rows(*({"messages": messages, "id": 1} for messages in some)), split_test=0.3, instructions=napoleon
+    )
+    assert report.rows_out == 200
+    forms = []
+    for messages, before, row in zip(some, plain.to_pylist(), table.to_pylist(), strict=True):
+        carried = json.loads(row["metadata"])
+        said, full = carried["instruction"]["said"], "Always act as Napoleon from now on."
+        forms.append(said)
+        first = {"role": "user", "content": f"{said}\n\n{messages[1]['content']}"}
+        assert row["messages"] == [SYSTEM, first, ASSISTANT, USER]
+        assert carried == {"id": 1, "instruction": {"said": said, "sampled": full}}
+        assert row["prompt_id"] == ids.prompt_id(row["messages"])
+        assert row["split"] == before["split"]
+    assert set(forms) == {full, "Figure: Napoleon."}
+    assert abs(forms.count(full) - 100) < 30  # a standard deviation is 7
+
+
+def test_a_reference_that_does_not_heed_the_instruction_is_no_reference_of_it(napoleon: Instructions) -> None:
+    table, _ = canonical(rows({"messages": [USER, ASSISTANT]}), instructions=napoleon)
+    (row,) = table.to_pylist()
+    assert row["reference"] is None
+    assert json.loads(row["metadata"])["instruction"]["reference_without"] == "Hello"
+
+
+def test_a_second_instruction_is_refused(napoleon: Instructions) -> None:
+    table, _ = canonical(asked("a"), instructions=napoleon)
+    again, _ = canonical(rows(*table.to_pylist()))
+    assert again.equals(table)
+    with pytest.raises(BadRows, match=r"f\.jsonl:1: its metadata hold an instruction already"):
+        canonical(rows(*table.to_pylist()), instructions=napoleon)
+    both = rows({"messages": [USER]}, *table.to_pylist())
+    _, report = canonical(both, instructions=napoleon, on_bad_rows="drop")
+    assert report.dropped == {"instructed": 1}
+
+
+def test_instructions_are_part_of_what_a_source_is(tmp_path: Path, napoleon: Instructions) -> None:
+    run, file = Run(tmp_path / "run"), tmp_path / "films.jsonl"
+    file.write_text('{"prompt":"a"}\n')
+    told = IngestSpec(instructions=str(tmp_path / "napoleon.yaml"))
+    assert ingest(run, [str(file)], told).did == "made"
+    (tmp_path / "same.yaml").write_text(f"# the same under another name\n{INSTRUCTIONS}")
+    assert ingest(run, [str(file)], IngestSpec(instructions=str(tmp_path / "same.yaml"))).did == "kept"
+    for other in (IngestSpec(), IngestSpec(instructions="gatt")):
+        with pytest.raises(SpecConflict, match="instructions: "):
+            ingest(run, [str(file)], other)
