@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from prefdata import ids
+from prefdata.engines import open_generator, served
 from prefdata.engines.protocol import Completion, Rejection, Request, Sampling
 from prefdata.model_files import identify
+from prefdata.specs import ModelSpec
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=40)
 GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, max_tokens=40)
@@ -19,9 +21,19 @@ TEXTS = ["hi", "Tell me.", "Größe? Straße!", "说点什么", "🎬🍿", "a\x
 ENDS = (2, 3)
 
 
-@pytest.fixture(scope="module", params=["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
-def engine(request, tiny_policy):
+ENGINES = ["transformers", *(pytest.param(name, marks=pytest.mark.vllm) for name in ("vllm", "openai"))]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request, tiny_policy, serve):
     files = identify(str(tiny_policy), "causal-lm")
+    if request.param == "openai":
+        with serve(tiny_policy) as url:
+            spec = ModelSpec(model="policy", engine="openai", base_url=url, tokenizer=str(tiny_policy))
+            generator = open_generator(spec, served(spec), "openai")
+            yield generator
+            generator.close()
+        return
     if request.param == "vllm":
         from prefdata.engines.vllm import VllmGenerator
 
@@ -51,10 +63,12 @@ def answers(engine, asked) -> dict[str, Completion]:
 
 
 def test_what_it_says_of_itself(engine, tiny_policy):
-    assert engine.name in ("transformers", "vllm")
+    assert engine.name in ("transformers", "vllm", "openai")
     assert engine.model.path == tiny_policy
-    assert (engine.context_length, engine.dtype) == (128, "float32")
-    assert set(engine.versions) >= {engine.name, "torch"}
+    assert (engine.context_length, engine.renders) == (128, True)
+    remote = engine.name == "openai"
+    assert engine.dtype == ("the server's" if remote else "float32")
+    assert set(engine.versions) >= ({"server"} if remote else {engine.name, "torch"})
     assert engine.notes == ()
 
 

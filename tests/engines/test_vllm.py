@@ -124,20 +124,18 @@ def test_one_seed_for_a_whole_batch_would_be_one_noise(engine):
 def test_neighbours_share_no_stream(engine):
     """Where `n` answers have the seeds s, s+1, …, those of the next seed are mostly the same ones; ours never are."""
     prompt = engine.render([{"role": "user", "content": "hi"}])
-    asked = [Request(f"{p}-{k}", prompt, ids.seed(0, p, k), PLAIN) for p in range(10) for k in range(10)]
+    asked = [Request(f"{p}-{k}", prompt, ids.seed(0, p, k), PLAIN) for p in range(20) for k in range(20)]
     found = [answer.token_ids for answer in answers(engine, asked).values() if len(answer.token_ids) > 4]
-    assert len(found) > 80
+    assert len(found) > 100
     assert len({token_ids[:5] for token_ids in found}) == len(found)
 
 
 @pytest.mark.vllm
 def test_the_models_own_generation_defaults_are_not_used(engine):
-    prompts = [engine.render([{"role": "user", "content": str(i)}]) for i in range(20)]
-    found = answers(engine, [Request(str(i), prompt, i, PLAIN) for i, prompt in enumerate(prompts)])
-    lengths = [len(answer.token_ids) for answer in found.values()]
-    assert max(lengths) == 40
-    repeated = [len(set(answer.token_ids)) < len(answer.token_ids) for answer in found.values()]
-    assert sum(repeated) > 5
+    prompt = engine.render([{"role": "user", "content": "hi"}])
+    found = answers(engine, [Request(str(i), prompt, i, PLAIN) for i in range(40)]).values()
+    assert max(len(answer.token_ids) for answer in found) > 20
+    assert len({answer.token_ids for answer in found}) > 30
 
 
 @pytest.mark.vllm
@@ -227,7 +225,7 @@ def test_an_adapter_is_as_good_as_merged_into_the_model(tiny_policy, tmp_path):
     generator = VllmGenerator(
         identify(str(tiny_policy), "causal-lm"),
         lora=str(tmp_path / "adapter"),
-        options=("max-num-batched-tokens=1024", "max_num_partial_prefills=1"),
+        options=("max-num-batched-tokens=1024", "enforce_eager=true"),
         max_num_seqs=8,
     )
     adapted = answers(generator, asked)
