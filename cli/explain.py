@@ -49,13 +49,23 @@ def _lines(told: Explanation) -> list[str]:
 
 
 def _candidate(side: str, row: dict[str, Any], score: float | None) -> list[str]:
+    revision = f" @ {row['model_revision']}" if row["model_revision"] else ""
+    # What nobody knows of an answer that came from elsewhere is left out.
+    facts = {
+        "draw {}": row["sample_index"],
+        "seed {}": row["seed"],
+        "temperature {:g}": row["temperature"],
+        "{} tokens": row["completion_tokens"],
+        "ended by {}": row["finish_reason"],
+        "log-probability {:.4g}": row["logprob_sum"],
+    }
+    known = ", ".join(said.format(value) for said, value in facts.items() if value is not None)
+    seen = [f"    {m['role']}: {show.printable(m['content'])}" for m in row["sampled_messages"] or ()]
     return [
         f"{side} {row['candidate_id']}  score {show.number(score)}",
         f"  {show.printable(row['text'])}",
-        f"  by {row['sampler']} ({row['model']} @ {row['model_revision']}, {row['engine']}),"
-        f" draw {row['sample_index']}, seed {row['seed']}, temperature {row['temperature']:g},"
-        f" {row['completion_tokens']} tokens, ended by {row['finish_reason']},"
-        f" log-probability {show.number(row['logprob_sum'])}",
+        f"  by {row['sampler']} ({row['model']}{revision}, {row['engine']}), {known}",
+        *(["  who saw instead of the prompt:", *seen] if seen else []),
     ]
 
 

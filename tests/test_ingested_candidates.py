@@ -12,7 +12,6 @@ import pytest
 
 from prefdata import ids
 from prefdata.errors import BadRows, InputError, SpecConflict, UsageError
-from prefdata.explore.explain import explain
 from prefdata.pairs import pair
 from prefdata.prompts import ingest
 from prefdata.reports import Report
@@ -216,7 +215,7 @@ def sampled(run: Run) -> None:
     partition.finish(Report(step="sample", unit="candidates", rows_in=len(rows), rows_out=len(rows)))
 
 
-def test_side_by_side_with_sampled_ones(tmp_path: Path, write: Write) -> None:
+def test_side_by_side_with_sampled_ones(tmp_path: Path, write: Write, prefdata: Any) -> None:
     """By length the best is a whole ingested answer, for the sampled one that is longer was cut off."""
     run = Run(tmp_path / "run")
     system, tools = {"role": "system", "content": "Be brief"}, [{"type": "function", "function": {"name": "f"}}]
@@ -240,7 +239,9 @@ def test_side_by_side_with_sampled_ones(tmp_path: Path, write: Write) -> None:
     pairs = run.only("pairs").read().to_pylist()
     texts = {(chosen[row["chosen_id"]]["text"], chosen[row["rejected_id"]]["text"]) for row in pairs}
     assert texts == {("the longest", "four"), ("longest", "no")}  # an empty answer is scored, and teaches nothing
-    assert explain(run, pairs[0]["pair_id"])
+    code, out, err = prefdata("explain", run, next(row["pair_id"] for row in pairs if row["margin"] == 5))
+    assert (code, err) == (0, "")
+    assert "  longest\n  by films-rejected (rejected, ingest), draw 0\n" in out
     export(run, ExportSpec(dialect="trl"), tmp_path / "trl")
     rows_out = pq.read_table(tmp_path / "trl" / "data" / "train-00000-of-00001.parquet").to_pylist()
     (with_tools,) = [row for row in rows_out if row["prompt"] == asked]

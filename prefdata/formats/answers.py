@@ -9,8 +9,8 @@ What is read, beside a prompt in any layout:
   beside), and these, `completions` or `answers` as objects with a response, answer or completion, and a model.
 - numbered ones: `response_0` and `response_1`, `response1`, `output_1`, `response_a`, …, with `response_0_model`, …
 - one: `response`, `solution`, and the `model` or `generator` that wrote it.
-- the reference of the row's layout, and a `completion` beside a prompt; beside a `label` or `kto_tag`, which says if it
-  is wanted, it is a response and no reference.
+- the reference of the row's layout, a `completion` or an `output`; where the row names its model, or has a `label` or
+  `kto_tag` that says if it is wanted, it is a response and no reference.
 
 Scores, ranks and annotations beside the answers stay with the row, and so become the prompt's metadata.
 """
@@ -43,6 +43,7 @@ LISTS = {"responses": "response_models", "generations": "generation_models", "ou
 
 OBJECTS = ("completions", "answers", *LISTS)
 ONE = ("response", "solution")
+_PLAIN = ("completion", "output")
 _TEXTS = ("response", "answer", "completion", "text", "output", "content")
 _MODELS = ("model", "generator")
 _NUMBERED = re.compile(r"(response|output|completion|answer|generation)_?([0-9]|[abAB])")
@@ -51,7 +52,7 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 KNOWN = (
     "chosen, rejected (texts, messages, whole conversations or transcripts); responses, generations, outputs (lists); "
     "completions, answers (lists of objects with a response and a model); response_0, response_1, …; response, "
-    "solution; completion; a reference or output; messages that end with the assistant's"
+    "solution; completion, output; a reference; messages that end with the assistant's"
 )
 """The columns above on one line."""
 
@@ -93,11 +94,13 @@ def _answered(row: RawRow) -> AnsweredRow:
     answers = [*_sides(left), *_numbered(left), *_listed(left)]
     # A model's name beside several answers is nobody's in particular.
     model = None if answers else _model(left, *_MODELS)
-    answers += [Answer("response", _text(left.pop(name), name), model) for name in ONE if name in left]
-    if "completion" in left and not any(name in left for name in ANSWERS):
-        left["reference"] = _text(left.pop("completion"), "completion")
     judged = any(isinstance(left.get(name), bool) for name in ("label", "kto_tag"))
-    unnamed = Answer("response" if judged else "reference", "", model)
+    one = [name for name in (*ONE, *(_PLAIN if judged or model else ())) if name in left]
+    answers += [Answer("response", _text(left.pop(name), name), model) for name in one]
+    plain = next((name for name in _PLAIN if name in left), None)
+    if plain and not any(name in left for name in ANSWERS):
+        left["reference"] = _text(left.pop(plain), plain)
+    unnamed = Answer("response" if judged or model else "reference", "", model)
     return AnsweredRow(row.file, row.row, left, answers=tuple(answers), unnamed=unnamed)
 
 

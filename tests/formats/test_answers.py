@@ -161,7 +161,8 @@ def split_off(values: dict[str, Any]) -> tuple[list[dict[str, str]], list[Answer
         ({"question": "Hi", "solution": "a", "model": "m"}, [USER], [response("a", "m")]),
         # references: alpaca, SFT, conversations; and KTO, whose answers may be unwanted
         ({"instruction": "Hi", "input": "", "output": "a"}, [USER], [Answer("reference", "a")]),
-        ({"instruction": "Hi", "output": "a", "generator": "m"}, [USER], [Answer("reference", "a", "m")]),
+        ({"instruction": "Hi", "output": "a", "generator": "m"}, [USER], [response("a", "m")]),
+        ({"question": "Hi", "output": "", "model": "m"}, [USER], [response("", "m")]),
         ({"messages": [SYSTEM, USER, said("a")]}, [SYSTEM, USER], [Answer("reference", "a")]),
         ({"prompt": "Hi", "completion": "a"}, [USER], [Answer("reference", "a")]),
         ({"prompt": [USER], "completion": [said("a")]}, [USER], [Answer("reference", "a")]),

@@ -114,6 +114,16 @@ def test_once_in_the_training_sample_and_n_times_in_the_sampling_prompt(run: Run
         assert SHORT not in str(sampled)
 
 
+def test_explain_shows_what_the_model_saw(run: Run, prefdata: Any) -> None:
+    (asked,) = [row for row in run.only("prompts").read().to_pylist() if len(row["messages"]) == 3]
+    (made,) = [row for row in run.only("pairs").read().to_pylist() if row["prompt_id"] == asked["prompt_id"]]
+    code, out, err = prefdata("explain", run, made["pair_id"])
+    assert (code, err) == (0, "")
+    # said once in the prompt, on both user turns for each of the two answers
+    assert out.count("Napoleon") == 1 + 2 * 2
+    assert out.count("  who saw instead of the prompt:\n    user: Act as Napoleon.") == 2
+
+
 @pytest.mark.parametrize("template", [None, MARKED], ids=["plain template", "template with marks"])
 @pytest.mark.parametrize("way", ["run", "sft", "trl"])
 def test_only_the_last_answer_and_its_end_are_trained(
