@@ -57,7 +57,7 @@ def read_pool(run: Run, scorer: str | None, samplers: tuple[str, ...], *, partia
             f"Run `prefdata rank` again: it keeps what fits and scores the rest."
         )
     if samplers:
-        read_candidates(run, ["candidate_id"], samplers)
+        _chosen(run, samplers)
         rows = rows.filter(pl.col("sampler").is_in(samplers))
     used = rows.select("candidate_id", "score", "text_hash", "finish_reason")
     return Pool(rows, partition.name, partition, {str(partition): rows_id(used.to_arrow(), "candidate_id")})
@@ -86,13 +86,17 @@ def read_candidates(run: Run, columns: list[str], samplers: tuple[str, ...] = ()
         NotReady: there are no candidates.
         UsageError: there is no such sampler.
     """
+    frames = ((_frame(one, columns), one.name) for one in _chosen(run, samplers))
+    return pl.concat([frame.with_columns(sampler=pl.lit(name)) for frame, name in frames])
+
+
+def _chosen(run: Run, samplers: tuple[str, ...]) -> list[Partition]:
     there = run.all("candidates", partial=True)
     known = [partition.name for partition in there]
     for name in samplers:
         if name not in known:
             raise UsageError(f"{run} has no candidates by a sampler {name!r}.{did_you_mean(name, known)}")
-    chosen = [partition for partition in there if not samplers or partition.name in samplers]
-    return pl.concat([_frame(partition, columns).with_columns(sampler=pl.lit(partition.name)) for partition in chosen])
+    return [partition for partition in there if not samplers or partition.name in samplers]
 
 
 def _frame(partition: Partition, columns: list[str]) -> pl.DataFrame:
