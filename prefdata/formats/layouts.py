@@ -351,6 +351,8 @@ def detect(rows: Sequence[Mapping[str, Any]], where: str) -> Layout:
         said = f"could be read as {' or '.join(layout.name for layout in fitting)}. Say which with --layout NAME."
     else:
         said = "unknown layout. Say which with --layout NAME, or rename a column to fit one."
+        if any("chosen" in row for row in rows):
+            said += " Conversations that hold their prompt in chosen and rejected are read with --as candidates."
     raise InputError(f"{where}: {said}{_found_and_known(rows)}")
 
 

@@ -185,6 +185,11 @@ def test_unknown_layout_lists_what_is_known_and_what_was_found() -> None:
         assert f"\n  {layout.name}: {layout.needs}" in said
 
 
+def test_preferences_without_a_prompt_of_their_own_are_candidates() -> None:
+    with pytest.raises(InputError, match="in chosen and rejected are read with --as candidates"):
+        detect([{"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]}], "my.jsonl")
+
+
 def test_ambiguous_layouts_are_refused_and_can_be_named() -> None:
     values = {"prompt": "Hi", "messages": [USER, ASSISTANT]}
     with pytest.raises(InputError, match=r"could be read as messages or prompt\. Say which with --layout NAME"):
