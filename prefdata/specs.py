@@ -141,10 +141,9 @@ class IngestSpec(Spec):
         return self
 
 
-class ModelSpec(Spec):
-    """Which generating model, behind which engine, and how it is run: the part that every step with an engine shares."""
+class EngineSpec(Spec):
+    """Behind which engine a generating model runs, and how: what every step with such a model shares."""
 
-    model: str = what(..., "The policy: a Hugging Face folder or hub name; for openai the name that the server knows.")
     engine: Literal["auto", "vllm", "transformers", "openai"] = what(
         "auto",
         "auto takes vllm where it is installed and a GPU is there, else transformers; openai is any such server.",
@@ -177,6 +176,12 @@ class ModelSpec(Spec):
     concurrency: int = how(64, "openai: requests under way at a time.", ge=1)
     timeout: float = how(600.0, "openai: seconds to wait for an answer.", gt=0)
     retries: int = how(6, "openai: how often a request is tried again after 429, 5xx and timeouts.", ge=0)
+
+
+class ModelSpec(EngineSpec):
+    """A generating model on its engine."""
+
+    model: str = what(..., "The policy: a Hugging Face folder or hub name; for openai the name that the server knows.")
 
 
 class SampleSpec(ModelSpec):

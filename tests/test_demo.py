@@ -13,15 +13,10 @@ from pathlib import Path
 import duckdb
 import polars as pl
 import pytest
+from shells import console_commands, shell
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-def shell(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
-    env = {"PATH": path, "HOME": str(cwd), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(["bash", "-c", command], cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +103,8 @@ def test_sql_is_quick(home: Path) -> None:
     assert time.monotonic() - began < 5  # a guard against the absurd; benchmarks/commands.py has the figure
 
 
-def readme_commands() -> list[str]:
-    """The commands of the README's console blocks that start with prefdata, in order."""
-    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), flags=re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line.removeprefix("$ ") for line in lines if line.startswith("$ prefdata ")]
-
-
 def test_the_commands_of_the_readme(home: Path) -> None:
-    commands = [command for command in readme_commands() if not command.startswith("prefdata demo")]
+    commands = [command for command in console_commands(ROOT / "README.md") if not command.startswith("prefdata demo")]
     assert len(commands) >= 12
     pair = shell("prefdata sql runs/demo 'select pair_id from pairs limit 1' --format csv", home).stdout.split()[1]
     for command in commands:

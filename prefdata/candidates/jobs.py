@@ -69,6 +69,7 @@ class Job:
         view = SampleView.of(spec)
         if spec.search != "sample" and view.varies:
             raise UsageError(f"--search {spec.search} searches one prompt, and --preprompts gives each answer its own.")
+        view.check(prompt for _, rows in prompts for prompt in rows)
         lineage = _lineage(run, spec, files, engine, view)
         law = {name: value for name, value in spec.essence(lineage.spec).items() if name not in _NOT_THE_LAW}
         if spec.search != "sample":

@@ -1,0 +1,23 @@
+"""The command line as a person uses it: a shell with prefdata on the PATH, and the commands that a document shows."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+
+def shell(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run one line in bash, in `cwd`, with the environment's commands and no network."""
+    path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+    env = {"PATH": path, "HOME": str(cwd), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(["bash", "-c", command], cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
+
+
+def console_commands(document: Path, kind: str = "") -> list[str]:
+    """The prefdata commands of a document's ```console blocks (```console KIND for those that need more), in order."""
+    fence = "console" + (f" {kind}" if kind else "")
+    blocks = re.findall(rf"```{fence}\n(.*?)```", document.read_text("utf-8"), flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ prefdata ")]

@@ -1,0 +1,96 @@
+"""Every command that docs/ shows runs, one after the other, as its reader would run them."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from shells import console_commands, shell
+
+ROOT = Path(__file__).parents[1]
+SAMPLING = ROOT / "docs/sampling.md"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+def run_all(commands: list[str], home: Path) -> dict[str, str]:
+    said = {}
+    for command in commands:
+        done = shell(command, home)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        said[command] = done.stdout
+    return said
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    shutil.copytree(ROOT / "sample_data", home / "sample_data", ignore=shutil.ignore_patterns("__pycache__"))
+    return home
+
+
+@pytest.fixture(scope="module")
+def said(home: Path) -> dict[str, str]:
+    """What the commands that need nothing more have printed."""
+    commands = console_commands(SAMPLING)
+    assert len(commands) > 20
+    return run_all(commands, home)
+
+
+def test_the_page_on_sampling(said: dict[str, str]) -> None:
+    retry = next(out for command, out in said.items() if command.endswith("--retry-truncated"))
+    assert "added what was missing" in retry
+    sweep = next(out for command, out in said.items() if "--sweep" in command)
+    assert sweep.count("80 in, 80 out") == 3
+    seen = next(out for command, out in said.items() if "sampled_messages" in command)
+    assert "helpful" in seen or "assistant" in seen or "expert" in seen
+
+
+@pytest.mark.vllm
+def test_the_page_on_sampling_with_vllm(said: dict[str, str], home: Path) -> None:
+    commands = console_commands(SAMPLING, "vllm")
+    assert commands
+    assert all("10 in, 10 out" in out for out in run_all(commands, home).values())
+
+
+@pytest.fixture(scope="module")
+def server(home: Path) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve = [str(Path(sys.executable).parent / "vllm"), "serve", "sample_data/policy", "--port", str(port)]
+    settings = [
+        "--host",
+        "127.0.0.1",
+        "--dtype",
+        "float32",
+        "--generation-config",
+        "vllm",
+        "--no-enable-chunked-prefill",
+    ]
+    process = subprocess.Popen([*serve, *settings], cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            assert process.poll() is None
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                break
+            except OSError:
+                time.sleep(1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.mark.vllm
+def test_the_page_on_sampling_with_a_server(said: dict[str, str], home: Path, server: str) -> None:
+    commands = [c.replace("http://127.0.0.1:8000", server) for c in console_commands(SAMPLING, "server")]
+    assert commands
+    assert all("10 in, 10 out" in out for out in run_all(commands, home).values())
