@@ -64,7 +64,7 @@ def policy_quality(prompts: Sequence[Sequence[dict[str, str]]], samples: int) ->
         "well_formed": fmean(part["form"] == 0 for part in parts),
         "ended": fmean(answer.finish_reason == "stop" for _, answer in answers),
         "distinct": len({answer.text for _, answer in answers}) / len(answers),
-        "tokens": fmean(len(answer.token_ids) for _, answer in answers),
+        "tokens": fmean(len(answer.token_ids or ()) for _, answer in answers),
     }
 
 

@@ -107,6 +107,19 @@ class Chat:
         before, whole = self._decode(anchor), self._decode([*anchor, *token_ids])
         return whole[len(before) :] if whole.startswith(before) else self._decode(token_ids)
 
+    def pieces(self, vocabulary: int) -> list[str]:
+        """What each token adds to a text, with U+FFFD where that depends on its neighbours; `""` for special ones.
+
+        Args:
+            vocabulary: how many tokens the model has; ids that the tokenizer lacks add nothing.
+        """
+        anchor = self.tokenizer.encode("a", add_special_tokens=False)
+        before = self._decode(anchor)
+        known = min(vocabulary, len(self.tokenizer))
+        wholes = (self._decode([*anchor, token]) for token in range(known))
+        pieces = [whole[len(before) :] if whole.startswith(before) else "\ufffd" for whole in wholes]
+        return pieces + [""] * (vocabulary - known)
+
     def end_ids(self, *configs: Any) -> tuple[int, ...]:
         """The ids that end an answer: every end token that the tokenizer or one of the configs names, ascending."""
         found: set[int] = set()

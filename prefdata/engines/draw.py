@@ -51,61 +51,74 @@ class Settings:
 
     Attributes:
         temperature: (B,) float64; 0 takes the likeliest token.
-        top_p: (B,) float64, or None where no row cuts by it.
+        min_p: (B,) float64, or None where no row cuts by it.
         top_k: (B,) int64 with the size of the vocabulary for "all", or None where no row cuts by it.
+        top_p: (B,) float64, or None where no row cuts by it.
     """
 
     temperature: Tensor
-    top_p: Tensor | None
+    min_p: Tensor | None
     top_k: Tensor | None
+    top_p: Tensor | None
 
     @classmethod
     def of(cls, samplings: Sequence[Sampling], vocabulary: int, device: torch.device | str = "cpu") -> Self:
         """The settings of these rows, on `device`."""
-        top_p = [s.top_p for s in samplings]
+
+        def column(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float64, device=device)
+
+        min_p, top_p = [s.min_p for s in samplings], [s.top_p for s in samplings]
         top_k = [min(s.top_k, vocabulary) or vocabulary for s in samplings]
         return cls(
-            torch.tensor([s.temperature for s in samplings], dtype=torch.float64, device=device),
-            torch.tensor(top_p, dtype=torch.float64, device=device) if min(top_p) < 1 else None,
+            column([s.temperature for s in samplings]),
+            column(min_p) if max(min_p) > 0 else None,
             torch.tensor(top_k, device=device) if min(top_k) < vocabulary else None,
+            column(top_p) if min(top_p) < 1 else None,
         )
 
     def rows(self, index: Tensor) -> Settings:
         """The settings of some of the rows."""
-        top_p = None if self.top_p is None else self.top_p[index]
-        top_k = None if self.top_k is None else self.top_k[index]
-        return Settings(self.temperature[index], top_p, top_k)
+        cuts = (None if cut is None else cut[index] for cut in (self.min_p, self.top_k, self.top_p))
+        return Settings(self.temperature[index], *cuts)
 
 
-def draw(logits: Tensor, settings: Settings, keys: Tensor) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, settings: Settings, keys: Tensor, penalised: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """One token for each row.
 
     Args:
         logits: (B, V), of any floating type.
         settings: of the B rows.
         keys: (B,) int64, the state of each row's noise at this step.
+        penalised: (B, V) the logits to draw from, where penalties changed them.
 
     Returns:
-        The tokens (B,) int64, and ln p of each under the model itself (temperature 1, nothing cut off), (B,) float64.
+        The tokens (B,) int64, and ln p of each under the model itself (temperature 1, no penalties, nothing cut off),
+        (B,) float64.
     """
     logp = logits.double().log_softmax(-1)
+    wanted = logp if penalised is None else penalised.double()
     greedy = settings.temperature == 0
     if bool(greedy.all()):
-        token = logits.argmax(-1, keepdim=True)
+        token = (logits if penalised is None else penalised).argmax(-1, keepdim=True)
     else:
-        scaled = truncate(logp / torch.where(greedy, 1.0, settings.temperature)[:, None], settings)
+        scaled = truncate(wanted / torch.where(greedy, 1.0, settings.temperature)[:, None], settings)
         noise = uniforms(keys, logits.shape[-1]).log_().neg_().log_().neg_()
-        token = torch.where(greedy[:, None], logits, noise.add_(scaled)).argmax(-1, keepdim=True)
+        token = torch.where(greedy[:, None], wanted, noise.add_(scaled)).argmax(-1, keepdim=True)
     return token[:, 0], logp.gather(-1, token)[:, 0]
 
 
 def truncate(scaled: Tensor, settings: Settings) -> Tensor:
-    """Log-probabilities (B, V) after temperature, up to a constant a row: top-k, then top-p, cut off to -inf.
+    """Log-probabilities (B, V) after temperature, up to a constant a row: min-p, top-k, then top-p, cut off to -inf.
 
-    Top-k keeps every token as likely as the k-th. Top-p keeps the likeliest tokens until their share of what top-k
-    left reaches p, at least one; of equally likely tokens at the border it keeps those that come first (Holtzman et
-    al. 2020, equation 3).
+    Min-p keeps every token at least that share as probable as the likeliest (Nguyen et al. 2024, section 3). Top-k
+    keeps every token as likely as the k-th. Top-p keeps the likeliest tokens until their share of what is left
+    reaches p, at least one; of equally likely tokens at the border it keeps those that come first (Holtzman et al.
+    2020, equation 3).
     """
+    if settings.min_p is not None:
+        border = scaled.amax(-1) + settings.min_p.log()  # ln 0 = -inf cuts nothing
+        scaled = scaled.masked_fill(scaled < border[:, None], -math.inf)
     if settings.top_k is not None:
         # Rows without a limit ask for the whole vocabulary, which needs no border.
         some = settings.top_k < scaled.shape[-1]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from prefdata.errors import EngineError, ModelError
 from prefdata.model_files import ModelFiles
@@ -61,3 +67,52 @@ def load(auto_class: Any, model: ModelFiles, dtype: str, device: torch.device) -
             "Save or fetch the model again."
         )
     return net.to(device).eval()
+
+
+def merge_lora(net: Any, folder: Path) -> None:
+    """Add a LoRA adapter in PEFT's format to the weights of `net`: W + scale * B A (Hu et al. 2021, section 4.1).
+
+    `scale` is lora_alpha / r, or lora_alpha / sqrt(r) where the adapter says `use_rslora`.
+
+    Raises:
+        ModelError: there is no such adapter, it does not fit the model, or it holds more than pairs of A and B.
+    """
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot read the LoRA adapter {folder}: {error}. It needs adapter_config.json and "
+            "adapter_model.safetensors, as PEFT saves them."
+        ) from None
+    beyond = [name for name in ("use_dora", "alpha_pattern", "modules_to_save", "lora_bias") if config.get(name)]
+    beyond += [f"peft_type {config.get('peft_type')}"] if config.get("peft_type") != "LORA" else []
+    beyond += sorted(name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight")))
+    if beyond:
+        raise ModelError(
+            f"the adapter {folder} holds more than plain LoRA ({beyond[0]}). Merge it into its model with PEFT "
+            "(merge_and_unload), and use that model."
+        )
+    pairs = {name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")}
+    if not pairs or len(tensors) != 2 * len(pairs):
+        raise ModelError(f"the adapter {folder} has no pairs of lora_A and lora_B. Save it again.")
+    with torch.no_grad():
+        for pair in sorted(pairs):
+            down, up = tensors[f"{pair}.lora_A.weight"].float(), tensors[f"{pair}.lora_B.weight"].float()
+            root = math.sqrt(len(down)) if config.get("use_rslora") else len(down)
+            _add(net, pair.removeprefix("base_model.model."), config["lora_alpha"] / root * up @ down, folder)
+
+
+def _add(net: Any, name: str, change: Tensor, folder: Path) -> None:
+    weight = dict(net.named_parameters(remove_duplicate=False)).get(f"{name}.weight")
+    if weight is not None and weight.shape != change.shape == weight.T.shape and weight.ndim == 2:
+        change = change.T  # GPT-2 keeps its matrices the other way round (`fan_in_fan_out`)
+    if weight is None or weight.shape != change.shape:
+        raise ModelError(
+            f"the adapter {folder} changes {name}, which the model does not have so. Is it another model's?"
+        )
+    if net.get_output_embeddings() is not None and weight is net.get_input_embeddings().weight:
+        raise ModelError(
+            f"the adapter {folder} changes {name}, whose weights the model uses twice. Merge it with PEFT."
+        )
+    weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))

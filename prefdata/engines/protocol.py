@@ -118,7 +118,6 @@ class Generator(Protocol):
     Attributes:
         name: of the engine: `transformers`, `vllm`, `openai`.
         model: the files that it runs, or the name that a server knows.
-        context_length: the most tokens of prompt and answer together; None where only a server knows.
         renders: whether prompts are rendered here, by `render`; else a server does it, from `Request.messages`.
         dtype: in which it computes (`float32`, `bfloat16`, …).
         versions: of the libraries that decide the numbers.
@@ -128,12 +127,16 @@ class Generator(Protocol):
 
     name: str
     model: ModelFiles
-    context_length: int | None
     renders: bool
     dtype: str
     versions: dict[str, str]
     template_hash: str
     notes: tuple[str, ...]
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens of prompt and answer together; None where only a server knows."""
+        ...
 
     def render(self, messages: Sequence[Message], tools: str | None = None) -> tuple[int, ...]:
         """The token ids of a prompt, ready for the answer's first token.

@@ -1,25 +1,31 @@
 """The embedded engine: transformers and torch alone, on a CPU or a CUDA GPU.
 
 Requests are taken in windows, sorted by length, and put into batches of a token budget: left-padded rows with an
-attention mask and explicit positions. A prompt that several requests of a batch share is computed once, and a row
-leaves the batch (and its cache) when its answer ends. A candidate depends on its prompt, seed and settings, not on
+attention mask and explicit positions. A prompt that several requests of a batch share is computed once, and rows
+whose answers have ended leave the batch (and its cache). A candidate depends on its prompt, seed and settings, not on
 its batch: see `draw`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 import transformers
-from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
 
+from prefdata.engines.beams import BeamRequest, search
 from prefdata.engines.chat import Chat
 from prefdata.engines.draw import Settings, draw, stream_keys
-from prefdata.engines.loading import load, pick_device, pick_dtype
-from prefdata.engines.protocol import Completion, Rejection, Request, refusal, room
+from prefdata.engines.loading import load, merge_lora, pick_device, pick_dtype
+from prefdata.engines.penalties import Penalties
+from prefdata.engines.protocol import Completion, Rejection, Request, Sampling, refusal, room
+from prefdata.engines.rows import Rows
+from prefdata.engines.stops import StopTexts
 from prefdata.errors import EngineError
 from prefdata.ids import Message
 from prefdata.model_files import ModelFiles
@@ -31,6 +37,13 @@ BATCH_TOKENS = {"cpu": 16_384, "cuda": 131_072}
 """Default budgets: rows times the positions of the longest row, by kind of device."""
 
 MAX_ROWS = 256
+
+ENDED_SHARE = 8
+"""Rows leave a batch when one in so many has ended: each leaving copies the cache of those that stay."""
+
+
+R = TypeVar("R", Request, BeamRequest)
+Answers = list[Completion | Rejection]
 
 
 class TransformersGenerator:
@@ -60,10 +73,11 @@ class TransformersGenerator:
             dtype: `auto` is float32 on a CPU and bfloat16 on a GPU.
             batch_tokens: rows times positions of a batch; more is faster until the memory ends.
             context_length: use less of the context than the model was made for.
+            lora: the folder of a LoRA adapter in PEFT's format, to add to the weights.
             notes: sentences to carry along.
 
         Raises:
-            ModelError: the model or its tokenizer cannot be loaded.
+            ModelError: the model, its tokenizer or the adapter cannot be loaded.
             EngineError: there is no such device.
         """
         self.model = model
@@ -76,9 +90,12 @@ class TransformersGenerator:
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         self.notes = tuple(notes)
         self._net = load(AutoModelForCausalLM, model, self.dtype, self.device)
+        if lora is not None:
+            merge_lora(self._net, Path(lora))
         self._vocabulary = int(self._net.get_input_embeddings().num_embeddings)
-        ends = self.chat.end_ids(self._net.config, self._net.generation_config)
-        self._ends = torch.tensor(ends, dtype=torch.int64, device=self.device)
+        self._end_set = frozenset(self.chat.end_ids(self._net.config, self._net.generation_config))
+        self._ends = torch.tensor(sorted(self._end_set), dtype=torch.int64, device=self.device)
+        self._stops = StopTexts(self.chat, self._vocabulary)
 
     def render(self, messages: Sequence[Message], tools: str | None = None) -> tuple[int, ...]:
         """The token ids of a prompt; see the protocol."""
@@ -91,7 +108,26 @@ class TransformersGenerator:
             refusals = [refusal(request, self.context_length, self._vocabulary) for request in window]
             yield from (no for no in refusals if no is not None)
             for batch in self._batches([r for r, no in zip(window, refusals, strict=True) if no is None]):
-                yield from self._answer(batch)
+                yield from self._halving(batch, self._answers)
+
+    def beams(self, requests: Iterable[BeamRequest]) -> Iterator[Completion | Rejection]:
+        """Search for the likeliest answers to every prompt, an answer a key; see `prefdata.engines.beams`.
+
+        Raises:
+            EngineError: the engine broke down. What was yielded before stands.
+        """
+        stream = iter(requests)
+        while window := list(islice(stream, WINDOW)):
+            fit: dict[tuple[int, bool], list[BeamRequest]] = {}
+            for request in window:
+                asked = request.asked()
+                refusals = [refusal(one, self.context_length, self._vocabulary) for one in asked]
+                yield from (no for no in refusals if no is not None)
+                if asked and refusals[0] is None:
+                    fit.setdefault((len(asked), request.diversity_penalty is None), []).append(request)
+            for (beams, _), alike in fit.items():
+                for batch in self._batches(alike, rows=beams):
+                    yield from self._halving(batch, self._found)
 
     def close(self) -> None:
         """Give back the model's memory."""
@@ -99,17 +135,19 @@ class TransformersGenerator:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _batches(self, window: list[Request]) -> Iterator[list[Request]]:
-        # Long ones first: a batch that does not fit into memory is then the first one, not the last.
-        def size(request: Request) -> tuple[int, int, tuple[int, ...]]:
-            return len(request.prompt_ids), room(request, self.context_length), request.prompt_ids
+    def _batches(self, window: list[R], rows: int = 1) -> Iterator[list[R]]:
+        """Requests of similar length, each of so many rows, within the budget."""
 
-        batch: list[Request] = []
+        # Long ones first: a batch that does not fit into memory is then the first one, not the last.
+        def size(request: R) -> tuple[int, int, tuple[int, ...]]:
+            return len(request.prompt_ids), self._room(request), request.prompt_ids
+
+        batch: list[R] = []
         longest = 0
         for request in sorted(window, key=size, reverse=True):
-            length = len(request.prompt_ids) + room(request, self.context_length)
-            rows = len(batch) + 1
-            if batch and (rows > MAX_ROWS or rows * max(longest, length) > self.batch_tokens):
+            length = len(request.prompt_ids) + self._room(request)
+            more = (len(batch) + 1) * rows
+            if batch and (more > MAX_ROWS or more * max(longest, length) > self.batch_tokens):
                 yield batch
                 batch, longest = [], 0
             batch.append(request)
@@ -117,79 +155,84 @@ class TransformersGenerator:
         if batch:
             yield batch
 
-    def _answer(self, batch: list[Request]) -> list[Completion | Rejection]:
+    def _room(self, request: Request | BeamRequest) -> int:
+        return room(request if isinstance(request, Request) else request.asked()[0], self.context_length)
+
+    def _halving(self, batch: list[R], compute: Callable[[list[R]], Answers]) -> Answers:
         """The answers of one batch; one that does not fit into a GPU's memory is halved, as are those to come."""
         try:
-            tokens, logp = self._decode(batch)
+            return compute(batch)
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
-            if len(batch) == 1:
-                raise EngineError("the GPU's memory does not hold one request. Lower the context length.") from None
-            self.batch_tokens = max(self.batch_tokens // 2, 1)
-            half = len(batch) // 2
-            return self._answer(batch[:half]) + self._answer(batch[half:])
-        return [self._completion(*row) for row in zip(batch, tokens.tolist(), logp.tolist(), strict=True)]
+        if len(batch) == 1:
+            raise EngineError("the GPU's memory does not hold one request. Lower the context length.")
+        self.batch_tokens = max(self.batch_tokens // 2, 1)
+        half = len(batch) // 2
+        return self._halving(batch[:half], compute) + self._halving(batch[half:], compute)
 
-    def _completion(self, request: Request, drawn: list[int], logprob_sum: float) -> Completion | Rejection:
-        if logprob_sum != logprob_sum:
-            return Rejection(request.key, "rejected", "the model's output is not a number (NaN)")
-        ids = tuple(drawn[: drawn.index(-1)] if -1 in drawn else drawn)
-        ended = ids[-1] in self._ends.tolist()
-        text = self.chat.decode(ids)
-        return Completion(request.key, text, ids, "stop" if ended else "length", logprob_sum)
+    def _found(self, batch: list[BeamRequest]) -> Answers:
+        found = search(self._net, batch, self._ends, self._stops, self.context_length)
+        return [
+            Rejection(key, "rejected", f"the search found {len(beams)} answers, not {len(request.keys)}")
+            if beam is None
+            else self._completion(key, request.sampling, beam.token_ids, beam.logprobs)
+            for request, beams in zip(batch, found, strict=True)
+            for key, beam in zip_longest(request.keys, beams)
+        ]
+
+    def _answers(self, batch: list[Request]) -> Answers:
+        drawn = self._decode(batch)
+        return [self._completion(r.key, r.sampling, *row) for r, row in zip(batch, drawn, strict=True)]
+
+    def _completion(
+        self, key: str, sampling: Sampling, token_ids: Sequence[int], logprobs: Sequence[float]
+    ) -> Completion | Rejection:
+        logprob_sum = sum(logprobs)
+        if math.isnan(logprob_sum):
+            return Rejection(key, "rejected", "the model's output is not a number (NaN)")
+        cut = self._stops.cut(token_ids, sampling.stop, sampling.min_tokens)
+        return Completion(
+            key,
+            self.chat.decode(token_ids) if cut is None else cut,
+            tuple(token_ids),
+            "length" if cut is None and token_ids[-1] not in self._end_set else "stop",
+            logprob_sum,
+            tuple(logprobs) if sampling.logprobs else None,
+        )
 
     @torch.inference_mode()
-    def _decode(self, batch: list[Request]) -> tuple[Tensor, Tensor]:
-        """Draw until every row has ended: tokens (B, longest) with -1 after the end, and summed ln p (B,) float64."""
-        device, vocabulary = self.device, self._vocabulary
+    def _decode(self, batch: list[Request]) -> list[tuple[list[int], list[float]]]:
+        """Draw until every row has ended: the tokens of each and their ln p."""
+        device, samplings, prompts = self.device, [r.sampling for r in batch], [r.prompt_ids for r in batch]
         limit = torch.tensor([room(r, self.context_length) for r in batch], device=device)
         longest = int(limit.max())
-        settings = Settings.of([r.sampling for r in batch], vocabulary, device)
         keys = stream_keys([r.seed for r in batch], longest).to(device)
-        tokens = torch.full((len(batch), longest), -1, device=device)
-        total = torch.zeros(len(batch), dtype=torch.float64, device=device)
+        tokens = torch.zeros(len(batch), longest, dtype=torch.int64, device=device)
+        logps = torch.zeros(len(batch), longest, dtype=torch.float64, device=device)
+        length = limit.clone()
 
-        logits, mask, cache = self._prefill([r.prompt_ids for r in batch])
+        settings = Settings.of(samplings, self._vocabulary, device)
+        penalties = Penalties.of(samplings, prompts, self._ends, self._vocabulary)
+        stops = self._stops.watch(samplings, device)
+        rows = Rows(self._net, prompts, self.context_length)
         live = torch.arange(len(batch), device=device)
         for step in range(longest):
-            token, logp = draw(logits, settings.rows(live), keys[live, step])
-            tokens[live, step] = token
-            total[live] += logp
-            goes_on = ~torch.isin(token, self._ends) & (limit[live] > step + 1)
-            if not bool(goes_on.all()):
-                stay = goes_on.nonzero()[:, 0]
-                if not len(stay):
-                    break
-                cache.batch_select_indices(stay)
-                live, token, mask = live[stay], token[stay], mask[stay]
-            mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-            logits = self._forward(token[:, None], mask, mask.sum(1, keepdim=True) - 1, cache)
-        return tokens, total
-
-    def _prefill(self, prompts: list[tuple[int, ...]]) -> tuple[Tensor, Tensor, DynamicCache]:
-        """Next-token logits (B, V), attention mask (B, T) and cache of the prompts, each distinct one computed once."""
-        distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-        width = max(map(len, prompts))
-        ids = torch.zeros(len(distinct), width, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for prompt, row in distinct.items():
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        cache = DynamicCache(config=self._net.config)
-        logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
-        rows = torch.tensor([distinct[prompt] for prompt in prompts], device=self.device)
-        cache.batch_select_indices(rows)
-        return logits[rows], mask[rows], cache
-
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        out = self._net(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits: Tensor = out.logits[:, -1]
-        return logits
+            penalised = None if penalties is None else penalties(rows.logits, step)
+            token, logp = draw(rows.logits, settings, keys[live, step], penalised)
+            tokens[live, step], logps[live, step] = token, logp
+            ends = torch.isin(token, self._ends)
+            if stops is not None:
+                ends |= stops.ended(live, token, tokens, step + 1)
+            length[live] = torch.where(ends, length[live].clamp(max=step + 1), length[live])
+            stay = (length[live] > step + 1).nonzero()[:, 0]
+            if not len(stay):
+                break
+            if penalties is not None:
+                penalties.note(token)
+            if (len(live) - len(stay)) * ENDED_SHARE >= len(live):
+                rows.select(stay)
+                live, token, settings = live[stay], token[stay], settings.rows(stay)
+                penalties = None if penalties is None else penalties.rows(stay)
+            rows.append(token)
+        ids, numbers, lengths = tokens.tolist(), logps.tolist(), length.tolist()
+        return [(ids[i][:n], numbers[i][:n]) for i, n in enumerate(lengths)]
