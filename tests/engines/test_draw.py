@@ -14,8 +14,8 @@ from prefdata.engines.draw import Settings, draw, stream_keys, truncate, uniform
 from prefdata.engines.protocol import Sampling
 
 
-def sampling(temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> Sampling:
-    return Sampling(temperature, top_p, top_k, 1)
+def sampling(temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0) -> Sampling:
+    return Sampling(temperature, top_p, top_k, 1, min_p)
 
 
 def kept(logits: list[float], how: Sampling) -> list[float]:
@@ -54,7 +54,14 @@ def test_a_wide_seed_is_used_in_full():
 
 @pytest.mark.parametrize(
     "how",
-    [sampling(), sampling(0.5), sampling(2.0, top_k=3), sampling(top_p=0.8), sampling(0.7, 0.9, 4)],
+    [
+        sampling(),
+        sampling(0.5),
+        sampling(2.0, top_k=3),
+        sampling(top_p=0.8),
+        sampling(min_p=0.1),
+        sampling(0.7, 0.9, 4, 0.05),
+    ],
 )
 def test_draws_follow_the_law(how):
     logits = torch.tensor([1.0, -1.0, 0.5, 2.0, -3.0, 0.0])
@@ -85,6 +92,24 @@ def test_top_k_and_top_p_by_hand():
     assert kept(logits, sampling(top_k=99)) == [0.1, 0.4, 0.2, 0.3]
 
 
+def test_min_p_by_hand():
+    """p = 0.4, 0.3, 0.2, 0.1: half of the likeliest is 0.2, which stays; 0.51 of it, 0.204, is more than 0.2."""
+    logits = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
+    assert kept(logits, sampling(min_p=0.499)) == [0, 0.444444, 0.222222, 0.333333]
+    assert kept(logits, sampling(min_p=0.51)) == [0, 0.571429, 0, 0.428571]
+    assert kept(logits, sampling(min_p=1.0)) == [0, 1, 0, 0]
+    assert kept(logits, sampling(min_p=0.2)) == [0.1, 0.4, 0.2, 0.3]
+
+
+def test_min_p_comes_after_temperature_and_before_the_nucleus():
+    """At temperature 2 the least p is 0.163 of 0.325, just over a half. And of 0.4 and 0.3, 0.57 is in the first."""
+    logits = [math.log(p) for p in (0.4, 0.3, 0.2, 0.1)]
+    assert kept(logits, sampling(2.0, min_p=0.49))[3] > 0
+    assert kept(logits, sampling(1.0, min_p=0.49))[3] == 0
+    assert kept(logits, sampling(min_p=0.7, top_p=0.55)) == [1, 0, 0, 0]
+    assert kept(logits, sampling(top_p=0.55)) == [0.571429, 0.428571, 0, 0]
+
+
 def test_temperature_comes_before_the_nucleus():
     """At temperature 2, p goes as the square root: 0.4, 0.3, 0.2, 0.1 become 0.325, 0.282, 0.230, 0.163."""
     logits = [math.log(p) for p in (0.4, 0.3, 0.2, 0.1)]
@@ -98,13 +123,13 @@ def test_equal_tokens_at_the_border():
 
 
 def test_agrees_with_transformers_own_warpers():
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(0)).double() * 3
     warped = logits
-    for warper in (TemperatureLogitsWarper(0.8), TopKLogitsWarper(40), TopPLogitsWarper(0.9)):
+    for warper in (TemperatureLogitsWarper(0.8), MinPLogitsWarper(0.01), TopKLogitsWarper(40), TopPLogitsWarper(0.9)):
         warped = warper(None, warped)
-    ours = truncate(logits.log_softmax(-1) / 0.8, Settings.of([sampling(0.8, 0.9, 40)] * 50, 300))
+    ours = truncate(logits.log_softmax(-1) / 0.8, Settings.of([sampling(0.8, 0.9, 40, 0.01)] * 50, 300))
     torch.testing.assert_close(ours.softmax(-1), warped.softmax(-1))
 
 
@@ -115,6 +140,7 @@ def test_agrees_with_transformers_own_warpers():
             st.sampled_from([0.0, 0.3, 1.0, 5.0]),
             st.sampled_from([1e-6, 0.5, 0.95, 1.0]),
             st.sampled_from([0, 1, 5, 1000]),
+            st.sampled_from([0.0, 0.1, 1.0]),
             st.integers(0, 2**53 - 1),
         ),
         min_size=1,
@@ -123,8 +149,8 @@ def test_agrees_with_transformers_own_warpers():
 )
 def test_a_rows_draw_is_its_own(rows):
     logits = torch.randn(len(rows), 50, generator=torch.Generator().manual_seed(len(rows)))
-    hows = [sampling(*row[:3]) for row in rows]
-    keys = stream_keys([row[3] for row in rows], 1)[:, 0]
+    hows = [sampling(*row[:4]) for row in rows]
+    keys = stream_keys([row[4] for row in rows], 1)[:, 0]
     together, logp = draw(logits, Settings.of(hows, 50), keys)
     for i, how in enumerate(hows):
         alone, own = draw(logits[i : i + 1], Settings.of([how], 50), keys[i : i + 1])
@@ -138,6 +164,14 @@ def test_log_probabilities_ignore_how_it_was_drawn():
     token, logp = draw(logits, Settings.of(hows, 3), torch.tensor([1, 2]))
     assert token.tolist() == [2, 2]
     assert logp.tolist() == pytest.approx([3 - math.log(1 + math.e + math.e**3)] * 2)
+
+
+def test_penalised_logits_are_drawn_from_and_log_probabilities_are_of_the_others():
+    logits = torch.tensor([[0.0, 1.0, 3.0]] * 2)
+    barred = torch.tensor([[0.0, 1.0, -math.inf]] * 2).double()
+    token, logp = draw(logits, Settings.of([sampling(0.0), sampling(0.1)], 3), torch.tensor([1, 2]), barred)
+    assert token.tolist() == [1, 1]
+    assert logp.tolist() == pytest.approx([1 - math.log(1 + math.e + math.e**3)] * 2)
 
 
 def test_rounding_moves_few_draws():
