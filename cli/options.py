@@ -50,7 +50,7 @@ def takes(spec_type: type[S]) -> Callable[[Callable[..., None]], Callable[..., N
             command(spec=spec, **given)
 
         own = [p for name, p in signature.parameters.items() if name != "spec"]
-        options = [_option(name, field) for name, field in fields.items()]
+        options = [_option(name, fields[name]) for name in _by_nearness(spec_type)]
         extra = [_keyword("config", _CONFIG, None), _keyword("print_config", _PRINT_CONFIG, False)]
         everything = sorted([*own, *options, *extra], key=lambda p: p.kind)
         typed.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -60,6 +60,17 @@ def takes(spec_type: type[S]) -> Callable[[Callable[..., None]], Callable[..., N
         return typed
 
     return decorate
+
+
+def _by_nearness(spec_type: type[Spec]) -> list[str]:
+    """The fields as help shows them: a command's own before those that it shares with others."""
+    nearest = {name: depth for depth, base in reversed(list(enumerate(spec_type.__mro__))) for name in _own(base)}
+    depth_of = {name: 0 if field.is_required() else nearest[name] for name, field in spec_type.model_fields.items()}
+    return sorted(spec_type.model_fields, key=depth_of.__getitem__)
+
+
+def _own(base: type) -> list[str]:
+    return [name for name in vars(base).get("__annotations__", {}) if name != "step"]
 
 
 def resolve(spec_type: type[S], flags: Mapping[str, Any], config: Path | None) -> S:

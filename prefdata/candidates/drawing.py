@@ -15,13 +15,12 @@ from prefdata.claims import Claims
 from prefdata.engines.protocol import Completion, Generator, Rejection, Request, Sampling, TemplateRefusal
 from prefdata.errors import BadRow, BadRows
 from prefdata.progress import Progress
+from prefdata.shares import Shares
 from prefdata.spreads import is_spread, value_of
 from prefdata.store import Appender
 
 if TYPE_CHECKING:
     from prefdata.engines.beams import BeamRequest
-
-_WAIT_SECONDS = 1.0
 
 Planned = tuple[dict[str, Any], list[int]]
 """A prompt's row and the sample indices that are still to be drawn for it."""
@@ -48,37 +47,26 @@ class Drawing:
     def run(self, engine: Callable[[], Generator]) -> float:
         """Draw until nothing is missing, beside other processes if there are some; returns the seconds of drawing."""
         seconds = 0.0
-        while True:
-            held: list[str] = []
-            plan = self._plan(held)
+        shares = Shares(self.claims, lambda: self.job.prompts, self._missing, self.drawn.refresh)
+        for one_pass in shares.passes():
+            plan = self._plan(one_pass)
             head = next(plan, None)
             if head is not None:
                 generator = engine()
                 began = time.monotonic()
                 self._draw(chain([head], plan), generator)
                 seconds += time.monotonic() - began
-            if not held:
-                return seconds
-            time.sleep(_WAIT_SECONDS)
-            self.drawn.refresh()
+        return seconds
 
-    def _plan(self, held: list[str]) -> Iterator[Planned]:
-        """What is missing, share by share; shares that other living processes hold go to `held`."""
-        n, self.done = self.job.spec.n, 0
-        for share, prompts in self.job.prompts:
-            keys = [prompt["prompt_id"] for prompt in prompts]
-            missing = self.drawn.missing(keys, n)
-            if any(missing):
-                took = self.claims.take(share)
-                if took in ("left", "finished"):  # by another, who may have stored some of it since we looked
-                    self.drawn.refresh()
-                    missing = self.drawn.missing(keys, n)
-                    took = self.claims.take(share, again=True) if took == "finished" and any(missing) else took
-                if took == "held":
-                    held.append(share)
-                    continue
-            self.done += sum(n - len(indices) for indices in missing)
-            yield from ((prompt, indices) for prompt, indices in zip(prompts, missing, strict=True) if indices)
+    def _missing(self, prompts: list[dict[str, Any]]) -> list[Planned]:
+        missing = self.drawn.missing([prompt["prompt_id"] for prompt in prompts], self.job.spec.n)
+        return [(prompt, indices) for prompt, indices in zip(prompts, missing, strict=True) if indices]
+
+    def _plan(self, shares: Iterable[tuple[list[dict[str, Any]], list[Planned]]]) -> Iterator[Planned]:
+        self.done = 0
+        for prompts, planned in shares:
+            self.done += len(prompts) * self.job.spec.n - sum(len(indices) for _, indices in planned)
+            yield from planned
 
     def _draw(self, plan: Iterator[Planned], generator: Generator) -> None:
         total = len(self.job.prompts) * self.job.spec.n
