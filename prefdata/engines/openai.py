@@ -21,7 +21,7 @@ from typing import Any, Literal
 from prefdata.engines.chat import Chat
 from prefdata.engines.protocol import Completion, Rejection, Request, refusal, room
 from prefdata.engines.server import Refused, Server
-from prefdata.engines.stops import before_stop
+from prefdata.engines.stops import StopTexts
 from prefdata.errors import EngineError, ModelError, UsageError, did_you_mean
 from prefdata.ids import Message
 from prefdata.model_files import ModelFiles, identify
@@ -38,7 +38,7 @@ FINISHED: dict[str, Literal["stop", "length"]] = {
 }
 """What servers call the two ends of an answer."""
 
-TOO_LONG = ("context_length", "context length", "maximum model length", "context window", "prompt is too long")
+TOO_LONG = ("context_length", "context length", "max_model_len", "maximum model length", "context window", "too long")
 FILTERED = ("content_filter", "content_policy", "content management policy", "moderation")
 SPARABLE = {
     "return_token_ids": "keeps its token ids to itself",
@@ -274,7 +274,7 @@ class OpenAIGenerator:
         ours = self.chat.decode(ids)
         if not isinstance(choice.get("stop_reason"), str):
             return ours
-        before = before_stop(ours, request.sampling.stop)
+        before = StopTexts(self.chat, 0).cut(ids, request.sampling.stop, request.sampling.min_tokens)
         return text if before is None else before
 
 

@@ -27,7 +27,7 @@ from typing import Any
 from prefdata.engines.chat import Chat
 from prefdata.engines.guard import Guard
 from prefdata.engines.protocol import Completion, Rejection, Request, refusal, room
-from prefdata.engines.stops import before_stop
+from prefdata.engines.stops import StopTexts
 from prefdata.engines.vllm_settings import lora_rank, parse_options
 from prefdata.errors import EngineError
 from prefdata.ids import Message
@@ -139,6 +139,7 @@ class VllmGenerator:
         self.versions = {"vllm": vllm.__version__, **_versions("torch", "transformers")}
         self.notes = (*notes, *_untested(vllm.__version__))
         self._vocabulary = int(config.model_config.get_vocab_size())
+        self._stops = StopTexts(self.chat, self._vocabulary)
         self._in_flight = IN_FLIGHT * int(config.scheduler_config.max_num_seqs)
         self._ends = frozenset(self.chat.end_ids(config.model_config.hf_config, _generation_config(model)))
 
@@ -237,7 +238,7 @@ class VllmGenerator:
         ids = tuple(output.token_ids)
         text, stopped = self.chat.decode(ids), isinstance(output.stop_reason, str)
         if stopped:
-            before = before_stop(text, request.sampling.stop)
+            before = self._stops.cut(ids, request.sampling.stop, request.sampling.min_tokens)
             text = output.text if before is None else before  # where vLLM's own text reads otherwise than ours
         return Completion(
             request.key,

@@ -24,7 +24,9 @@ def vllm_serve(model: Path, log: Path, name: str = "policy", key: str | None = N
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--served-model-name", name]
+    # What `vllm serve` runs; its own command asks for a package of the name vllm, which the CPU build does not have.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command += ["--served-model-name", name]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-num-seqs", "16"]
     command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "2048"]
     quiet = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **({"VLLM_API_KEY": key} if key else {})}
