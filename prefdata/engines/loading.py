@@ -12,6 +12,7 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from prefdata.errors import EngineError, ModelError
 from prefdata.model_files import ModelFiles
@@ -79,10 +80,10 @@ def merge_lora(net: Any, folder: Path) -> None:
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-        tensors = load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+        tensors, alpha = load_file(folder / "adapter_model.safetensors"), float(config["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(
-            f"cannot read the LoRA adapter {folder}: {error}. It needs adapter_config.json and "
+            f"cannot read the LoRA adapter {folder} ({type(error).__name__}: {error}). It needs adapter_config.json and "
             "adapter_model.safetensors, as PEFT saves them."
         ) from None
     beyond = [name for name in ("use_dora", "alpha_pattern", "modules_to_save", "lora_bias") if config.get(name)]
@@ -100,13 +101,13 @@ def merge_lora(net: Any, folder: Path) -> None:
         for pair in sorted(pairs):
             down, up = tensors[f"{pair}.lora_A.weight"].float(), tensors[f"{pair}.lora_B.weight"].float()
             root = math.sqrt(len(down)) if config.get("use_rslora") else len(down)
-            _add(net, pair.removeprefix("base_model.model."), config["lora_alpha"] / root * up @ down, folder)
+            _add(net, pair.removeprefix("base_model.model."), alpha / root * up @ down, folder)
 
 
 def _add(net: Any, name: str, change: Tensor, folder: Path) -> None:
-    weight = dict(net.named_parameters(remove_duplicate=False)).get(f"{name}.weight")
-    if weight is not None and weight.shape != change.shape == weight.T.shape and weight.ndim == 2:
-        change = change.T  # GPT-2 keeps its matrices the other way round (`fan_in_fan_out`)
+    module = dict(net.named_modules()).get(name)
+    weight = getattr(module, "weight", None)
+    change = change.T if isinstance(module, Conv1D) else change  # GPT-2 keeps its matrices the other way round
     if weight is None or weight.shape != change.shape:
         raise ModelError(
             f"the adapter {folder} changes {name}, which the model does not have so. Is it another model's?"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
+import re
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from itertools import count, islice
 
 import pytest
@@ -234,3 +238,131 @@ def test_vllm_and_transformers_take_the_same_likeliest_tokens(tiny_policy):
         generator.close()
     assert {key: a.token_ids for key, a in both[0].items()} == {key: a.token_ids for key, a in both[1].items()}
     assert {key: a.text for key, a in both[0].items()} == {key: a.text for key, a in both[1].items()}
+
+
+def penalised_greedy(folder, prompt: tuple[int, ...], how: Sampling) -> tuple[int, ...]:
+    """The definition, a token at a time, by the network itself: min_tokens, repetition, presence, argmax."""
+    answer: list[int] = []
+    while len(answer) < how.max_tokens and (not answer or answer[-1] not in ENDS):
+        logits = next_logits(folder, (*prompt, *answer))
+        for token in range(len(logits)):
+            if token in (*prompt, *answer):
+                by = how.repetition_penalty
+                logits[token] = logits[token] / by if logits[token] > 0 else logits[token] * by
+            logits[token] -= how.presence_penalty * (token in answer)
+            if token in ENDS and len(answer) < how.min_tokens:
+                logits[token] = -float("inf")
+        answer.append(max(range(len(logits)), key=logits.__getitem__))
+    return tuple(answer)
+
+
+@cache
+def network(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def next_logits(folder, token_ids: tuple[int, ...]) -> list[float]:
+    with torch.inference_mode():
+        return network(folder)(torch.tensor([token_ids])).logits[0, -1].double().tolist()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"repetition_penalty": 1.5},
+        {"presence_penalty": 2.0},
+        {"presence_penalty": -0.7, "repetition_penalty": 1.1},
+        {"min_tokens": 12},
+        {"min_tokens": 5, "repetition_penalty": 2.0, "presence_penalty": 0.5},
+    ],
+)
+def test_penalties_are_those_of_the_formula(engine, tiny_policy, changes):
+    how = Sampling(0.0, 1.0, 0, 16, **changes)
+    asked = requests(engine, 1, how)[:5]
+    found = answers(engine, asked)
+    assert all(found[r.key].token_ids == penalised_greedy(tiny_policy, r.prompt_ids, how) for r in asked)
+
+
+def test_penalties_leave_the_neighbours_and_the_log_probabilities_alone(engine, tiny_policy):
+    plain = requests(engine, 2)
+    how = Sampling(1.0, 1.0, 0, 40, min_p=0.02, repetition_penalty=1.3, presence_penalty=0.4, min_tokens=6)
+    changed = [Request(f"changed-{r.key}", r.prompt_ids, r.seed, how) for r in plain]
+    alone = answers(engine, plain)
+    together = answers(engine, [request for pair in zip(plain, changed, strict=True) for request in pair])
+    assert all(together[key].token_ids == alone[key].token_ids for key in alone)
+    for request in changed[:6]:
+        answer = together[request.key]
+        row = [*request.prompt_ids, *answer.token_ids]
+        with torch.inference_mode():
+            logp = network(tiny_policy)(torch.tensor([row])).logits[0].double().log_softmax(-1)
+        own = [float(logp[at - 1, row[at]]) for at in range(len(request.prompt_ids), len(row))]
+        assert answer.logprob_sum == pytest.approx(sum(own), abs=1e-4)
+        assert answer.token_ids[:6] == tuple(token for token in answer.token_ids[:6] if token not in ENDS)
+
+
+def test_min_p_of_one_takes_the_likeliest(engine):
+    greedy = answers(engine, requests(engine, 1, GREEDY))
+    found = answers(engine, requests(engine, 1, Sampling(3.0, 1.0, 0, 40, min_p=1.0)))
+    assert {key: a.token_ids for key, a in found.items()} == {key: a.token_ids for key, a in greedy.items()}
+
+
+def test_min_p_cuts_off_what_is_improbable(engine, tiny_policy):
+    asked = {request.key: request for request in requests(engine, 4, Sampling(1.0, 1.0, 0, 8, min_p=0.3))}
+    for key, answer in answers(engine, asked.values()).items():
+        for at, token in enumerate(answer.token_ids):
+            before = (*asked[key].prompt_ids, *answer.token_ids[:at])
+            logits = next_logits(tiny_policy, before)
+            assert logits[token] - max(logits) >= math.log(0.3) - 1e-3
+
+
+def test_log_probabilities_token_by_token_where_asked_for(engine):
+    for sampling in (PLAIN, replace(PLAIN, temperature=0.5, top_k=9)):
+        assert all(answer.logprobs is None for answer in answers(engine, requests(engine, 1, sampling)).values())
+        for answer in answers(engine, requests(engine, 1, replace(sampling, logprobs=True))).values():
+            assert len(answer.logprobs) == len(answer.token_ids)
+            assert sum(answer.logprobs) == pytest.approx(answer.logprob_sum, abs=1e-4)
+            assert max(answer.logprobs) <= 0
+
+
+def one_sign(text: str) -> str:
+    return "".join(re.findall(r"[!-~]", text[1:])[:1])
+
+
+def several_tokens(text: str) -> str:
+    return "".join(re.findall(r"[!-~]{2}", text[1:])[:1])  # one token is one byte here
+
+
+def several_bytes(text: str) -> str:
+    return "".join(re.findall("[^\x00-\x7f\ufffd]", text[1:])[:1])
+
+
+@pytest.mark.parametrize("pick", [one_sign, several_tokens, several_bytes])
+def test_a_stop_text_ends_an_answer_and_is_cut_off(engine, pick):
+    asked = {request.key: request for request in requests(engine, 8)}
+    without = answers(engine, asked.values())
+    stops = {key: pick(answer.text) for key, answer in without.items() if pick(answer.text)}
+    assert len(stops) > 5
+    stopping = [replace(asked[key], sampling=replace(PLAIN, stop=("never", stop))) for key, stop in stops.items()]
+    for key, answer in answers(engine, stopping).items():
+        whole, stop = without[key], stops[key]
+        assert answer.text == whole.text[: whole.text.index(stop)]
+        assert answer.finish_reason == "stop"
+        assert answer.token_ids == whole.token_ids[: len(answer.token_ids)]
+        assert engine.chat.decode(answer.token_ids) == answer.text + stop
+        assert stop not in engine.chat.decode(answer.token_ids[:-1])
+
+
+def test_a_stop_text_counts_only_after_the_least_tokens(engine):
+    """A stop text that is complete within `min_tokens` tokens does not end the answer; the next one does."""
+    asked = {request.key: request for request in requests(engine, 8, replace(PLAIN, min_tokens=8))}
+    without = answers(engine, asked.values())
+    heads = {key: engine.chat.decode(answer.token_ids[:8]) for key, answer in without.items()}
+    stops = {key: one_sign(head) for key, head in heads.items() if one_sign(head)}
+    assert len(stops) > 5
+    stopping = [replace(asked[key], sampling=replace(asked[key].sampling, stop=(stop,))) for key, stop in stops.items()]
+    for key, answer in answers(engine, stopping).items():
+        at = without[key].text.find(stops[key], len(heads[key]))
+        assert answer.text == without[key].text[: at if at >= 0 else None]
+        assert stops[key] in answer.text
