@@ -83,8 +83,8 @@ def merge_lora(net: Any, folder: Path) -> None:
         tensors, alpha = load_file(folder / "adapter_model.safetensors"), float(config["lora_alpha"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(
-            f"cannot read the LoRA adapter {folder} ({type(error).__name__}: {error}). It needs adapter_config.json and "
-            "adapter_model.safetensors, as PEFT saves them."
+            f"cannot read the LoRA adapter {folder} ({type(error).__name__}: {error}). It needs adapter_config.json "
+            "and adapter_model.safetensors, as PEFT saves them."
         ) from None
     beyond = [name for name in ("use_dora", "alpha_pattern", "modules_to_save", "lora_bias") if config.get(name)]
     beyond += [f"peft_type {config.get('peft_type')}"] if config.get("peft_type") != "LORA" else []
