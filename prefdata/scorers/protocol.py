@@ -33,6 +33,7 @@ class Scored:
         reason: why there is none (`too_long`, `nan`, an exception's name, …); None where there is one.
         text_hash: id of the exact text that was scored (`ids.text_hash`); None where nothing was.
         details: whatever else the scorer says, as JSON values.
+        output: which of the scorer's outputs this is (see `Scorer.outputs`).
     """
 
     key: str
@@ -40,6 +41,64 @@ class Scored:
     reason: str | None
     text_hash: str | None
     details: dict[str, Any] | None
+    output: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Two answers to be compared, in the order in which the judge is to see them.
+
+    Attributes:
+        key: the caller's name for it.
+        messages: the conversation that both answer.
+        shown: the answer that is shown first (A).
+        other: the answer that is shown second (B).
+    """
+
+    key: str
+    messages: tuple[Message, ...]
+    shown: str
+    other: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge said of a match.
+
+    Attributes:
+        key: the match's.
+        probability: that the answer shown first is better, in [0, 1]; None where no verdict could be had.
+        verdict: `first` (the one shown first), `second`, `tie`, or why there is none: `unparsable`, `refused`,
+            `too_long`, `error`.
+        strength: how much better, in the judge's own scale.
+        rationale: what the judge said.
+    """
+
+    key: str
+    probability: float | None
+    verdict: str
+    strength: str | None = None
+    rationale: str | None = None
+
+
+class Comparer(Protocol):
+    """Something that compares answers.
+
+    Attributes:
+        versions: of the libraries that decide the verdicts.
+        annotator: the name that its verdicts go under.
+    """
+
+    versions: dict[str, str]
+    annotator: str
+
+    def compare(self, matches: Iterable[Match]) -> Iterator[Verdict]:
+        """Judge every match exactly once, in any order; matches are pulled as they are needed."""
+        ...
+
+    def close(self) -> None:
+        """Give back the memory. The comparer cannot be used afterwards."""
+        ...
 
 
 class Scorer(Protocol):
@@ -47,9 +106,12 @@ class Scorer(Protocol):
 
     Attributes:
         versions: of the libraries that decide the numbers.
+        outputs: the names of its numbers where it gives several for one answer; `("",)` for one that has one. Each
+            output becomes a scorer of its own, and every item gets one `Scored` for each.
     """
 
     versions: dict[str, str]
+    outputs: tuple[str, ...]
 
     def score(self, items: Iterable[Item]) -> Iterator[Scored]:
         """Score every item exactly once, in any order; items are pulled as they are needed."""

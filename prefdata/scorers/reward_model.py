@@ -33,6 +33,8 @@ BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
 class RewardModel:
     """A Scorer on a reward model; see `prefdata.scorers.protocol.Scorer`."""
 
+    outputs: tuple[str, ...] = ("",)
+
     def __init__(
         self, files: ModelFiles, *, device: str | None = None, dtype: str = "auto", batch_tokens: int | None = None
     ) -> None:
