@@ -15,12 +15,17 @@ from prefdata.ids import Message
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One answer to be scored: a key of the caller's, the conversation, the answer, and whether it was cut off."""
+    """One answer to be scored: a key of the caller's, the conversation, the answer, and whether it was cut off.
+
+    The prompt's reference answer and its metadata (a JSON text) come along where it has them.
+    """
 
     key: str
     messages: tuple[Message, ...]
     response: str
     truncated: bool
+    reference: str | None = None
+    metadata: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
