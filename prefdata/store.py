@@ -138,6 +138,12 @@ class Partition(Folder):
                 group = []
         self._join([(parts[n], twice.get(n, [])) for n in group])
 
+    def discard(self, rows: dict[int, list[int]]) -> None:
+        """Drop rows, given by their numbers for the number of each part."""
+        parts = self.parts()
+        for number, gone in rows.items():
+            self._join([(parts[number], gone)])
+
     def _join(self, group: list[tuple[Path, list[int]]]) -> None:
         """Replace parts by one part with their rows, without the rows of these numbers."""
         tables = []

@@ -57,7 +57,7 @@ def read_pool(run: Run, scorer: str | None, samplers: tuple[str, ...], *, partia
             f"Run `prefdata rank` again: it keeps what fits and scores the rest."
         )
     if samplers:
-        _chosen(run, samplers)
+        chosen_samplers(run, samplers)
         rows = rows.filter(pl.col("sampler").is_in(samplers))
     used = rows.select("candidate_id", "score", "text_hash", "finish_reason")
     return Pool(rows, partition.name, partition, {str(partition): rows_id(used.to_arrow(), "candidate_id")})
@@ -86,11 +86,17 @@ def read_candidates(run: Run, columns: list[str], samplers: tuple[str, ...] = ()
         NotReady: there are no candidates.
         UsageError: there is no such sampler.
     """
-    frames = ((_frame(one, columns), one.name) for one in _chosen(run, samplers))
+    frames = ((_frame(one, columns), one.name) for one in chosen_samplers(run, samplers))
     return pl.concat([frame.with_columns(sampler=pl.lit(name)) for frame, name in frames])
 
 
-def _chosen(run: Run, samplers: tuple[str, ...]) -> list[Partition]:
+def chosen_samplers(run: Run, samplers: tuple[str, ...] = ()) -> list[Partition]:
+    """The candidates of these samplers, or of all.
+
+    Raises:
+        NotReady: there are no candidates.
+        UsageError: there is no such sampler.
+    """
     there = run.all("candidates", partial=True)
     known = [partition.name for partition in there]
     for name in samplers:

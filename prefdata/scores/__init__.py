@@ -1,0 +1,146 @@
+"""rank: candidates in, scores out.
+
+A score belongs to one exact text under one scorer: the row carries the text's hash, or null and the reason where there
+is no score. Scores that are there stay; candidates that came later are scored by the same command, and several
+processes that are given it share the work.
+
+    index.py     which candidates are known or scored
+    scoring.py   one stream from candidates to scores
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from prefdata.claims import Claims
+from prefdata.errors import SpecConflict
+from prefdata.progress import Progress, quiet
+from prefdata.reports import Report, nonzero
+from prefdata.scorers import identity_of, open_scorer, outputs_of
+from prefdata.scores.index import CandidateIndex
+from prefdata.scores.scoring import Scoring
+from prefdata.specs import RankSpec
+from prefdata.store import Lineage, Outcome, Partition, Run, name_of
+from prefdata.views import chosen_samplers
+
+KEY = ("candidate_id",)
+
+
+def rank(
+    run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = False, progress: Progress = quiet
+) -> Outcome:
+    """Score the candidates that have no score yet, and store the scores as `RUN/scores/scorer=NAME`.
+
+    A scorer with several outputs makes a scorer of each, `NAME-OUTPUT`; the Outcome is the first one's.
+
+    Raises:
+        NotReady: there are no finished candidates (or `partial`).
+        SpecConflict: a scorer of this name is another model, another function, or has other settings.
+        ModelError, InputError: the scorer cannot be used.
+    """
+    samplers = [run.ready(sampler, partial=partial) for sampler in chosen_samplers(run, spec.sampler)]
+    lineages = _lineages(run, spec)
+    partitions = {name: run.partition("scores", _partition_name(spec, name)) for name in lineages}
+    if not replace:
+        for name, partition in partitions.items():
+            partition.check(lineages[name])
+    candidates = CandidateIndex(samplers)
+    for name, partition in partitions.items():
+        if not replace:
+            _drop_orphans(run, partition, lineages[name])
+    scored = [CandidateIndex([] if replace else [partition]) for partition in partitions.values()]
+    first = next(iter(partitions.values()))
+    if not replace and all(one.state == "finished" for one in partitions.values()) and _complete(candidates, scored):
+        return Outcome(first.success().report, first.path, "kept")  # type: ignore[union-attr]
+    claims = Claims(first.path)
+    if replace and (busy := claims.others()):
+        raise SpecConflict(f"another process scores into {first.path} ({busy[0]}): stop it before you --replace.")
+    began = time.monotonic()
+    states = [partition.begin(lineages[name], replace=replace) for name, partition in partitions.items()]
+    with claims:
+        claims.wait_for_the_last()
+        for partition in partitions.values():
+            partition.reopen()
+        scoring = Scoring(run, samplers, partitions, claims, progress, total=len(candidates))
+        indices = [CandidateIndex([partition]) for partition in partitions.values()]
+        notes = scoring.score(indices, lambda: open_scorer(spec))
+        last = claims.last()
+        reports = [_ended(one, began, notes, last) for one in partitions.values()]
+    return Outcome(reports[0], first.path, "made" if states[0] == "absent" else "continued")
+
+
+def _ended(partition: Partition, began: float, notes: tuple[str, ...], last: bool) -> Report:
+    if last:
+        partition.compact(KEY)
+    busy = () if last else ("Another process is still at work here, and will finish it.",)
+    said = {"note": " ".join([*notes, *busy])} if notes or busy else {}
+    report = account(partition).timed(time.monotonic() - began, **said)
+    if last:
+        partition.finish(report)
+    return report
+
+
+def _complete(candidates: CandidateIndex, scored: list[CandidateIndex]) -> bool:
+    return all(one.covers(candidates) for one in scored)
+
+
+def _partition_name(spec: RankSpec, output: str) -> str:
+    name = spec.name or scorer_name(spec)
+    return f"{name}-{name_of(output)}" if output else name
+
+
+def _lineages(run: Run, spec: RankSpec) -> dict[str, Lineage]:
+    """The scorer's identity, for each of its outputs: weights and tokenizer, or source; not paths, names or batches."""
+    parents = {str(p): p.content for p in run.partitions("candidates")}
+    identity = identity_of(spec)
+    return {
+        output: Lineage.of(spec, parents, resolved=identity | ({"label": output} if output else {}))
+        for output in outputs_of(spec)
+    }
+
+
+def scorer_name(spec: RankSpec) -> str:
+    """The scorer's name where none is given: the model folder's, or the function's."""
+    if spec.function is not None:
+        return name_of(spec.function.rpartition(":")[2])
+    return name_of(spec.reward_model or "")
+
+
+def account(partition: Partition) -> Report:
+    """The Report of a scorer: every candidate is a row, with a score or with the reason why there is none."""
+    rows, scored, total, squares = 0, 0, 0.0, 0.0
+    reasons: dict[str, int] = {}
+    for part in partition.parts():
+        frame = pl.read_parquet(part, columns=["score", "reason"], hive_partitioning=False)
+        scores = frame["score"].drop_nulls()
+        rows, scored = rows + frame.height, scored + len(scores)
+        total, squares = total + float(scores.sum()), squares + float((scores * scores).sum())
+        for reason, number in frame["reason"].drop_nulls().value_counts(name="n").iter_rows():
+            reasons[reason] = reasons.get(reason, 0) + number
+    figures: dict[str, Any] = {"scored": scored, **nonzero(dict(sorted(reasons.items())))}
+    if scored:
+        mean = total / scored
+        figures |= {"mean": mean, "std": math.sqrt(max(squares - scored * mean**2, 0.0) / max(scored - 1, 1))}
+    return Report(step="rank", unit="candidates", rows_in=rows, rows_out=rows, figures=figures)
+
+
+def _drop_orphans(run: Run, partition: Partition, lineage: Lineage) -> None:
+    """Remove scores of candidates that are not in the run any more, because their sampler was replaced."""
+    if partition.lineage() is None:
+        return
+    known = CandidateIndex(run.partitions("candidates"))
+    gone: dict[int, list[int]] = {}
+    for number, part in enumerate(partition.parts()):
+        there = known.has(pl.read_parquet(part, columns=["candidate_id"], hive_partitioning=False)["candidate_id"])
+        if not all(there):
+            gone[number] = [row for row, has in enumerate(there) if not has]
+    if gone:
+        partition.reopen()
+        partition.begin(lineage)
+        partition.discard(gone)
