@@ -54,9 +54,10 @@ def value_of(setting: str | Number, index: int, uniform: float) -> Number:
     number: Any = float if any(c in setting for c in ".ein") else int
     if ":" in setting:
         low, high = map(number, setting.split(":"))
-        return low + math.floor(uniform * (high - low + 1)) if number is int else low + uniform * (high - low)
-    values = setting.split(",")
-    return number(values[index % len(values)])  # type: ignore[no-any-return]
+        drawn: Number = low + (math.floor(uniform * (high - low + 1)) if number is int else uniform * (high - low))
+        return drawn
+    values: list[Number] = [number(value) for value in setting.split(",")]
+    return values[index % len(values)]
 
 
 def is_spread(setting: str | Number) -> bool:

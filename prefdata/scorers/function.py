@@ -22,7 +22,7 @@ from prefdata.scorers.protocol import Item, Scored
 class FunctionScorer:
     """A Scorer on a function; see `prefdata.scorers.protocol.Scorer`."""
 
-    outputs = ("",)
+    outputs: tuple[str, ...] = ("",)
 
     def __init__(self, named: str) -> None:
         """Load the function `FILE.py:NAME`.

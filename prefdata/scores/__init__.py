@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import polars as pl
