@@ -18,17 +18,20 @@ from typing import Any, Literal
 from prefdata.errors import ModelError, did_you_mean
 from prefdata.ids import ID_DIGITS, digest
 
-Kind = Literal["causal-lm", "reward-model", "reward-start"]
-"""What a model is to serve as; `reward-start` is what a reward model can be trained from."""
+Kind = Literal["causal-lm", "reward-model", "classifier", "reward-start"]
+"""What a model is to serve as; a `classifier` may have several labels, and a reward model can be trained from a
+`reward-start`."""
 
 _FITS: dict[Kind, tuple[str, ...]] = {
     "causal-lm": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"),
     "reward-model": ("ForSequenceClassification",),
+    "classifier": ("ForSequenceClassification",),
     "reward-start": ("ForCausalLM", "LMHeadModel", "ForSequenceClassification"),
 }
 _WANTED: dict[Kind, str] = {
     "causal-lm": "A causal language model (an architecture such as LlamaForCausalLM or Qwen2ForCausalLM)",
     "reward-model": "A reward model (an architecture such as LlamaForSequenceClassification, with one label)",
+    "classifier": "A reward model or a classifier (an architecture such as LlamaForSequenceClassification)",
     "reward-start": "a causal language model or a reward model",
 }
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -182,17 +185,19 @@ def _check_kind(name: str, kind: Kind, config: dict[str, Any]) -> None:
     fits = any(str(architecture).endswith(_FITS[kind]) for architecture in named)
     if not fits or (kind == "causal-lm" and config.get("is_encoder_decoder")):
         raise ModelError(f"{name} is a {', '.join(map(str, named))}. {_WANTED[kind]} is needed here.")
-    scores = kind != "causal-lm" and str(named[0]).endswith("ForSequenceClassification")
-    if scores and (labels := _labels(config)) != 1:
+    one = kind in ("reward-model", "reward-start") and str(named[0]).endswith("ForSequenceClassification")
+    if one and (labels := len(label_names(config))) != 1:
         raise ModelError(
             f"{name} has {labels} labels, and a reward model has one. Give a model trained with num_labels=1."
         )
 
 
-def _labels(config: dict[str, Any]) -> int:
+def label_names(config: dict[str, Any]) -> tuple[str, ...]:
+    """The names of a classifier's labels, in the order of its logits; `LABEL_0`, … where its config.json is silent."""
     if isinstance(names := config.get("id2label"), dict):
-        return len(names)
-    return int(config.get("num_labels", 2))  # transformers takes two where a config is silent
+        return tuple(str(names[number]) for number in sorted(names, key=int))
+    count = int(config.get("num_labels", 2))  # transformers takes two where a config is silent
+    return tuple(f"LABEL_{number}" for number in range(count))
 
 
 def _check_tokenizer(folder: Path) -> None:

@@ -1,14 +1,15 @@
-"""Sequence-classification reward models on transformers: the raw logit of one label, whatever stands beside a text.
+"""Sequence-classification reward models on transformers: the raw logits of a text, whatever stands beside it.
 
-The conversation with its answer is rendered by the model's own chat template. The score is read at the last token by
-the attention mask, never at the last token that is not the pad token: where pad and end token are one, that would be
-the token before the end. Every distinct text is scored once, so that equal texts have equal scores.
+The conversation with its answer is rendered by the model's own chat template, or by the user's format. The score is
+read at the last token by the attention mask, never at the last token that is not the pad token: where pad and end token
+are one, that would be the token before the end. A prompt is computed once for its candidates where the network allows
+it (`prefixes`); the first prompts are computed both ways, and where these differ whole rows are computed from then on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,108 +17,167 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from prefdata import ids
 from prefdata.engines.chat import Chat
 from prefdata.engines.loading import load, pick_device, pick_dtype
-from prefdata.engines.protocol import TemplateRefusal
 from prefdata.model_files import ModelFiles
-from prefdata.scorers.protocol import Item, Scored
-
-WINDOW = 4000
-"""Items that are pulled and sorted by length at a time."""
+from prefdata.scorers.classifier import Classifier
+from prefdata.scorers.labels import Activation, Labels
+from prefdata.scorers.prefixes import Branching, Family, batches, chunks, families, padded
+from prefdata.scorers.texts import Row, Texts
 
 BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
 """Default budgets: rows times the longest row, by kind of device."""
 
+SELF_CHECKED = 4
+"""Prompts whose candidates are computed both ways, and rows that are computed alone, before a way is trusted."""
 
-class RewardModel:
-    """A Scorer on a reward model; see `prefdata.scorers.protocol.Scorer`."""
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+"""How far two ways of computing a logit may differ, times the logit where that is above 1."""
 
-    outputs: tuple[str, ...] = ("",)
+
+class RewardModel(Classifier):
+    """A Scorer on transformers; see `prefdata.scorers.classifier.Classifier`."""
 
     def __init__(
-        self, files: ModelFiles, *, device: str | None = None, dtype: str = "auto", batch_tokens: int | None = None
+        self,
+        files: ModelFiles,
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        batch_tokens: int | None = None,
+        label: str | None = None,
+        activation: Activation = "logit",
+        text_format: Path | None = None,
+        share_prompts: bool = True,
     ) -> None:
         """Load the model.
 
+        Args:
+            files: what `identify` found.
+            device: cpu, cuda, …; the best there is unless given.
+            dtype: arithmetic; `auto` is float32 on a CPU and bfloat16 on a GPU.
+            batch_tokens: tokens of a batch, padding included; made for the device unless given.
+            label: which label of several, by name or number; `all` makes each an output.
+            activation: the raw logit, or the probability.
+            text_format: a file that says how prompt and answer become text, instead of the chat template.
+            share_prompts: whether a prompt may be computed once for its candidates.
+
         Raises:
-            ModelError: the model or its tokenizer cannot be loaded.
+            ModelError: the model or its tokenizer cannot be loaded, or has several labels and none is named.
             EngineError: there is no such device or type.
+            UsageError: the model has no such label.
+            InputError: the text format cannot be read.
         """
-        self.model = files
+        self.labels = Labels.of(files, label, activation)
+        self.outputs = self.labels.outputs
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
-        self.chat = Chat.load(files.folder(), name=files.name)
+        self.texts = Texts(Chat.load(files.folder(), name=files.name), text_format)
+        self.chat = self.texts.chat
         self.context_length = files.context_length or 1 << 20
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-        self._net = load(AutoModelForSequenceClassification, files, self.dtype, self.device)
+        self.notes = ()
+        self._net: Any = load(AutoModelForSequenceClassification, files, self.dtype, self.device)
         self._pad = self.chat.tokenizer.pad_token_id or 0
+        self._head: Any = getattr(self._net, "score", None)
+        self._branching = Branching(self._net.base_model, self._pad, self.device)
+        self._unchecked = True
+        self._pads = True
+        self._shares = share_prompts and self._head is not None
+        if self._shares and (why := self._branching.fits()):
+            self._whole_rows(why)
 
-    def score(self, items: Iterable[Item]) -> Iterator[Scored]:
-        """Score every item once, a batch at a time; see the protocol."""
-        stream = iter(items)
-        while window := list(islice(stream, WINDOW)):
-            yield from self._window(window)
+    @property
+    def padding(self) -> float:
+        """The share of padding among the tokens that were computed so far."""
+        return 1 - self._branching.needed / max(1, self._branching.computed)
+
+    def logits(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
+        """The rows with their logits, some at a time; see `Classifier.logits`."""
+        if rows and self._unchecked:
+            self._check_ways(rows)
+        shared, whole = families(rows) if self._shares else ([], rows)
+        for group in chunks(shared, self.batch_tokens // 2):
+            yield from self._branched(group)
+        yield from self._padded(whole)
 
     def close(self) -> None:
         """Give back the model's memory."""
-        self._net = None
+        self._net = self._head = None
+        del self._branching
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _window(self, window: list[Item]) -> Iterator[Scored]:
-        waiting: dict[str, list[str]] = {}
-        for item in window:
-            try:
-                text = self.chat.conversation(item.messages, item.response)
-            except TemplateRefusal as error:
-                yield Scored(item.key, None, "refused_by_template", None, {"error": str(error)})
-                continue
-            waiting.setdefault(text, []).append(item.key)
-        tokens = {text: self.chat.conversation_ids(text) for text in waiting}
-        for batch in self._batches(tokens):
-            for text, score in zip(batch, self._logits([tokens[text] for text in batch]).tolist(), strict=True):
-                yield from _scored(waiting.pop(text), text, score)
-        for text, keys in waiting.items():
-            reason = "too_long" if tokens[text] else "empty"
-            for key in keys:
-                yield Scored(key, None, reason, ids.text_hash(text), {"tokens": len(tokens[text])})
+    def _branched(self, group: list[Family]) -> Iterator[tuple[list[Row], Tensor]]:
+        for rows, states in self._branching.states(group, 2 * self.batch_tokens):
+            yield rows, self._read(states)
 
-    def _batches(self, tokens: dict[str, list[int]]) -> Iterator[list[str]]:
-        """Texts that fit the model, the longest first, in batches of the token budget."""
-        fits = [text for text, row in tokens.items() if 0 < len(row) <= self.context_length]
-        batch: list[str] = []
-        for text in sorted(fits, key=lambda text: (-len(tokens[text]), text)):
-            if batch and (len(batch) + 1) * len(tokens[batch[0]]) > self.batch_tokens:
-                yield batch
-                batch = []
-            batch.append(text)
-        if batch:
-            yield batch
+    def _padded(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
+        for batch in batches(rows, lambda row: len(row.ids), self.batch_tokens):
+            if self._pads:
+                yield batch, self._forward(batch)
+            else:
+                yield from ((part, self._forward(part)) for part in _of_one_length(batch))
 
     @torch.inference_mode()
-    def _logits(self, rows: list[list[int]]) -> Tensor:
-        """The raw scores of token rows, shape (B,), float32."""
-        width = max(map(len, rows))
-        token_ids = torch.tensor([row + [self._pad] * (width - len(row)) for row in rows], device=self.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.device)
-        head = getattr(self._net, "score", None)
-        if head is None:  # BERT and its kin read a pooled first token, which padding on the right does not move
-            logits: Tensor = self._net(input_ids=token_ids, attention_mask=mask).logits[:, 0]
-            return logits.float()
-        hidden = self._backbone(input_ids=token_ids, attention_mask=mask).last_hidden_state
-        last = hidden[torch.arange(len(rows), device=self.device), mask.sum(1) - 1]
-        scores: Tensor = head(last)[:, 0]
-        return scores.float()
+    def _forward(self, rows: list[Row]) -> Tensor:
+        """The logits of whole rows, padded on the right to the longest, shape (rows, labels)."""
+        ids, lengths = padded([row.ids for row in rows], self._pad, self.device)
+        at = torch.arange(len(rows), device=self.device)
+        mask = (torch.arange(ids.shape[1], device=self.device) < lengths[:, None]).long()
+        self._branching.count(ids, int(lengths.sum()))
+        if self._head is None:  # BERT and its kin read a pooled first token
+            logits: Tensor = self._net(input_ids=ids, attention_mask=mask).logits
+            return logits
+        even = len({len(row.ids) for row in rows}) == 1
+        hidden = self._net.base_model(
+            input_ids=ids, attention_mask=None if even else mask, use_cache=False
+        ).last_hidden_state
+        return self._read(hidden[at, lengths - 1])
 
-    @property
-    def _backbone(self) -> Any:
-        return self._net.base_model
+    @torch.inference_mode()
+    def _read(self, states: Tensor) -> Tensor:
+        logits: Tensor = self._head(states)
+        return logits
+
+    def _check_ways(self, rows: list[Row]) -> None:
+        """Compare padded and branched rows with rows that are computed alone, and leave what differs."""
+        self._unchecked = False
+        shared = families(rows)[0][:SELF_CHECKED] if self._shares else []
+        pairs = [row for family in shared for row, _ in family.branches[:2]]
+        ordered = sorted(rows, key=lambda row: len(row.ids))
+        some = [*pairs, *ordered[:: max(1, len(ordered) // SELF_CHECKED)]][: 4 * SELF_CHECKED]
+        alone = {row.text: self._forward([row])[0].float() for row in some}
+        worst = self._apart([(some, self._forward(some))], alone)
+        if worst > TOLERANCE[self.dtype]:
+            self._pads = False
+            self.notes += (
+                f"Padding moves the scores of this model (by {worst:.2g}): only rows of one length together",
+            )
+        if shared:
+            group = [Family(family.prefix, family.branches[:2]) for family in shared]
+            worst = self._apart(self._branched(group), alone)
+            if worst > TOLERANCE[self.dtype]:
+                self._whole_rows(f"the scores differ by {worst:.2g}")
+
+    def _apart(self, found: Any, alone: dict[str, Tensor]) -> float:
+        """How far logits are from those of rows alone, at most: relative where they are above 1."""
+        worst = 0.0
+        for rows, logits in found:
+            known = torch.stack([alone[row.text] for row in rows])
+            same = (logits == known) | (logits.isnan() & known.isnan())
+            differs = torch.where(same, 0.0, (logits.float() - known).abs() / known.abs().clamp(min=1))
+            worst = max(worst, float(differs.nan_to_num(torch.inf).max()))
+        return worst
+
+    def _whole_rows(self, why: str) -> None:
+        self._shares = False
+        self.notes += (f"A prompt is computed anew for each candidate: {why}.",)
 
 
-def _scored(keys: list[str], text: str, score: float) -> Iterator[Scored]:
-    finite = score == score and abs(score) != float("inf")
-    reason = None if finite else "nan" if score != score else "infinite"
-    for key in keys:
-        yield Scored(key, score if finite else None, reason, ids.text_hash(text), None)
+def _of_one_length(rows: list[Row]) -> list[list[Row]]:
+    by_length: dict[int, list[Row]] = {}
+    for row in rows:
+        by_length.setdefault(len(row.ids), []).append(row)
+    return list(by_length.values())

@@ -1,0 +1,161 @@
+"""A prompt is computed once for its candidates: its keys and values are kept, and each answer attends to them.
+
+Planning is pure: rows become families (a common beginning and its branches) and batches of little padding. `Branching`
+runs them on a causal network whose cache holds every position (`DynamicCache` of plain layers); sliding windows,
+recurrent states and encoders keep something else, and there the caller computes whole rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from itertools import takewhile
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from prefdata.scorers.texts import Row
+
+T = TypeVar("T")
+
+LEAST_SAVED = 16
+"""Tokens that a family has to save; below that a pass of its own over its beginning costs more."""
+
+WASTE = 0.02
+"""The share of padding above which a batch is closed, once it is large enough to be worth a pass of its own."""
+
+LARGE_ENOUGH = 1 / 8
+"""The share of the budget from which on a batch is worth a pass of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Rows that begin alike: what they have in common, and each row with what follows."""
+
+    prefix: list[int]
+    branches: list[tuple[Row, list[int]]]
+
+
+def families(rows: Sequence[Row]) -> tuple[list[Family], list[Row]]:
+    """The families that save something, and the rows that are computed whole.
+
+    A branch has at least one token, the one at which its score is read.
+    """
+    by_prompt: dict[int, list[Row]] = {}
+    for row in rows:
+        by_prompt.setdefault(row.prompt, []).append(row)
+    found, whole = [], []
+    for members in by_prompt.values():
+        common = _common([row.ids for row in members])
+        if common * (len(members) - 1) < LEAST_SAVED:
+            whole += members
+        else:
+            found.append(Family(members[0].ids[:common], [(row, row.ids[common:]) for row in members]))
+    return found, whole
+
+
+def _common(rows: list[list[int]]) -> int:
+    """How many tokens all rows begin with, each one's last left out."""
+    # In the order of dictionaries, what the first and the last row share is shared by all between.
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(min(rows), max(rows), strict=False))
+    return min(sum(1 for _ in same), min(map(len, rows)) - 1)
+
+
+def batches(things: Sequence[T], length: Callable[[T], int], budget: int, beside: int = 0) -> Iterator[list[T]]:
+    """The things, the longest first, in batches of little padding.
+
+    Args:
+        things: what is batched.
+        length: tokens of one.
+        budget: most tokens of a batch, padding included; one thing alone may be longer.
+        beside: tokens that every row has beside its own (the cache that it attends to).
+    """
+    batch: list[T] = []
+    width = total = 0
+    for thing in sorted(things, key=length, reverse=True):
+        tokens = length(thing)
+        if batch:
+            rows = len(batch) + 1
+            padding = 1 - (total + tokens) / (rows * width)
+            if rows * (width + beside) > budget or (padding > WASTE and total >= LARGE_ENOUGH * budget):
+                yield batch
+                batch, total = [], 0
+        width = width if batch else tokens
+        total += tokens
+        batch.append(thing)
+    if batch:
+        yield batch
+
+
+def chunks(found: Sequence[Family], budget: int) -> Iterator[list[Family]]:
+    """The families in groups whose beginnings fit the budget together, the longest first."""
+    yield from batches(found, lambda family: len(family.prefix), budget)
+
+
+def padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token rows padded on the right, and their lengths: shapes (rows, width) and (rows,)."""
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
+    return ids, torch.tensor([len(row) for row in rows], device=device)
+
+
+class Branching:
+    """Runs families on a causal backbone.
+
+    Attributes:
+        computed: tokens that went through the network, padding included.
+        needed: those that were not padding.
+    """
+
+    def __init__(self, backbone: Any, pad: int, device: torch.device) -> None:
+        """Wrap a network without its head; `pad` fills the rows."""
+        self._backbone, self._pad, self._device = backbone, pad, device
+        self.computed = self.needed = 0
+
+    def fits(self) -> str | None:
+        """Why this network cannot do it, or None where it may."""
+        parameters = signature(self._backbone.forward).parameters
+        if not {"past_key_values", "position_ids", "attention_mask"} <= set(parameters):
+            return "the model takes no cache and positions"
+        with torch.inference_mode():
+            one = torch.tensor([[self._pad]], device=self._device)
+            cache = getattr(self._backbone(input_ids=one, use_cache=True), "past_key_values", None)
+        if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
+            return "the model's cache does not hold every position (a sliding window, a recurrence or an encoder)"
+        return None
+
+    @torch.inference_mode()
+    def states(self, group: list[Family], budget: int) -> Iterator[tuple[list[Row], Tensor]]:
+        """Rows of the families with the hidden state at each one's last token, shape (rows, hidden)."""
+        prefixes, lengths = padded([family.prefix for family in group], self._pad, self._device)
+        width = prefixes.shape[1]
+        seen = torch.arange(width, device=self._device) < lengths[:, None]
+        mask = None if bool(seen.all()) else seen.long()
+        cache = self._backbone(input_ids=prefixes, attention_mask=mask, use_cache=True).past_key_values
+        kept = [(layer.keys, layer.values) for layer in cache.layers]
+        self.count(prefixes, sum(len(family.prefix) for family in group))
+        branches = [(number, row, ids) for number, family in enumerate(group) for row, ids in family.branches]
+        for batch in batches(branches, lambda branch: len(branch[2]), budget, beside=width):
+            of = torch.tensor([number for number, _, _ in batch], device=self._device)
+            ids, ends = padded([ids for _, _, ids in batch], self._pad, self._device)
+            own = torch.arange(ids.shape[1], device=self._device)
+            past = DynamicCache()
+            for layer, (keys, values) in enumerate(kept):
+                past.update(keys[of], values[of], layer)
+            hidden = self._backbone(
+                input_ids=ids,
+                attention_mask=torch.cat([seen[of], own < ends[:, None]], 1).long(),
+                position_ids=lengths[of][:, None] + own,
+                past_key_values=past,
+                use_cache=True,
+            ).last_hidden_state
+            self.count(ids, int(ends.sum()))
+            yield [row for _, row, _ in batch], hidden[torch.arange(len(batch), device=self._device), ends - 1]
+
+    def count(self, ids: Tensor, needed: int) -> None:
+        """Account for token rows that went through the network."""
+        self.computed += ids.numel()
+        self.needed += needed

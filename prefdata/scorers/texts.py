@@ -1,0 +1,168 @@
+"""The exact texts that a classifier reads, and their token ids: rendered and tokenised once, a window at a time.
+
+The text is what the model's own chat template makes of the conversation with its answer, or what a file of the user's
+says, with `{prompt}`, `{response}` and `{system}` in it. The next window is prepared in a thread while the network
+works on this one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from prefdata.engines.chat import Chat
+from prefdata.engines.protocol import TemplateRefusal
+from prefdata.errors import InputError
+from prefdata.ids import Message
+from prefdata.scorers.protocol import Item, Scored
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+_PLACE = re.compile(r"\{(prompt|response|system)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A distinct text of a window.
+
+    Attributes:
+        text: what is scored.
+        ids: its token ids.
+        prompt: the number of its prompt in the window; texts of one prompt begin alike.
+        keys: the items that it is.
+    """
+
+    text: str
+    ids: list[int]
+    prompt: int
+    keys: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Items, prepared: their distinct texts, and those that have none."""
+
+    rows: list[Row]
+    refused: list[Scored]
+
+
+class Texts:
+    """Items to texts and token ids, for one model."""
+
+    def __init__(self, chat: Chat, text_format: Path | None = None) -> None:
+        """Render by the chat's template, or by the file's text.
+
+        Raises:
+            InputError: there is no such file, it is not UTF-8, or it has no place for the response.
+        """
+        self.format = None if text_format is None else read_format(text_format)
+        self.chat = chat if self.format is None else Chat(chat.tokenizer, name=chat.name, raw=True)
+
+    def text(self, messages: Sequence[Message], response: str) -> str:
+        """The exact text of a conversation and its answer.
+
+        Raises:
+            TemplateRefusal: the template or the format has no place for this conversation.
+        """
+        if self.format is None:
+            return self.chat.conversation(messages, response)
+        return fill(self.format, messages, response)
+
+    def prepare(self, items: Sequence[Item]) -> Window:
+        """The items as distinct texts with their token ids; those that cannot be rendered with the reason."""
+        places: dict[str, tuple[int, list[str]]] = {}
+        prompts: dict[tuple[tuple[str, str], ...], int] = {}
+        refused = []
+        for item in items:
+            try:
+                text = self.text(item.messages, item.response)
+                text.encode("utf-8")
+            except (TemplateRefusal, UnicodeEncodeError) as error:
+                reason = "refused_by_template" if isinstance(error, TemplateRefusal) else "not_unicode"
+                refused.append(Scored(item.key, None, reason, None, {"error": str(error)}))
+                continue
+            prompt = prompts.setdefault(tuple((m["role"], m["content"]) for m in item.messages), len(prompts))
+            places.setdefault(text, (prompt, []))[1].append(item.key)
+        ids = self.encode(list(places))
+        rows = [Row(text, row, *place) for (text, place), row in zip(places.items(), ids, strict=True)]
+        return Window(rows, refused)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """The token ids of texts, as `Chat.conversation_ids` gives them, in one call."""
+        if not texts:
+            return []
+        tokenizer = self.chat.tokenizer
+        # A template writes its own special tokens; plain text gets those that the tokenizer adds.
+        special = self.chat.template is None
+        found = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
+        return [_one_begin(row, tokenizer.bos_token_id) for row in found]
+
+
+def read_format(path: Path) -> str:
+    """The text of a format file, without the line break at its end.
+
+    Raises:
+        InputError: there is no such file, it is not UTF-8, or it has no `{response}`.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the text format {path}: {error}.") from None
+    if "{response}" not in text or "{prompt}" not in text:
+        raise InputError(f"{path} should hold {{prompt}} and {{response}}, where the texts go. Add them.")
+    return text.removesuffix("\n")
+
+
+def fill(template: str, messages: Sequence[Message], response: str) -> str:
+    """The text of a format with a conversation of one user message, and a system message at most.
+
+    All places are filled at once, so that braces in a prompt or an answer stay what they are.
+
+    Raises:
+        TemplateRefusal: the conversation has more turns, or a system message that the format has no place for.
+    """
+    roles = [message["role"] for message in messages]
+    if roles not in (["user"], ["system", "user"]):
+        said = ", ".join(roles) or "empty"
+        raise TemplateRefusal(f"a text format takes one user message, after a system message at most, not: {said}")
+    if roles[0] == "system" and "{system}" not in template:
+        raise TemplateRefusal("the text format has no {system}, and the conversation has a system message")
+    system = messages[0]["content"] if roles[0] == "system" else ""
+    values = {"prompt": messages[-1]["content"], "response": response, "system": system}
+    return _PLACE.sub(lambda place: str(values[place[1]]), template)
+
+
+def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of `size`."""
+    stream = iter(items)
+    while window := list(islice(stream, size)):
+        yield window
+
+
+def ahead(stream: Iterable[T], work: Callable[[T], U]) -> Iterator[U]:
+    """`work` of each, in order, the next one in a thread while the caller is busy with this one.
+
+    The stream itself is read in the caller's thread.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="prefdata-texts") as thread:
+        last = None
+        for one in stream:
+            this = thread.submit(work, one)
+            if last is not None:
+                yield last.result()
+            last = this
+        if last is not None:
+            yield last.result()
+
+
+def _one_begin(ids: list[int], begin: int | None) -> list[int]:
+    extra = 0
+    while begin is not None and len(ids) > extra + 1 and ids[extra] == ids[extra + 1] == begin:
+        extra += 1
+    return ids[extra:]
