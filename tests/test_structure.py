@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STEPS = {"prompts", "candidates", "scores", "selections", "pairs", "shards"}
+STEPS = {"prompts", "candidates", "comparisons", "scores", "selections", "pairs", "shards"}
 ADAPTERS = {"engines", "scorers", "formats"}
 TOPS = {"explore", "train"}
 GROUND = {

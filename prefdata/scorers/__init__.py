@@ -12,7 +12,7 @@ from prefdata.model_files import identify
 from prefdata.specs import RankSpec
 
 if TYPE_CHECKING:
-    from prefdata.scorers.protocol import Scorer
+    from prefdata.scorers.protocol import Comparer, Scorer
 
 
 def open_scorer(spec: RankSpec) -> Scorer:
@@ -60,3 +60,12 @@ def function_identity(named: str) -> str:
     if not Path(file).is_file():
         raise InputError(f"there is no file {file or named}. Name the function as FILE.py:NAME.")
     return f"{name} of {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:ID_DIGITS]}"
+
+
+def open_comparer(spec: RankSpec) -> Comparer:
+    """The judge of two answers that a spec names, loaded.
+
+    Raises:
+        ModelError: the model cannot be used.
+    """
+    raise NotImplementedError

@@ -1,0 +1,153 @@
+"""rank with a judge of two: which two are asked about, in which order, and what becomes of the verdicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+import prefdata.comparisons as step
+from prefdata.comparisons import compare, orders, schedule
+from prefdata.prompts import ingest
+from prefdata.scorers.protocol import Match, Verdict
+from prefdata.specs import IngestSpec, RankSpec
+from prefdata.store import Run
+
+ANSWERS = ["a", "bb", "ccc", "dddd", "ddddd", " bb", ""]
+
+
+class Longer:
+    """A judge in plain Python that prefers the longer answer, `lean` towards the one shown first."""
+
+    annotator = "longer"
+
+    def __init__(self, lean: float = 0.0, fails: bool = False) -> None:
+        self.versions: dict[str, str] = {}
+        self.lean, self.fails, self.asked = lean, fails, list[Match]()
+
+    def compare(self, matches: Iterable[Match]) -> Iterator[Verdict]:
+        for match in matches:
+            self.asked.append(match)
+            if self.fails and len(match.shown) + len(match.other) > 8:
+                yield Verdict(match.key, None, "unparsable", rationale="Hm.")
+                continue
+            p = min(max((len(match.shown) > len(match.other)) * 0.8 + 0.1 + self.lean, 0.0), 1.0)
+            yield Verdict(match.key, p, "first" if p > 0.5 else "second", "clearly", "It is longer.")
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run(tmp_path / "run")
+    file = tmp_path / "asked.jsonl"
+    rows = [{"prompt": f"Say {i}.", "responses": [f"{i}{text}" if text else "" for text in ANSWERS]} for i in range(3)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ingest(run, [str(file)], IngestSpec.parse({"as": "candidates", "test": 0.0}))
+    return run
+
+
+def spec(**said) -> RankSpec:
+    return RankSpec(**{"pairwise": "judge", "name": "longer", **said})
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Longer:
+    judge = Longer()
+    monkeypatch.setattr(step, "open_comparer", lambda _: judge)
+    monkeypatch.setattr(step, "identity_of", lambda _: {"pairwise": "longer"})
+    return judge
+
+
+def rows(run: Run) -> list[dict]:
+    return run.partition("comparisons", "longer").read().to_pylist()
+
+
+@pytest.mark.parametrize(("kind", "number"), [("all", 15), ("first-round", 3), ("tournament", 5)])
+def test_how_many(run: Run, judge: Longer, kind: str, number: int) -> None:
+    """Six answers a prompt are not empty (" bb" stands behind a number: another text than "bb")."""
+    done = compare(run, spec(schedule=kind))
+    assert done.report.rows_out == 3 * 2 * number
+    assert len(judge.asked) == 3 * 2 * number
+    assert compare(run, spec(schedule=kind)).did == "kept"
+    assert len(judge.asked) == 3 * 2 * number
+
+
+def test_both_orders_say_the_same_of_a_fair_judge(run: Run, judge: Longer) -> None:
+    report = compare(run, spec(schedule="all")).report
+    by_pair: dict = {}
+    for row in rows(run):
+        by_pair.setdefault((row["first_id"], row["second_id"]), {})[row["order"]] = (row["probability"], row["verdict"])
+    text = {c["candidate_id"]: c["text"] for p in run.partitions("candidates") for c in p.read().to_pylist()}
+    for (first, second), both in by_pair.items():
+        assert set(both) == {"first-second", "second-first"}
+        if len(text[first]) != len(text[second]):
+            assert both["first-second"][1] == both["second-first"][1]
+            assert both["first-second"][0] == pytest.approx(both["second-first"][0])
+            assert (both["first-second"][0] > 0.5) == (len(text[first]) > len(text[second]))
+    assert report.figures["first"] + report.figures["second"] == report.rows_out
+
+
+def test_a_judge_who_likes_the_first_place_is_found_out(run: Run, judge: Longer) -> None:
+    judge.lean = 0.85
+    report = compare(run, spec(schedule="all")).report
+    assert report.figures["first_place_won"] > 0.9
+    assert report.figures["same_in_both_orders"] < 0.1
+
+
+def test_what_was_not_understood_is_no_verdict(run: Run, judge: Longer) -> None:
+    judge.fails = True
+    report = compare(run, spec(schedule="all")).report
+    nulls = [row for row in rows(run) if row["probability"] is None]
+    assert report.figures["unparsable"] == len(nulls) > 0
+    assert {row["verdict"] for row in nulls} == {"unparsable"}
+    assert {row["rationale"] for row in nulls} == {"Hm."}
+
+
+def test_a_tournament_ends_with_the_best(run: Run, judge: Longer) -> None:
+    compare(run, spec(schedule="tournament"))
+    text = {c["candidate_id"]: c["text"] for p in run.partitions("candidates") for c in p.read().to_pylist()}
+    last = {
+        row["prompt_id"]: row for row in rows(run) if 6 in (len(text[row["first_id"]]), len(text[row["second_id"]]))
+    }
+    assert len(last) == 3  # the longest has met somebody, and has lost to nobody
+    for row in rows(run):
+        loser = row["first_id"] if row["probability"] < 0.5 else row["second_id"]
+        assert len(text[loser]) < 6
+
+
+def test_one_order_by_a_coin(run: Run, judge: Longer) -> None:
+    compare(run, spec(schedule="all", order="flip"))
+    assert len(rows(run)) == 3 * 15
+    assert {row["order"] for row in rows(run)} == {"first-second", "second-first"}
+    two = ("a", "b")
+    assert orders(two, spec(order="flip")) == orders(two, spec(order="flip"))
+
+
+def test_a_tournament_waits_for_verdicts() -> None:
+    one = spec(schedule="tournament", order="flip")
+    assert list(schedule(["a", "b", "c"], {}, one)) == [("a", "b")]
+    order = orders(("a", "b"), one)[0]
+    assert list(schedule(["a", "b", "c"], {(("a", "b"), order): 0.2}, one)) == [("a", "b"), ("b", "c")]
+    assert list(schedule(["a", "b", "c"], {(("a", "b"), order): None}, one)) == [("a", "b"), ("a", "c")]
+
+
+def test_stopped_and_continued(run: Run, judge: Longer, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = judge.compare
+
+    def stops(matches):
+        for number, verdict in enumerate(real(matches)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield verdict
+
+    monkeypatch.setattr(judge, "compare", stops)
+    with pytest.raises(KeyboardInterrupt):
+        compare(run, spec(schedule="tournament"))
+    assert len(rows(run)) == 3
+    monkeypatch.setattr(judge, "compare", real)
+    assert compare(run, spec(schedule="tournament")).did == "continued"
+    assert len(rows(run)) == 3 * 2 * 5
