@@ -1,4 +1,4 @@
-"""Scorers: reward models and functions behind one protocol."""
+"""Scorers: reward models, language models, rules and functions behind one protocol. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdata.errors import InputError
+from prefdata.errors import InputError, UsageError
 from prefdata.ids import ID_DIGITS
-from prefdata.model_files import identify
+from prefdata.model_files import ModelFiles, identify, label_names
 from prefdata.specs import RankSpec
 
 if TYPE_CHECKING:
@@ -19,35 +19,62 @@ def open_scorer(spec: RankSpec) -> Scorer:
     """The scorer that a spec names, loaded.
 
     Raises:
-        ModelError: the reward model cannot be used.
-        InputError: the function cannot be found or loaded.
+        ModelError: the model cannot be used.
+        InputError: the function, the verifier's file or the format cannot be found or loaded.
+        UsageError: settings that do not go together.
     """
     if spec.function is not None:
         from prefdata.scorers.function import FunctionScorer
 
         return FunctionScorer(spec.function)
-    from prefdata.scorers.reward_model import RewardModel
+    if spec.verifier is not None:
+        from prefdata.scorers.verifiers import open_verifier
 
-    files = identify(str(spec.reward_model), "reward-model")
-    return RewardModel(files, device=spec.device, dtype=spec.dtype, batch_tokens=spec.batch_tokens)
+        return open_verifier(spec.verifier, time_limit=spec.time_limit, workers=spec.workers)
+    where: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype, "batch_tokens": spec.batch_tokens}
+    if spec.mean_logprob is not None:
+        from prefdata.scorers.likelihood import MeanLogprob
+
+        return MeanLogprob(_language_model(spec.mean_logprob), **where)
+    if spec.implicit is not None:
+        from prefdata.scorers.likelihood import ImplicitReward
+
+        return ImplicitReward(_language_model(spec.implicit), _language_model(_reference(spec)), spec.beta, **where)
+    return _reward_model(spec, where)
 
 
 def outputs_of(spec: RankSpec) -> tuple[str, ...]:
     """The names of a scorer's outputs, known before it is loaded; `("",)` where it has one."""
-    return ("",)
+    if spec.reward_model is None or spec.label != "all":
+        return ("",)
+    names = label_names(identify(spec.reward_model, "reward-model").config)
+    return ("",) if "all" in names else names
 
 
 def identity_of(spec: RankSpec) -> dict[str, Any]:
-    """What a scorer is, apart from its settings: weights and tokenizer, or the source of a function.
+    """What a scorer is, apart from its settings: weights and tokenizer, or the content of a file, in its path's place.
 
     Raises:
         ModelError: there is no such model, or it is of another kind.
         InputError: there is no such file.
     """
+    found: dict[str, Any] = {}
     if spec.reward_model is not None:
         files = identify(spec.reward_model, "reward-model")
-        return {"reward_model": files.revision, "tokenizer": files.text_revision}
-    return {"function": function_identity(str(spec.function))}
+        found = {"reward_model": files.revision, "tokenizer": files.text_revision}
+    for name in ("mean_logprob", "implicit", "pointwise", "pairwise", "judge"):
+        if (model := getattr(spec, name)) is not None and spec.engine != "openai":
+            files = _language_model(model)
+            found |= {name: files.revision, "tokenizer": files.text_revision}
+    if spec.reference is not None:
+        found["reference"] = _language_model(spec.reference).revision
+    if spec.function is not None:
+        found["function"] = function_identity(spec.function)
+    if spec.verifier is not None:
+        found["verifier"] = _verifier_identity(spec.verifier)
+    if spec.text_format is not None:
+        found["text_format"] = file_identity(spec.text_format)
+    return found
 
 
 def function_identity(named: str) -> str:
@@ -59,7 +86,47 @@ def function_identity(named: str) -> str:
     file, _, name = named.rpartition(":")
     if not Path(file).is_file():
         raise InputError(f"there is no file {file or named}. Name the function as FILE.py:NAME.")
-    return f"{name} of {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:ID_DIGITS]}"
+    return f"{name} of {file_identity(file)}"
+
+
+def file_identity(file: str) -> str:
+    """The id of a file's content.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if not Path(file).is_file():
+        raise InputError(f"there is no file {file}.")
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:ID_DIGITS]
+
+
+def _reward_model(spec: RankSpec, where: dict[str, Any]) -> Scorer:
+    files = identify(str(spec.reward_model), "reward-model")
+    read: dict[str, Any] = {
+        "label": spec.label,
+        "activation": spec.activation,
+        "text_format": None if spec.text_format is None else Path(spec.text_format),
+    }
+    from prefdata.scorers.reward_model import RewardModel
+
+    return RewardModel(files, **where, **read)
+
+
+def _language_model(model: str) -> ModelFiles:
+    return identify(model, "causal-lm")
+
+
+def _reference(spec: RankSpec) -> str:
+    if spec.reference is None:
+        raise UsageError(f"--{spec.kind.replace('_', '-')} needs a --reference model to compare with.")
+    return spec.reference
+
+
+def _verifier_identity(named: str) -> str:
+    kind, colon, argument = named.partition(":")
+    if kind == "json-schema" and colon:
+        return f"{kind} {file_identity(argument)}"
+    return function_identity(named) if named.rpartition(":")[0].endswith(".py") else named
 
 
 def open_comparer(spec: RankSpec) -> Comparer:
@@ -68,4 +135,4 @@ def open_comparer(spec: RankSpec) -> Comparer:
     Raises:
         ModelError: the model cannot be used.
     """
-    raise NotImplementedError
+    raise UsageError(f"--{spec.kind} does not compare two answers.")

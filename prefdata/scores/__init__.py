@@ -6,6 +6,7 @@ processes that are given it share the work.
 
     index.py     which candidates are known or scored
     scoring.py   one stream from candidates to scores
+    derived.py   scores made from scores
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from prefdata.errors import SpecConflict
 from prefdata.progress import Progress, quiet
 from prefdata.reports import Report, nonzero
 from prefdata.scorers import identity_of, open_scorer, outputs_of
+from prefdata.scores.derived import combined
 from prefdata.scores.index import CandidateIndex
 from prefdata.scores.scoring import Scoring
 from prefdata.specs import RankSpec
@@ -42,6 +44,8 @@ def rank(
         SpecConflict: a scorer of this name is another model, another function, or has other settings.
         ModelError, InputError: the scorer cannot be used.
     """
+    if spec.combine is not None:
+        return combined(run, spec, replace=replace, partial=partial)
     samplers = [run.ready(sampler, partial=partial) for sampler in chosen_samplers(run, spec.sampler)]
     lineages = _lineages(run, spec)
     partitions = {name: run.partition("scores", _partition_name(spec, name)) for name in lineages}
@@ -104,10 +108,13 @@ def _lineages(run: Run, spec: RankSpec) -> dict[str, Lineage]:
 
 
 def scorer_name(spec: RankSpec) -> str:
-    """The scorer's name where none is given: the model folder's, or the function's."""
-    if spec.function is not None:
-        return name_of(spec.function.rpartition(":")[2])
-    return name_of(spec.reward_model or "")
+    """The scorer's name where none is given: the model folder's, the function's, or the rule's."""
+    named = str(getattr(spec, spec.kind))
+    if spec.kind in ("function", "verifier"):
+        return name_of(
+            named.rpartition(":")[2] if named.rpartition(":")[0].endswith(".py") else named.partition(":")[0]
+        )
+    return name_of(named)
 
 
 def account(partition: Partition) -> Report:
