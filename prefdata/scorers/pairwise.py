@@ -1,0 +1,79 @@
+"""SLiC-HF's pairwise ranker (Zhao et al. 2023, 2305.10425): a language model is asked which of two answers is better.
+
+The model's reply is not read but weighed: that the answer shown first is better has the probability p(A) / (p(A)
++ p(B)), of the labels as they would come next. Most models favour a place, so whoever asks does so in both orders, or flips a
+coin as RSO does; a match is compared in the order that it comes in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from prefdata.model_files import ModelFiles
+from prefdata.scorers.likelihood import WINDOW, LanguageModel
+from prefdata.scorers.pointwise import Weighed, weigh
+from prefdata.scorers.protocol import Match, Verdict
+from prefdata.scorers.rubrics import Question
+from prefdata.scorers.texts import windows
+
+
+class Pairwise:
+    """A Comparer: how probable the model finds the first of two labels; see `prefdata.scorers.protocol.Comparer`.
+
+    `rationale` holds the log-odds, ln p(A) - ln p(B): a probability near 0 or 1 has lost its digits.
+    """
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        question: Question,
+        *,
+        annotator: str | None = None,
+        device: str | None = None,
+        dtype: str = "auto",
+        batch_tokens: int | None = None,
+    ) -> None:
+        """Load the model that is asked `question`, of the kind pairwise-labels.
+
+        Args:
+            files: the model.
+            question: what it is asked.
+            annotator: the name that the verdicts go under; the model's unless given.
+            device: see `LanguageModel`, as for the two below.
+            dtype: its arithmetic.
+            batch_tokens: its budget.
+
+        Raises:
+            ModelError: the model or its tokenizer cannot be loaded.
+            EngineError: there is no such device or type.
+        """
+        self.model = LanguageModel(files, raw=question.plain, device=device, dtype=dtype, batch_tokens=batch_tokens)
+        self.question = question
+        self.annotator = annotator or files.name
+        self.versions = self.model.versions
+
+    def compare(self, matches: Iterable[Match]) -> Iterator[Verdict]:
+        """Judge every match once, a window at a time; see the protocol."""
+        for window in windows(matches, WINDOW):
+            shown = [
+                (match.key, self.question.messages(match.messages, first=match.shown, second=match.other))
+                for match in window
+            ]
+            yield from map(_verdict, weigh(self.model, self.question.labels, shown))
+
+    def close(self) -> None:
+        """Give back the model's memory."""
+        self.model.close()
+
+
+_REASONS = {"refused_by_template": "refused", "too_long": "too_long"}
+
+
+def _verdict(one: Weighed) -> Verdict:
+    if one.problem is not None:
+        return Verdict(one.key, None, _REASONS.get(one.problem, "error"), rationale=one.detail)
+    if math.isnan(one.share):
+        return Verdict(one.key, None, "error", rationale="the model's output is not a number (NaN)")
+    verdict = "tie" if one.log_odds == 0 else "first" if one.log_odds > 0 else "second"
+    return Verdict(one.key, one.share, verdict, rationale=f"log-odds {one.log_odds:.6g}")

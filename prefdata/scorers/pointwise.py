@@ -1,0 +1,122 @@
+"""SLiC-HF's pointwise ranker (Zhao et al. 2023, 2305.10425): a language model is asked whether an answer is good.
+
+The model's reply is not read but weighed: the score is p(Good) / (p(Good) + p(Bad)), of the labels as they would come
+next. The log-odds, ln p(Good) - ln p(Bad), lie in the details: a score near 0 or 1 has lost its digits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from prefdata import ids
+from prefdata.engines.protocol import TemplateRefusal
+from prefdata.ids import Message
+from prefdata.model_files import ModelFiles
+from prefdata.scorers.likelihood import WINDOW, Continuation, LanguageModel, finite
+from prefdata.scorers.protocol import Item, Scored
+from prefdata.scorers.rubrics import Question
+from prefdata.scorers.texts import windows
+
+
+class Pointwise:
+    """A Scorer: how probable the model finds the good one of two labels; see `prefdata.scorers.protocol.Scorer`."""
+
+    outputs: tuple[str, ...] = ("",)
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        question: Question,
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        batch_tokens: int | None = None,
+    ) -> None:
+        """Load the model that is asked `question`, of the kind pointwise-labels.
+
+        Raises:
+            ModelError: the model or its tokenizer cannot be loaded.
+            EngineError: there is no such device or type.
+        """
+        self.model = LanguageModel(files, raw=question.plain, device=device, dtype=dtype, batch_tokens=batch_tokens)
+        self.question = question
+        self.versions = self.model.versions
+
+    def score(self, items: Iterable[Item]) -> Iterator[Scored]:
+        """Score every item once, a window at a time; see the protocol."""
+        for window in windows(items, WINDOW):
+            shown = []
+            for item in window:
+                if self.question.needs_reference and item.reference is None:
+                    yield Scored(item.key, None, "no_reference", None, None)
+                    continue
+                said = {"response": item.response, "reference": item.reference}
+                shown.append((item.key, self.question.messages(item.messages, **said)))
+            for one in weigh(self.model, self.question.labels, shown):
+                yield self._scored(one)
+
+    def close(self) -> None:
+        """Give back the model's memory."""
+        self.model.close()
+
+    def _scored(self, one: Weighed) -> Scored:
+        if one.problem is not None or one.text_hash is None:
+            return Scored(one.key, None, one.problem, one.text_hash, {"error": one.detail} if one.detail else None)
+        logps = dict(zip(self.question.labels, one.logps, strict=True))
+        return finite(one.key, one.share, one.text_hash, {"logps": logps, "log_odds": one.log_odds})
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """What a model finds of two labels.
+
+    Attributes:
+        key: the caller's.
+        text_hash: id of the text that it was shown; None where there is none.
+        logps: ln p of both labels, in nats.
+        problem: why there are none (`refused_by_template`, `too_long`, `empty`), or None.
+        detail: the problem in words.
+    """
+
+    key: str
+    text_hash: str | None
+    logps: tuple[float, float] = (math.nan, math.nan)
+    problem: str | None = None
+    detail: str | None = None
+
+    @property
+    def log_odds(self) -> float:
+        """The log-odds: ln p(first) - ln p(second)."""
+        return self.logps[0] - self.logps[1]
+
+    @property
+    def share(self) -> float:
+        """p(first) / (p(first) + p(second)); NaN where one of them is NaN or both are 0."""
+        odds = self.log_odds
+        if math.isnan(odds):
+            return math.nan
+        return 1 / (1 + math.exp(-odds)) if odds >= 0 else math.exp(odds) / (1 + math.exp(odds))
+
+
+def weigh(
+    model: LanguageModel, labels: tuple[str, str], shown: Sequence[tuple[str, Sequence[Message]]]
+) -> Iterator[Weighed]:
+    """How likely either label comes next after each of what is shown, by key; equal texts are computed once."""
+    asked: dict[str, tuple[list[Continuation], list[str]]] = {}
+    for key, messages in shown:
+        try:
+            text, choices = model.choices(messages, labels)
+        except TemplateRefusal as error:
+            yield Weighed(key, None, problem="refused_by_template", detail=str(error))
+            continue
+        if problem := next((found for one in choices if (found := model.problem(one))), None):
+            length = max(len(one.prompt) + len(one.ids) for one in choices)
+            yield Weighed(key, ids.text_hash(text), problem=problem, detail=f"{length} tokens")
+            continue
+        asked.setdefault(text, (choices, []))[1].append(key)
+    sums = iter(model.sums([one for choices, _ in asked.values() for one in choices]))
+    for (text, (_, keys)), logps in zip(asked.items(), zip(sums, sums, strict=True), strict=True):
+        for key in keys:
+            yield Weighed(key, ids.text_hash(text), logps)
