@@ -7,7 +7,8 @@ recurrent states and encoders keep something else, and there the caller computes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from itertools import takewhile
@@ -24,11 +25,14 @@ T = TypeVar("T")
 LEAST_SAVED = 16
 """Tokens that a family has to save; below that a pass of its own over its beginning costs more."""
 
-WASTE = 0.02
+WASTE = 0.015
 """The share of padding above which a batch is closed, once it is large enough to be worth a pass of its own."""
 
-LARGE_ENOUGH = 1 / 8
+LARGE_ENOUGH = 1 / 16
 """The share of the budget from which on a batch is worth a pass of its own."""
+
+KEPT = 4
+"""Budgets of tokens whose keys and values are kept at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +95,15 @@ def batches(things: Sequence[T], length: Callable[[T], int], budget: int, beside
 
 
 def chunks(found: Sequence[Family], budget: int) -> Iterator[list[Family]]:
-    """The families in groups whose beginnings fit the budget together, the longest first."""
-    yield from batches(found, lambda family: len(family.prefix), budget)
+    """The families, those with the longest beginnings first, in groups whose keys and values fit the budget."""
+    chunk: list[Family] = []
+    for family in sorted(found, key=lambda family: len(family.prefix), reverse=True):
+        if chunk and (len(chunk) + 1) * len(chunk[0].prefix) > KEPT * budget:
+            yield chunk
+            chunk = []
+        chunk.append(family)
+    if chunk:
+        yield chunk
 
 
 def padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -130,32 +141,82 @@ class Branching:
     @torch.inference_mode()
     def states(self, group: list[Family], budget: int) -> Iterator[tuple[list[Row], Tensor]]:
         """Rows of the families with the hidden state at each one's last token, shape (rows, hidden)."""
-        prefixes, lengths = padded([family.prefix for family in group], self._pad, self._device)
-        width = prefixes.shape[1]
-        seen = torch.arange(width, device=self._device) < lengths[:, None]
-        mask = None if bool(seen.all()) else seen.long()
-        cache = self._backbone(input_ids=prefixes, attention_mask=mask, use_cache=True).past_key_values
-        kept = [(layer.keys, layer.values) for layer in cache.layers]
-        self.count(prefixes, sum(len(family.prefix) for family in group))
+        group = sorted(group, key=lambda family: len(family.prefix), reverse=True)
+        kept, lengths = self._beginnings(group, budget)
+        width = len(group[0].prefix)
         branches = [(number, row, ids) for number, family in enumerate(group) for row, ids in family.branches]
         for batch in batches(branches, lambda branch: len(branch[2]), budget, beside=width):
             of = torch.tensor([number for number, _, _ in batch], device=self._device)
             ids, ends = padded([ids for _, _, ids in batch], self._pad, self._device)
-            own = torch.arange(ids.shape[1], device=self._device)
-            past = DynamicCache()
-            for layer, (keys, values) in enumerate(kept):
-                past.update(keys[of], values[of], layer)
-            hidden = self._backbone(
-                input_ids=ids,
-                attention_mask=torch.cat([seen[of], own < ends[:, None]], 1).long(),
-                position_ids=lengths[of][:, None] + own,
-                past_key_values=past,
-                use_cache=True,
-            ).last_hidden_state
+            begun, own = lengths[of], torch.arange(ids.shape[1], device=self._device)
+            seen = torch.arange(int(begun.max()), device=self._device) < begun[:, None]
+            with self._last_only(ends - 1):
+                hidden = self._backbone(
+                    input_ids=ids,
+                    attention_mask=torch.cat([seen, own < ends[:, None]], 1).long(),
+                    position_ids=begun[:, None] + own,
+                    past_key_values=_cache((k[of, :, : seen.shape[1]], v[of, :, : seen.shape[1]]) for k, v in kept),
+                    use_cache=True,
+                ).last_hidden_state
             self.count(ids, int(ends.sum()))
             yield [row for _, row, _ in batch], hidden[torch.arange(len(batch), device=self._device), ends - 1]
+
+    def _beginnings(self, group: list[Family], budget: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Each layer's keys and values of the families' beginnings, shape (families, heads, width, size), and lengths.
+
+        The group has its longest beginning first.
+        """
+        kept: list[tuple[Tensor, Tensor]] = []
+        lengths = torch.tensor([len(family.prefix) for family in group], device=self._device)
+        done = 0
+        for batch in batches(group, lambda family: len(family.prefix), budget):
+            ids, ends = padded([family.prefix for family in batch], self._pad, self._device)
+            own = torch.arange(ids.shape[1], device=self._device)
+            mask = None if bool((ends == ids.shape[1]).all()) else (own < ends[:, None]).long()
+            with self._last_only(ends - 1):
+                cache = self._backbone(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+            for number, layer in enumerate(cache.layers):
+                if number == len(kept):
+                    shape = (len(group), layer.keys.shape[1], len(group[0].prefix), layer.keys.shape[3])
+                    kept.append(
+                        (layer.keys.new_zeros(shape), layer.values.new_zeros((*shape[:3], layer.values.shape[3])))
+                    )
+                for into, found in zip(kept[number], (layer.keys, layer.values), strict=True):
+                    into[done : done + len(batch), :, : ids.shape[1]] = found
+            self.count(ids, int(ends.sum()))
+            done += len(batch)
+        return kept, lengths
 
     def count(self, ids: Tensor, needed: int) -> None:
         """Account for token rows that went through the network."""
         self.computed += ids.numel()
         self.needed += needed
+
+    @contextmanager
+    def _last_only(self, last: Tensor) -> Iterator[None]:
+        """Within it the last layer finishes one token a row, the one that is read: only its keys need the others.
+
+        What attention and feed-forward network say of that token is added to all, and the others' states mean nothing.
+        """
+        layers = getattr(self._backbone, "layers", None) or getattr(self._backbone, "h", None)
+        final = layers[-1] if layers else None
+        project = getattr(getattr(final, "self_attn", None), "o_proj", None)
+        rows = torch.arange(len(last), device=last.device)
+
+        def pick(_: Any, said: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (said[0][rows, last][:, None], *said[1:])
+
+        parts = [part for part in (project, getattr(final, "mlp", None)) if isinstance(part, torch.nn.Module)]
+        hooks = [part.register_forward_pre_hook(pick) for part in parts]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _cache(kept: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(kept):
+        cache.update(keys, values, layer)
+    return cache

@@ -25,7 +25,7 @@ from prefdata.scorers.labels import Activation, Labels
 from prefdata.scorers.prefixes import Branching, Family, batches, chunks, families, padded
 from prefdata.scorers.texts import Row, Texts
 
-BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
+BATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
 """Default budgets: rows times the longest row, by kind of device."""
 
 SELF_CHECKED = 4
@@ -98,7 +98,7 @@ class RewardModel(Classifier):
         if rows and self._unchecked:
             self._check_ways(rows)
         shared, whole = families(rows) if self._shares else ([], rows)
-        for group in chunks(shared, self.batch_tokens // 2):
+        for group in chunks(shared, self.batch_tokens):
             yield from self._branched(group)
         yield from self._padded(whole)
 
@@ -110,7 +110,7 @@ class RewardModel(Classifier):
             torch.cuda.empty_cache()
 
     def _branched(self, group: list[Family]) -> Iterator[tuple[list[Row], Tensor]]:
-        for rows, states in self._branching.states(group, 2 * self.batch_tokens):
+        for rows, states in self._branching.states(group, self.batch_tokens):
             yield rows, self._read(states)
 
     def _padded(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
