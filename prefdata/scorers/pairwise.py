@@ -1,8 +1,8 @@
 """SLiC-HF's pairwise ranker (Zhao et al. 2023, 2305.10425): a language model is asked which of two answers is better.
 
-The model's reply is not read but weighed: that the answer shown first is better has the probability p(A) / (p(A)
-+ p(B)), of the labels as they would come next. Most models favour a place, so whoever asks does so in both orders, or flips a
-coin as RSO does; a match is compared in the order that it comes in.
+The model's reply is not read but weighed: that the answer shown first is better has the probability
+p(A) / (p(A) + p(B)), of the labels as they would come next. Most models favour a place, so whoever asks does so in both
+orders, or flips a coin as RSO does; a match is compared in the order that it comes in.
 """
 
 from __future__ import annotations
