@@ -12,10 +12,12 @@ EXAMPLE = "Example: prefdata rank runs/demo --reward-model reward_model"
 
 @takes(RankSpec)
 def rank(run: RunArgument, spec: RankSpec, replace: Replace = False, partial: Partial = False) -> None:
-    """Score the candidates with a reward model or a Python function."""
-    from prefdata.scores import rank as step
+    """Score the candidates, or have them compared; or make scores of scores and of comparisons."""
+    from prefdata.comparisons import compare
+    from prefdata.scores import rank as score
     from prefdata.store import Run
 
+    step = compare if spec.kind == "pairwise" else score
     with show.progress("rank") as progress:
         done = step(Run(run), spec, replace=replace, partial=partial, progress=progress)
     show.outcome(done)

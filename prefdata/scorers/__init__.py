@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from prefdata.scorers.protocol import Comparer, Scorer
 
 
+_QUESTIONS = {"pointwise": "good-or-bad", "pairwise": "a-or-b"}
+"""What is asked unless a --rubric says otherwise."""
+
+
 def open_scorer(spec: RankSpec) -> Scorer:
     """The scorer that a spec names, loaded.
 
@@ -32,6 +36,12 @@ def open_scorer(spec: RankSpec) -> Scorer:
 
         return open_verifier(spec.verifier, time_limit=spec.time_limit, workers=spec.workers)
     where: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype, "batch_tokens": spec.batch_tokens}
+    if spec.pointwise is not None:
+        from prefdata.scorers.pointwise import Pointwise
+        from prefdata.scorers.rubrics import load_question
+
+        question = load_question(spec.rubric or _QUESTIONS["pointwise"], "pointwise-labels")
+        return Pointwise(_language_model(spec.pointwise), question, **where)
     if spec.mean_logprob is not None:
         from prefdata.scorers.likelihood import MeanLogprob
 
@@ -72,6 +82,10 @@ def identity_of(spec: RankSpec) -> dict[str, Any]:
         found["function"] = function_identity(spec.function)
     if spec.verifier is not None:
         found["verifier"] = _verifier_identity(spec.verifier)
+    if spec.kind in ("pointwise", "pairwise"):
+        from prefdata.scorers.rubrics import load_question
+
+        found["rubric"] = load_question(spec.rubric or _QUESTIONS[spec.kind]).fingerprint()
     if spec.text_format is not None:
         found["text_format"] = file_identity(spec.text_format)
     return found
@@ -135,4 +149,9 @@ def open_comparer(spec: RankSpec) -> Comparer:
     Raises:
         ModelError: the model cannot be used.
     """
-    raise UsageError(f"--{spec.kind} does not compare two answers.")
+    from prefdata.scorers.pairwise import Pairwise
+    from prefdata.scorers.rubrics import load_question
+
+    question = load_question(spec.rubric or _QUESTIONS["pairwise"], "pairwise-labels")
+    where: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype, "batch_tokens": spec.batch_tokens}
+    return Pairwise(_language_model(str(spec.pairwise)), question, annotator=spec.name, **where)

@@ -22,7 +22,7 @@ from prefdata.errors import SpecConflict
 from prefdata.progress import Progress, quiet
 from prefdata.reports import Report, nonzero
 from prefdata.scorers import identity_of, open_scorer, outputs_of
-from prefdata.scores.derived import combined
+from prefdata.scores.derived import aggregated, calibrated, combined
 from prefdata.scores.index import CandidateIndex
 from prefdata.scores.scoring import Scoring
 from prefdata.specs import RankSpec
@@ -44,8 +44,9 @@ def rank(
         SpecConflict: a scorer of this name is another model, another function, or has other settings.
         ModelError, InputError: the scorer cannot be used.
     """
-    if spec.combine is not None:
-        return combined(run, spec, replace=replace, partial=partial)
+    for name, step in (("combine", combined), ("calibrate", calibrated), ("comparisons", aggregated)):
+        if spec.kind == name:
+            return step(run, spec, replace=replace, partial=partial)
     samplers = [run.ready(sampler, partial=partial) for sampler in chosen_samplers(run, spec.sampler)]
     lineages = _lineages(run, spec)
     partitions = {name: run.partition("scores", _partition_name(spec, name)) for name in lineages}

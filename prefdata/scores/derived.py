@@ -1,20 +1,29 @@
-"""Scores made from scores: several scorers as one. No model is run, and it takes seconds."""
+"""Scores made from scores or from comparisons: combined, aggregated, calibrated. No model is run; it takes seconds."""
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from prefdata.errors import UsageError
 from prefdata.reports import Report, nonzero
 from prefdata.scorers import file_identity
+from prefdata.scorers.aggregate import aggregate
+from prefdata.scorers.calibrate import correlation, figures, fit_temperature, length_penalty, lowess_bias, mean_bias
 from prefdata.scorers.combine import combine, function_file, parse_rule
+from prefdata.scorers.leagues import contradictions, league
 from prefdata.specs import RankSpec
 from prefdata.store import Lineage, Outcome, Run, name_of
 from prefdata.tables import SCORES, rows_id
-from prefdata.views import read_prompts
+from prefdata.views import read_candidates, read_prompts
+
+BOOTSTRAP = 200
+"""Resamples for the intervals of Bradley-Terry scores."""
 
 _COLUMNS = ["candidate_id", "prompt_id", "score", "reason", "text_hash"]
 
@@ -57,6 +66,138 @@ def combined(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool =
     return run.partition("scores", name_of(name)).derive(lineage, compute, replace=replace)
 
 
+def aggregated(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = False) -> Outcome:
+    """Make scores of the comparisons of some judges, and store them as `RUN/scores/scorer=NAME`.
+
+    Raises:
+        NotReady: there are no comparisons, or a judge's are unfinished and `partial` was not asked for.
+        UsageError: there is no such judge.
+        SpecConflict: a scorer of this name is another.
+    """
+    judges = [run.only("comparisons", judge, partial=partial) for judge in spec.comparisons]
+    columns = ["prompt_id", "first_id", "second_id", "order", "annotator", "probability"]
+    frames = [pl.from_arrow(judge.read(columns)) for judge in judges]
+    games = pl.concat([frame for frame in frames if isinstance(frame, pl.DataFrame)])
+    keyed = games.with_columns(key=pl.concat_str("first_id", "second_id", "order", "annotator", separator="/"))
+    parents = {"comparisons": rows_id(keyed.select("key", "probability").to_arrow(), "key")}
+    lineage = Lineage.of(spec, parents)
+
+    def compute() -> tuple[pa.Table, Report]:
+        began = time.monotonic()
+        intervals = BOOTSTRAP if spec.aggregate == "bradley-terry" else 0
+        made = aggregate(games, spec.aggregate, prior=spec.prior, bootstrap=intervals, seed=spec.seed)
+        details = [
+            json.dumps({name: value for name, value in row.items() if value is not None})
+            for row in made.select("games", "low", "high").iter_rows(named=True)
+        ]
+        rows = made.select("candidate_id", "prompt_id", "score", "reason").with_columns(
+            text_hash=pl.lit(None, pl.String), details=pl.Series(details, dtype=pl.String)
+        )
+        report = derived_report(rows, comparisons=games.height, **_contradictions(games))
+        return SCORES.conform(rows.to_arrow()), report.timed(time.monotonic() - began)
+
+    name = spec.name or f"{'-'.join(spec.comparisons)}-{spec.aggregate}"
+    return run.partition("scores", name_of(name)).derive(lineage, compute, replace=replace)
+
+
+def calibrated(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = False) -> Outcome:
+    """Correct a scorer's scores for length, and by a temperature, and store them as `RUN/scores/scorer=NAME`.
+
+    The temperature is fitted on the pairs of `spec.labelled`, whose labels are taken for the truth (people's, another
+    scorer's); the report has the figures on them before and after.
+
+    Raises:
+        NotReady: there are no such scores, or no such pairs.
+        UsageError: nothing is to be corrected.
+        SpecConflict: a scorer of this name is another.
+    """
+    if spec.length == "none" and spec.labelled is None:
+        raise UsageError("--calibrate corrects by --length or by pairs that are --labelled: say which.")
+    scorer = str(spec.calibrate)
+    rows = scores_of(run, scorer, partial=partial)
+    lengths = read_candidates(run, ["candidate_id", "text"]).select(
+        "candidate_id", length=pl.col("text").str.len_chars().cast(pl.Float64)
+    )
+    rows = rows.join(lengths, on="candidate_id", how="left", maintain_order="left")
+    ids = ["pair_id", "chosen_id", "rejected_id"]
+    pairs = None if spec.labelled is None else _frame(run, "pairs", spec.labelled, ids)
+    parents = {f"scores/{scorer}": _content(rows)}
+    if pairs is not None:
+        parents[f"pairs/{spec.labelled}"] = rows_id(pairs.to_arrow(), "pair_id")
+    lineage = Lineage.of(spec, parents)
+
+    def compute() -> tuple[pa.Table, Report]:
+        began = time.monotonic()
+        made = corrected(rows, pairs, spec)
+        before, after = _on_pairs(rows, pairs), _on_pairs(made, pairs)
+        said = {f"{name} {when}": v for when, one in (("before", before), ("after", after)) for name, v in one.items()}
+        report = derived_report(made, **said).timed(time.monotonic() - began)
+        return SCORES.conform(made.drop("length").to_arrow()), report
+
+    name = spec.name or f"{scorer}-calibrated"
+    return run.partition("scores", name_of(name)).derive(lineage, compute, replace=replace)
+
+
+def corrected(rows: pl.DataFrame, pairs: pl.DataFrame | None, spec: RankSpec) -> pl.DataFrame:
+    """Scores without what length explains (2409.17407), and divided by the fitted temperature.
+
+    `rows` has score and length (characters) among its columns, `pairs` chosen_id and rejected_id.
+    """
+    usable = rows.filter(pl.col("score").is_not_null() & pl.col("length").is_not_null())
+    scores, lengths = usable["score"].to_numpy(), usable["length"].to_numpy()
+    if spec.length == "penalty":
+        scores = length_penalty(scores, lengths, spec.length_weight)
+    elif spec.length == "rc-lwr" and len(scores):
+        scores = scores - lowess_bias(scores, lengths, lengths)
+    elif spec.length == "rc-mean" and len(scores):
+        window = float(np.mean(np.abs(lengths - np.median(lengths)))) / 2
+        scores = scores - mean_bias(scores, lengths, lengths, window=window)
+    made = usable.select("candidate_id", new=pl.Series("new", scores, dtype=pl.Float64).fill_nan(None))
+    joined = rows.join(made, on="candidate_id", how="left", maintain_order="left")
+    few = pl.col("score").is_not_null() & pl.col("new").is_null()
+    reason = pl.when(few).then(pl.lit("few_of_its_length")).otherwise(pl.col("reason"))
+    corrected_rows = joined.with_columns(score=pl.col("new"), reason=reason).drop("new")
+    if pairs is None:
+        return corrected_rows
+    margins = _margins(corrected_rows, pairs)
+    fitted = fit_temperature((margins["chosen"] - margins["rejected"]).to_numpy())
+    return corrected_rows.with_columns(pl.col("score") / fitted.value)
+
+
+def _margins(rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+    """The pairs of which both answers have a score: chosen, rejected, and their lengths."""
+    known = rows.filter(pl.col("score").is_not_null()).select("candidate_id", "score", "length")
+    for side in ("chosen", "rejected"):
+        named = known.rename({"score": side, "length": f"{side}_length"})
+        pairs = pairs.join(named, left_on=f"{side}_id", right_on="candidate_id")
+    return pairs
+
+
+def _on_pairs(rows: pl.DataFrame, pairs: pl.DataFrame | None) -> dict[str, Any]:
+    known = rows.filter(pl.col("score").is_not_null())
+    said: dict[str, Any] = {"length correlation": correlation(known["score"].to_numpy(), known["length"].to_numpy())}
+    if pairs is None or (both := _margins(rows, pairs)).height == 0:
+        return said
+    chosen, rejected = both["chosen"].to_numpy(), both["rejected"].to_numpy()
+    found = figures(chosen, rejected, both["chosen_length"].to_numpy(), both["rejected_length"].to_numpy())
+    return {"accuracy": found.accuracy, "ece": found.ece, "log loss": found.log_loss, **said}
+
+
+def _contradictions(games: pl.DataFrame) -> dict[str, Any]:
+    said = contradictions(league(games))
+    return {name.replace("_", " "): value for name, value in said.items() if value is not None}
+
+
+def _content(rows: pl.DataFrame) -> str:
+    return rows_id(rows.select("candidate_id", "score").to_arrow(), "candidate_id")
+
+
+def _frame(run: Run, table: str, name: str, columns: list[str]) -> pl.DataFrame:
+    frame = pl.from_arrow(run.only(table, name).read(columns))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
 def scores_of(run: Run, scorer: str, *, partial: bool = False) -> pl.DataFrame:
     """The scores of one scorer.
 
@@ -68,13 +209,13 @@ def scores_of(run: Run, scorer: str, *, partial: bool = False) -> pl.DataFrame:
     return rows
 
 
-def derived_report(rows: pl.DataFrame) -> Report:
-    """The Report of scores that were made from others."""
+def derived_report(rows: pl.DataFrame, **also: Any) -> Report:
+    """The Report of scores that were made from others; `also` are further figures."""
     reasons = dict(rows["reason"].drop_nulls().value_counts(name="n").sort("reason").iter_rows())
     figures: dict[str, Any] = {"scored": rows["score"].count(), **nonzero(reasons)}
     if rows["score"].count():
         figures |= {"mean": rows["score"].mean(), "std": rows["score"].std()}
-    return Report(step="rank", unit="candidates", rows_in=rows.height, rows_out=rows.height, figures=figures)
+    return Report(step="rank", unit="candidates", rows_in=rows.height, rows_out=rows.height, figures=figures | also)
 
 
 def _joined(members: dict[str, pl.DataFrame]) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""rank --combine: several scorers as one, from stored scores alone."""
+"""rank without a model: several scorers as one, scores from comparisons, scores corrected."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from prefdata.errors import SpecConflict, UsageError
+from prefdata.pairs import pair
 from prefdata.prompts import ingest
+from prefdata.reports import Report
 from prefdata.scores import rank
-from prefdata.specs import IngestSpec, RankSpec
-from prefdata.store import Run
+from prefdata.selections import select
+from prefdata.specs import IngestSpec, PairSpec, RankSpec, SelectSpec
+from prefdata.store import Lineage, Run
+from prefdata.tables import COMPARISONS
 
 FUNCTIONS = """
 def length(messages, response): return float(len(response))
@@ -77,3 +81,49 @@ def test_a_scorer_that_is_not_there(run: Run) -> None:
     with pytest.raises(UsageError, match='Did you mean "vowels"'):
         rank(run, RankSpec(combine="mean(length, vowls)"))
     assert not (run.path / "scores/scorer=combined").exists()
+
+
+def test_scores_from_comparisons(run: Run) -> None:
+    """Three answers, the longer always better: Bradley-Terry, Borda and Copeland rank them alike; a null is left out."""
+    ids = {c["text"]: c["candidate_id"] for p in run.partitions("candidates") for c in p.read().to_pylist()}
+    prompt = run.partitions("candidates")[0].read(["prompt_id"])["prompt_id"][0].as_py()
+    games = [("aei", "a", 1.0), ("abcde", "a", 1.0), ("abcde", "aei", 1.0), ("bcd", "a", None)]
+    rows = [
+        {
+            "first_id": ids[first],
+            "second_id": ids[second],
+            "order": "first-second",
+            "annotator": "ann",
+            "prompt_id": prompt,
+            "probability": probability,
+            "verdict": "unparsable" if probability is None else "first",
+        }
+        for first, second, probability in games
+    ]
+    partition = run.partition("comparisons", "people")
+    partition.begin(Lineage.of(RankSpec(pairwise="people")))
+    partition.append(COMPARISONS.from_rows(rows))
+    partition.finish(Report(step="rank", unit="comparisons", rows_in=4, rows_out=4))
+    for method in ("bradley-terry", "borda", "copeland", "elo"):
+        done = rank(run, RankSpec(comparisons=("people",), aggregate=method))
+        found = scores(run, f"people-{method}")
+        assert found["abcde"][0] > found["aei"][0] > found["a"][0]
+        assert found["bcd"] == (None, "no_comparisons")
+        assert done.report.figures["null"] == 1
+    assert scores(run, "people-copeland")["a"] == (-2.0, None)
+
+
+def test_length_is_taken_out_and_a_temperature_fitted(run: Run, tmp_path: Path) -> None:
+    """A score that is its length exactly: RC-LWR leaves nothing (2409.17407), the penalty takes weight * length off."""
+    rank(run, RankSpec(calibrate="length", length="rc-lwr", name="flat"))
+    assert all(abs(score or 0.0) < 1e-9 for score, _ in scores(run, "flat").values())
+    rank(run, RankSpec(calibrate="length", length="penalty", length_weight=0.5, name="half"))
+    assert scores(run, "half")["abcde"] == (2.5, None)
+    select(run, SelectSpec(method="top-k", k=4, scorer="vowels", truncated="keep"))
+    pair(run, PairSpec(strategy="all", name="people"))
+    done = rank(run, RankSpec(calibrate="length", labelled="people", name="fitted"))
+    before, after = done.report.figures["log loss before"], done.report.figures["log loss after"]
+    assert after < before
+    assert done.report.figures["accuracy before"] == done.report.figures["accuracy after"]
+    with pytest.raises(UsageError, match="say which"):
+        rank(run, RankSpec(calibrate="length"))
