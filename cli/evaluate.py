@@ -1,15 +1,20 @@
-"""prefdata eval: policies side by side."""
+"""prefdata eval: policies side by side, and how far a reward model can be trusted."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from . import show
 
-app = typer.Typer(no_args_is_help=True, help="Evaluate policies.")
+if TYPE_CHECKING:
+    from prefdata.explore.reward_models import Evaluation, Pair
+
+Scores = dict[str, float | None]
+
+app = typer.Typer(no_args_is_help=True, help="Evaluate policies and reward models.")
 
 
 @app.command(
@@ -33,3 +38,88 @@ def policies(
     from prefdata.store import Run
 
     show.table(compare(Run(run), scorer, policy, baseline, split).to_arrow(), format)
+
+
+@app.command(
+    "reward-model",
+    epilog="Example: prefdata eval reward-model sample_data/reward_model sample_data/heldout_preferences.jsonl",
+)
+def reward_model(
+    scorer: Annotated[
+        str, typer.Argument(metavar="M", help="A reward model (folder or hub name), FILE.py:NAME, or a run's scorer.")
+    ],
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA…", help="Labelled pairs: files, exports, hub names, or a run.")
+    ],
+    pairing: Annotated[str | None, typer.Option("--pairing", help="Which pairs of a run.")] = None,
+    by: Annotated[
+        list[str] | None, typer.Option("--by", help="A column to group by (source and subset unless given).")
+    ] = None,
+    rows: Annotated[Path | None, typer.Option("--rows", help="Write a JSON object a pair into this file.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Which label of several, by name or number.")] = None,
+    text_format: Annotated[
+        Path | None, typer.Option("--text-format", help="A file with the text, {prompt} and {response} in it.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, …; the best there is.")] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")] = "auto",
+    format: Annotated[
+        Literal["table", "json"], typer.Option("--format", "-f", help="How the figures are printed.")
+    ] = "table",
+) -> None:
+    """Accuracy on labelled pairs with 95% intervals, margins, calibration, length bias, other samplers' answers."""
+    from prefdata.explore import reward_models
+    from prefdata.store import Run
+    from prefdata.tables import TABLES
+
+    runs = [Run(Path(name)) for name in data if any((Path(name) / table).is_dir() for table in TABLES)]
+    stored = next((run for run in runs if scorer in {p.name for p in run.partitions("scores")}), None)
+    if stored is not None and len(data) == 1:
+        pairs, scores = reward_models.stored_pairs(stored, scorer, pairing)
+    else:
+        groups = by or reward_models.GROUPS
+        pairs = [pair for name in data for pair in reward_models.from_data(name, part=pairing, by=groups)]
+        scores = _scored(scorer, pairs, label=label, text_format=text_format, device=device, dtype=dtype)
+    samplers = {} if stored is None else reward_models.sampler_scores(stored, scorer)
+    if rows is not None:
+        reward_models.write_rows(rows, pairs, scores)
+    _print(reward_models.evaluate(pairs, scores, samplers), format)
+
+
+def _scored(named: str, pairs: list[Pair], **settings: Any) -> Scores:
+    from prefdata.explore.reward_models import score_pairs
+    from prefdata.scorers import open_scorer
+    from prefdata.specs import RankSpec
+
+    given = {key: None if value is None else str(value) for key, value in settings.items()}
+    kind = "function" if ".py:" in named else "reward_model"
+    scorer = open_scorer(RankSpec.parse({kind: named, **given}, where="eval reward-model"))
+    try:
+        return score_pairs(scorer, pairs)
+    finally:
+        scorer.close()
+
+
+def _print(found: Evaluation, form: str) -> None:
+    import json
+
+    import pyarrow as pa
+
+    if form == "json":
+        typer.echo(json.dumps(found.as_json(), ensure_ascii=False, indent=2))
+        return
+    for title, rows in (
+        ("accuracy (a tie is half)", found.accuracy.to_arrow()),
+        ("margins", pa.Table.from_pylist([found.margins])),
+        (f"calibration of sigmoid(margin): ECE {found.ece:.4f}", found.reliability.to_arrow()),
+        ("length in characters: accuracies and correlations", _two_columns(found.length)),
+        ("scores of answers", found.distributions.to_arrow()),
+    ):
+        typer.echo(f"{title}\n")
+        show.table(rows, "table")
+        typer.echo("")
+
+
+def _two_columns(figures: dict[str, float | None]) -> Any:
+    import pyarrow as pa
+
+    return pa.Table.from_pylist([{"figure": name.replace("_", " "), "value": v} for name, v in figures.items()])

@@ -12,7 +12,7 @@ import typer.core
 
 from prefdata.errors import PrefdataError
 
-from . import demo, evaluate, explain, export, ingest, pair, rank, sample, select, sql, status, train
+from . import check, demo, evaluate, explain, export, ingest, pair, rank, sample, select, sql, status, train
 
 UsageProblem: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises for wrong usage, wherever it keeps it."""
@@ -26,7 +26,21 @@ class InOrder(typer.core.TyperGroup):
         return [name for name in FLOW if name in self.commands]
 
 
-FLOW = ("demo", "ingest", "sample", "rank", "select", "pair", "export", "train", "eval", "sql", "status", "explain")
+FLOW = (
+    "demo",
+    "ingest",
+    "sample",
+    "rank",
+    "select",
+    "pair",
+    "export",
+    "train",
+    "eval",
+    "check",
+    "sql",
+    "status",
+    "explain",
+)
 
 INTERRUPTED = 130
 """The exit code of a command that was stopped by Ctrl-C."""
@@ -49,6 +63,7 @@ app.command("pair", epilog=pair.EXAMPLE)(pair.pair)
 app.command("export", epilog=export.EXAMPLE)(export.export)
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="eval")
+app.add_typer(check.app, name="check")
 app.command("sql", epilog=sql.EXAMPLE)(sql.sql)
 app.command("status", epilog=status.EXAMPLE)(status.status)
 app.command("explain", epilog=explain.EXAMPLE)(explain.explain)

@@ -18,20 +18,17 @@ from typing import Any, Literal
 from prefdata.errors import ModelError, did_you_mean
 from prefdata.ids import ID_DIGITS, digest
 
-Kind = Literal["causal-lm", "reward-model", "classifier", "reward-start"]
-"""What a model is to serve as; a `classifier` may have several labels, and a reward model can be trained from a
-`reward-start`."""
+Kind = Literal["causal-lm", "reward-model", "reward-start"]
+"""What a model is to serve as; `reward-start` is what a reward model can be trained from, with one label."""
 
 _FITS: dict[Kind, tuple[str, ...]] = {
     "causal-lm": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"),
     "reward-model": ("ForSequenceClassification",),
-    "classifier": ("ForSequenceClassification",),
     "reward-start": ("ForCausalLM", "LMHeadModel", "ForSequenceClassification"),
 }
 _WANTED: dict[Kind, str] = {
     "causal-lm": "A causal language model (an architecture such as LlamaForCausalLM or Qwen2ForCausalLM)",
-    "reward-model": "A reward model (an architecture such as LlamaForSequenceClassification, with one label)",
-    "classifier": "A reward model or a classifier (an architecture such as LlamaForSequenceClassification)",
+    "reward-model": "A reward model or a classifier (an architecture such as LlamaForSequenceClassification)",
     "reward-start": "a causal language model or a reward model",
 }
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -185,10 +182,10 @@ def _check_kind(name: str, kind: Kind, config: dict[str, Any]) -> None:
     fits = any(str(architecture).endswith(_FITS[kind]) for architecture in named)
     if not fits or (kind == "causal-lm" and config.get("is_encoder_decoder")):
         raise ModelError(f"{name} is a {', '.join(map(str, named))}. {_WANTED[kind]} is needed here.")
-    one = kind in ("reward-model", "reward-start") and str(named[0]).endswith("ForSequenceClassification")
+    one = kind == "reward-start" and str(named[0]).endswith("ForSequenceClassification")
     if one and (labels := len(label_names(config))) != 1:
         raise ModelError(
-            f"{name} has {labels} labels, and a reward model has one. Give a model trained with num_labels=1."
+            f"{name} has {labels} labels, and a reward model is trained with one. Give a model made with num_labels=1."
         )
 
 

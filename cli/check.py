@@ -1,0 +1,47 @@
+"""prefdata check: whether a model can be trusted with a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from . import show
+
+app = typer.Typer(no_args_is_help=True, help="Check a model before it is trusted.")
+
+
+@app.command("reward-model", epilog="Example: prefdata check reward-model sample_data/reward_model")
+def reward_model(
+    model: Annotated[str, typer.Argument(metavar="M", help="A sequence-classification model: folder or hub name.")],
+    engine: Annotated[
+        Literal["auto", "transformers", "vllm"],
+        typer.Option("--engine", help="auto compares with vLLM where it is installed, transformers leaves it out."),
+    ] = "auto",
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Preferences whose texts are scored; built-in ones unless given.")
+    ] = None,
+    text_format: Annotated[
+        Path | None, typer.Option("--text-format", help="A file with the text, {prompt} and {response} in it.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, …; the best there is.")] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16.")] = "float32",
+    limit: Annotated[int, typer.Option("--limit", help="Texts of --data that are scored.", min=2)] = 64,
+    format: Annotated[
+        Literal["table", "csv", "json", "jsonl", "markdown"],
+        typer.Option("--format", "-f", help="How the checks are printed."),
+    ] = "table",
+) -> None:
+    """Check that scores are the same in any batch, padding, order, engine and load, and of the right text."""
+    import pyarrow as pa
+
+    from prefdata.explore.fidelity import check
+    from prefdata.explore.reward_models import from_data
+
+    items = [] if data is None else [item for pair in from_data(data) for item in (pair.chosen, pair.rejected)][:limit]
+    found = check(model, engine=engine, device=device, dtype=dtype, text_format=text_format, items=items)
+    rows = [{"check": c.check, "verdict": c.verdict, "seen": c.seen, "limit": c.limit} for c in found]
+    show.table(pa.Table.from_pylist(rows), format)
+    if any(one.passed is False for one in found):
+        raise typer.Exit(1)

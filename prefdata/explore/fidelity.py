@@ -1,0 +1,241 @@
+"""check reward-model: whether a model's scores are what they should be, before anybody trusts them.
+
+Each check is a number against a limit, or a fact: the same score whatever stands beside a text, one begin token, the
+end token where the template writes one, the raw logit, the same after loading again, the same through vLLM, and the
+same token ids as training sees. A check that cannot be made here (vLLM is not installed, float16 on a CPU) says so and
+fails nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from prefdata.errors import ModelError
+from prefdata.model_files import ModelFiles, identify, label_names
+from prefdata.scorers.classifier import Classifier
+from prefdata.scorers.labels import ALL
+from prefdata.scorers.protocol import Item
+from prefdata.scorers.reward_model import TOLERANCE, RewardModel
+from prefdata.scorers.texts import Row
+
+Engine = Literal["auto", "transformers", "vllm"]
+
+EXACT = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
+"""How far scores of one text may be apart between two batches, times the score where that is above 1."""
+
+QUESTIONS = ("Name a colour.", "Why is the sky blue? Answer in a few words, and say how you know it.", "2 + 2?")
+ANSWERS = ("Blue.", "I do not know.", "Because of the light: its short waves are scattered most, and so we see them.",
+           "é 🎬 \n\n- a list\n- of two", "4", "yes " * 24)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check: what was looked at, whether it holds (None where it could not be looked at), and what was seen."""
+
+    check: str
+    passed: bool | None
+    seen: str
+    limit: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """pass, fail, or not checked."""
+        return "not checked" if self.passed is None else "pass" if self.passed else "fail"
+
+
+def check(
+    model: str,
+    *,
+    engine: Engine = "auto",
+    device: str | None = None,
+    dtype: str = "float32",
+    text_format: Path | None = None,
+    items: Sequence[Item] = (),
+) -> list[Check]:
+    """Check a reward model's scores.
+
+    Args:
+        model: a folder or a hub name.
+        engine: `transformers` leaves vLLM out; `vllm` demands it; `auto` takes it where it is installed.
+        device: cpu, cuda, …; the best there is unless given.
+        dtype: arithmetic.
+        text_format: instead of the model's chat template.
+        items: what to score; a few built-in conversations unless given.
+
+    Raises:
+        ModelError: the model cannot be used, or none of the texts can be scored.
+        EngineError: vLLM was demanded and cannot be had.
+    """
+    files = identify(model, "reward-model")
+    several = None if len(label_names(files.config)) == 1 else ALL
+    settings: dict[str, Any] = {"label": several, "text_format": text_format}
+    scorer = RewardModel(files, device=device, dtype=dtype, **settings)
+    items = list(items) or _built_in()
+    rows = _fitting(scorer, items)
+    limit = EXACT[scorer.dtype]
+    truth = _alone(scorer, rows)
+    first = _scores(scorer, items)
+    found = [
+        _apart("batch", first, truth, limit),
+        _apart("batch of two", _scores(scorer, items, budget=2 * max(len(row.ids) for row in rows)), truth, limit),
+        _apart("order", _scores(scorer, items[::-1]), truth, limit),
+        _apart("padding", _whole(scorer, rows), truth, max(limit, TOLERANCE[scorer.dtype] / 10)),
+        _identical(scorer, items),
+        *_tokens(scorer, rows),
+        _raw(first, truth, limit),
+        _as_trained(scorer, items, text_format),
+    ]
+    notes = [Check("note", None, note) for note in scorer.notes]
+    device, dtype = str(scorer.device), scorer.dtype
+    scorer.close()
+    again = RewardModel(files, device=device, dtype=dtype, **settings)
+    found.append(_apart("reload", _scores(again, items), first, 0.0))
+    again.close()
+    found.append(_through_vllm(files, engine, items, truth, dtype, settings))
+    return found + notes
+
+
+def _built_in() -> list[Item]:
+    asked = [({"role": "user", "content": question},) for question in QUESTIONS]
+    return [Item(f"{i}/{k}", m, answer, False) for i, m in enumerate(asked) for k, answer in enumerate(ANSWERS)]
+
+
+def _fitting(scorer: RewardModel, items: Sequence[Item]) -> list[Row]:
+    rows = [row for row in scorer.texts.prepare(items).rows if 0 < len(row.ids) <= scorer.context_length]
+    if not rows:
+        raise ModelError("none of the texts fits the model and its template. Give others with --data.")
+    return rows
+
+
+def _scores(scorer: Classifier, items: Iterable[Item], budget: int | None = None) -> dict[str, float]:
+    """The scores by item and output; what has none is left out."""
+    if budget is not None and isinstance(scorer, RewardModel):
+        scorer.batch_tokens, budget = budget, scorer.batch_tokens
+    found = {f"{s.key} {s.output}": s.score for s in scorer.score(items) if s.score is not None}
+    if budget is not None and isinstance(scorer, RewardModel):
+        scorer.batch_tokens = budget
+    return found
+
+
+@torch.inference_mode()
+def _alone(scorer: RewardModel, rows: list[Row]) -> dict[str, float]:
+    """The scores by definition: each text alone, unpadded, its last token's state through the head."""
+    found: dict[str, float] = {}
+    for row in rows:
+        ids = torch.tensor([row.ids], device=scorer.device)
+        net = scorer._net
+        if hasattr(net, "score"):
+            logits = net.score(net.base_model(ids, use_cache=False).last_hidden_state[:, -1])
+        else:
+            logits = net(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        for output, value in zip(scorer.outputs, scorer.labels.read(logits)[0].tolist(), strict=True):
+            found |= {f"{key} {output}": value for key in row.keys}
+    return found
+
+
+def _whole(scorer: RewardModel, rows: list[Row]) -> dict[str, float]:
+    """The scores of all rows in one batch, each padded to the longest."""
+    values = scorer.labels.read(scorer._forward(rows)).tolist()
+    return {
+        f"{key} {output}": value
+        for row, of_row in zip(rows, values, strict=True)
+        for output, value in zip(scorer.outputs, of_row, strict=True)
+        for key in row.keys
+    }
+
+
+def _apart(name: str, found: dict[str, float], known: dict[str, float], limit: float) -> Check:
+    if found.keys() != known.keys():
+        return Check(name, False, f"{len(found)} scores instead of {len(known)}", f"{limit:g}")
+    worst = max(abs(found[key] - known[key]) / max(1.0, abs(known[key])) for key in known)
+    return Check(name, worst <= limit, f"{worst:.1e}", f"{limit:g}")
+
+
+def _identical(scorer: RewardModel, items: Sequence[Item]) -> Check:
+    """The same conversation scored in two batches with other neighbours gives one score, and a margin of 0."""
+    one = items[len(items) // 2]
+    twin = Item("twin", one.messages, one.response, one.truncated)
+    found = _scores(scorer, [*items, twin])
+    worst = max(abs(found[f"twin {output}"] - found[f"{one.key} {output}"]) for output in scorer.outputs)
+    return Check("identical pair", worst == 0.0, f"{worst:.1e}", "0")
+
+
+def _tokens(scorer: RewardModel, rows: list[Row]) -> list[Check]:
+    tokenizer = scorer.chat.tokenizer
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    counts = sorted({0 if begin is None else _leading(row.ids, begin) for row in rows})
+    many = "the tokenizer has none" if begin is None else f"{counts[0]} to {counts[-1]}"
+    one = Check("one begin token", counts[-1] <= 1, many, "1")
+    written = [row for row in rows if _ends(row.text, tokenizer)]
+    kept = sum(1 for row in written if set(row.ids[-3:]) & _special(tokenizer))
+    if not written:
+        said = "the tokenizer has none" if end is None else f"the text ends without {tokenizer.decode([end])}"
+        return [one, Check("end token", None, said)]
+    return [one, Check("end token", kept == len(written), f"{kept} of {len(written)}", "all")]
+
+
+def _leading(ids: list[int], begin: int | None) -> int:
+    return next((at for at, token in enumerate(ids) if token != begin), len(ids))
+
+
+def _special(tokenizer: Any) -> set[int]:
+    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+
+
+def _ends(text: str, tokenizer: Any) -> bool:
+    return text.rstrip().endswith(tuple(tokenizer.decode([token]).strip() for token in _special(tokenizer)))
+
+
+def _raw(scores: dict[str, float], truth: dict[str, float], limit: float) -> Check:
+    """The score is the logit, not its sigmoid."""
+    squashed = max(abs(scores[key] - 1 / (1 + math.exp(-truth[key]))) for key in scores)
+    close = _apart("raw logit", scores, truth, limit)
+    return Check(
+        close.check, close.passed, f"{close.seen} from the logit, {squashed:.1e} from its sigmoid", close.limit
+    )
+
+
+def _as_trained(scorer: RewardModel, items: Sequence[Item], text_format: Path | None) -> Check:
+    """The token ids are those that `prefdata train rm` trains on."""
+    if text_format is not None or scorer.chat.template is None:
+        return Check("text as trained", None, "only the chat template's text can be compared")
+    from prefdata.train.layouts import Item as Trained
+    from prefdata.train.layouts import Row as TrainRow
+    from prefdata.train.tokens import Encoder
+
+    tokenizer = scorer.chat.tokenizer
+    encoder = Encoder(tokenizer, frozenset(_special(tokenizer)), None, "error")
+    differ = 0
+    for item in items:
+        prompt = [{"role": m["role"], "content": m["content"]} for m in item.messages]
+        answers = [[{"role": "assistant", "content": text}] for text in (item.response, "Other.")]
+        row = TrainRow("check", 1, "train", {})
+        trees = encoder.encode([Trained(prompt, tuple(answers), 1.0, None, None, row, False)]).trees
+        trained = [*trees[0].prompt.tolist(), *trees[0].responses[0].tolist()]
+        (ids,) = scorer.texts.encode([scorer.texts.text(item.messages, item.response)])
+        differ += ids != trained
+    return Check("text as trained", differ == 0, f"{len(items) - differ} of {len(items)} the same", "all")
+
+
+def _through_vllm(
+    files: ModelFiles, engine: Engine, items: Sequence[Item], truth: dict[str, float], dtype: str, settings: Any
+) -> Check:
+    name = "transformers = vLLM"
+    if engine == "transformers":
+        return Check(name, None, "left out by --engine transformers")
+    if engine == "auto" and importlib.util.find_spec("vllm") is None:
+        return Check(name, None, "vLLM is not installed")
+    from prefdata.scorers.pooling import PoolingRewardModel
+
+    scorer = PoolingRewardModel(files, dtype=dtype, **settings)
+    try:
+        return _apart(name, _scores(scorer, items), truth, 10 * EXACT[dtype])
+    finally:
+        scorer.close()

@@ -1,0 +1,294 @@
+"""eval reward-model: how well scores agree with labelled pairs, and what else they follow.
+
+Accuracy by source and subset with Wilson's 95% interval, a tie as half; margins; calibration of sigmoid(margin) (ECE
+and the data of a reliability diagram); length bias, the baseline that takes the longer answer beside the model; and
+where a run is given, how the scores of each sampler's answers lie beside those of the labelled ones. The labelled pairs
+come in any layout that `train rm` reads, from a run's pairs or a file; no training set is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from prefdata.errors import InputError
+from prefdata.ids import Message
+from prefdata.scorers.calibrate import calibration_error, correlation, reliability, sigmoid
+from prefdata.scorers.protocol import Item, Scorer
+from prefdata.store import Run
+from prefdata.train.data import find
+from prefdata.train.layouts import Item as Labelled
+from prefdata.train.layouts import parse
+from prefdata.views import read_candidates
+
+GROUPS = ("source", "subset")
+"""Columns that pairs are grouped by, where they are there."""
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A labelled pair: both answers as items, and which groups it belongs to."""
+
+    chosen: Item
+    rejected: Item
+    groups: dict[str, str]
+    ids: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found.
+
+    Attributes:
+        accuracy: one row a group: group, value, pairs, unscored, ties, accuracy, low, high, longer (the accuracy of
+            taking the longer answer), mean_margin.
+        margins: the quantiles of the margin, by name, and its mean.
+        ece: expected calibration error of sigmoid(|margin|), ten bins.
+        reliability: the rows of the reliability diagram.
+        length: accuracy of the longer answer, the correlations of score and margin with length in characters, and the
+            accuracy where the chosen answer is the longer and where it is the shorter.
+        distributions: one row for chosen, rejected, and each sampler of a run: answers, mean, std, quantiles, and the
+            shift of the mean from the labelled answers in their standard deviations.
+    """
+
+    accuracy: pl.DataFrame
+    margins: dict[str, float]
+    ece: float
+    reliability: pl.DataFrame
+    length: dict[str, float | None]
+    distributions: pl.DataFrame
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {
+            name: value.to_dicts() if isinstance(value, pl.DataFrame) else value
+            for name, value in ((name, getattr(self, name)) for name in self.__dataclass_fields__)
+        }
+
+
+def from_data(data: Path | str, *, part: str | None = None, by: Sequence[str] = GROUPS) -> list[Pair]:
+    """The labelled pairs of a file, an export, a hub dataset or a run (`part` names the pairing).
+
+    Raises:
+        InputError, BadRows: it cannot be read, or rows of it cannot be used.
+    """
+    found = find(data, "preferences", part=part)
+    items = parse(found.read(), "preferences", found.name)
+    return [_pair(f"{found.name}:{number}", item, by) for number, item in enumerate(items)]
+
+
+def score_pairs(scorer: Scorer, pairs: Sequence[Pair]) -> dict[str, float | None]:
+    """The scores of both sides of all pairs, by the items' keys; of a scorer with one output.
+
+    Raises:
+        InputError: the scorer has several outputs.
+    """
+    if len(scorer.outputs) != 1:
+        raise InputError(f"{len(scorer.outputs)} outputs cannot be judged at once. Name one with --label.")
+    sides = (side for pair in pairs for side in (pair.chosen, pair.rejected))
+    return {scored.key: scored.score for scored in scorer.score(sides)}
+
+
+def stored_pairs(run: Run, scorer: str, part: str | None = None) -> tuple[list[Pair], dict[str, float | None]]:
+    """A run's pairs with the scores that it holds already: no model is needed.
+
+    Raises:
+        NotReady, UsageError: there are no such pairs or scores.
+    """
+    rows = _frame(run.only("pairs", part).read(["pair_id", "prompt_id", "chosen_id", "rejected_id"]))
+    answers = read_candidates(run, ["candidate_id", "text"])
+    texts = dict(zip(answers["candidate_id"], answers["text"], strict=True))
+    held = _frame(run.only("scores", scorer).read(["candidate_id", "score"]))
+    known = dict(held.iter_rows())
+    pairs, scores = [], {}
+    for row in rows.iter_rows(named=True):
+        sides = []
+        for name in ("chosen", "rejected"):
+            sides.append(Item(f"{row['pair_id']}/{name}", (), texts[row[f"{name}_id"]], False))
+            scores[sides[-1].key] = known.get(row[f"{name}_id"])
+        pairs.append(Pair(sides[0], sides[1], {}, (row["chosen_id"], row["rejected_id"])))
+    return pairs, scores
+
+
+def sampler_scores(run: Run, scorer: str) -> dict[str, list[float]]:
+    """The scores that a run holds of each sampler's answers."""
+    answers = read_candidates(run, ["candidate_id"])
+    held = _frame(run.only("scores", scorer).read(["candidate_id", "score"]))
+    joined = answers.join(held, on="candidate_id").drop_nulls("score")
+    return {str(name): part["score"].to_list() for (name,), part in joined.group_by("sampler", maintain_order=True)}
+
+
+def evaluate(
+    pairs: Sequence[Pair], scores: Mapping[str, float | None], samplers: Mapping[str, Sequence[float]] | None = None
+) -> Evaluation:
+    """The figures of scores on labelled pairs.
+
+    Args:
+        pairs: the labelled pairs.
+        scores: of every side, by its key; a missing one is a pair that is not judged, and is counted.
+        samplers: scores of other answers, by what drew them.
+
+    Raises:
+        InputError: no pair has two scores.
+    """
+    frame = _judged(pairs, scores)
+    both = frame.drop_nulls("margin")
+    if both.height == 0:
+        raise InputError(f"none of the {len(pairs)} pairs has a score for both answers. See their reasons with rank.")
+    margin = both["margin"].to_numpy()
+    confidence, right = sigmoid(np.abs(margin)), (np.sign(margin) + 1) / 2
+    quantiles = {f"q{round(q * 100):02d}": float(np.quantile(margin, q)) for q in QUANTILES}
+    return Evaluation(
+        accuracy=_accuracy(frame),
+        margins={"mean": float(margin.mean()), "std": float(margin.std()), **quantiles},
+        ece=calibration_error(confidence, right),
+        reliability=reliability(confidence, right),
+        length=_length(both),
+        distributions=_distributions(both, samplers or {}),
+    )
+
+
+def write_rows(path: Path, pairs: Sequence[Pair], scores: Mapping[str, float | None]) -> None:
+    """Write a JSON object a pair: prompt, chosen, rejected, their scores, margin, correct (null for a tie or no score).
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            for row in _rows(pairs, scores):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}.") from None
+
+
+def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's interval of a share of `count` pairs (Wilson 1927); ties as half make it a little too wide."""
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _pair(key: str, item: Labelled, by: Sequence[str]) -> Pair:
+    prompt = item.prompt
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    sides = [_item(f"{key}/{name}", messages, answer) for name, answer in zip("cr", item.answers, strict=True)]
+    groups = {name: str(item.row.values[name]) for name in by if item.row.values.get(name) is not None}
+    return Pair(sides[0], sides[1], groups)
+
+
+def _frame(table: Any) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _item(key: str, prompt: Sequence[Mapping[str, str]], answer: str | list[dict[str, str]]) -> Item:
+    said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+    turns: list[Any] = [*prompt, *said]
+    messages: tuple[Message, ...] = tuple(turns[:-1])
+    return Item(key, messages, turns[-1]["content"], False)
+
+
+def _rows(pairs: Sequence[Pair], scores: Mapping[str, float | None]) -> Iterator[dict[str, Any]]:
+    for pair in pairs:
+        one, other = scores.get(pair.chosen.key), scores.get(pair.rejected.key)
+        margin = None if one is None or other is None else one - other
+        yield {
+            "prompt": list(pair.chosen.messages),
+            "chosen": pair.chosen.response,
+            "rejected": pair.rejected.response,
+            "chosen_score": one,
+            "rejected_score": other,
+            "margin": margin,
+            "correct": None if not margin else margin > 0,
+            **pair.groups,
+        }
+
+
+def _judged(pairs: Sequence[Pair], scores: Mapping[str, float | None]) -> pl.DataFrame:
+    rows = [
+        {
+            "chosen": scores.get(pair.chosen.key),
+            "rejected": scores.get(pair.rejected.key),
+            "chosen_length": len(pair.chosen.response),
+            "rejected_length": len(pair.rejected.response),
+            "groups": json.dumps(pair.groups),
+        }
+        for pair in pairs
+    ]
+    kinds = {"chosen": pl.Float64, "rejected": pl.Float64}
+    frame = pl.DataFrame(rows, schema_overrides=kinds)
+    return frame.with_columns(margin=pl.col("chosen") - pl.col("rejected"))
+
+
+def _accuracy(frame: pl.DataFrame) -> pl.DataFrame:
+    groups = [json.loads(text) for text in frame["groups"]]
+    rows = [_group("all", "", frame)]
+    for name in dict.fromkeys(name for group in groups for name in group):
+        values = pl.Series([group.get(name) for group in groups], dtype=pl.String)
+        rows += [_group(name, v, frame.filter(values == v)) for v in values.drop_nulls().unique().sort()]
+    return pl.DataFrame(rows)
+
+
+def _group(name: str, value: str, frame: pl.DataFrame) -> dict[str, Any]:
+    both = frame.drop_nulls("margin")
+    row: dict[str, Any] = {"group": name, "value": value, "pairs": frame.height, "unscored": frame.height - both.height}
+    if both.height == 0:
+        return row | dict.fromkeys(("ties", "accuracy", "low", "high", "longer", "mean_margin"))
+    share = _wins(both["margin"])
+    low, high = wilson(share, both.height)
+    return row | {
+        "ties": int((both["margin"] == 0).sum()),
+        "accuracy": share,
+        "low": low,
+        "high": high,
+        "longer": _wins(both["chosen_length"] - both["rejected_length"]),
+        "mean_margin": both["margin"].mean(),
+    }
+
+
+def _wins(differences: pl.Series) -> float:
+    return float(((differences > 0).cast(pl.Float64) + (differences == 0).cast(pl.Float64) / 2).mean())  # type: ignore[arg-type]
+
+
+def _length(both: pl.DataFrame) -> dict[str, float | None]:
+    score = np.concatenate([both["chosen"].to_numpy(), both["rejected"].to_numpy()])
+    lengths = np.concatenate([both["chosen_length"].to_numpy(), both["rejected_length"].to_numpy()]).astype(float)
+    gap = (both["chosen_length"] - both["rejected_length"]).to_numpy().astype(float)
+    margin = both["margin"].to_numpy()
+
+    def among(rows: Any) -> float | None:
+        return float(((np.sign(margin[rows]) + 1) / 2).mean()) if rows.any() else None
+
+    return {
+        "model": among(np.ones(len(margin), bool)),
+        "longer_answer": float(((np.sign(gap) + 1) / 2).mean()),
+        "model_where_chosen_is_longer": among(gap > 0),
+        "model_where_chosen_is_shorter": among(gap < 0),
+        "correlation_score_length": correlation(score, lengths),
+        "correlation_margin_length": correlation(margin, gap),
+    }
+
+
+def _distributions(both: pl.DataFrame, samplers: Mapping[str, Sequence[float]]) -> pl.DataFrame:
+    labelled = np.concatenate([both["chosen"].to_numpy(), both["rejected"].to_numpy()])
+    sides = {"chosen": both["chosen"].to_numpy(), "rejected": both["rejected"].to_numpy()}
+    rows = []
+    for name, found in {**sides, **{f"sampler {name}": np.array(values) for name, values in samplers.items()}}.items():
+        if len(found) == 0:
+            continue
+        shift = float((found.mean() - labelled.mean()) / labelled.std()) if labelled.std() > 0 else None
+        quantiles = {f"q{round(q * 100):02d}": float(np.quantile(found, q)) for q in QUANTILES}
+        figures = {"mean": float(found.mean()), "std": float(found.std())}
+        rows.append({"answers_of": name, "answers": len(found), **figures, **quantiles, "shift": shift})
+    return pl.DataFrame(rows)
