@@ -29,7 +29,7 @@ class ReferenceScorer:
     No score: `no_reference` where there is none, `empty_reference` where it has no words.
     """
 
-    outputs = ("",)
+    outputs: tuple[str, ...] = ("",)
 
     def __init__(self, measure: Callable[[str, str], float]) -> None:
         """A scorer on `exact_match` or `rouge_l`, or any measure of (answer, reference)."""

@@ -39,7 +39,7 @@ _LISTED = re.compile(r"\(([A-Z])\)|(?:^|\s)\**([A-Z])(?:\)|\.(?=\s|$)|:)", re.MU
 class Check:
     """A Scorer on a rule Item -> Found that answers at once; see `prefdata.scorers.protocol.Scorer`."""
 
-    outputs = ("",)
+    outputs: tuple[str, ...] = ("",)
 
     def __init__(self, rule: Callable[[Item], Found]) -> None:
         self.versions = _python()
@@ -57,7 +57,7 @@ class Check:
 class ClockedCheck:
     """A Scorer on code that may hang, in worker processes; see `prefdata.scorers.protocol.Scorer`."""
 
-    outputs = ("",)
+    outputs: tuple[str, ...] = ("",)
 
     def __init__(self, rule: str, argument: str, *, time_limit: float, workers: int) -> None:
         self.versions = _python()
