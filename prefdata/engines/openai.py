@@ -44,6 +44,7 @@ SPARABLE = {
     "return_token_ids": "keeps its token ids to itself",
     "logprobs": "gives no log-probabilities",
     "seed": "takes no seed, so that its answers cannot be drawn again",
+    "response_format": "enforces no JSON schema",
 }
 """What is asked of every server and given up where one does not know it, and how the notes say so."""
 
@@ -197,6 +198,7 @@ class OpenAIGenerator:
             "seed": request.seed,
             "return_token_ids": True,
             "stop": [text for text in sampling.stop if text] or None,
+            "response_format": sampling.json_schema and _response_format(sampling.json_schema),
         }
         for name, silent in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0), ("min_tokens", 0)):
             value = getattr(sampling, name)
@@ -282,6 +284,11 @@ def _is_whole(answer: dict[str, Any]) -> bool:
     """Whether a server's answer is one, and not what it says of a request that it dropped."""
     choices = answer.get("choices")
     return isinstance(choices, list) and bool(choices) and choices[0].get("finish_reason") not in ("abort", "error")
+
+
+def _response_format(schema: str) -> dict[str, Any]:
+    """How OpenAI's interface asks for an object of a JSON schema."""
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": json.loads(schema)}}
 
 
 def _without_limit(path: str, body: dict[str, Any], refused: Refused) -> bool:

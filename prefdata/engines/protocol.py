@@ -37,6 +37,8 @@ class Sampling:
         min_tokens: no end token, and no stop text, before this many tokens.
         stop: texts that end an answer; the answer's text ends before the first of them.
         logprobs: whether the log-probability of every token is wanted.
+        json_schema: the JSON schema, as text, of the object that the answer is to be. vllm and most servers let
+            nothing else be drawn; transformers passes it over, so whoever asks reads the answer with care.
     """
 
     temperature: float
@@ -49,6 +51,7 @@ class Sampling:
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     logprobs: bool = False
+    json_schema: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

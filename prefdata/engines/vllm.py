@@ -44,6 +44,7 @@ NEEDED = (
     "lora.request.LoRARequest",
     "platforms.current_platform",
     "sampling_params.RequestOutputKind.FINAL_ONLY",
+    "sampling_params.StructuredOutputsParams",
 )
 """What is used of vLLM, looked for before anything is started."""
 
@@ -120,6 +121,8 @@ class VllmGenerator:
             "enable_lora": None if lora is None else True,
             # vLLM 0.32 rewinds a request's generator after a partial prefill, which a CPU's cannot do: the engine dies.
             "enable_chunked_prefill": False if on_cpu else None,
+            # Where a JSON schema allows any blanks, a model may write nothing else until its tokens run out.
+            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
             "use_tqdm_on_load": False,
             "disable_log_stats": True,
             **parse_options(options, signature(vllm.EngineArgs).parameters),
@@ -197,6 +200,7 @@ class VllmGenerator:
         sampling = request.sampling
         most = room(request, self._context)
         stop = [text for text in sampling.stop if text]
+        schema = sampling.json_schema
         return self._vllm.SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -210,6 +214,7 @@ class VllmGenerator:
             logprobs=0,  # of the drawn token alone
             stop=stop,
             detokenize=bool(stop),
+            structured_outputs=schema and self._vllm.sampling_params.StructuredOutputsParams(json=schema),
             ignore_eos=True,  # our own list of end tokens is the same for every engine
             stop_token_ids=sorted(self._ends),
             output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,

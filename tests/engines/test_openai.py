@@ -327,6 +327,22 @@ def test_what_a_server_does_not_know_is_given_up_once_and_said(fake, connect, na
     assert (found["0"].logprob_sum is None) == (name == "logprobs")
 
 
+def test_a_json_schema_is_enforced_where_the_server_can(fake, connect):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    asked = Sampling(0.0, 1.0, 0, 20, json_schema=json.dumps(schema))
+    generator = connect()
+    assert one(generator, sampling=asked).text == "hi"
+    sent = fake.bodies[-1]["response_format"]
+    assert sent == {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    one(generator)
+    assert "response_format" not in fake.bodies[-1]
+    fake.answer = lambda path, body, nth: (
+        (400, {}, error("unknown field response_format")) if "response_format" in body else (200, {}, chat("so"))
+    )
+    assert one(generator, sampling=asked).text == "so"
+    assert generator.notes == ("The server enforces no JSON schema.",)
+
+
 def test_a_server_with_the_newer_name_of_the_limit(fake, connect):
     def newer(path, body, nth):
         if "max_tokens" in body:
