@@ -90,7 +90,7 @@ class RewardModel(Classifier):
 
     @property
     def padding(self) -> float:
-        """The share of padding among the tokens that were computed so far."""
+        """The share of padding among the tokens that were computed so far, after the check of the first prompts."""
         return 1 - self._branching.needed / max(1, self._branching.computed)
 
     def logits(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
@@ -152,14 +152,13 @@ class RewardModel(Classifier):
         worst = self._apart([(some, self._forward(some))], alone)
         if worst > TOLERANCE[self.dtype]:
             self._pads = False
-            self.notes += (
-                f"Padding moves the scores of this model (by {worst:.2g}): only rows of one length together",
-            )
+            self.notes += (f"Only texts of one length are computed together: padding moves scores by {worst:.2g}.",)
         if shared:
             group = [Family(family.prefix, family.branches[:2]) for family in shared]
             worst = self._apart(self._branched(group), alone)
             if worst > TOLERANCE[self.dtype]:
                 self._whole_rows(f"the scores differ by {worst:.2g}")
+        self._branching.computed = self._branching.needed = 0
 
     def _apart(self, found: Any, alone: dict[str, Tensor]) -> float:
         """How far logits are from those of rows alone, at most: relative where they are above 1."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import shutil
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from prefdata import ids
-from prefdata.errors import ModelError
+from prefdata.errors import ModelError, UsageError
 from prefdata.model_files import identify
 from prefdata.scorers.protocol import Item
 from prefdata.scorers.reward_model import RewardModel
@@ -148,9 +150,167 @@ def test_a_model_without_a_template_scores_plain_text(make_reward_model, tmp_pat
     assert one.score is not None
 
 
-def test_a_model_with_two_labels_is_refused(make_reward_model, tmp_path):
-    with pytest.raises(ModelError, match="has 2 labels"):
-        open_model(make_reward_model(tmp_path / "two", labels=2))
+def test_a_model_with_two_labels_asks_which(make_reward_model, tmp_path):
+    folder = make_reward_model(tmp_path / "two", labels=2)
+    with pytest.raises(ModelError, match=r"has 2 labels \(LABEL_0, LABEL_1\).*--label"):
+        open_model(folder)
+    with pytest.raises(UsageError, match="has no label 'LABEL_2'"):
+        open_model(folder, label="LABEL_2")
+
+
+@pytest.fixture(scope="module")
+def attributes(make_reward_model, tmp_path_factory):
+    folder = make_reward_model(tmp_path_factory.mktemp("models") / "three", labels=3)
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {"0": "helpful", "1": "safe", "2": "terse"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def by_output(model: RewardModel) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for scored in model.score(items(ANSWERS)):
+        found.setdefault(scored.output, {})[scored.key] = scored.score
+    return found
+
+
+def test_all_labels_are_outputs_and_one_is_read_by_name_or_number(attributes):
+    model = open_model(attributes, label="all")
+    found = by_output(model)
+    assert model.outputs == ("helpful", "safe", "terse") == tuple(found)
+    assert all(len(scores) == len(ANSWERS) for scores in found.values())
+    assert len({found[output]["2"] for output in found}) == 3
+    assert by_output(open_model(attributes, label="safe")) == {"": pytest.approx(found["safe"], abs=1e-6)}
+    assert by_output(open_model(attributes, label="2")) == {"": pytest.approx(found["terse"], abs=1e-6)}
+
+
+def test_a_probability_is_a_softmax_over_labels(attributes):
+    logits = by_output(open_model(attributes, label="all"))
+    shares = by_output(open_model(attributes, label="all", activation="probability"))
+    for key in logits["safe"]:
+        weights = {output: math.exp(scores[key]) for output, scores in logits.items()}
+        for output in shares:
+            assert shares[output][key] == pytest.approx(weights[output] / sum(weights.values()), abs=1e-6)
+
+
+def test_a_probability_is_a_sigmoid_where_labels_go_together(attributes, tmp_path, edit_json):
+    folder = shutil.copytree(attributes, tmp_path / "m")
+    edit_json(folder / "config.json", problem_type="multi_label_classification")
+    logits = by_output(open_model(folder, label="safe"))[""]
+    shares = by_output(open_model(folder, label="safe", activation="probability"))[""]
+    assert shares == pytest.approx({key: 1 / (1 + math.exp(-value)) for key, value in logits.items()}, abs=1e-6)
+
+
+def test_a_probability_of_one_label_is_a_sigmoid(tiny_reward_model):
+    logits = by_output(open_model(tiny_reward_model))[""]
+    shares = by_output(open_model(tiny_reward_model, activation="probability"))[""]
+    assert shares == pytest.approx({key: 1 / (1 + math.exp(-value)) for key, value in logits.items()}, abs=1e-6)
+
+
+def test_a_text_that_does_not_fit_has_no_score_under_any_label(attributes):
+    found = list(open_model(attributes, label="all").score(items(["x" * 200])))
+    assert [(s.output, s.score, s.reason) for s in found] == [
+        (output, None, "too_long") for output in ("helpful", "safe", "terse")
+    ]
+
+
+def test_a_text_format_takes_the_templates_place(tiny_reward_model, tmp_path):
+    (tmp_path / "format.txt").write_text("{{Q}}: {prompt}\nA: {response}<eos>\n")
+    model = open_model(tiny_reward_model, text_format=tmp_path / "format.txt")
+    (one,) = model.score(items(["{prompt}"]))
+    text = "{{Q}}: Say something.\nA: {prompt}<eos>"
+    assert one.text_hash == ids.text_hash(text)
+    row = model.texts.encode([text])[0]
+    assert (row[0], row[-1], row.count(1)) == (1, 2, 1)  # the tokenizer's begin token, the format's end token
+
+
+def prompted(prompts: int, answers: list[str]) -> list[Item]:
+    """Answers of several prompts, those of one prompt together."""
+    asked = [({"role": "user", "content": f"{i}: " + "Say more. " * (i + 1)},) for i in range(prompts)]
+    return [Item(f"{i}/{k}", m, text, False) for i, m in enumerate(asked) for k, text in enumerate(answers)]
+
+
+@pytest.mark.parametrize("budget", [1, 200, 100_000])
+@pytest.mark.parametrize("settings", [{}, {"attention_bias": True}, {"num_key_value_heads": 2}])
+def test_a_prompt_computed_once_gives_the_scores_of_whole_texts(make_reward_model, tmp_path, budget, settings):
+    folder = make_reward_model(tmp_path / "m", **settings)
+    asked = prompted(4, ANSWERS)
+    model = open_model(folder, batch_tokens=budget)
+    shared = scored(model, asked)
+    assert (model._shares, model.notes) == (True, ())
+    assert model._branching.needed < sum(len(row.ids) for row in model.texts.prepare(asked).rows)
+    assert shared == pytest.approx(scored(open_model(folder, share_prompts=False), asked), abs=1e-5)
+
+
+OTHERS = {
+    "qwen2": ("Qwen2", {"num_key_value_heads": 1}),
+    "gpt2": ("GPT2", {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 128}),
+    "bloom": ("Bloom", {"n_layer": 2, "n_head": 2}),
+    "mistral": ("Mistral", {"num_key_value_heads": 1, "sliding_window": 16}),
+    "gemma3": ("Gemma3Text", {"num_key_value_heads": 1, "head_dim": 32, "sliding_window": 16}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_networks_score_as_one_by_one_and_say_where_they_share_nothing(name, tiny_reward_model, tmp_path):
+    import transformers
+
+    kind, settings = OTHERS[name]
+    torch.manual_seed(0)
+    basics = {"vocab_size": 260, "num_labels": 1, "pad_token_id": 0, "hidden_size": 64, "num_attention_heads": 2}
+    basics |= {"intermediate_size": 96, "num_hidden_layers": 2, "max_position_embeddings": 128}
+    config = getattr(transformers, f"{kind}Config")(**basics, **settings)
+    net = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
+    folder = shutil.copytree(tiny_reward_model, tmp_path / "m")
+    net.save_pretrained(folder)
+    model = open_model(folder)
+    asked = prompted(3, ANSWERS)
+    found = scored(model, asked)
+    assert model._shares is (name in ("qwen2", "gpt2"))
+    assert bool(model.notes) is not model._shares
+    for row in model.texts.prepare(asked).rows:
+        with torch.inference_mode():
+            expected = float(net.score(net.base_model(torch.tensor([row.ids])).last_hidden_state[0, -1]))
+        assert [found[key] for key in row.keys] == pytest.approx([expected] * len(row.keys), abs=1e-5)
+
+
+def test_a_network_whose_answers_look_past_their_prompt_is_found_out(tiny_reward_model, monkeypatch):
+    """Keys and values that are wrong: the first prompts tell, and whole texts are scored."""
+    from prefdata.scorers import prefixes
+
+    real = prefixes._cache
+    monkeypatch.setattr(prefixes, "_cache", lambda kept: real((keys, values * 1.1) for keys, values in kept))
+    model = open_model(tiny_reward_model)
+    asked = prompted(3, ANSWERS)
+    found = scored(model, asked)
+    assert len(model.notes) == 1
+    assert "computed anew for each candidate: the scores differ by" in model.notes[0]
+    assert found == pytest.approx(scored(open_model(tiny_reward_model, share_prompts=False), asked), abs=1e-5)
+
+
+def test_a_network_that_padding_moves_scores_texts_of_one_length_together(tiny_reward_model):
+    model = open_model(tiny_reward_model, share_prompts=False)
+    real = model._forward
+    moved = []
+
+    def careless(rows):
+        lengths = {len(row.ids) for row in rows}
+        moved.append(len(lengths) > 1)
+        return real(rows) + (len(lengths) > 1)
+
+    model._forward = careless
+    assert scored(model, items(ANSWERS)) == pytest.approx(one_by_one(tiny_reward_model, ANSWERS), abs=1e-5)
+    assert "Only texts of one length are computed together" in model.notes[0]
+    assert sum(moved) == 1  # the check alone
+
+
+def test_padding_is_little(tiny_reward_model):
+    draw = random.Random(0)
+    answers = ["x" * draw.randint(1, 60) for _ in range(400)]
+    asked = [Item(f"{i}", ({"role": "user", "content": f"Q{i % 25}"},), text, False) for i, text in enumerate(answers)]
+    model = open_model(tiny_reward_model)
+    scored(model, asked)
+    assert 0 < model.padding < 0.03
 
 
 def test_weights_without_a_score_head_are_refused(tiny_policy, tmp_path, edit_json):

@@ -1,0 +1,82 @@
+"""The exact texts and token ids of a classifier, prepared a window ahead."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from prefdata.engines.chat import Chat
+from prefdata.engines.protocol import TemplateRefusal
+from prefdata.errors import InputError
+from prefdata.scorers.protocol import Item
+from prefdata.scorers.texts import Texts, ahead, fill, read_format, windows
+
+USER = ({"role": "user", "content": "Q {response}"},)
+SYSTEM = ({"role": "system", "content": "S"}, *USER)
+
+
+def test_braces_in_texts_are_never_filled():
+    assert fill("{prompt}|{response}|{x}|{{}}", USER, "{prompt}") == "Q {response}|{prompt}|{x}|{{}}"
+    assert fill("{system}{prompt}|{response}", USER, "A") == "Q {response}|A"
+    assert fill("{system}: {prompt}|{response}", SYSTEM, "A") == "S: Q {response}|A"
+
+
+@pytest.mark.parametrize("messages", [SYSTEM, (*USER, {"role": "assistant", "content": "A"}, *USER), ()])
+def test_a_format_says_what_it_has_no_place_for(messages):
+    with pytest.raises(TemplateRefusal):
+        fill("{prompt}{response}", messages, "A")
+
+
+def test_a_format_needs_both_places_and_loses_one_line_break(tmp_path):
+    file = tmp_path / "f.txt"
+    file.write_text("{prompt}\n{response}\n\n")
+    assert read_format(file) == "{prompt}\n{response}\n"
+    file.write_text("{prompt}")
+    with pytest.raises(InputError, match=r"\{response\}"):
+        read_format(file)
+    with pytest.raises(InputError, match="cannot read"):
+        read_format(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_many_at_once_have_the_token_ids_of_each_alone(tiny_reward_model, raw):
+    chat = Chat.load(tiny_reward_model, raw=raw)
+    said = ["", " ", "<bos>", "<bos><bos>x", "a<eos>", "é 🎬", "<bos>y"]
+    assert Texts(chat).encode(said) == [chat.conversation_ids(text) for text in said]
+
+
+def test_one_text_is_one_row_and_what_cannot_be_rendered_has_a_reason(tiny_reward_model):
+    texts = Texts(Chat.load(tiny_reward_model))
+    odd = ({"role": "critic", "content": "x"},)
+    asked = [
+        ("a", USER, "1"),
+        ("b", USER, "2"),
+        ("c", SYSTEM, "1"),
+        ("d", USER, "1"),
+        ("e", odd, "1"),
+        ("f", USER, "\ud800"),
+    ]
+    found = texts.prepare([Item(key, messages, response, False) for key, messages, response in asked])
+    assert [(row.keys, row.prompt) for row in found.rows] == [(["a", "d"], 0), (["b"], 0), (["c"], 1)]
+    assert [(s.key, s.reason) for s in found.refused] == [("e", "refused_by_template"), ("f", "not_unicode")]
+
+
+def test_the_next_window_is_prepared_while_this_one_is_used():
+    begun = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 1:
+            begun.set()
+        return -number
+
+    stream = ahead(range(4), work)
+    assert next(stream) == 0
+    assert begun.wait(5)
+    assert list(stream) == [-1, -2, -3]
+    assert list(windows(range(5), 2)) == [[0, 1], [2, 3], [4]]
+
+
+def test_what_fails_in_the_thread_is_raised_here():
+    with pytest.raises(ZeroDivisionError):
+        list(ahead([1, 0], lambda x: 1 // x))
