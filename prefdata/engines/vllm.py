@@ -54,6 +54,9 @@ CPU_CACHE_GIB = "2"
 IN_FLIGHT = 4
 """Requests inside the engine, as a multiple of what it computes at a time: enough to never run dry."""
 
+STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
+"""JSON without blanks between its parts: where a schema allows any, a model may write nothing else to the end."""
+
 LEAST_TEMPERATURE = 0.01
 """vLLM takes a temperature below this, other than 0, for this one, without a word to whoever reads the answers."""
 
@@ -121,8 +124,7 @@ class VllmGenerator:
             "enable_lora": None if lora is None else True,
             # vLLM 0.32 rewinds a request's generator after a partial prefill, which a CPU's cannot do: the engine dies.
             "enable_chunked_prefill": False if on_cpu else None,
-            # Where a JSON schema allows any blanks, a model may write nothing else until its tokens run out.
-            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+            "structured_outputs_config": STRUCTURED_OUTPUTS,
             "use_tqdm_on_load": False,
             "disable_log_stats": True,
             **parse_options(options, signature(vllm.EngineArgs).parameters),
