@@ -254,6 +254,16 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     assert made.equals(again)
 
 
+def test_games_are_resampled_within_their_prompt():
+    """A single game is drawn again as itself: no spread; p's ten games, of which some were lost, have one."""
+    rows = [("o", "a", "b", 1.0)] + [("p", "a", "b", float(n > 3)) for n in range(10)]
+    made = aggregate(table(rows), "bradley-terry", bootstrap=50)
+    width = (made["high"] - made["low"]).to_list()
+    assert width[:2] == pytest.approx([0, 0], abs=1e-6)
+    assert min(width[2:]) > 0.5
+    assert made["low"].to_list()[:2] == pytest.approx(made["score"].to_list()[:2], abs=1e-3)
+
+
 def test_what_is_left_out_is_counted():
     rows = [
         ("p", "a", "b", 1.0),

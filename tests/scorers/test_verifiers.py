@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
 from fractions import Fraction
@@ -296,3 +298,29 @@ def test_unknown_verifiers_and_broken_patterns():
         open_verifier("regex:(")
     with pytest.raises(InputError, match=r"there is no file nowhere\.py"):
         open_verifier("nowhere.py:check")
+
+
+@pytest.mark.slow
+def test_workers_end_by_themselves_where_the_one_who_started_them_was_killed(functions):
+    """kill -9 of the parent while one worker hangs and one waits: the one ends by its alarm, the other at once."""
+    code = f"""
+from prefdata.scorers.protocol import Item
+from prefdata.scorers.verifiers import open_verifier
+scorer = open_verifier("{functions}:moody", time_limit=1.0, workers=2)
+for found in scorer.score(Item(str(i), (), text, False) for i, text in enumerate(["one", "hang"])):
+    print(found.key, *[w.process.pid for w in scorer._workers._workers], flush=True)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    first = parent.stdout.readline().split()
+    mark = functions.parent / "checks.py.pid"
+    while not mark.exists() or not mark.read_text():
+        time.sleep(0.01)
+    parent.kill()
+    parent.wait()
+    hung, child = map(int, mark.read_text().split())
+    os.kill(child, signal.SIGKILL)  # what the code started itself is nobody's any more
+    pids = {*map(int, first[1:]), hung}
+    deadline = time.monotonic() + 15
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, pids))
