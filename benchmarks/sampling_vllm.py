@@ -73,9 +73,8 @@ def main() -> None:
                 rates["LLM.generate"].append(bare_tokens / bare_seconds)
     ours.close()
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    print(
-        f"{said.prompts} prompts x {said.n}, {said.max_tokens} tokens at most, {said.rounds} rounds, vLLM {vllm.__version__}"
-    )
+    job = f"{said.prompts} prompts x {said.n}, {said.max_tokens} tokens at most, {said.rounds} rounds"
+    print(f"{job}, vLLM {vllm.__version__}")
     for name, values in rates.items():
         print(f"{name:<18} {medians[name]:>10,.0f} tokens/s   ({', '.join(f'{v:,.0f}' for v in values)})")
     print(f"ratio              {medians['prefdata sample'] / medians['LLM.generate']:>10.3f}")
