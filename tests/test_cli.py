@@ -38,7 +38,7 @@ def test_every_command_has_help_and_an_example(path, prefdata) -> None:
     code, out, _ = prefdata(*path, "--help")
     assert code == 0
     assert "Usage: prefdata" in out
-    if path not in ((), ("train",), ("eval",)):
+    if path not in ((), ("train",), ("eval",), ("check",)):
         assert f"Example: prefdata {' '.join(path)} " in out
 
 

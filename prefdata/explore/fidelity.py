@@ -84,7 +84,7 @@ def check(
     first = _scores(scorer, items)
     found = [
         _apart("batch", first, truth, limit),
-        _apart("batch of two", _scores(scorer, items, budget=2 * max(len(row.ids) for row in rows)), truth, limit),
+        _apart("batch of two", _two_at_a_time(scorer, items, rows), truth, limit),
         _apart("order", _scores(scorer, items[::-1]), truth, limit),
         _apart("padding", _whole(scorer, rows), truth, max(limit, TOLERANCE[scorer.dtype] / 10)),
         _identical(scorer, items),
@@ -114,13 +114,15 @@ def _fitting(scorer: RewardModel, items: Sequence[Item]) -> list[Row]:
     return rows
 
 
-def _scores(scorer: Classifier, items: Iterable[Item], budget: int | None = None) -> dict[str, float]:
+def _scores(scorer: Classifier, items: Iterable[Item]) -> dict[str, float]:
     """The scores by item and output; what has none is left out."""
-    if budget is not None and isinstance(scorer, RewardModel):
-        scorer.batch_tokens, budget = budget, scorer.batch_tokens
-    found = {f"{s.key} {s.output}": s.score for s in scorer.score(items) if s.score is not None}
-    if budget is not None and isinstance(scorer, RewardModel):
-        scorer.batch_tokens = budget
+    return {f"{s.key} {s.output}": s.score for s in scorer.score(items) if s.score is not None}
+
+
+def _two_at_a_time(scorer: RewardModel, items: Sequence[Item], rows: list[Row]) -> dict[str, float]:
+    usual, scorer.batch_tokens = scorer.batch_tokens, 2 * max(len(row.ids) for row in rows)
+    found = _scores(scorer, items)
+    scorer.batch_tokens = usual
     return found
 
 
