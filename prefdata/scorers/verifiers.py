@@ -76,7 +76,7 @@ def open_verifier(named: str, *, time_limit: float = 5.0, workers: int = 2) -> S
     """The verifier that a person names.
 
     Args:
-        named: `number`, `choice`, `exact`, `regex:PATTERN`, `json-schema:FILE` or `FILE.py:NAME`.
+        named: `number`, `choice`, `regex:PATTERN`, `json-schema:FILE` or `FILE.py:NAME`.
         time_limit: seconds that one answer may take, for a pattern and a function.
         workers: processes, for a pattern and a function.
 
