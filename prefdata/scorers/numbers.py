@@ -12,8 +12,8 @@ from fractions import Fraction
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})++(?!,?\d)|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
-    r"(?P<minus>(?<![\w)\]}])-)?[$€£¥₹]?\s?(?P<minus2>(?<=[$€£¥₹])-)?(?<![A-Za-z0-9_])"
-    r"(?:(?P<hour>\d{1,2}):(?P<minute>[0-5]\d)(?!\d|:\d)"
+    r"(?P<minus>(?<![\w)\]}])-(?=[$€£¥₹.\d]))?[$€£¥₹]?\s?(?P<minus2>(?<=[$€£¥₹])-)?(?<![A-Za-z0-9_])"
+    r"(?:(?<!\d:)(?P<hour>\d{1,2}):(?P<minute>[0-5]\d)(?!\d|:\d)"
     r"|(?P<whole>\d+)\s+(?P<part>\d+)/(?P<parts>\d+)"
     rf"|(?P<top>{_DIGITS})(?P<power>[eE][+-]?\d{{1,3}}(?!\w))?(?:\s?/\s?(?P<bottom>{_DIGITS}))?)"
     r"(?:\s?(?P<percent>%|per\s?cent\b)|\s(?P<scale>hundred|thousand|million|billion|trillion)\b)?",

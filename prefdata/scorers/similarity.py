@@ -90,14 +90,14 @@ def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
 def span_f(answer: NDArray[np.floating], target: NDArray[np.floating], spans: Sequence[int] = SPANS) -> float:
     """SLiC's similarity of two texts by their hidden states: the sum over span lengths of `span_f_at`.
 
-    Lengths that the target does not reach are left out: the same for all candidates of a prompt.
+    A length that either text does not reach adds nothing: the most that an answer can have depends on its reference.
 
     Args:
         answer: a state a token, shape (T, d).
         target: the same of the reference, shape (U, d).
         spans: numbers of tokens.
     """
-    return sum(span_f_at(answer, target, n) for n in spans if n <= len(target))
+    return sum(span_f_at(answer, target, n) for n in spans)
 
 
 def span_f_at(answer: NDArray[np.floating], target: NDArray[np.floating], n: int) -> float:

@@ -147,6 +147,7 @@ def test_fleiss_kappa():
     assert fleiss_kappa(FLEISS) == pytest.approx(0.210, abs=5e-4)
     assert fleiss_kappa(np.array([[3.0, 0], [3, 0]])) is None
     assert fleiss_kappa(np.array([[1.0, 0]])) is None
+    assert raw_agreement(np.array([[1.0, 0], [2, 0]])) == 1  # one rating agrees with nobody: not an item
 
 
 @given(st.lists(st.tuples(st.integers(-1, 1), st.integers(-1, 1)), min_size=1, max_size=40))

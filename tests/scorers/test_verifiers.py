@@ -56,6 +56,10 @@ def verdict(named: str, response: str, reference: str | None = None, **settings)
         ("a loss of -$1,200", "-1200"),
         ("a loss of $-1200", "-1200"),
         ("10-3", "3"),
+        ("16 - 3", "3"),
+        ("The apples:\n- 42 of them", "42"),
+        ("(-4)", "-4"),
+        ("1:30:45", "45"),
         ("It is 42.", "42"),
         ("It is 42...", "42"),
         ("It is 4.20.", "21/5"),
@@ -111,6 +115,11 @@ def test_every_fraction_is_read_back(number, noise):
 @given(st.integers(-(10**12), 10**12), st.integers(0, 6))
 def test_thousands_and_decimals_change_nothing(whole, places):
     assert numbers(f"{whole:,}.{'0' * places}" if places else f"{whole:,}.") == [frozenset([Fraction(whole)])]
+
+
+def test_commas_that_part_no_thousands():
+    assert numbers("1,234,56") == [frozenset([Fraction(n)]) for n in (1, 234, 56)]
+    assert numbers("1,234,567 and 12,34") == [frozenset([Fraction(n)]) for n in (1234567, 12, 34)]
 
 
 def test_reading_a_degenerate_answer_takes_no_time():
@@ -175,6 +184,8 @@ def test_json_schema(tmp_path):
     assert (wrong.score, wrong.details["at"]) == (0.0, "$.n")
     assert verdict(f"json-schema:{path}", "{n: 3}").score == 0.0
     assert verdict(f"json-schema:{path}", '{"n": NaN}').score == 0.0
+    path.write_text("{}")
+    assert verdict(f"json-schema:{path}", "NaN").score == 0.0
     path.write_text('{"$ref": "https://example.com/schema.json"}')
     assert verdict(f"json-schema:{path}", "{}").score is None
     path.write_text('{"type": "nothing"}')
@@ -204,6 +215,7 @@ def moody(messages, response):
     if response == "quit": sys.exit(3)
     if response == "raise": raise KeyError("x")
     return len(response)
+def odd(messages, response): return {"score": 1, "bag": {1, 2}}
 def slow(messages, response): time.sleep(0.2); return os.getpid()
 """
 
@@ -219,6 +231,7 @@ def test_a_function(functions):
     assert verdict(f"{functions}:right", "right").score == 1.0
     assert verdict(f"{functions}:right", "wrong").score == 0.0
     found = verdict(f"{functions}:wanted", "x", "x")
+    assert verdict(f"{functions}:odd", "x").reason == "details_not_json"
     assert (found.score, found.details, found.text_hash) == (1.0, {"meta": None}, ids.text_hash("x"))
 
 
