@@ -9,14 +9,26 @@ from typing import TYPE_CHECKING, Any
 from prefdata.errors import InputError, UsageError
 from prefdata.ids import ID_DIGITS
 from prefdata.model_files import ModelFiles, identify, label_names
-from prefdata.specs import RankSpec
+from prefdata.specs import EngineSpec, ModelSpec, RankSpec
 
 if TYPE_CHECKING:
+    from prefdata.engines.protocol import Generator
     from prefdata.scorers.protocol import Comparer, Scorer
+    from prefdata.scorers.rubrics import Rubric
 
 
 _QUESTIONS = {"pointwise": "good-or-bad", "pairwise": "a-or-b"}
+_RUBRIC = "helpful"
 """What is asked unless a --rubric says otherwise."""
+
+
+def compares(spec: RankSpec) -> bool:
+    """Whether a spec asks for comparisons of two answers, and not for scores.
+
+    Raises:
+        UsageError, InputError: its rubric is not as it should be.
+    """
+    return spec.pairwise is not None or (spec.judge is not None and _rubric(spec).kind == "pairwise")
 
 
 def open_scorer(spec: RankSpec) -> Scorer:
@@ -42,6 +54,12 @@ def open_scorer(spec: RankSpec) -> Scorer:
 
         question = load_question(spec.rubric or _QUESTIONS["pointwise"], "pointwise-labels")
         return Pointwise(_language_model(spec.pointwise), question, **where)
+    if spec.judge is not None:
+        from prefdata.scorers.judge import AbsoluteJudge
+
+        return AbsoluteJudge(_generator(spec), _rubric(spec), **_manner(spec))
+    if spec.similarity is not None:
+        return _similarity(spec, where)
     if spec.mean_logprob is not None:
         from prefdata.scorers.likelihood import MeanLogprob
 
@@ -86,6 +104,8 @@ def identity_of(spec: RankSpec) -> dict[str, Any]:
         from prefdata.scorers.rubrics import load_question
 
         found["rubric"] = load_question(spec.rubric or _QUESTIONS[spec.kind]).fingerprint()
+    if spec.judge is not None:
+        found["rubric"] = _rubric(spec).fingerprint()
     if spec.text_format is not None:
         found["text_format"] = file_identity(spec.text_format)
     return found
@@ -121,9 +141,56 @@ def _reward_model(spec: RankSpec, where: dict[str, Any]) -> Scorer:
         "activation": spec.activation,
         "text_format": None if spec.text_format is None else Path(spec.text_format),
     }
+    if spec.engine == "vllm":
+        from prefdata.scorers.pooling import PoolingRewardModel
+
+        return PoolingRewardModel(
+            files,
+            dtype=spec.dtype,
+            context_length=spec.max_model_len,
+            gpu_memory_utilization=spec.gpu_memory_utilization,
+            tensor_parallel_size=spec.tensor_parallel_size,
+            enable_prefix_caching=spec.enable_prefix_caching,
+            max_num_seqs=spec.max_num_seqs,
+            quantization=spec.quantization,
+            options=spec.engine_option,
+            **read,
+        )
     from prefdata.scorers.reward_model import RewardModel
 
     return RewardModel(files, **where, **read)
+
+
+def _generator(spec: RankSpec) -> Generator:
+    """The judge on its engine, raised when it dies."""
+    from prefdata.engines import choose_engine, open_generator, served
+    from prefdata.engines.revive import revived
+
+    settings = {name: getattr(spec, name) for name in EngineSpec.model_fields}
+    asked = ModelSpec(model=str(spec.judge), **settings)
+    engine, _ = choose_engine(asked.engine)
+    files = served(asked) if engine == "openai" else _language_model(asked.model)
+    return revived(lambda: open_generator(asked, files, engine))
+
+
+def _rubric(spec: RankSpec) -> Rubric:
+    from prefdata.scorers.rubrics import load_rubric
+
+    return load_rubric(spec.rubric or _RUBRIC)
+
+
+def _manner(spec: RankSpec) -> dict[str, Any]:
+    return {"max_tokens": spec.judge_tokens, "tries": spec.judge_tries, "seed": spec.seed}
+
+
+def _similarity(spec: RankSpec, where: dict[str, Any]) -> Scorer:
+    from prefdata.scorers.similarity import ReferenceScorer, exact_match, rouge_l, span_f
+
+    if spec.similarity == "states":
+        from prefdata.scorers.states import StateSimilarity
+
+        return StateSimilarity(_language_model(_reference(spec)), span_f, **where)
+    return ReferenceScorer(exact_match if spec.similarity == "exact" else rouge_l)
 
 
 def _language_model(model: str) -> ModelFiles:
@@ -149,6 +216,10 @@ def open_comparer(spec: RankSpec) -> Comparer:
     Raises:
         ModelError: the model cannot be used.
     """
+    if spec.judge is not None:
+        from prefdata.scorers.judge import PairwiseJudge
+
+        return PairwiseJudge(_generator(spec), _rubric(spec), annotator=spec.name, **_manner(spec))
     from prefdata.scorers.pairwise import Pairwise
     from prefdata.scorers.rubrics import load_question
 
