@@ -68,7 +68,13 @@ def test_every_module_has_its_place() -> None:
 
 
 FOR_SCORERS = {"chat", "loading", "protocol"}
-"""What scorers take from the engines; the one that runs on vLLM also takes how that is started."""
+"""What every scorer may take from the engines."""
+
+MORE = {
+    "pooling": {"vllm", "vllm_settings", "guard"},  # runs on vLLM, and starts it as the engine does
+    "__init__": {"choose_engine", "open_generator", "served", "revive"},  # opens the engine that a judge asks
+}
+"""What some take besides."""
 
 
 def test_scorers_take_only_text_and_loading_from_engines() -> None:
@@ -76,8 +82,7 @@ def test_scorers_take_only_text_and_loading_from_engines() -> None:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prefdata.engines"):
                 names = [node.module.split(".")[2]] if node.module.count(".") > 1 else [a.name for a in node.names]
-                more = {"vllm", "vllm_settings", "guard"} if path.stem == "pooling" else set()
-                assert set(names) <= FOR_SCORERS | more
+                assert set(names) <= FOR_SCORERS | MORE.get(path.stem, set())
 
 
 def blocked(modules: list[str], statement: str) -> subprocess.CompletedProcess[str]:
