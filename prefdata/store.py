@@ -68,6 +68,17 @@ class Partition(Folder):
         """The parts, in order."""
         return sorted(self.path.glob("part-*.parquet"))
 
+    def readable(self) -> list[Path]:
+        """The parts, in order, for whoever reads them one by one.
+
+        Raises:
+            InputError: a part was written by another version of the contract.
+        """
+        parts = self.parts()
+        for part in parts:
+            self._check_version(part)
+        return parts
+
     def append(self, rows: pa.Table) -> Path:
         """Write `rows` as one more immutable part; another process may be appending as well."""
         rows = self._signed(rows)
@@ -110,9 +121,7 @@ class Partition(Folder):
         Raises:
             InputError: a part was written by another version of the contract.
         """
-        parts = self.parts()
-        for part in parts:
-            self._check_version(part)
+        parts = self.readable()
         wanted = None if columns is None else list(dict.fromkeys([*columns, *self.table.key]))
         tables = [pq.read_table(part, columns=wanted, partitioning=None) for part in parts]
         rows = pa.concat_tables(tables) if tables else self.table.empty().select(wanted or self.table.schema.names)

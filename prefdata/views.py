@@ -131,7 +131,7 @@ class PromptSlices:
             InputError: no prompt is left.
             UsageError: DuckDB does not take the condition.
         """
-        self._parts = [(source, part) for source in run.all("prompts", partial=partial) for part in source.parts()]
+        self._parts = [(source, part) for source in run.all("prompts", partial=partial) for part in source.readable()]
         index = pl.concat(
             [pl.read_parquet(part, columns=["prompt_id", "split"], hive_partitioning=False) for _, part in self._parts]
             or [pl.DataFrame(schema={"prompt_id": pl.String, "split": pl.String})]

@@ -10,7 +10,7 @@ import torch
 
 from prefdata import ids
 from prefdata.candidates import sample
-from prefdata.errors import InputError, ModelError, NotReady, SpecConflict
+from prefdata.errors import InputError, ModelError, NotReady, SpecConflict, UsageError
 from prefdata.prompts import ingest
 from prefdata.scores import rank
 from prefdata.specs import IngestSpec, RankSpec, SampleSpec
@@ -169,3 +169,38 @@ def test_candidates_without_an_answer_have_no_score(run: Run, tmp_path: Path, ti
     assert done.report.figures["prompt_too_long"] == 3
     refused = [row for row in scores(run, "number").values() if row["reason"]]
     assert all(row["score"] is None and row["text_hash"] is None for row in refused)
+
+
+@pytest.mark.parametrize(
+    ("said", "needs"),
+    [
+        ({"mean_logprob": "POLICY"}, None),
+        ({"pointwise": "POLICY"}, "too_long"),  # the question alone is longer than the tiny model's context
+        ({"implicit": "POLICY", "reference": "POLICY"}, None),
+        ({"verifier": "regex:a"}, None),
+        ({"similarity": "rouge-l"}, "no_reference"),
+        ({"similarity": "states", "reference": "POLICY"}, "no_reference"),
+    ],
+    ids=lambda said: "-".join(said) if isinstance(said, dict) else None,
+)
+def test_every_kind_of_scorer_through_the_step(run: Run, tiny_policy: Path, said: dict, needs: str | None) -> None:
+    spec = RankSpec(**{key: str(tiny_policy) if value == "POLICY" else value for key, value in said.items()}, name="s1")
+    report = rank(run, spec).report
+    assert report.rows_out == 18
+    reasons = {row["reason"] for row in scores(run, "s1").values() if row["score"] is None}
+    assert reasons <= {needs, "too_long"}
+    assert report.figures["scored"] == 0 if needs else report.figures["scored"] > 0
+    assert rank(run, spec).did == "kept"
+    if "implicit" in said:
+        assert all(row["score"] == 0 for row in scores(run, "s1").values() if row["score"] is not None)
+
+
+def test_a_scorer_that_lacks_its_reference(run: Run, tiny_policy: Path) -> None:
+    with pytest.raises(UsageError, match="--implicit needs a --reference"):
+        rank(run, RankSpec(implicit=str(tiny_policy)))
+
+
+def test_one_scorer_is_named(run: Run) -> None:
+    for said in ({}, {"function": "f.py:f", "reward_model": "m"}):
+        with pytest.raises(UsageError, match="name one scorer"):
+            RankSpec.parse(said)

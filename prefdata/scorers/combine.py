@@ -27,7 +27,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prefdata.errors import UsageError, did_you_mean
-from prefdata.scorers.function import _number, load_function
+from prefdata.scorers.function import load_function, number_of
 
 Array = NDArray[np.float64]
 
@@ -300,7 +300,7 @@ def _by_function(rule: Rule, values: Array) -> tuple[Array, list[str | None]]:
     scores, reasons = np.full(len(values), np.nan), list[str | None]()
     for i, row in enumerate(values.tolist()):
         try:
-            said, reason = _number(function(dict(zip(rule.members, row, strict=True))))
+            said, reason = number_of(function(dict(zip(rule.members, row, strict=True))))
         except Exception as error:
             said, reason = None, type(error).__name__
         scores[i] = math.nan if said is None else said

@@ -51,8 +51,8 @@ class FunctionScorer:
         if isinstance(said, dict):
             details = {str(key): value for key, value in said.items() if key != "score"} or None
             said = said.get("score")
-        score, reason = _number(said)
-        if not _is_json(details):
+        score, reason = number_of(said)
+        if not is_json(details):
             return Scored(item.key, None, "details_not_json", text_hash, None)
         return Scored(item.key, score, reason, text_hash, details)
 
@@ -86,7 +86,8 @@ def load_function(named: str) -> Callable[..., Any]:
     return function
 
 
-def _number(said: Any) -> tuple[float | None, str | None]:
+def number_of(said: Any) -> tuple[float | None, str | None]:
+    """The finite number that a function returned, or None and the reason why it is none."""
     if said is None:
         return None, "none"
     if not hasattr(said, "__float__"):
@@ -102,7 +103,8 @@ def _number(said: Any) -> tuple[float | None, str | None]:
     return (None, "infinite") if math.isinf(value) else (value, None)
 
 
-def _is_json(details: dict[str, Any] | None) -> bool:
+def is_json(details: dict[str, Any] | None) -> bool:
+    """Whether details can be stored: JSON has no NaN, and no objects of Python's."""
     try:
         json.dumps(details, allow_nan=False)
     except (TypeError, ValueError):

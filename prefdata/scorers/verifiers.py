@@ -19,7 +19,7 @@ from typing import Any
 
 from prefdata import ids
 from prefdata.errors import InputError, did_you_mean
-from prefdata.scorers.function import _is_json, _number, load_function
+from prefdata.scorers.function import is_json, load_function, number_of
 from prefdata.scorers.numbers import final_number, unfenced
 from prefdata.scorers.protocol import Item, Scored, Scorer
 from prefdata.scorers.workers import Workers
@@ -232,8 +232,8 @@ def _function(function: Callable[..., Any], wants: Sequence[str], item: Item) ->
     if isinstance(said, dict):
         details = {str(key): value for key, value in said.items() if key != "score"} or None
         said = said.get("score")
-    score, reason = _number(said)
-    return (score, reason, details) if _is_json(details) else (None, "details_not_json", None)
+    score, reason = number_of(said)
+    return (score, reason, details) if is_json(details) else (None, "details_not_json", None)
 
 
 def _parameters(function: Callable[..., Any]) -> set[str]:

@@ -29,7 +29,7 @@ class CandidateIndex:
 
     def refresh(self) -> None:
         """Read the parts that came since."""
-        parts = [part for one in self._partitions for part in one.parts() if part not in self._read]
+        parts = [part for one in self._partitions for part in one.readable() if part not in self._read]
         found = [
             keys(pl.read_parquet(p, columns=["candidate_id"], hive_partitioning=False)["candidate_id"]) for p in parts
         ]

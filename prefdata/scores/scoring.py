@@ -64,7 +64,7 @@ class Scoring:
 
     def _shares(self) -> Iterator[tuple[str, list[Row]]]:
         for sampler in self.samplers:
-            for part in sampler.parts():
+            for part in sampler.readable():
                 for number, batch in enumerate(pq.ParquetFile(part).iter_batches(SHARE, columns=_COLUMNS)):
                     yield f"{sampler.name}-{part.stem}-{number:05d}", batch.to_pylist()
 
@@ -127,7 +127,7 @@ def with_prompts(run: Run, rows: list[Row]) -> list[Row]:
         InputError: a prompt is not in the run.
     """
     wanted = list({row["prompt_id"] for row in rows})
-    parts = [part for source in run.all("prompts", partial=True) for part in source.parts()]
+    parts = [part for source in run.all("prompts", partial=True) for part in source.readable()]
     scan = pl.scan_parquet(parts, hive_partitioning=False).select(_PROMPT)
     found = {
         row["prompt_id"]: row for row in scan.filter(pl.col("prompt_id").is_in(wanted)).collect().iter_rows(named=True)
