@@ -60,7 +60,7 @@ def measure(prompts: int, render: bool, answer) -> None:
         run = Run(folder)
         partition = run.partition("prompts", "many")
         partition.begin(lineage := Lineage.of(IngestSpec()))
-        for start in range(0, prompts, 100_000):
+        for start in range(0, prompts, 20_000):
             rows = [
                 {
                     "prompt_id": ids.digest(number),
@@ -68,7 +68,7 @@ def measure(prompts: int, render: bool, answer) -> None:
                     "tags": [],
                     "split": "train",
                 }
-                for number in range(start, min(start + 100_000, prompts))
+                for number in range(start, min(start + 20_000, prompts))
             ]
             partition.append(PROMPTS.from_rows(rows))
         del rows

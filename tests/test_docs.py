@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,15 @@ def test_the_page_on_ranking(home: Path) -> None:
     said = run_all(commands, home)
     fitted = next(out for command, out in said.items() if "--labelled" in command)
     assert "ece before" in fitted
+
+
+@pytest.mark.vllm
+def test_the_page_on_ranking_with_vllm(home: Path) -> None:
+    """Under the JSON schema a model that cannot judge gives verdicts that can be read."""
+    if not (home / "runs/ranking").exists():
+        run_all(console_commands(ROOT / "docs/ranking.md")[:2], home)
+    (said,) = run_all(console_commands(ROOT / "docs/ranking.md", "vllm"), home).values()
+    assert re.search(r"scored\s+2[0-9]{2}\b", said), said
 
 
 @pytest.mark.vllm
