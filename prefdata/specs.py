@@ -252,7 +252,9 @@ class RankSpec(EngineSpec):
     )
     comparisons: tuple[str, ...] = what((), "Judges whose comparisons become scores, by --aggregate.")
     combine: str | None = what(None, 'Other scorers as one, as in "0.7*helpful + 0.3*safe" or "min(a, b)".')
-    calibrate: str | None = what(None, "A scorer whose scores are to be corrected, by --temperature-fit or --length.")
+    calibrate: str | None = what(
+        None, "A scorer whose scores are to be corrected, by --length or by pairs that are --labelled."
+    )
 
     label: str | None = what(None, "reward model: which label, by name or number; all makes a scorer of each.")
     activation: Literal["logit", "probability"] = what("logit", "reward model: the raw logit, or the probability.")
@@ -287,6 +289,20 @@ class RankSpec(EngineSpec):
         "verifier", "comparisons", "combine", "calibrate",
     )  # fmt: skip
 
+    GOES_WITH: ClassVar[dict[str, tuple[str, ...]]] = {
+        **dict.fromkeys(("label", "activation", "text_format"), ("reward_model",)),
+        "reference": ("implicit", "similarity"),
+        "beta": ("implicit",),
+        "rubric": ("judge", "pointwise", "pairwise"),
+        **dict.fromkeys(("judge_tokens", "judge_tries"), ("judge",)),
+        **dict.fromkeys(("schedule", "order"), ("pairwise", "judge")),
+        **dict.fromkeys(("aggregate", "prior"), ("comparisons",)),
+        "normalize": ("combine",),
+        **dict.fromkeys(("length", "length_weight", "labelled"), ("calibrate",)),
+        **dict.fromkeys(("time_limit", "workers"), ("verifier",)),
+    }
+    """Settings that only some scorers have a use for."""
+
     @property
     def kind(self) -> str:
         """Which field names the scorer."""
@@ -298,6 +314,12 @@ class RankSpec(EngineSpec):
         if len(given) != 1:
             said = " and ".join(given) or "none"
             raise ValueError(f"name one scorer (--reward-model M, --function FILE.py:NAME, --judge M, …), not {said}")
+        for name, kinds in self.GOES_WITH.items():
+            if self.kind not in kinds and getattr(self, name) != type(self).model_fields[name].default:
+                with_ = " or ".join(f"--{kind.replace('_', '-')}" for kind in kinds)
+                raise ValueError(
+                    f"--{name.replace('_', '-')} goes with {with_}, and changes nothing here: leave it out"
+                )
         return self
 
 

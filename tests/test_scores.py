@@ -200,6 +200,16 @@ def test_a_scorer_that_lacks_its_reference(run: Run, tiny_policy: Path) -> None:
         rank(run, RankSpec(implicit=str(tiny_policy)))
 
 
+def test_a_setting_that_changes_nothing_is_refused() -> None:
+    for said in (
+        {"function": "f.py:f", "label": "all"},
+        {"mean_logprob": "m", "beta": 0.5},
+        {"judge": "m", "prior": 1.0},
+    ):
+        with pytest.raises(UsageError, match="changes nothing here"):
+            RankSpec.parse(said)
+
+
 def test_one_scorer_is_named(run: Run) -> None:
     for said in ({}, {"function": "f.py:f", "reward_model": "m"}):
         with pytest.raises(UsageError, match="name one scorer"):
