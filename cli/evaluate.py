@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from . import show
+from .options import Partial
 
 if TYPE_CHECKING:
     from prefdata.explore.reward_models import Evaluation, Pair
@@ -38,6 +39,29 @@ def policies(
     from prefdata.store import Run
 
     show.table(compare(Run(run), scorer, policy, baseline, split).to_arrow(), format)
+
+
+@app.command("judges", epilog="Example: prefdata eval judges runs/ranking --judge duel")
+def judges(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
+    judge: Annotated[
+        list[str] | None, typer.Option("--judge", help="Whose comparisons; may be given several times (all).")
+    ] = None,
+    partial: Partial = False,
+    format: Annotated[
+        Literal["table", "csv", "json", "jsonl", "markdown"] | None,
+        typer.Option("--format", "-f", help="table on a terminal and csv in a pipe unless given."),
+    ] = None,
+) -> None:
+    """Tell how judges agree: with themselves when the answers change places, and with each other (kappa, AC1)."""
+    from prefdata.explore.judges import judges as found
+    from prefdata.store import Run
+
+    alone, together = found(Run(run), tuple(judge or ()), partial=partial)
+    show.table(alone.to_arrow(), format)
+    if together.height:
+        typer.echo()
+        show.table(together.to_arrow(), format)
 
 
 @app.command(

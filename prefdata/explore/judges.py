@@ -1,0 +1,31 @@
+"""How far judges can be trusted: with themselves when the answers change places, and with each other."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from prefdata.scorers.agreement import between_annotators, consistency
+from prefdata.store import Run
+
+_COLUMNS = ["prompt_id", "first_id", "second_id", "order", "annotator", "probability"]
+
+
+def judges(run: Run, names: tuple[str, ...] = (), *, partial: bool = False) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The judges of a run, models and people alike, one by one and two by two.
+
+    Args:
+        run: the run.
+        names: of the sets of comparisons; all unless given.
+        partial: whether unfinished ones may be read.
+
+    Returns:
+        `agreement.consistency` (a row an annotator) and `agreement.between_annotators` (a row two of them).
+
+    Raises:
+        NotReady: there are no comparisons, or they are unfinished and `partial` was not asked for.
+        UsageError: there is no judge of that name.
+    """
+    chosen = [run.only("comparisons", name, partial=partial) for name in names]
+    frames = [pl.from_arrow(one.read(_COLUMNS)) for one in chosen or run.all("comparisons", partial=partial)]
+    rows = pl.concat([frame for frame in frames if isinstance(frame, pl.DataFrame)])
+    return consistency(rows), between_annotators(rows)
