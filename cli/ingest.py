@@ -23,8 +23,10 @@ def ingest(
     spec: IngestSpec,
     replace: Replace = False,
 ) -> None:
-    """Read prompts from files: strings or conversations, in any known layout."""
-    from prefdata.prompts import ingest as step
+    """Read prompts from files: strings or conversations, in any known layout; with answers, or verdicts on them."""
+    from prefdata.comparisons.people import ingest_comparisons
+    from prefdata.prompts import ingest as ingest_prompts
     from prefdata.store import Run
 
+    step = ingest_comparisons if spec.kind == "comparisons" else ingest_prompts
     show.outcome(step(Run(run), files, spec, replace=replace))

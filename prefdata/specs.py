@@ -118,8 +118,10 @@ class IngestSpec(Spec):
     model_config = ConfigDict(populate_by_name=True)
     step: ClassVar[str] = "ingest"
 
-    kind: Literal["prompts", "candidates"] = what(
-        "prompts", "What to read: the prompts alone, or with them the answers that the rows hold.", alias="as"
+    kind: Literal["prompts", "candidates", "comparisons"] = what(
+        "prompts",
+        "What to read: the prompts alone, with them the answers that the rows hold, or verdicts on two answers.",
+        alias="as",
     )
     layout: str | None = what(None, "How a row says its prompt (found out from the columns unless named).")
     test: float = what(0.1, "Share of prompts that go to the test split where the rows do not say.", ge=0, le=1)

@@ -1,0 +1,96 @@
+"""ingest --as comparisons: verdicts from files, on candidates of the run; and what ranking makes of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prefdata.comparisons.people import ingest_comparisons
+from prefdata.errors import BadRows, NotReady, SpecConflict
+from prefdata.prompts import ingest
+from prefdata.scores import rank
+from prefdata.specs import IngestSpec, RankSpec
+from prefdata.store import Run
+
+SPEC = IngestSpec.parse({"as": "comparisons", "source": "people"})
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run(tmp_path / "run")
+    file = write(tmp_path / "asked.jsonl", [{"prompt": "Say.", "responses": ["good", "fair", "schlecht 🎬"]}])
+    ingest(run, [file], IngestSpec.parse({"as": "candidates"}))
+    return run
+
+
+def told(run: Run) -> list[dict]:
+    return run.partition("comparisons", "people").read().to_pylist()
+
+
+def test_by_texts_and_by_ids(run: Run, tmp_path: Path) -> None:
+    id_of = {c["text"]: c["candidate_id"] for p in run.partitions("candidates") for c in p.read().to_pylist()}
+    rows = [
+        {"prompt": "Say.", "answer_a": "good", "answer_b": "fair", "winner": "A", "annotator": "ann"},
+        {"prompt": "Say.", "answer_a": "fair", "answer_b": "schlecht 🎬", "winner": "answer_a", "annotator": "bob"},
+        {"prompt": "Say.", "output_1": "good", "output_2": "schlecht 🎬", "label": 1, "rationale": "Besser."},
+        {"prompt": "Say.", "first": "good", "second": "fair", "verdict": "tie", "annotator": "bob"},
+        {"first_id": id_of["fair"], "second_id": id_of["good"], "probability": 0.25, "order": "second-first"},
+    ]
+    done = ingest_comparisons(run, [write(tmp_path / "v.jsonl", rows)], SPEC)
+    assert (done.report.rows_in, done.report.rows_out) == (5, 5)
+    assert done.report.figures == {"first": 3, "second": 1, "tie": 1, "annotators": 3}
+    by = {(r["first_id"], r["second_id"], r["annotator"]): r for r in told(run)}
+    assert by[id_of["good"], id_of["fair"], "ann"]["probability"] == 1.0
+    assert by[id_of["good"], id_of["schlecht 🎬"], "people"]["rationale"] == "Besser."
+    assert by[id_of["fair"], id_of["good"], "people"]["verdict"] == "second"
+    assert ingest_comparisons(run, [str(tmp_path / "v.jsonl")], SPEC).did == "kept"
+    rank(run, RankSpec(comparisons=("people",), name="bt"))
+    score = {r["candidate_id"]: r["score"] for r in run.partition("scores", "bt").read().to_pylist()}
+    assert score[id_of["good"]] > score[id_of["fair"]] > score[id_of["schlecht 🎬"]]
+
+
+def test_bad_rows_are_told_all_at_once(run: Run, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Say.", "answer_a": "good", "answer_b": "fair", "winner": "A"},
+        {"prompt": "Say.", "answer_a": "good", "answer_b": "unheard of", "winner": "A"},
+        {"prompt": "Say.", "answer_a": "good", "answer_b": "fair", "winner": "nobody"},
+        {"prompt": "Say.", "answer_a": "good", "answer_b": "fair"},
+        {"prompt": "Say.", "answer_a": "good", "winner": "A"},
+        {"prompt": "Say.", "answer_a": "good", "answer_b": "good", "winner": "A"},
+    ]
+    file = write(tmp_path / "v.jsonl", rows)
+    with pytest.raises(BadRows) as found:
+        ingest_comparisons(run, [file], SPEC)
+    said = str(found.value)
+    for number, why in enumerate(
+        ("--as candidates", "nobody", "a verdict is needed", "two answers", "same candidate"), 2
+    ):
+        assert f"v.jsonl:{number}" in said
+        assert why in said
+    assert not (run.path / "comparisons").exists()
+    done = ingest_comparisons(run, [file], SPEC.model_copy(update={"on_bad_rows": "drop"}))
+    assert done.report.dropped == {"no_candidate": 1, "verdict": 1, "no_verdict": 1, "no_answers": 1, "same_answer": 1}
+    more = write(tmp_path / "w.jsonl", [rows[0], {**rows[0], "annotator": "ann"}, rows[0]])
+    with pytest.raises(SpecConflict):
+        ingest_comparisons(run, [more], SPEC)
+    again = ingest_comparisons(run, [more], SPEC, replace=True)
+    assert (again.report.rows_out, again.report.dropped) == (2, {"duplicate": 1})
+
+
+def test_before_there_are_candidates(tmp_path: Path) -> None:
+    with pytest.raises(NotReady, match="no candidates"):
+        ingest_comparisons(Run(tmp_path / "none"), [write(tmp_path / "v.jsonl", [{"first_id": "a"}])], SPEC)
+
+
+def test_the_command(run: Run, tmp_path: Path, prefdata) -> None:
+    file = write(tmp_path / "v.jsonl", [{"prompt": "Say.", "answer_a": "good", "answer_b": "fair", "winner": "B"}])
+    code, out, err = prefdata("ingest", run.path, file, "--as", "comparisons", "--source", "people")
+    assert code == 0, err
+    assert "second" in out
