@@ -13,7 +13,7 @@ from prefdata import ids
 from prefdata.candidates import dry_run, sample, samples, swept
 from prefdata.candidates.drawing import cut_off_id
 from prefdata.candidates.jobs import Job
-from prefdata.errors import BadRows, InputError, ModelError, NotReady, SpecConflict, UsageError
+from prefdata.errors import BadRows, InputError, ModelError, NotReady, PrefdataError, SpecConflict, UsageError
 from prefdata.prompts import ingest
 from prefdata.specs import IngestSpec, SampleSpec
 from prefdata.store import Run
@@ -254,6 +254,14 @@ def test_settings_of_another_engine(run: Run, spec) -> None:
         sample(run, spec(engine="vllm", device="cpu"))
     with pytest.raises(UsageError, match="--quantization is for the vllm engine"):
         sample(run, spec(quantization="fp8"))
+
+
+def test_an_engine_that_cannot_start_leaves_nothing_behind(run: Run, spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    for said in ({"engine": "openai"}, {"device": "cuda:99"}, {"dtype": "float3"}):
+        with pytest.raises(PrefdataError):
+            sample(run, spec(**said))
+        assert not (run.path / "candidates").exists()
 
 
 def draws(run: Run, name: str = "s") -> dict[tuple[str, int], Row]:

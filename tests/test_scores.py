@@ -141,7 +141,7 @@ def test_functions_that_are_not_there(run: Run, tmp_path: Path, monkeypatch, fun
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=said):
         rank(run, RankSpec(function=function))
-    assert not list(run.path.glob("scores/*/part-*"))
+    assert not list(run.path.glob("scores/*"))
 
 
 def test_a_policy_is_no_reward_model(run: Run, tiny_policy: Path) -> None:

@@ -199,8 +199,9 @@ def _sample(job: Job, engine: _Engine, replace: bool, retry: bool, progress: Pro
     if success is not None and not replace and not _lacks(job, drawn):
         return Outcome(success.report, partition.path, "kept")
     began = time.monotonic()
+    generator = engine()  # before anything is written: an engine that cannot start leaves nothing behind
     if job.spec.on_long == "error":
-        refuse_long(job, engine())
+        refuse_long(job, generator)
     claims = Claims(partition.path)
     if replace and (busy := claims.others()):
         raise SpecConflict(f"another process draws into {partition.path} ({busy[0]}): stop it before you --replace.")

@@ -66,9 +66,9 @@ def compare(
     if success is not None and not replace and not _next(groups, seen, spec):
         return Outcome(success.report, partition.path, "kept")
     began = time.monotonic()
-    state = partition.begin(lineage, replace=replace)
-    partition.reopen()
-    with closing(open_comparer(spec)) as comparer:
+    with closing(open_comparer(spec)) as comparer:  # a judge that cannot be used leaves nothing behind
+        state = partition.begin(lineage, replace=replace)
+        partition.reopen()
         ask = _Asking(run, players, comparer, partition, progress)
         while todo := _next(groups, seen, spec):
             seen |= ask(todo)

@@ -65,6 +65,7 @@ def rank(
     if replace and (busy := claims.others()):
         raise SpecConflict(f"another process scores into {first.path} ({busy[0]}): stop it before you --replace.")
     began = time.monotonic()
+    scorer = open_scorer(spec)  # before anything is written: a scorer that cannot be used leaves nothing behind
     states = [partition.begin(lineages[name], replace=replace) for name, partition in partitions.items()]
     with claims:
         claims.wait_for_the_last()
@@ -72,7 +73,7 @@ def rank(
             partition.reopen()
         scoring = Scoring(run, samplers, partitions, claims, progress, total=len(candidates))
         indices = [CandidateIndex([partition]) for partition in partitions.values()]
-        notes = scoring.score(indices, lambda: open_scorer(spec))
+        notes = scoring.score(indices, scorer)
         last = claims.last()
         reports = [_ended(one, began, notes, last) for one in partitions.values()]
     return Outcome(reports[0], first.path, "made" if states[0] == "absent" else "continued")

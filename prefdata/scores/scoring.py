@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import polars as pl
@@ -46,21 +45,15 @@ class Scoring:
     total: int
     done: int = 0
 
-    def score(self, scored: list[CandidateIndex], open_scorer: Callable[[], Scorer]) -> tuple[str, ...]:
+    def score(self, scored: list[CandidateIndex], scorer: Scorer) -> tuple[str, ...]:
         """Score until nothing lacks a score, beside other processes if there are some; returns the scorer's notes."""
         self._scored = scored
-        scorer: Scorer | None = None
         try:
             for one_pass in Shares(self.claims, self._shares, self._lacking, self._refresh).passes():
-                todo = self._todo(one_pass)
-                head = next(todo, None)
-                if head is not None:
-                    scorer = scorer or open_scorer()
-                    self._score(chain([head], todo), scorer)
+                self._score(self._todo(one_pass), scorer)
             return getattr(scorer, "notes", ())
         finally:
-            if scorer is not None:
-                scorer.close()
+            scorer.close()
 
     def _shares(self) -> Iterator[tuple[str, list[Row]]]:
         for sampler in self.samplers:
