@@ -324,8 +324,9 @@ def superseded(parts: Sequence[Path], key: list[str]) -> dict[int, list[int]]:
 
     hashes = [keys(part).hash_rows().to_numpy() for part in parts]
     every = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
-    values, counts = np.unique(every, return_counts=True)
-    often = values[counts > 1]
+    every.sort()
+    often = np.unique(every[1:][every[1:] == every[:-1]])
+    del every
     seen: set[tuple[Any, ...]] = set()
     found: dict[int, list[int]] = {}
     for number in reversed(range(len(parts) if len(often) else 0)):

@@ -18,7 +18,7 @@ from .world import Wishes, true_reward
 SEED = 1
 TRAIN_PROMPTS = 500
 TEST_PROMPTS = 150
-DEMONSTRATIONS_PER_PROMPT = 8
+DEMONSTRATIONS_PER_PROMPT = 16
 COMPARISONS_PER_PROMPT = {"preferences": 20, "heldout_preferences": 8}
 FLIPPED = 0.1
 """The share of preferences in `preferences.jsonl` that name the worse answer as the better."""

@@ -177,14 +177,14 @@ def draw_answer(rng: Random, wish: Wishes, care: float | None = None) -> str:
     text = " ".join(written)
     if rng.random() < 0.2 * (1.0 - care):
         text = text[: text.rindex(" ")]  # breaks off before the last word
-    if rng.random() < 0.9 * (1.0 - care):
+    if rng.random() < (0.05 if care > 0.5 else 0.95):
         text = f"{rng.choice(FILLERS)} {text}"
     return text
 
 
 def draw_care(rng: Random) -> float:
-    """Of ten answers six are by careless writers and four by careful ones; they differ in all they do."""
-    return rng.uniform(0.0, 0.25) if rng.random() < 0.6 else rng.uniform(0.75, 1.0)
+    """Of ten answers seven are by careless writers and three by careful ones; they differ in all they do."""
+    return rng.uniform(0.0, 0.25) if rng.random() < 0.7 else rng.uniform(0.75, 1.0)
 
 
 def _heeded(rng: Random, wish: Wishes, care: float) -> Wishes:

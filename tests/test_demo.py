@@ -37,8 +37,8 @@ def test_the_picture_of_the_literature(home: Path) -> None:
     rows = {row["policy"]: row for row in json.loads(done.stdout)}
     reference, best, dpo = rows["policy"], rows["best-of-16"], rows["dpo"]
     assert reference["prompts"] == best["prompts"] == dpo["prompts"] == 150
-    assert dpo["win_rate"] > 0.60
-    assert dpo["low"] > 0.57
+    assert dpo["win_rate"] >= 0.70
+    assert dpo["low"] > 0.67
     assert reference["mean_truth"] + 0.3 < dpo["mean_truth"] < best["mean_truth"] + 0.2
     assert 0.5 < dpo["mean_tokens"] / reference["mean_tokens"] < 2.0
 

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from prefdata.store import Partition
+from prefdata.views import keys
 
 _COLUMNS = ["prompt_id", "sample_index", "finish_reason", "max_tokens"]
 
@@ -31,7 +32,7 @@ class Drawn:
         found = [self._samples(part) for part in parts]
         self._read.update(parts)
         if found:
-            prompts = np.concatenate([self._prompts, *(keys for keys, _ in found)])
+            prompts = np.concatenate([self._prompts, *(one for one, _ in found)])
             indices = np.concatenate([self._indices, *(indices for _, indices in found)])
             order = np.argsort(prompts, kind="stable")
             self._prompts, self._indices = prompts[order], indices[order]
@@ -40,9 +41,9 @@ class Drawn:
         """For each prompt the indices below `n` that are not there."""
         if len(self._prompts) == 0:
             return [list(range(n)) for _ in prompt_ids]
-        keys = np.array([_key(prompt) for prompt in prompt_ids], np.uint64)
-        first = np.searchsorted(self._prompts, keys, "left").tolist()
-        behind = np.searchsorted(self._prompts, keys, "right").tolist()
+        asked = keys(prompt_ids)
+        first = np.searchsorted(self._prompts, asked, "left").tolist()
+        behind = np.searchsorted(self._prompts, asked, "right").tolist()
         there = [set(self._indices[a:b].tolist()) for a, b in zip(first, behind, strict=True)]
         return [[index for index in range(n) if index not in one] for one in there]
 
@@ -51,10 +52,4 @@ class Drawn:
         if self._max_tokens is not None:
             redo = (pl.col("finish_reason") == "length") & (pl.col("max_tokens") < self._max_tokens)
             rows = rows.filter(~redo.fill_null(False))
-        keys = np.fromiter(map(_key, rows["prompt_id"]), np.uint64, rows.height)
-        return keys, rows["sample_index"].to_numpy().astype(np.int32)
-
-
-def _key(prompt_id: str) -> int:
-    # 64 of an id's 80 bits: for two of four million prompts to share them has a chance of one in two million.
-    return int(prompt_id[:16], 16)
+        return keys(rows["prompt_id"]), rows["sample_index"].to_numpy().astype(np.int32)

@@ -9,13 +9,11 @@ import numpy as np
 import polars as pl
 
 from prefdata.store import Partition
+from prefdata.views import keys
 
 
 class CandidateIndex:
-    """The candidates that are in some partitions, by 64 of their ids' 80 bits.
-
-    Two of a hundred million candidates share them with a chance of one in four thousand.
-    """
+    """The candidates that are in some partitions, by their `keys`."""
 
     def __init__(self, partitions: Sequence[Partition]) -> None:
         """Read the ids that are there."""
@@ -47,8 +45,3 @@ class CandidateIndex:
     def covers(self, other: CandidateIndex) -> bool:
         """Whether all candidates of another index are in this one."""
         return bool(np.isin(other._keys, self._keys).all())
-
-
-def keys(candidate_ids: Iterable[str]) -> np.ndarray:
-    """The first 64 bits of ids."""
-    return np.array([int(one[:16], 16) for one in candidate_ids], np.uint64)
