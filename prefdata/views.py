@@ -134,13 +134,7 @@ class PromptSlices:
             UsageError: DuckDB does not take the condition.
         """
         self._parts = [(source, part) for source in run.all("prompts", partial=partial) for part in source.readable()]
-        frames = (
-            pl.read_parquet(part, columns=["prompt_id", "split"], hive_partitioning=False) for _, part in self._parts
-        )
-        ids, splits = zip(
-            *((keys(frame["prompt_id"]), (frame["split"] == split).to_numpy()) for frame in frames), strict=True
-        )
-        key = np.concatenate(ids)
+        key, in_split = _keys_and_split([part for _, part in self._parts], split)
         wanted = np.zeros(len(key), dtype=bool)
         wanted[np.unique(key, return_index=True)[1]] = True  # each prompt where it stands first
         wanted &= in_split
