@@ -39,6 +39,8 @@ PART_ROWS = 1_000_000
 SMALL_PART = 8 << 20
 """Bytes below which a part is joined with others, where there are more than `FEW_PARTS` such."""
 FEW_PARTS = 64
+JOINED_ROWS = 100_000
+"""Rows at which a joined part is full: texts that are much alike take little room on disk and much in memory."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -137,12 +139,13 @@ class Partition(Folder):
         parts = self.parts()
         twice = superseded(parts, list(key))
         sizes = [part.stat().st_size for part in parts]
+        rows = [pq.read_metadata(part).num_rows for part in parts]
         small = sum(size < SMALL_PART for size in sizes) > FEW_PARTS
         group: list[int] = []
         for number, size in enumerate(sizes):
             if number in twice or (small and size < SMALL_PART):
                 group.append(number)
-            if sum(sizes[n] for n in group) >= SMALL_PART:
+            if sum(sizes[n] for n in group) >= SMALL_PART or sum(rows[n] for n in group) >= JOINED_ROWS:
                 self._join([(parts[n], twice.get(n, [])) for n in group])
                 group = []
         self._join([(parts[n], twice.get(n, [])) for n in group])
