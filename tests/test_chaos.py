@@ -41,7 +41,7 @@ def finish_in_spite_of(kills: int, lasts: float, dice: random.Random, *arguments
     for _ in range(kills):
         process = start(*arguments)
         try:
-            process.communicate(timeout=dice.uniform(0.2, 0.95) * lasts)
+            process.communicate(timeout=dice.uniform(0.1, 0.6) * lasts)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
