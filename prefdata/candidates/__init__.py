@@ -138,7 +138,7 @@ def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
 def account(partition: Partition, asked: int) -> Report:
     """The Report of a sampler: every candidate asked for is a row, answered or not, and the figures say which."""
     columns = ["status", "finish_reason", "text", "completion_tokens"]
-    counts: dict[str, int] = {"rows": 0, "ok": 0, "truncated": 0, "empty": 0, "tokens": 0, "ok_tokens": 0}
+    counts: dict[str, int] = {"rows": 0, "ok": 0, "truncated": 0, "empty": 0, "tokens": 0}
     refused: dict[str, int] = {}
     for part in partition.parts():
         rows = pl.read_parquet(part, columns=columns, hive_partitioning=False)

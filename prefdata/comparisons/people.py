@@ -21,6 +21,7 @@ import polars as pl
 import pyarrow as pa
 
 from prefdata import ids
+from prefdata.comparisons import ORDERS
 from prefdata.errors import BadRow, BadRows
 from prefdata.formats.layouts import Layout, Unusable, detect, named
 from prefdata.formats.readers import RawRow, read
@@ -30,7 +31,6 @@ from prefdata.store import Lineage, Outcome, Run, name_of
 from prefdata.tables import COMPARISONS, rows_id
 from prefdata.views import read_candidates
 
-ORDERS = ("first-second", "second-first")
 SIDES = (
     ("first", "second"),
     ("answer_a", "answer_b"),

@@ -72,8 +72,9 @@ def rank(
         for partition in partitions.values():
             partition.reopen()
         scoring = Scoring(run, samplers, partitions, claims, progress, total=len(candidates))
-        indices = [CandidateIndex([partition]) for partition in partitions.values()]
-        notes = scoring.score(indices, scorer)
+        if replace:  # what was there is gone, and what comes is to be looked for
+            scored = [CandidateIndex([partition]) for partition in partitions.values()]
+        notes = scoring.score(scored, scorer)
         last = claims.last()
         reports = [_ended(one, began, notes, last) for one in partitions.values()]
     return Outcome(reports[0], first.path, "made" if states[0] == "absent" else "continued")
