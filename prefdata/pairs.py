@@ -225,4 +225,5 @@ def _columns(kept: pl.DataFrame) -> pl.DataFrame:
         "margin",
         probability=1 / (1 + (-pl.col("margin")).exp()),
         weight=pl.lit(1.0),
+        verdict=pl.lit("chosen"),
     )

@@ -136,7 +136,7 @@ def _places(values: Scores) -> NDArray[np.int64]:
 
 def _rows(pool: Pool, spec: SelectSpec) -> tuple[pa.Table, Report]:
     rows, report = keep(pool.rows, spec)
-    rows = rows.with_columns(scorer=pl.lit(pool.scorer))
+    rows = rows.with_columns(scorer=pl.lit(pool.scorer), copies=pl.lit(1))
     return SELECTIONS.conform(rows.to_arrow()), report
 
 

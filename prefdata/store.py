@@ -243,6 +243,9 @@ MADE_BY = {
     "scores": "prefdata rank",
     "selections": "prefdata select",
     "pairs": "prefdata pair",
+    "unpaired": "prefdata pair --as unpaired",
+    "groups": "prefdata pair --as groups",
+    "demonstrations": "prefdata pair --as demonstrations",
 }
 """The command that makes each table."""
 

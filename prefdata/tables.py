@@ -28,8 +28,10 @@ TYPES: dict[str, pa.DataType] = {
     "int32": pa.int32(),
     "int64": pa.int64(),
     "float64": pa.float64(),
+    "bool": pa.bool_(),
     "strings": pa.list_(pa.string()),
     "tokens": pa.list_(pa.int32()),
+    "ints": pa.list_(pa.int32()),
     "floats": pa.list_(pa.float64()),
     "messages": pa.list_(
         pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
@@ -127,7 +129,7 @@ def _contract(said: dict[str, Any]) -> Table:
 TABLES: dict[str, Table] = {table.name: table for table in _contracts()}
 """All tables in the order of the flow."""
 
-PROMPTS, CANDIDATES, COMPARISONS, SCORES, SELECTIONS, PAIRS = TABLES.values()
+PROMPTS, CANDIDATES, COMPARISONS, SCORES, SELECTIONS, PAIRS, UNPAIRED, GROUPS, DEMONSTRATIONS = TABLES.values()
 
 
 def rows_id(rows: pa.Table, key: str) -> str:

@@ -1,0 +1,126 @@
+"""Specs: what a step is asked to do, said once.
+
+A spec is a frozen, strict pydantic model. The same class gives the command's flags and their help, the keys of the YAML
+file, the keyword arguments in Python, and the JSON in every footer. Fields come in two kinds: those that decide the
+result (the spec's identity: they enter the fingerprint), and those that only say how it is computed or how far (batch
+sizes, devices, the number of candidates), declared with `how`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prefdata.errors import UsageError, did_you_mean
+from prefdata.ids import digest
+
+
+def what(default: Any = ..., description: str = "", **bounds: Any) -> Any:
+    """A field that decides the result; it enters the fingerprint."""
+    return Field(default, description=description, **bounds)
+
+
+def how(default: Any = ..., description: str = "", **bounds: Any) -> Any:
+    """A field that says how, or how much, but never which result; it stays out of the fingerprint."""
+    return Field(default, description=description, json_schema_extra={"how": True}, **bounds)
+
+
+class Spec(BaseModel):
+    """The base of all specs.
+
+    `step` names the command that the spec belongs to, in words as typed (`"sample"`, `"train dpo"`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
+    step: ClassVar[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, data: Any) -> Any:
+        # YAML and JSON have lists only; frozen specs hold tuples.
+        if isinstance(data, Mapping):
+            return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        return data
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, where: str | None = None) -> Self:
+        """The spec from plain values; `where` says where they came from (a file, "the flags") in the message.
+
+        Raises:
+            UsageError: an unknown key (with the nearest known one) or a value that does not fit, all of them at once.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            problems = "; ".join(cls._problem(e) for e in error.errors())
+            raise UsageError(f"{where or cls.step}: {problems}") from None
+
+    @classmethod
+    def _problem(cls, error: Mapping[str, Any]) -> str:
+        name = ".".join(str(part) for part in error["loc"])
+        if error["type"] == "extra_forbidden":
+            return f'unknown key "{name}".{did_you_mean(name, cls.model_fields)}'
+        if error["type"] == "missing":
+            return f"{name} is needed"
+        said = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+        if not name:
+            return said
+        return f"{name}: {'should be ' if said != error['msg'] and 'Value' not in error['msg'] else ''}{said}" + (
+            "" if error["type"] == "value_error" else f", not {error['input']!r}"
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the result, as JSON values."""
+        fields = type(self).model_fields
+        said = self.model_dump(mode="json")
+        return {name: _plain(value) for name, value in said.items() if not _is_how(fields[name])}
+
+    def check_use(self, decider: str, **goes_with: tuple[str, ...]) -> None:
+        """That settings which only some values of the field `decider` have a use for are at their defaults elsewhere.
+
+        Raises:
+            ValueError: one is given where it would change nothing.
+        """
+        chosen, fields = getattr(self, decider), type(self).model_fields
+        for name, values in goes_with.items():
+            if chosen not in values and getattr(self, name) != fields[name].default:
+                flag = f"--{(fields[decider].alias or decider).replace('_', '-')}"
+                with_ = " or ".join(f"{flag} {value}" for value in values)
+                raise ValueError(
+                    f"--{name.replace('_', '-')} goes with {with_}, and changes nothing here: leave it out"
+                )
+
+    def fingerprint(self) -> str:
+        """The id of the spec's identity: equal fingerprints, equal results from equal inputs."""
+        return digest({"step": self.step, **self.essence(self.identity())})
+
+    @classmethod
+    def essence(cls, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """An identity without the settings that are at their defaults: what fingerprints and seeds are made from.
+
+        So a setting that a later version adds, off by default, changes no fingerprint and no candidate. In return a
+        default that decides a result never changes.
+        """
+        defaults = {name: _plain(field.get_default()) for name, field in cls.model_fields.items()}
+        defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+        return {name: value for name, value in identity.items() if name not in defaults or value != defaults[name]}
+
+
+def _plain(value: Any) -> Any:
+    # JSON has no infinity; an infinite beta is a setting like any other.
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_how(field: Any) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("how"))
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What changed between two specs' identities, one `key: old -> new` after another."""
+    keys = [*old, *(key for key in new if key not in old)]
+    changed = [key for key in keys if old.get(key) != new.get(key)]
+    return ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)

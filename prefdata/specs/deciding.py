@@ -1,0 +1,178 @@
+"""What select, pair and export are asked to do."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from prefdata.specs.base import Spec, how, what
+
+
+class PoolSpec(Spec):
+    """Which scored candidates take part: what select and pair are both asked."""
+
+    scorer: str | None = what(None, "Which scores (the only ones unless given).")
+    sampler: tuple[str, ...] = what((), "Only candidates of these samplers (all unless given).")
+    where: str | None = what(
+        None, "Only candidates for which this SQL condition holds, on columns of candidates, scores and prompts."
+    )
+    refusals: Literal["keep", "drop"] = what("keep", "Answers that refuse, by the phrases of --refusal-phrases.")
+    refusal_phrases: str | None = what(None, "A YAML file of phrases that open a refusal (built-in unless given).")
+    min_chars: int = what(0, "The shortest answer that takes part, in characters without surrounding space.", ge=0)
+    max_chars: int | None = what(None, "The longest answer that takes part, in characters.", ge=1)
+
+
+class SelectSpec(PoolSpec):
+    """`prefdata select`: scores in, selections out."""
+
+    step: ClassVar[str] = "select"
+
+    method: Literal["best-of-n", "top-k", "top-k-overall", "threshold", "boltzmann", "rso", "rso-algorithm1"] = what(
+        "rso",
+        "best-of-n (the highest score), top-k (of each prompt), top-k-overall (of the run), threshold, boltzmann "
+        "(k draws with replacement), rso (statistical rejection sampling, Plackett-Luce law by Gumbel noise) "
+        "or rso-algorithm1 (the RSO paper's sweep).",
+    )
+    k: int = what(8, "How many to keep a prompt (best-of-n keeps 1; top-k-overall: how many in all).", ge=1)
+    beta: float = what(0.5, "RSO's and Boltzmann's temperature: 0 is top-k, inf ignores the scores.", ge=0)
+    threshold: float | None = what(None, "threshold: the lowest score that is kept.")
+    scale: Literal["raw", "min-max"] = what(
+        "raw", "threshold: scores as they are, or each prompt's brought to [0, 1] first (ReST keeps above 0.7)."
+    )
+    seed: int = what(0, "Seed of the acceptance draws.", ge=0)
+    shuffle: bool = what(False, "rso-algorithm1: sweep in random order and not in the order of generation.")
+    truncated: Literal["drop", "keep"] = what("drop", "What to do with answers that max_tokens cut off.")
+    duplicates: Literal["collapse", "keep"] = what("collapse", "What to do with the same text twice for one prompt.")
+    pool: Literal["all", "latest", "mix"] = what(
+        "all",
+        "Which rounds and samplers compete: all, the latest round only, or a mix: each prompt takes its answers from "
+        "one sampler, drawn by --quota.",
+    )
+    quota: tuple[str, ...] = what((), "mix: a sampler's share of the prompts, as SAMPLER=WEIGHT (even unless given).")
+    improve: float | None = what(
+        None, "best-of-n: an answer of a later round replaces one of an earlier only if it scores this much more.", ge=0
+    )
+    diverse: float = what(
+        0.0, "top-k: weight of being far from what is kept already, from 0 (score alone) to 1 (distance alone).",
+        ge=0, le=1,
+    )  # fmt: skip
+    distance: Literal["words", "embedding"] = what(
+        "words", "diverse: 1 - Jaccard of word pairs, or 1 - cosine of --embeddings."
+    )
+    embeddings: str | None = what(None, "diverse: a Parquet file with candidate_id and embedding, a list of numbers.")
+    name: str | None = how(None, "Name of this selection (made from the method and k unless given).")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        self.check_use(
+            "method",
+            beta=("rso", "rso-algorithm1", "boltzmann"),
+            threshold=("threshold",),
+            scale=("threshold",),
+            shuffle=("rso-algorithm1",),
+            improve=("best-of-n",),
+            diverse=("top-k",),
+        )
+        self.check_use("pool", quota=("mix",))
+        if self.method == "threshold" and self.threshold is None:
+            raise ValueError("--method threshold needs --threshold, the lowest score that is kept")
+        if (self.distance == "embedding") != (self.embeddings is not None):
+            raise ValueError("--distance embedding and --embeddings FILE go together")
+        return self
+
+
+class PairSpec(PoolSpec):
+    """`prefdata pair`: selections in, pairs out; or unpaired labels, groups, demonstrations."""
+
+    model_config = ConfigDict(populate_by_name=True)
+    step: ClassVar[str] = "pair"
+
+    as_: Literal["pairs", "unpaired", "groups", "demonstrations"] = Field(
+        "pairs",
+        alias="as",
+        description="What to write: pairs (DPO, RM), unpaired labels (KTO), groups of ranked answers (RRHF, SLiC, "
+        "listwise RM) or demonstrations (SFT on all that was selected).",
+    )
+    strategy: Literal[
+        "best-worst", "best-random", "random-labelled", "first-round", "tournament", "adjacent", "all", "top-bottom",
+        "length-matched", "against-reference", "cross-sampler", "comparisons",
+    ] = what(
+        "best-worst",
+        "best-worst, best-random, random-labelled (--per-prompt random pairs, labelled by score), first-round (n/2 "
+        "disjoint random pairs), tournament (n-1 by knock-out), adjacent (each with the next in rank), all (every "
+        "two), top-bottom (--top best with --bottom worst), length-matched, against-reference, cross-sampler or "
+        "comparisons (what judges or people said).",
+    )  # fmt: skip
+    per_prompt: int = what(1, "best-worst, random-labelled, length-matched: pairs a prompt.", ge=1)
+    top: int = what(1, "top-bottom: how many of the best; --as unpaired: with --label-by top-bottom.", ge=1)
+    bottom: int = what(1, "top-bottom: how many of the worst; --as unpaired: with --label-by top-bottom.", ge=1)
+    length_tolerance: float = what(
+        0.1, "length-matched: the largest difference of lengths in characters, as a share of the longer.", ge=0, le=1
+    )
+    reference: str | None = what(None, "against-reference: the sampler whose answers are the references.")
+    trust_reference: bool = what(
+        False, "against-reference: the reference is always the chosen one (SPIN), and needs no score."
+    )
+    judge: str | None = what(None, "comparisons: whose (the only ones unless given).")
+    ties: Literal["drop", "keep"] = what(
+        "drop", "comparisons: leave ties out, or keep them as rows whose verdict is tie, which no trainer prefers by."
+    )
+    min_margin: float = what(0.0, "The least difference of scores; ties never make a pair.", ge=0)
+    max_margin: float | None = what(None, "The largest difference of scores.", gt=0)
+    max_pairs_per_prompt: int | None = what(None, "Most pairs a prompt; the widest margins stay.", ge=1)
+    max_per_candidate: int | None = what(None, "Most pairs that one answer takes part in; the widest stay.", ge=1)
+    balance: Literal["none", "source", "sampler"] = what(
+        "none", "Equally many pairs of each source of prompts, or of each sampler of chosen answers, by lot."
+    )
+    temperature: float = what(1.0, "The label's probability is sigmoid(margin / temperature).", gt=0)
+    weight: Literal["one", "confidence"] = what("one", "A pair's weight in training: 1, or 2 * probability - 1.")
+    label_by: Literal["threshold", "median", "top-bottom"] = what(
+        "median", "unpaired: good is what scores at least --threshold, above the prompt's median, or the --top."
+    )
+    threshold: float | None = what(None, "unpaired: with --label-by threshold, the lowest score that is good.")
+    seed: int = what(0, "Seed of the random choices.", ge=0)
+    truncated: Literal["drop", "rejected", "keep"] = what(
+        "rejected", "Answers that max_tokens cut off: leave out, allow as rejected only, or treat as any other."
+    )
+    selector: str | None = what(None, 'Which selection (the only one unless given); "all" is every scored candidate.')
+    name: str | None = how(None, "Name of what is written (the selection's name unless given).")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        self.check_use(
+            "strategy",
+            per_prompt=("best-worst", "random-labelled", "length-matched"),
+            length_tolerance=("length-matched",),
+            reference=("against-reference",),
+            trust_reference=("against-reference",),
+            judge=("comparisons",),
+            ties=("comparisons",),
+        )
+        self.check_use("as_", label_by=("unpaired",), threshold=("unpaired",))
+        if self.as_ != "pairs":
+            only_pairs = ("strategy", "max_margin", "max_pairs_per_prompt", "max_per_candidate", "balance", "weight")
+            self.check_use("as_", **dict.fromkeys((*only_pairs, "min_margin", "temperature"), ("pairs",)))
+        if self.strategy != "top-bottom" and self.label_by != "top-bottom":
+            self.check_use("strategy", top=("top-bottom",), bottom=("top-bottom",))
+        if (self.label_by == "threshold") != (self.threshold is not None):
+            raise ValueError("--label-by threshold and --threshold go together")
+        if self.strategy == "against-reference" and self.reference is None:
+            raise ValueError("--strategy against-reference needs --reference SAMPLER, whose answers are the references")
+        if self.max_margin is not None and self.max_margin < self.min_margin:
+            raise ValueError("--max-margin is below --min-margin, so that no pair could be made")
+        return self
+
+
+class ExportSpec(Spec):
+    """`prefdata export`: pairs or selections in, shards and a dataset card out."""
+
+    step: ClassVar[str] = "export"
+
+    dialect: Literal["trl", "sft"] = what(
+        "trl", "trl (prompt, chosen, rejected) or sft (messages with the best answer)."
+    )
+    pairing: str | None = what(None, "Which pairs, for trl (the only ones unless given).")
+    selector: str | None = what(None, "Which selection, for sft (the only one unless given).")
+    strict_columns: bool = what(False, "Only the columns that the dialect needs: no scores, no ids.")
+    shard_mb: int = what(256, "Largest size of a shard, in megabytes.", ge=1)

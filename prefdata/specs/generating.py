@@ -1,0 +1,130 @@
+"""What ingest and sample are asked to do."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import ConfigDict, model_validator
+
+from prefdata.specs.base import Spec, how, what
+from prefdata.spreads import Count, CountOrNone, NotNegative, Penalty, Positive, Share, ShareOrNone
+
+
+class IngestSpec(Spec):
+    """`prefdata ingest`: files in, prompts out, and with `--as candidates` the answers that exist already."""
+
+    model_config = ConfigDict(populate_by_name=True)
+    step: ClassVar[str] = "ingest"
+
+    kind: Literal["prompts", "candidates", "comparisons"] = what(
+        "prompts",
+        "What to read: the prompts alone, with them the answers that the rows hold, or verdicts on two answers.",
+        alias="as",
+    )
+    layout: str | None = what(None, "How a row says its prompt (found out from the columns unless named).")
+    test: float = what(0.1, "Share of prompts that go to the test split where the rows do not say.", ge=0, le=1)
+    seed: int = what(0, "Seed of the split and of the instructions.", ge=0)
+    system: str | None = what(None, "A system message put before every prompt that has none.")
+    instructions: str | None = what(
+        None, "Put an instruction into each first user turn, for Ghost Attention: a YAML file, or gatt."
+    )
+    on_duplicates: Literal["merge", "error"] = what(
+        "merge", "What to do with a prompt that occurs twice (as candidates: with an answer that does)."
+    )
+    on_bad_rows: Literal["error", "drop"] = what("error", "What to do with a row that cannot be used.")
+    source: str | None = how(None, "Name of this set of prompts (the first file's name unless given).")
+
+    @model_validator(mode="after")
+    def _instructed_prompts_have_no_answers_yet(self) -> Self:
+        if self.instructions is not None and self.kind == "candidates":
+            raise ValueError("--instructions is for prompts: answers that exist already heed none of them")
+        return self
+
+
+class EngineSpec(Spec):
+    """Behind which engine a generating model runs, and how: what every step with such a model shares."""
+
+    engine: Literal["auto", "vllm", "transformers", "openai"] = what(
+        "auto",
+        "auto takes vllm where it is installed and a GPU is there, else transformers; openai is any such server.",
+    )
+    raw: bool = what(False, "Continue the plain text of a single user message; no chat template.")
+    dtype: str = what(
+        "auto", "float32, bfloat16, … or auto (float32 on a CPU; on CUDA bfloat16, with vllm the model's own)."
+    )
+    max_model_len: int | None = what(
+        None, "Use less of the context (prompt and answer, tokens) than the model was made for.", ge=2
+    )
+    lora: str | None = what(None, "A LoRA adapter to put on the model: its folder.")
+    quantization: str | None = what(None, "vllm: how the weights are quantised (fp8, awq, gptq, bitsandbytes, …).")
+    engine_option: tuple[str, ...] = what(
+        (), "vllm: any other of its engine's settings, as KEY=VALUE (VALUE in JSON, or text)."
+    )
+    tensor_parallel_size: int = how(1, "vllm: GPUs that share the model.", ge=1)
+    gpu_memory_utilization: float | None = how(None, "vllm: share of a GPU's memory to take.", gt=0, le=1)
+    enable_prefix_caching: bool | None = how(None, "vllm: compute shared beginnings of prompts once.")
+    max_num_seqs: int | None = how(None, "vllm: requests computed at a time.", ge=1)
+    device: str | None = how(None, "transformers: cpu, cuda, cuda:1, …; the best there is unless given.")
+    batch_tokens: int | None = how(
+        None, "transformers: rows times positions of a batch (made for the device unless given).", ge=1
+    )
+    base_url: str | None = how(None, "openai: where the server is, as http://HOST:PORT/v1.")
+    tokenizer: str | None = how(
+        None, "openai: the model's own folder or hub name; prompts are then rendered here and sent as token ids."
+    )
+    api_key_env: str = how("OPENAI_API_KEY", "openai: the environment variable that holds the key; it is never stored.")
+    concurrency: int = how(64, "openai: requests under way at a time.", ge=1)
+    timeout: float = how(600.0, "openai: seconds to wait for an answer.", gt=0)
+    retries: int = how(6, "openai: how often a request is tried again after 429, 5xx and timeouts.", ge=0)
+
+
+class ModelSpec(EngineSpec):
+    """A generating model on its engine."""
+
+    model: str = what(..., "The policy: a Hugging Face folder or hub name; for openai the name that the server knows.")
+
+
+class SampleSpec(ModelSpec):
+    """`prefdata sample`: prompts in, candidates out."""
+
+    step: ClassVar[str] = "sample"
+
+    n: int = how(16, "Candidates a prompt; raising it later adds the missing ones.", ge=1)
+    temperature: NotNegative = what(
+        1.0,
+        "Sampling temperature; 0 is greedy. This and the next seven: one value, a list (a,b,c) or a range (low:high).",
+    )
+    top_p: Share = what(1.0, "Nucleus: the smallest set of tokens with this total probability.")
+    top_k: CountOrNone = what(0, "The k most probable tokens only; 0 is all.")
+    min_p: ShareOrNone = what(0.0, "Only tokens at least this share as probable as the likeliest; 0 is all.")
+    repetition_penalty: Positive = what(
+        1.0, "Divides (or multiplies, below zero) the logits of tokens that occurred in prompt or answer; 1 is none."
+    )
+    presence_penalty: Penalty = what(0.0, "Taken off the logits of tokens that occurred in the answer; 0 is none.")
+    max_tokens: Count = what(512, "The longest answer, in tokens.")
+    min_tokens: CountOrNone = what(0, "The shortest answer, in tokens: before it no end token is drawn.")
+    stop: tuple[str, ...] = what((), "Text that ends an answer and is cut off; may be given several times.")
+    search: Literal["sample", "beam", "diverse-beam"] = what(
+        "sample", "sample draws; beam and diverse-beam search for the N likeliest answers (transformers only)."
+    )
+    diversity_penalty: float = what(
+        1.0, "diverse-beam: taken off tokens that earlier beams took at the same step.", ge=0
+    )
+    seed: int = what(0, "The run's seed; every candidate has its own, made from it.", ge=0)
+    round: int = what(0, "The round of an iterative run.", ge=0)
+    preprompts: str | None = what(
+        None, "A YAML file of preprompts with weights: each candidate is drawn with one, and trained on without it."
+    )
+    ghost_attention: bool = what(
+        False, "Repeat the instruction that `ingest --instructions` put into the first user turn on every user turn."
+    )
+    on_long: Literal["skip", "error", "truncate-left"] = what(
+        "skip", "Prompts without room for an answer: a row with a status, an error, or cut from the left."
+    )
+    logprobs: bool = what(False, "Store the log-probability of every token, and not only their sum.")
+    split: Literal["all", "train", "test"] = how("all", "Which prompts.")
+    where: str | None = how(None, "Only prompts for which this SQL condition on the prompts table holds.")
+    limit: int | None = how(None, "Only this many prompts: a fair sample, the same every time.", ge=1)
+    sweep: tuple[str, ...] = how((), "One sampler for each value, as SETTING=A,B,C; several sweeps are crossed.")
+    retry_truncated: bool = how(False, "Draw again, with the larger --max-tokens, what the smaller one cut off.")
+    name: str | None = how(None, "Name of this sampler (the model folder's name unless given).")
