@@ -2,7 +2,7 @@
 
     python benchmarks/sampling_peers.py --base-url http://127.0.0.1:8000/v1 [--distilabel VENV/bin/python]
 
-The job: 4 answers to each of 64 prompts of the sample data, 64 tokens at most, stored on disk. The server must serve
+The job: 4 answers to each of 400 prompts of the sample data, 64 tokens at most, stored on disk. The server must serve
 the bundled policy under the name `policy` (`vllm serve sample_data/policy --served-model-name policy`). Then each is
 killed with SIGKILL half-way and started again: what is on disk afterwards is counted.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from prefdata import sample_data
 
 DATA = Path(sample_data.__file__).parent
-PROMPTS, N, TOKENS = 64, 4, 64
+PROMPTS, N, TOKENS = 400, 4, 64
 
 PLAIN = """
 import asyncio, json, sys

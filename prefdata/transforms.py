@@ -16,13 +16,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from prefdata.errors import InputError, UsageError, did_you_mean
+from prefdata.errors import InputError, UsageError
 from prefdata.ids import digest, unit_uniform
 from prefdata.specs import SampleSpec, Spec, how, what
+from prefdata.template_files import read_template
 
 INSTRUCTION = "instruction"
 """The key of a prompt's metadata that says which instruction it carries: {"said": …, "sampled": …}."""
@@ -230,30 +229,10 @@ def _drawn(entries: Sequence[Weighted], uniform: float) -> Weighted:
 
 def _entries(kind: Literal["preprompts", "instructions"], name: str) -> tuple[str, list[Any]]:
     """The entries of a file, or of the built-in one of that name; and what to call it in a message."""
-    import yaml
-
-    if Path(name).is_file():
-        file: Any = Path(name)
-    else:
-        known = {f.name.removesuffix(".yaml"): f for f in _templates(kind).iterdir() if f.name.endswith(".yaml")}
-        if name not in known:
-            near = did_you_mean(name, known)
-            raise UsageError(f"there is no file {name}, and no built-in {kind} of that name.{near}")
-        file = known[name]
-    try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+    entries = read_template(kind, name)
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{name} should hold a list of {kind}; templates/{kind} has examples to copy.")
     return name, entries
-
-
-def _templates(kind: str) -> Any:
-    try:
-        return resources.files("prefdata.templates") / kind
-    except ModuleNotFoundError:  # a bare checkout that was never installed
-        return Path(__file__).parents[1] / "templates" / kind
 
 
 def _placed(where: str, entries: Sequence[Any]) -> Iterable[tuple[Any, str]]:

@@ -13,15 +13,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import model_validator
 
-from prefdata.errors import InputError, UsageError, did_you_mean
+from prefdata.errors import UsageError, did_you_mean
 from prefdata.ids import Message
 from prefdata.specs import Spec, how, what
+from prefdata.template_files import read_template
 
 RATIONALE = "rationale"
 VERDICTS = ("A", "B", "tie")
@@ -274,30 +273,10 @@ def _wanted(of: type[Asking], name: str, kind: str | None) -> Asking:
 
 
 def _values(name: str) -> dict[str, Any]:
-    import yaml
-
-    if Path(name).is_file():
-        file: Any = Path(name)
-    else:
-        known = {f.name.removesuffix(".yaml"): f for f in _templates().iterdir() if f.name.endswith(".yaml")}
-        if name not in known:
-            there = ", ".join(sorted(known))
-            raise UsageError(f"there is no file {name}, and no built-in rubric of that name (there are: {there}).")
-        file = known[name]
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+    values = read_template("rubrics", name)
     if not isinstance(values, dict):
         raise UsageError(f"{name} should hold keys and values (kind, text, …); templates/rubrics has examples to copy.")
     return {str(key): value for key, value in values.items()}
-
-
-def _templates() -> Any:
-    try:
-        return resources.files("prefdata.templates") / "rubrics"
-    except ModuleNotFoundError:  # a bare checkout that was never installed
-        return Path(__file__).parents[2] / "templates" / "rubrics"
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
