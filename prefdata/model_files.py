@@ -18,17 +18,20 @@ from typing import Any, Literal
 from prefdata.errors import ModelError, did_you_mean
 from prefdata.ids import ID_DIGITS, digest
 
-Kind = Literal["causal-lm", "reward-model", "reward-start"]
-"""What a model is to serve as; `reward-start` is what a reward model can be trained from, with one label."""
+Kind = Literal["causal-lm", "reward-model", "comparer", "reward-start"]
+"""What a model is to serve as; `comparer` is either of the first two, to compare answers, and `reward-start` what a
+reward model can be trained from, with one label."""
 
 _FITS: dict[Kind, tuple[str, ...]] = {
     "causal-lm": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"),
     "reward-model": ("ForSequenceClassification",),
+    "comparer": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSequenceClassification"),
     "reward-start": ("ForCausalLM", "LMHeadModel", "ForSequenceClassification"),
 }
 _WANTED: dict[Kind, str] = {
     "causal-lm": "A causal language model (an architecture such as LlamaForCausalLM or Qwen2ForCausalLM)",
     "reward-model": "A reward model or a classifier (an architecture such as LlamaForSequenceClassification)",
+    "comparer": "A causal language model, or a classifier that reads two answers,",
     "reward-start": "a causal language model or a reward model",
 }
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

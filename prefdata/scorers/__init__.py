@@ -13,6 +13,7 @@ from prefdata.specs import EngineSpec, ModelSpec, RankSpec
 
 if TYPE_CHECKING:
     from prefdata.engines.protocol import Generator
+    from prefdata.scorers.classifier import Classifier
     from prefdata.scorers.protocol import Comparer, Scorer
     from prefdata.scorers.rubrics import Rubric
 
@@ -90,7 +91,7 @@ def identity_of(spec: RankSpec) -> dict[str, Any]:
     if spec.reward_model is not None:
         files = identify(spec.reward_model, "reward-model")
         found = {"reward_model": files.revision, "tokenizer": files.text_revision}
-    for name in ("mean_logprob", "implicit", "pointwise", "pairwise", "judge"):
+    for name in ("mean_logprob", "implicit", "pointwise", "judge"):
         if (model := getattr(spec, name)) is not None and spec.engine != "openai":
             files = _language_model(model)
             found |= {name: files.revision, "tokenizer": files.text_revision}
@@ -100,7 +101,12 @@ def identity_of(spec: RankSpec) -> dict[str, Any]:
         found["function"] = function_identity(spec.function)
     if spec.verifier is not None:
         found["verifier"] = _verifier_identity(spec.verifier)
-    if spec.kind in ("pointwise", "pairwise"):
+    classifies = False
+    if spec.pairwise is not None:
+        files = _pairwise_files(spec)
+        classifies = _classifies(files)
+        found |= {"pairwise": files.revision, "tokenizer": files.text_revision}
+    if spec.kind in _QUESTIONS and not classifies:
         from prefdata.scorers.rubrics import load_question
 
         found["rubric"] = load_question(spec.rubric or _QUESTIONS[spec.kind]).fingerprint()
@@ -135,12 +141,13 @@ def file_identity(file: str) -> str:
 
 
 def _reward_model(spec: RankSpec, where: dict[str, Any]) -> Scorer:
+    text_format = None if spec.text_format is None else Path(spec.text_format)
     files = identify(str(spec.reward_model), "reward-model")
-    read: dict[str, Any] = {
-        "label": spec.label,
-        "activation": spec.activation,
-        "text_format": None if spec.text_format is None else Path(spec.text_format),
-    }
+    return _classifier(spec, files, where, label=spec.label, activation=spec.activation, text_format=text_format)
+
+
+def _classifier(spec: RankSpec, files: ModelFiles, where: dict[str, Any], **read: Any) -> Classifier:
+    """A classifier on its engine; `read` says what is read, and how."""
     if spec.engine == "vllm":
         from prefdata.scorers.pooling import PoolingRewardModel
 
@@ -220,9 +227,39 @@ def open_comparer(spec: RankSpec) -> Comparer:
         from prefdata.scorers.judge import PairwiseJudge
 
         return PairwiseJudge(_generator(spec), _rubric(spec), annotator=spec.name, **_manner(spec))
+    files = _pairwise_files(spec)
+    where: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype, "batch_tokens": spec.batch_tokens}
+    if _classifies(files):
+        from prefdata.scorers.pairwise_reward import PairwiseReward, first_label
+
+        first_label(files, spec.label)  # before the weights are read
+        text_format = None if spec.text_format is None else Path(spec.text_format)
+        read: dict[str, Any] = {"label": spec.label, "text_format": text_format, "annotator": spec.name}
+        return PairwiseReward(_classifier(spec, files, where, label="0"), files, **read)
     from prefdata.scorers.pairwise import Pairwise
     from prefdata.scorers.rubrics import load_question
 
     question = load_question(spec.rubric or _QUESTIONS["pairwise"], "pairwise-labels")
-    where: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype, "batch_tokens": spec.batch_tokens}
-    return Pairwise(_language_model(str(spec.pairwise)), question, annotator=spec.name, **where)
+    return Pairwise(files, question, annotator=spec.name, **where)
+
+
+def _pairwise_files(spec: RankSpec) -> ModelFiles:
+    """The model that compares, a language model or a classifier.
+
+    Raises:
+        ModelError: it is neither.
+        UsageError: a setting is for the other kind.
+    """
+    files = identify(str(spec.pairwise), "comparer")
+    settings = ("rubric",) if _classifies(files) else ("label", "text_format")
+    if given := next((name for name in settings if getattr(spec, name) is not None), None):
+        kind, instead = ("classifier", "--text-format") if given == "rubric" else ("language model", "--rubric")
+        raise UsageError(
+            f"{files.name} is a {kind}, and --{given.replace('_', '-')} is for the other kind that compares. "
+            f"Leave it out, or say by {instead} what it reads."
+        )
+    return files
+
+
+def _classifies(files: ModelFiles) -> bool:
+    return files.architecture.endswith("ForSequenceClassification")

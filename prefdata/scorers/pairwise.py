@@ -73,7 +73,14 @@ _REASONS = {"refused_by_template": "refused", "too_long": "too_long"}
 def _verdict(one: Weighed) -> Verdict:
     if one.problem is not None:
         return Verdict(one.key, None, _REASONS.get(one.problem, "error"), rationale=one.detail)
-    if math.isnan(one.share):
-        return Verdict(one.key, None, "error", rationale="the model's output is not a number (NaN)")
-    verdict = "tie" if one.log_odds == 0 else "first" if one.log_odds > 0 else "second"
-    return Verdict(one.key, one.share, verdict, rationale=f"log-odds {one.log_odds:.6g}")
+    return verdict_of(one.key, one.log_odds)
+
+
+def verdict_of(key: str, log_odds: float) -> Verdict:
+    """The verdict that ln p(first) - ln p(second) amounts to; none where that is no finite number."""
+    if not math.isfinite(log_odds):
+        said = "not a number (NaN)" if math.isnan(log_odds) else "infinite"
+        return Verdict(key, None, "error", rationale=f"the model's output is {said}")
+    share = 1 / (1 + math.exp(-log_odds)) if log_odds >= 0 else math.exp(log_odds) / (1 + math.exp(log_odds))
+    verdict = "tie" if log_odds == 0 else "first" if log_odds > 0 else "second"
+    return Verdict(key, share, verdict, rationale=f"log-odds {log_odds:.6g}")

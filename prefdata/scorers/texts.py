@@ -24,7 +24,7 @@ from prefdata.scorers.protocol import Item, Scored
 T = TypeVar("T")
 U = TypeVar("U")
 
-_PLACE = re.compile(r"\{(prompt|response|system)\}")
+_PLACE = re.compile(r"\{([a-z]+)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Texts:
         """
         if self.format is None:
             return self.chat.conversation(messages, response)
-        return fill(self.format, messages, response)
+        return fill(self.format, messages, response=response)
 
     def prepare(self, items: Sequence[Item]) -> Window:
         """The items as distinct texts with their token ids; those that cannot be rendered with the reason."""
@@ -104,23 +104,27 @@ class Texts:
         return [_one_begin(row, tokenizer.bos_token_id) for row in found]
 
 
-def read_format(path: Path) -> str:
-    """The text of a format file, without the line break at its end.
+def read_format(path: Path, answers: Sequence[str] = ("response",)) -> str:
+    """The text of a format file, without the line break at its end; `answers` are the places that it needs.
 
     Raises:
-        InputError: there is no such file, it is not UTF-8, or it has no `{response}`.
+        InputError: there is no such file, it is not UTF-8, or it lacks `{prompt}` or a place for an answer.
     """
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the text format {path}: {error}.") from None
-    if "{response}" not in text or "{prompt}" not in text:
-        raise InputError(f"{path} should hold {{prompt}} and {{response}}, where the texts go. Add them.")
+    places = [f"{{{place}}}" for place in ("prompt", *answers)]
+    if any(place not in text for place in places):
+        said = f"{', '.join(places[:-1])} and {places[-1]}"
+        raise InputError(f"{path} should hold {said}, where the texts go. Add them.")
     return text.removesuffix("\n")
 
 
-def fill(template: str, messages: Sequence[Message], response: str) -> str:
+def fill(template: str, messages: Sequence[Message], **answers: str) -> str:
     """The text of a format with a conversation of one user message, and a system message at most.
+
+    `answers` are the texts by their places: `response`, or `first` and `second`.
 
     All places are filled at once, so that braces in a prompt or an answer stay what they are.
 
@@ -134,8 +138,8 @@ def fill(template: str, messages: Sequence[Message], response: str) -> str:
     if roles[0] == "system" and "{system}" not in template:
         raise TemplateRefusal("the text format has no {system}, and the conversation has a system message")
     system = messages[0]["content"] if roles[0] == "system" else ""
-    values = {"prompt": messages[-1]["content"], "response": response, "system": system}
-    return _PLACE.sub(lambda place: str(values[place[1]]), template)
+    values = {"prompt": messages[-1]["content"], "system": system, **answers}
+    return _PLACE.sub(lambda place: str(values.get(place[1], place[0])), template)
 
 
 def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:

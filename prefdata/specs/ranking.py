@@ -18,7 +18,9 @@ class RankSpec(EngineSpec):
     reward_model: str | None = what(None, "A sequence-classification model: folder or hub name.")
     function: str | None = what(None, "FILE.py:NAME of a function (prompt messages, response) -> number or None.")
     pointwise: str | None = what(None, "A language model asked whether an answer is good: the score is P(good).")
-    pairwise: str | None = what(None, "A language model asked which of two answers is better: makes comparisons.")
+    pairwise: str | None = what(
+        None, "A language model asked which of two answers is better, or a classifier that reads both: comparisons."
+    )
     judge: str | None = what(None, "A language model that judges in words, by a --rubric: makes scores or comparisons.")
     implicit: str | None = what(
         None, "A policy whose implicit reward against --reference, beta ln p/p_ref, is the score."
@@ -36,9 +38,17 @@ class RankSpec(EngineSpec):
         None, "A scorer whose scores are to be corrected, by --length or by pairs that are --labelled."
     )
 
-    label: str | None = what(None, "reward model: which label, by name or number; all makes a scorer of each.")
+    label: str | None = what(
+        None,
+        "reward model: which label, by name or number; all makes a scorer of each. "
+        "pairwise classifier: the one of two labels that means the first is better (the first unless given).",
+    )
     activation: Literal["logit", "probability"] = what("logit", "reward model: the raw logit, or the probability.")
-    text_format: str | None = what(None, "reward model: a file with the text to score, {prompt} and {response} in it.")
+    text_format: str | None = what(
+        None,
+        "A file with the text to score. reward model: {prompt} and {response} in it; "
+        "pairwise classifier: {prompt}, {first} and {second}.",
+    )
     reference: str | None = what(None, "implicit: the reference policy; states: the model whose states are compared.")
     beta: float = what(0.1, "implicit: the factor of the log-ratio.", gt=0)
     rubric: str | None = what(None, "judge, pointwise, pairwise: a YAML file, or the name of a built-in one.")
@@ -70,7 +80,8 @@ class RankSpec(EngineSpec):
     )  # fmt: skip
 
     GOES_WITH: ClassVar[dict[str, tuple[str, ...]]] = {
-        **dict.fromkeys(("label", "activation", "text_format"), ("reward_model",)),
+        "activation": ("reward_model",),
+        **dict.fromkeys(("label", "text_format"), ("reward_model", "pairwise")),
         "reference": ("implicit", "similarity"),
         "beta": ("implicit",),
         "rubric": ("judge", "pointwise", "pairwise"),

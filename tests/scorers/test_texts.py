@@ -17,15 +17,15 @@ SYSTEM = ({"role": "system", "content": "S"}, *USER)
 
 
 def test_braces_in_texts_are_never_filled():
-    assert fill("{prompt}|{response}|{x}|{{}}", USER, "{prompt}") == "Q {response}|{prompt}|{x}|{{}}"
-    assert fill("{system}{prompt}|{response}", USER, "A") == "Q {response}|A"
-    assert fill("{system}: {prompt}|{response}", SYSTEM, "A") == "S: Q {response}|A"
+    assert fill("{prompt}|{response}|{x}|{{}}", USER, response="{prompt}") == "Q {response}|{prompt}|{x}|{{}}"
+    assert fill("{system}{prompt}|{response}", USER, response="A") == "Q {response}|A"
+    assert fill("{system}: {prompt}|{response}", SYSTEM, response="A") == "S: Q {response}|A"
 
 
 @pytest.mark.parametrize("messages", [SYSTEM, (*USER, {"role": "assistant", "content": "A"}, *USER), ()])
 def test_a_format_says_what_it_has_no_place_for(messages):
     with pytest.raises(TemplateRefusal):
-        fill("{prompt}{response}", messages, "A")
+        fill("{prompt}{response}", messages, response="A")
 
 
 def test_a_format_needs_both_places_and_loses_one_line_break(tmp_path):
@@ -37,6 +37,18 @@ def test_a_format_needs_both_places_and_loses_one_line_break(tmp_path):
         read_format(file)
     with pytest.raises(InputError, match="cannot read"):
         read_format(tmp_path / "none.txt")
+
+
+def test_a_format_of_two_answers():
+    said = {"first": "{second}", "second": "{response}"}
+    assert fill("{prompt}|{first}|{second}|{response}", USER, **said) == "Q {response}|{second}|{response}|{response}"
+
+
+def test_a_format_of_two_answers_needs_all_places(tmp_path):
+    file = tmp_path / "f.txt"
+    file.write_text("{prompt}{first}{response}")
+    with pytest.raises(InputError, match=r"\{prompt\}, \{first\} and \{second\}"):
+        read_format(file, ("first", "second"))
 
 
 @pytest.mark.parametrize("raw", [True, False])
