@@ -1,0 +1,181 @@
+"""What pair writes besides pairs, from the same selected answers: unpaired labels, groups in order, demonstrations.
+
+Three pure rules. Each is given the selected candidates, all of a prompt together and in any order, with the columns
+candidate_id, prompt_id, sample_index, score (finite), finish_reason, blank (whether the answer is empty) and draws (how
+often it was drawn, or null), and returns the rows of its table, without the scorer, and the account.
+
+- unpaired (KTO, 2402.01306): each answer good or bad on its own: by a threshold, by the prompt's median, or as one of
+  the prompt's best and worst. What stands on the border is neither.
+- groups (RRHF, 2304.05302; SLiC, 2210.00045; Plackett-Luce): a prompt's answers, best first; ties share a rank.
+- demonstrations (RFT, RAFT, ReST): every answer, weighted by how often it was drawn.
+
+Empty answers take no part. An answer that was cut off is never good, above another or imitated unless
+`truncated="keep"`; with "rejected" it may be bad, or the last of a group.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from prefdata.reports import Report, nonzero
+from prefdata.specs import PairSpec
+
+KTO_RATIO = 4 / 3
+"""The most that all good answers together should weigh, all bad ones together being 1; the least is 1 (KTO, 4.2)."""
+
+
+def unpaired(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Report]:
+    """Each answer good or bad by `spec.label_by`, ordered by prompt, best first.
+
+    - threshold: good from `spec.threshold` up, bad below.
+    - median: good strictly above the prompt's median, bad strictly below; equal is a `tie`.
+    - top-bottom: the `spec.top` best are good, the `spec.bottom` worst bad. Equal scores on both sides of a border are
+      a `tie`, what would be both is an `overlap`, what is between is the `middle`; all three are dropped.
+
+    Cut-off answers count for the median and for the places, also where they get no label (`good_truncated`).
+
+    The figures `desirable_weight` and `desirable_weight_max` are the weights of a good answer, that of a bad one being
+    1, with which the good ones together weigh 1 and 4/3 times what the bad ones do: the range that KTO advises.
+    """
+    usable, dropped = _usable(rows, without_cut=spec.truncated == "drop")
+    label = _label(spec)
+    if spec.truncated == "rejected":
+        label = pl.when((label == "good") & _cut()).then(pl.lit("good_truncated")).otherwise(label)
+    labelled = _standing(usable).with_columns(label=label)
+    counts: dict[str, int] = dict(sorted(labelled["label"].value_counts(name="n").iter_rows()))
+    good, bad = counts.pop("good", 0), counts.pop("bad", 0)
+    kept = labelled.filter(pl.col("label").is_in(["good", "bad"]))
+    balance = bad / good if good and bad else None
+    report = Report(
+        step="pair",
+        unit="selected answers",
+        rows_in=rows.height,
+        rows_out=kept.height,
+        dropped=nonzero(dropped | counts),
+        figures={
+            "good": good,
+            "bad": bad,
+            "prompts": rows["prompt_id"].n_unique(),
+            "prompts_with_labels": kept["prompt_id"].n_unique(),
+            "desirable_weight": balance,
+            "desirable_weight_max": balance and balance * KTO_RATIO,
+        },
+    )
+    columns = kept.select("candidate_id", "prompt_id", pl.col("label") == "good", "score", weight=pl.lit(1.0))
+    return columns.rename({"label": "good"}), report
+
+
+def groups(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Report]:
+    """Each prompt's answers as one row, best first and of equals the earlier draw; ordered by prompt.
+
+    A prompt of no answer, of one, or of equal scores alone has no order: it is dropped.
+    """
+    usable, left_out = _usable(rows, without_cut=spec.truncated == "drop")
+    ranked = _standing(usable)
+    if spec.truncated == "rejected":
+        last = ranked.filter(~_cut() | (pl.col("below") == 0))
+        left_out["truncated"] = ranked.height - last.height
+        ranked = _placed(last)
+    made = ranked.group_by("prompt_id", maintain_order=True).agg(
+        candidate_ids="candidate_id", scores="score", ranks=(pl.col("above") + 1).cast(pl.Int32)
+    )
+    alone = made["candidate_ids"].list.len() == 1
+    tied = made["ranks"].list.last() == 1  # the last shares the first place
+    kept = made.filter(~tied)
+    prompts = rows["prompt_id"].n_unique()
+    dropped = {"tie": int((tied & ~alone).sum()), "one_candidate": int(alone.sum())}
+    report = Report(
+        step="pair",
+        unit="prompts",
+        rows_in=prompts,
+        rows_out=kept.height,
+        dropped=nonzero(dropped | {"no_candidate": prompts - made.height}),
+        figures={"answers": int(kept["ranks"].list.len().sum())}
+        | {f"{reason}_answers": count for reason, count in left_out.items()},
+    )
+    return kept, report
+
+
+def demonstrations(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Report]:
+    """Every answer, ordered by prompt, best first; `rank` is its place there, `weight` how often it was drawn, or 1."""
+    usable, dropped = _usable(rows, without_cut=spec.truncated != "keep")
+    kept = _standing(usable).select(
+        "candidate_id",
+        "prompt_id",
+        "score",
+        rank=pl.col("place").cast(pl.Int32),
+        weight=pl.col("draws").fill_null(1).cast(pl.Float64),
+    )
+    report = Report(
+        step="pair",
+        unit="selected answers",
+        rows_in=rows.height,
+        rows_out=kept.height,
+        dropped=nonzero(dropped),
+        figures={
+            "prompts": rows["prompt_id"].n_unique(),
+            "prompts_with_demonstrations": kept["prompt_id"].n_unique(),
+            "mean_score": kept["score"].mean(),
+        },
+    )
+    return kept, report
+
+
+def _cut() -> pl.Expr:
+    return pl.col("finish_reason").eq_missing("length")
+
+
+def _usable(rows: pl.DataFrame, *, without_cut: bool) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The answers that take part, and how many do not, by reason."""
+    said = rows.filter(~pl.col("blank"))
+    kept = said.filter(~_cut()) if without_cut else said
+    return kept, {"empty": rows.height - said.height, "truncated": said.height - kept.height}
+
+
+def _standing(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows by prompt, best first, of equals the earlier draw, each with its place."""
+    order = ["prompt_id", "score", "sample_index", "candidate_id"]
+    return _placed(rows.sort(order, descending=[False, True, False, False]))
+
+
+def _placed(rows: pl.DataFrame) -> pl.DataFrame:
+    """Ordered rows, and where each one stands among its prompt's answers.
+
+    Adds `place` (from 1), `above` and `below` (how many of them have a higher and a lower score) and `size`.
+    """
+    row = np.arange(rows.height)
+    new_prompt = rows["prompt_id"].ne_missing(rows["prompt_id"].shift()).to_numpy()
+    new_score = new_prompt | rows["score"].ne_missing(rows["score"].shift()).to_numpy()
+    prompt, tie = np.cumsum(new_prompt) - 1, np.cumsum(new_score) - 1
+    prompts = np.append(np.flatnonzero(new_prompt), rows.height)
+    ties = np.append(np.flatnonzero(new_score), rows.height)
+    start, end = prompts[prompt], prompts[prompt + 1]
+    return rows.with_columns(
+        place=row - start + 1, above=ties[tie] - start, below=end - ties[tie + 1], size=end - start
+    )
+
+
+def _label(spec: PairSpec) -> pl.Expr:
+    """good, bad, or the reason why neither, from where an answer stands; no rule but the threshold sees the score."""
+    above, below, size = pl.col("above"), pl.col("below"), pl.col("size")
+    good, bad = pl.lit("good"), pl.lit("bad")
+    if spec.label_by == "threshold":
+        return pl.when(pl.col("score") >= spec.threshold).then(good).otherwise(bad)
+    if spec.label_by == "median":
+        # Above the median is what half of the prompt's answers or more are below.
+        return pl.when(2 * below >= size).then(good).when(2 * above >= size).then(bad).otherwise(pl.lit("tie"))
+    last, first = size - below, size - above  # the last place of those with this score from above, and from below
+    across = (above < spec.top) & (last > spec.top) | (below < spec.bottom) & (first > spec.bottom)
+    best, worst = last <= spec.top, first <= spec.bottom
+    return (
+        pl.when(across)
+        .then(pl.lit("tie"))
+        .when(best & worst)
+        .then(pl.lit("overlap"))
+        .when(best)
+        .then(good)
+        .when(worst)
+        .then(bad)
+        .otherwise(pl.lit("middle"))
+    )
