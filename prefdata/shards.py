@@ -1,4 +1,4 @@
-"""export: pairs or selections in, shards and a dataset card out.
+"""export: pairs, selections, labels, groups or demonstrations in, shards and a dataset card out.
 
 The folder is laid out as the hub lays out datasets, `data/train-00000-of-00004.parquet` and a README.md, so that
 `datasets.load_dataset(FOLDER)` reads it. A row belongs to its prompt's split. The folder is built beside and renamed
@@ -30,7 +30,11 @@ from prefdata.views import read_candidates, read_prompts
 
 COMPRESSION = "zstd"
 
+READ = sorted({table for dialect in DIALECTS.values() for table in dialect.reads})
+"""The tables that some dialect reads."""
+
 _SAMPLED = 1000
+_DECIDED = ("selections", "pairs", "unpaired", "groups", "demonstrations")
 
 
 def shards(rows: pa.Table, shard_bytes: int) -> list[pa.Table]:
@@ -59,17 +63,17 @@ def shard_name(split: str, part: int, parts: int) -> str:
 
 
 def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False) -> Outcome:
-    """Write pairs or best answers to the folder `to`, in a dialect.
+    """Write one of the tables that trainers read to the folder `to`, in a dialect.
 
     Raises:
         NotReady: what the dialect reads is not there, or unfinished.
-        UsageError: a table was named that the dialect does not read, or one of several must be named.
+        UsageError: a table was named that the dialect does not read, two were, or one of several must be named.
         SpecConflict: the folder holds another export.
         InputError: the folder holds files that prefdata did not write, which `replace` does not touch either; or
             there is no row to write.
     """
     dialect = DIALECTS[spec.dialect]
-    source = run.only(dialect.reads, _name(spec, dialect))
+    source = _source(run, spec, dialect)
     prompts = run.all("prompts")
     parents = {str(partition): partition.content for partition in (source, *prompts)}
     lineage = Lineage.of(spec, parents, resolved={source.table.partition: source.name})
@@ -82,17 +86,23 @@ def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False) -> Ou
     return folder.remake(lineage, lambda path: _fill(run, spec, source, lineage, path, to.name), replace=replace)
 
 
-def _name(spec: ExportSpec, dialect: Dialect) -> str | None:
-    """The name of the table's partition that was asked for.
+def _source(run: Run, spec: ExportSpec, dialect: Dialect) -> Partition:
+    """The partition to export: the one named, else the only one of the table that the dialect usually reads.
 
     Raises:
-        UsageError: a table was named that this dialect does not read.
+        NotReady: it is not there, or unfinished.
+        UsageError: a table was named that this dialect does not read, two were, or one of several must be named.
     """
-    wanted, other = (spec.pairing, spec.selector) if dialect.reads == "pairs" else (spec.selector, spec.pairing)
-    if other is not None:
-        key = "--pairing" if dialect.reads == "pairs" else "--selector"
-        raise UsageError(f"the dialect {dialect.name} reads {dialect.reads}: name them with {key}.")
-    return wanted
+    named = {table: getattr(spec, TABLES[table].partition) for table in READ}
+    wanted = [table for table in READ if named[table] is not None]
+    if wanted and not {*wanted} <= {*dialect.reads}:
+        flags = " or ".join(f"--{TABLES[table].partition}" for table in dialect.reads)
+        raise UsageError(f"the dialect {dialect.name} reads {' or '.join(dialect.reads)}: name them with {flags}.")
+    if len(wanted) > 1:
+        raise UsageError(f"both {' and '.join(wanted)} are named, and one of them is exported: leave the other out.")
+    there = [table for table in dialect.reads if run.partitions(table)]
+    table = (wanted or there or dialect.reads)[0]
+    return run.only(table, named[table])
 
 
 def _fill(run: Run, spec: ExportSpec, source: Partition, lineage: Lineage, path: Path, title: str) -> Report:
@@ -109,7 +119,7 @@ def _fill(run: Run, spec: ExportSpec, source: Partition, lineage: Lineage, path:
             splits[split] = _write(of_split, split, spec.shard_mb * 1_000_000, path)
     report = Report(
         step="export",
-        unit=dialect.reads,
+        unit=source.table.name,
         rows_in=rows.num_rows + sum(dropped.values()),
         rows_out=rows.num_rows,
         dropped=nonzero(dropped),
@@ -132,35 +142,57 @@ def _write(rows: pa.Table, split: str, shard_bytes: int, path: Path) -> Split:
 
 
 def _joined(run: Run, source: Partition) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The rows to export by key, each with its prompt, its texts and their sampler; and how many were left out, why.
+    """The rows to export by key, each with its prompt, its texts and their samplers; how many were left out, and why.
 
     Raises:
         InputError: a row names a prompt or a candidate that the run does not hold.
     """
-    everything = pl.DataFrame(source.read())
-    texts = read_candidates(run, ["candidate_id", "text"])
-    if source.table.name == "pairs":
-        rows = everything
-        for side in ("chosen", "rejected"):
-            rows = rows.join(
-                texts.select(pl.col("candidate_id").alias(f"{side}_id"), pl.col("text").alias(side), "sampler"),
-                on=f"{side}_id",
-                how="left",
-                suffix=f"_{side}",
-            )
-    else:
-        first = everything.sort("prompt_id", pl.col("score").neg(), "rank")
-        rows = first.unique("prompt_id", keep="first", maintain_order=True)
-        rows = rows.join(texts.rename({"text": "answer"}), on="candidate_id", how="left")
+    rows, dropped = _exported(pl.DataFrame(source.read()), source.table.name)
+    texts = read_candidates(run, ["candidate_id", "text"]).select("candidate_id", "text", "sampler")
+    rows = _WITH_TEXTS.get(source.table.name, _with_answer)(rows, texts)
     prompts = read_prompts(run, partial=True).select("prompt_id", "messages", "tools", "split")
     rows = rows.join(prompts, on="prompt_id", how="left").sort(source.table.key)
-    lost = rows.filter(pl.any_horizontal(pl.col("sampler", "messages").is_null()))
+    lost = rows.filter(pl.col("messages").is_null() | pl.col("samplers").list.contains(pl.lit(None, pl.String)))
     if lost.height:
         raise InputError(
             f"{lost.height} of {rows.height} rows of {source} name a prompt or a candidate that {run} does not hold "
             f"(first: {lost[source.table.key[0]][0]}). Run `{MADE_BY[source.table.name]}` again."
         )
-    return rows, {"not_the_best": everything.height - rows.height}
+    return rows, dropped
+
+
+def _exported(rows: pl.DataFrame, table: str) -> tuple[pl.DataFrame, dict[str, int]]:
+    """What of a table is exported: no tie as a preference, and of a selection the best of each prompt."""
+    if table == "pairs":
+        kept, reason = rows.filter(pl.col("verdict") != "tie"), "tie"
+    elif table == "selections":
+        first = rows.sort("prompt_id", pl.col("score").neg(), "rank")
+        kept, reason = first.unique("prompt_id", keep="first", maintain_order=True), "not_the_best"
+    else:
+        return rows, {}
+    return kept, {reason: rows.height - kept.height}
+
+
+def _with_answer(rows: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:
+    joined = rows.join(texts.rename({"text": "answer"}), on="candidate_id", how="left")
+    return joined.with_columns(samplers=pl.concat_list("sampler"))
+
+
+def _with_both(rows: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:
+    for side in ("chosen", "rejected"):
+        answer = texts.rename({"candidate_id": f"{side}_id", "text": side, "sampler": f"{side}_sampler"})
+        rows = rows.join(answer, on=f"{side}_id", how="left")
+    return rows.with_columns(samplers=pl.concat_list("chosen_sampler", "rejected_sampler"))
+
+
+def _with_answers(rows: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:
+    each = rows.select("prompt_id", candidate_id="candidate_ids").explode("candidate_id")
+    each = each.join(texts, on="candidate_id", how="left", maintain_order="left")
+    said = each.group_by("prompt_id", maintain_order=True).agg(answers="text", samplers="sampler")
+    return rows.join(said, on="prompt_id", how="left")
+
+
+_WITH_TEXTS = {"pairs": _with_both, "groups": _with_answers}
 
 
 def _history(run: Run, source: Partition, joined: pl.DataFrame) -> list[tuple[str, Lineage]]:
@@ -171,7 +203,7 @@ def _history(run: Run, source: Partition, joined: pl.DataFrame) -> list[tuple[st
         partition = waiting.pop()
         behind.append(partition)
         # The samplers behind the scores are known already, and only those whose answers are in the rows matter.
-        if partition.table.name in ("selections", "pairs") and (lineage := partition.lineage()):
+        if partition.table.name in _DECIDED and (lineage := partition.lineage()):
             waiting += [run.partition(*name.split("/", 1)) for name in lineage.parents]
     distinct = {str(partition): partition for partition in behind}
     order = list(TABLES)
@@ -180,4 +212,4 @@ def _history(run: Run, source: Partition, joined: pl.DataFrame) -> list[tuple[st
 
 
 def _samplers(joined: pl.DataFrame) -> set[str]:
-    return {name for column in joined.columns if column.startswith("sampler") for name in joined[column].to_list()}
+    return set(joined["samplers"].explode().to_list())

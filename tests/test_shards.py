@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from prefdata import ids
 from prefdata.errors import InputError, NotReady, SpecConflict, UsageError
 from prefdata.formats.files import RawRow
+from prefdata.listings import demonstrations, groups, unpaired
 from prefdata.pairs import pair
 from prefdata.prompts import canonical
 from prefdata.reports import Report
@@ -24,7 +27,7 @@ from prefdata.selections import select
 from prefdata.shards import export, shard_name, shards
 from prefdata.specs import ExportSpec, PairSpec, SelectSpec, Spec, what
 from prefdata.store import Lineage, Run
-from prefdata.tables import CANDIDATES, SCORES
+from prefdata.tables import CANDIDATES, SCORES, TABLES
 
 
 class ToySpec(Spec):
@@ -93,6 +96,19 @@ def made(path: Path, prompts: int = 10, tools: bool = False) -> Run:
     put(run, "scores", "truth", scores)
     select(run, SelectSpec(method="top-k", k=3))
     pair(run, PairSpec(strategy="all"))
+    return run
+
+
+def listed(path: Path, **said: Any) -> Run:
+    """The same run with labels (-1 bad, 0 neither, 1 good), groups and demonstrations (drawn once to three times)."""
+    run = made(path, **said)
+    answers = pl.DataFrame(run.partition("candidates", "policy").read())
+    scores = pl.DataFrame(run.only("scores").read(["candidate_id", "score"]))
+    drawn = (pl.col("sample_index") + 1).cast(pl.Int32)
+    rows = answers.join(scores, on="candidate_id").with_columns(blank=pl.lit(False), draws=drawn)
+    for rule, name in ((unpaired, "unpaired"), (groups, "groups"), (demonstrations, "demonstrations")):
+        table, _ = rule(rows, PairSpec(as_=name))
+        put(run, name, "toy", TABLES[name].conform(table.with_columns(scorer=pl.lit("truth")).to_arrow()))
     return run
 
 
@@ -177,6 +193,64 @@ def test_the_best_answer_of_each_prompt(tmp_path: Path) -> None:
     assert [message["role"] for message in rows[0]["prompt"] + rows[0]["completion"]] == ["system", "user", "assistant"]
 
 
+def test_labelled_answers(tmp_path: Path) -> None:
+    report = export(listed(tmp_path / "run"), ExportSpec(dialect="kto"), tmp_path / "out").report
+    assert (report.unit, report.rows_in, report.rows_out) == ("unpaired", 20, 20)
+    rows = pq.read_table(tmp_path / "out/data/train-00000-of-00001.parquet").to_pylist()
+    assert len(rows) == 12
+    for row in rows:
+        assert row["label"] == (row["score"] == 1.0)
+        assert row["completion"] == [{"role": "assistant", "content": f"Answer {int(row['score']) + 1} 🙂\n"}]
+        assert row["prompt_id"] == ids.prompt_id(row["prompt"])
+
+
+def test_answers_in_order(tmp_path: Path) -> None:
+    run = listed(tmp_path / "run")
+    report = export(run, ExportSpec(dialect="listwise"), tmp_path / "out").report
+    assert (report.unit, report.rows_in, report.rows_out) == ("groups", 10, 10)
+    for row in pq.read_table(tmp_path / "out/data/train-00000-of-00001.parquet").to_pylist():
+        assert [said["content"] for (said,) in row["completions"]] == [f"Answer {i} 🙂\n" for i in (2, 1, 0)]
+        assert (row["scores"], row["ranks"]) == ([1.0, 0.0, -1.0], [1, 2, 3])
+    first = min(run.partition("groups", "toy").read()["candidate_ids"].to_pylist())[1]
+    rows = [row for row in run.partition("candidates", "policy").read().to_pylist() if row["candidate_id"] != first]
+    for part in run.partition("candidates", "policy").parts():
+        part.unlink()
+    run.partition("candidates", "policy").append(CANDIDATES.from_rows(rows))
+    with pytest.raises(InputError, match=r"1 of 10 rows of groups/toy .*prefdata pair --as groups"):
+        export(run, ExportSpec(dialect="listwise"), tmp_path / "again")
+
+
+def test_demonstrations_are_exported_where_they_are_named_or_alone(tmp_path: Path) -> None:
+    run = listed(tmp_path / "run")
+    assert export(run, ExportSpec(dialect="sft"), tmp_path / "best").report.unit == "selections"
+    named = export(run, ExportSpec(dialect="sft", imitation="toy"), tmp_path / "named").report
+    assert (named.unit, named.rows_out, named.dropped) == ("demonstrations", 30, {})
+    rows = pq.read_table(tmp_path / "named/data/train-00000-of-00001.parquet").to_pylist()
+    assert {(row["completion"][0]["content"], row["weight"]) for row in rows} == {
+        (f"Answer {i} 🙂\n", i + 1.0) for i in range(3)
+    }
+    with pytest.raises(UsageError, match="both demonstrations and selections are named"):
+        export(run, ExportSpec(dialect="sft", imitation="toy", selector="x"), tmp_path / "both")
+    shutil.rmtree(run.path / "selections")
+    assert export(run, ExportSpec(dialect="sft"), tmp_path / "alone").report.unit == "demonstrations"
+
+
+def test_ties_are_never_exported_as_preferences(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    pairs = run.only("pairs").read().to_pylist()
+    for row in pairs[::3]:
+        row.update(verdict="tie", margin=0.0, probability=0.5)
+    put(run, "pairs", "judged", TABLES["pairs"].from_rows(pairs))
+    report = export(run, ExportSpec(pairing="judged"), tmp_path / "out").report
+    assert (report.rows_in, report.rows_out, report.dropped) == (30, 20, {"tie": 10})
+    written = {
+        row["pair_id"]
+        for split in ("train", "test")
+        for row in pq.read_table(tmp_path / f"out/data/{split}-00000-of-00001.parquet").to_pylist()
+    }
+    assert written == {row["pair_id"] for row in pairs if row["verdict"] == "chosen"}
+
+
 def test_the_same_again_is_nothing_to_do_and_other_inputs_remake(tmp_path: Path) -> None:
     run, out = made(tmp_path / "run"), tmp_path / "out"
     export(run, ExportSpec(), out)
@@ -221,7 +295,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     run = made(tmp_path / "run")
     with pytest.raises(UsageError, match="the dialect trl reads pairs: name them with --pairing"):
         export(run, ExportSpec(selector="rso"), tmp_path / "out")
-    with pytest.raises(UsageError, match="the dialect sft reads selections: name them with --selector"):
+    with pytest.raises(UsageError, match="sft reads selections or demonstrations: name them with --selector or --imit"):
         export(run, ExportSpec(dialect="sft", pairing="rso"), tmp_path / "out")
     with pytest.raises(UsageError, match="has no pairs named 'rso'"):
         export(run, ExportSpec(pairing="rso"), tmp_path / "out")
@@ -310,6 +384,59 @@ def test_trl_reads_demonstrations(tmp_path: Path, tiny_policy: Path) -> None:
     said = data_utils.maybe_apply_chat_template(row, AutoTokenizer.from_pretrained(tiny_policy))
     assert said["prompt"].endswith("[assistant] ")
     assert said["completion"] == "Answer 2 🙂\n<eot>"
+
+
+@pytest.mark.peers
+def test_trl_reads_labelled_answers_and_trains_on_them(tmp_path: Path, tiny_policy: Path) -> None:
+    """At the start policy = reference: the log-ratios and their mean are 0, each loss is 1 - sigmoid(0) = 1/2."""
+    from transformers import AutoTokenizer
+    from trl import KTOConfig, KTOTrainer, data_utils
+
+    export(listed(tmp_path / "run"), ExportSpec(dialect="kto"), tmp_path / "out")
+    rows = load(tmp_path / "out", tmp_path / "cache")["train"]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
+    for row in rows:
+        assert data_utils.is_conversational(row)
+        assert data_utils.maybe_unpair_preference_dataset(rows) is rows  # it is unpaired already
+        said = data_utils.maybe_apply_chat_template(row, tokenizer)
+        assert said["completion"] == f"{row['completion'][0]['content']}<eot>"
+        assert said["label"] == (row["score"] == 1.0)
+    trainer = KTOTrainer(
+        str(tiny_policy),
+        args=KTOConfig(
+            output_dir=str(tmp_path / "kto"),
+            max_steps=1,
+            per_device_train_batch_size=4,
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+        ),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+    assert trainer.train().training_loss == pytest.approx(0.5, abs=1e-4)
+    counted = sum(int(batch["label"].sum()) for batch in trainer.get_train_dataloader())
+    assert counted == sum(rows["label"]) == 6
+
+
+@pytest.mark.peers
+def test_trl_trains_on_every_demonstration(tmp_path: Path, tiny_policy: Path) -> None:
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    export(listed(tmp_path / "run"), ExportSpec(dialect="sft", imitation="toy"), tmp_path / "out")
+    rows = load(tmp_path / "out", tmp_path / "cache")["train"]
+    settings: dict[str, Any] = {"report_to": [], "use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+    trainer = SFTTrainer(
+        str(tiny_policy),
+        args=SFTConfig(output_dir=str(tmp_path / "sft"), max_steps=1, disable_tqdm=True, **settings),
+        train_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(tiny_policy),
+    )
+    assert len(trainer.train_dataset) == len(rows) == 18
+    assert math.isfinite(trainer.train().training_loss)
 
 
 @pytest.mark.peers

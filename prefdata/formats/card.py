@@ -19,7 +19,7 @@ from prefdata.reports import Report
 from prefdata.store import Lineage
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-_HOLD = {"candidates": "answers", "selections": "selection", "pairs": "preferences"}
+_HOLD = {"candidates": "answers", "selections": "selection", "pairs": "preferences", "unpaired": "labels"}
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ def card(
 ) -> str:
     """The text of README.md.
 
-    `history` has the tables behind the rows, by name, the oldest first; `license` is an identifier of the hub
-    (`apache-2.0`), "unknown" unless given, because prompts and models bring their own.
+    `report` counts rows of the table that was exported. `history` has the tables behind them, by name, the oldest
+    first; `license` is an identifier of the hub (`apache-2.0`), "unknown" unless given, because prompts and models
+    bring their own.
     """
     front = yaml.safe_dump(
         _front(title, dialect, schema, splits, license), sort_keys=False, allow_unicode=True, width=120
@@ -53,7 +54,7 @@ def card(
     parts = [
         f"---\n{front}---",
         f"# {title}",
-        f"{dialect.description} Made by prefdata from the table `{dialect.reads}`.",
+        f"{dialect.description} Made by prefdata from the table `{report.unit}`.",
         "```python\nfrom datasets import load_dataset\n\n"
         f'rows = load_dataset("path/to/{title}", split="{next(iter(splits))}")\n```',
         _counts(splits, report),
@@ -91,12 +92,15 @@ def _front(
 
 def _feature(field: pa.Field) -> dict[str, Any]:
     """A column in the card's own notation for features."""
-    if not pa.types.is_list(field.type):
-        return {"name": field.name, "dtype": _dtype(field.type)}
-    item = field.type.value_type
-    if pa.types.is_struct(item):
-        return {"name": field.name, "list": [_feature(part) for part in item]}
-    return {"name": field.name, "list": _dtype(item)}
+    if pa.types.is_list(field.type):
+        return {"name": field.name, "list": _items(field.type.value_type)}
+    return {"name": field.name, "dtype": _dtype(field.type)}
+
+
+def _items(kind: pa.DataType) -> Any:
+    if pa.types.is_list(kind):
+        return {"list": _items(kind.value_type)}
+    return [_feature(part) for part in kind] if pa.types.is_struct(kind) else _dtype(kind)
 
 
 def _dtype(kind: pa.DataType) -> str:
@@ -118,10 +122,8 @@ def _columns(schema: pa.Schema) -> str:
 
 def _kind(kind: pa.DataType) -> str:
     if pa.types.is_list(kind):
-        return (
-            "list of messages {role, content}" if pa.types.is_struct(kind.value_type) else f"list of {kind.value_type}"
-        )
-    return _dtype(kind)
+        return f"list of {_kind(kind.value_type)}"
+    return "messages {role, content}" if pa.types.is_struct(kind) else _dtype(kind)
 
 
 def _said(field: pa.Field) -> str:

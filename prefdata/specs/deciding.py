@@ -165,14 +165,21 @@ class PairSpec(PoolSpec):
 
 
 class ExportSpec(Spec):
-    """`prefdata export`: pairs or selections in, shards and a dataset card out."""
+    """`prefdata export`: pairs, selections, labels, groups or demonstrations in, shards and a dataset card out."""
 
     step: ClassVar[str] = "export"
 
-    dialect: Literal["trl", "sft"] = what(
-        "trl", "trl (prompt, chosen, rejected) or sft (messages with the best answer)."
+    dialect: Literal["trl", "sft", "kto", "listwise"] = what(
+        "trl",
+        "trl (prompt, chosen, rejected), sft (prompt and best answer, or demonstrations), kto (prompt, completion, "
+        "label) or listwise (prompt, completions, scores, ranks).",
     )
     pairing: str | None = what(None, "Which pairs, for trl (the only ones unless given).")
     selector: str | None = what(None, "Which selection, for sft (the only one unless given).")
+    imitation: str | None = what(
+        None, "Which demonstrations, for sft (without a name only where the run has no selection)."
+    )
+    labelling: str | None = what(None, "Which unpaired labels, for kto (the only ones unless given).")
+    grouping: str | None = what(None, "Which groups, for listwise (the only ones unless given).")
     strict_columns: bool = what(False, "Only the columns that the dialect needs: no scores, no ids.")
     shard_mb: int = what(256, "Largest size of a shard, in megabytes.", ge=1)

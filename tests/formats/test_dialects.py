@@ -27,6 +27,7 @@ def pair(**changes: Any) -> dict[str, Any]:
         "chosen_score": 1.5,
         "rejected_score": None,
         "margin": None,
+        "probability": 0.75,
         "weight": 1.0,
         "pair_id": "p",
         "prompt_id": "q",
@@ -56,6 +57,7 @@ def test_trl_rows() -> None:
         "chosen_score": 1.5,
         "rejected_score": None,
         "score_margin": None,
+        "probability": 0.75,
         "weight": 1.0,
         "pair_id": "p",
         "prompt_id": "q",
@@ -80,8 +82,8 @@ def test_strict_columns_and_tools() -> None:
     assert with_tools["tools"].to_pylist() == [None, "[{}]"]
 
 
-def test_sft_rows() -> None:
-    answer = {
+def answer(**changes: Any) -> dict[str, Any]:
+    return {
         "messages": TURNS,
         "tools": None,
         "answer": "good",
@@ -89,13 +91,45 @@ def test_sft_rows() -> None:
         "prompt_id": "q",
         "candidate_id": "c",
         "split": "test",
-    }
-    rows = DIALECTS["sft"].rows(joined(answer, {**answer, "messages": [USER]}))
+    } | changes
+
+
+def test_sft_rows() -> None:
+    rows = DIALECTS["sft"].rows(joined(answer(), answer(messages=[USER])))
     assert rows.to_pylist() == [
         {"prompt": TURNS, "completion": said("good"), "score": 1.5, "prompt_id": "q", "candidate_id": "c"},
         {"prompt": [USER], "completion": said("good"), "score": 1.5, "prompt_id": "q", "candidate_id": "c"},
     ]
-    assert DIALECTS["sft"].rows(joined(answer), strict=True).column_names == ["prompt", "completion"]
+    assert DIALECTS["sft"].rows(joined(answer()), strict=True).column_names == ["prompt", "completion"]
+
+
+def test_a_weight_is_written_where_the_table_has_one() -> None:
+    assert DIALECTS["sft"].rows(joined(answer(weight=3.0)))["weight"].to_pylist() == [3.0]
+    with pytest.raises(pl.exceptions.ColumnNotFoundError):  # what a trainer needs is never left out
+        DIALECTS["kto"].rows(joined(answer(good=True)).drop("messages"))
+
+
+def test_kto_rows() -> None:
+    rows = DIALECTS["kto"].rows(joined(answer(good=True, weight=1.0), answer(good=False, weight=0.5)))
+    ours = {"prompt": TURNS, "completion": said("good"), "score": 1.5, "prompt_id": "q", "candidate_id": "c"}
+    assert rows.to_pylist() == [{**ours, "label": True, "weight": 1.0}, {**ours, "label": False, "weight": 0.5}]
+    strict = DIALECTS["kto"].rows(joined(answer(good=True)), strict=True)
+    assert strict.column_names == ["prompt", "completion", "label"]
+
+
+def test_listwise_rows() -> None:
+    ordered = {"answers": ["good", "", "bad"], "scores": [2.0, 1.0, 1.0], "ranks": [1, 2, 2]}
+    rows = DIALECTS["listwise"].rows(joined(answer(**ordered, candidate_ids=["c", "d", "e"])))
+    assert rows.to_pylist() == [
+        {
+            "prompt": TURNS,
+            "completions": [said("good"), said(""), said("bad")],
+            "scores": [2.0, 1.0, 1.0],
+            "ranks": [1, 2, 2],
+            "prompt_id": "q",
+            "candidate_ids": ["c", "d", "e"],
+        }
+    ]
 
 
 def a_card(name: str, *, license: str | None = None, spec: dict[str, Any] | None = None) -> str:
