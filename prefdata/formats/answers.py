@@ -12,7 +12,8 @@ What is read, beside a prompt in any layout:
 - the reference of the row's layout, a `completion` or an `output`; where the row names its model, or has a `label` or
   `kto_tag` that says if it is wanted, it is a response and no reference.
 
-Scores, ranks and annotations beside the answers stay with the row, and so become the prompt's metadata.
+Scores, ranks and annotations beside the answers stay with the row, and so become the prompt's metadata; columns of
+scores that are named are read as well (`beside`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ import pyarrow as pa
 
 from prefdata import ids
 from prefdata.errors import BadRow
+from prefdata.formats.beside import Place, score_beside
 from prefdata.formats.files import RawRow
 from prefdata.formats.layouts import ANSWERS, Turns, Unusable, kind, turns_of
 from prefdata.tables import CANDIDATES, rows_id
@@ -59,11 +61,13 @@ KNOWN = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer that exists already, and the model that wrote it, where the row says."""
+    """An answer that exists already, the model that wrote it, and its scores by column, where the row says."""
 
     kind: AnswerKind
     text: str
     model: str | None = None
+    place: Place = field(default=Place(), compare=False)
+    scores: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +79,20 @@ class AnsweredRow(RawRow):
 
     def all(self, reference: str | None) -> list[Answer]:
         """The answers, with the reference that the layout has found."""
-        last = () if reference is None else (Answer(self.unnamed.kind, reference, self.unnamed.model),)
+        last = () if reference is None else (replace(self.unnamed, text=reference),)
         return [*self.answers, *last]
 
 
-def apart(rows: Iterable[RawRow]) -> Iterator[RawRow]:
-    """Each row with its answers split off; one that cannot be read becomes a row with a problem."""
+def apart(rows: Iterable[RawRow], columns: Sequence[str] = ()) -> Iterator[RawRow]:
+    """Each row with its answers split off, scored by some columns; one that cannot be read is a row with a problem."""
     for row in rows:
         try:
-            yield row if row.problem else _answered(row)
+            yield row if row.problem else _answered(row, columns)
         except Unusable as error:
             yield RawRow(row.file, row.row, problem=str(error), reason=error.reason)
 
 
-def _answered(row: RawRow) -> AnsweredRow:
+def _answered(row: RawRow, columns: Sequence[str]) -> AnsweredRow:
     left = {name: value for name, value in row.values.items() if value is not None}
     _read_transcript(left)
     answers = [*_sides(left), *_numbered(left), *_listed(left)]
@@ -100,8 +104,14 @@ def _answered(row: RawRow) -> AnsweredRow:
     plain = next((name for name in _PLAIN if name in left), None)
     if plain and not any(name in left for name in ANSWERS):
         left["reference"] = _text(left.pop(plain), plain)
-    unnamed = Answer("response" if judged or model else "reference", "", model)
-    return AnsweredRow(row.file, row.row, left, answers=tuple(answers), unnamed=unnamed)
+    # Scores beside other answers are theirs, and none of the reference's.
+    alone = tuple(None if answers else score_beside(row.values, Place(), column) for column in columns)
+    unnamed = Answer("response" if judged or model else "reference", "", model, scores=alone)
+    scored = [
+        replace(answer, scores=tuple(score_beside(row.values, answer.place, column) for column in columns))
+        for answer in answers
+    ]
+    return AnsweredRow(row.file, row.row, left, answers=tuple(scored), unnamed=unnamed)
 
 
 def _read_transcript(left: dict[str, Any]) -> None:
@@ -114,16 +124,27 @@ def _sides(left: dict[str, Any]) -> list[Answer]:
     """Chosen and rejected; where they are whole conversations, `left` gets what they share as its `messages`."""
     found = {side: name for side, names in SIDES.items() for name in names[::-1] if name in left}
     models = {side: _model(left, f"{side}_model") for side in found}
-    said = [(side, part) for side, name in found.items() for part in _parts(left.pop(name), name)]
-    wholes = [part for _, part in said if not isinstance(part, str)]
+    said = [
+        (side, part, _side_place(side, left[name], number))
+        for side, name in found.items()
+        for number, part in enumerate(_parts(left[name], name))
+    ]
+    for name in found.values():
+        del left[name]
+    wholes = [part for _, part, _ in said if not isinstance(part, str)]
     shared = _shared(wholes)
     if wholes:
         _asked_once(left, shared, wholes)
     answers = []
-    for side, part in said:
+    for side, part, place in said:
         text = part if isinstance(part, str) else _only(part[len(shared) :], side)
-        answers.append(Answer(side, text, models[side]))
+        answers.append(Answer(side, text, models[side], place))
     return answers
+
+
+def _side_place(side: str, value: Any, number: int) -> Place:
+    names = (f"{{}}_{side}", f"{side}_{{}}")
+    return Place(names, number, len(value)) if isinstance(value, list) and kind(value) == "texts" else Place(names)
 
 
 def _shared(wholes: Sequence[Turns]) -> Turns:
@@ -152,10 +173,13 @@ def _listed(left: dict[str, Any]) -> list[Answer]:
         items = left.get(name)
         if name in LISTS and kind(items) == "texts" and isinstance(items, list):
             models = next((left[m] for m in (LISTS[name], "models") if _fits(left.get(m), items)), [None] * len(items))
-            answers += [Answer("response", text, model) for text, model in zip(items, models, strict=True)]
+            places = [Place(number=number, count=len(items)) for number in range(len(items))]
+            answers += [Answer("response", *said) for said in zip(items, models, places, strict=True)]
             del left[name]
         elif isinstance(items, list) and (key := _key(items)):
-            answers += [Answer("response", _text(item.get(key), name), item.get("model")) for item in items]
+            answers += [
+                Answer("response", _text(item.get(key), name), item.get("model"), Place(item=item)) for item in items
+            ]
             beside = [{said: value for said, value in item.items() if said != key} for item in items]
             left[name] = beside if any(beside) else None
         elif name in LISTS and isinstance(items, list):
@@ -177,8 +201,9 @@ def _key(items: list[Any]) -> str | None:
 def _numbered(left: dict[str, Any]) -> list[Answer]:
     names = [name for name in left if _NUMBERED.fullmatch(name) and kind(left[name]) in ("text", "messages")]
     return [
-        Answer("response", _text(left.pop(name), name), _model(left, f"{name}_model", f"{name}_source"))
+        Answer("response", _text(left.pop(name), name), _model(left, f"{name}_model", f"{name}_source"), place)
         for name in names
+        if (place := Place((f"{name}_{{}}", f"{{}}_{name}", f"{{}}_{name[-1]}", f"{{}}{name[-1]}")))
     ]
 
 
@@ -233,13 +258,22 @@ class Gathered:
 
     The same answer, by the same model, of another row with the same prompt is a duplicate; within one row equal answers
     are draws of their own.
+
+    Attributes:
+        columns: whose numbers are the answers' scores.
+        twice: the rows with duplicates.
+        rows_without: how many rows held no answer.
+        scores_not_kept: how many duplicates were scored otherwise than the answer that is kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, columns: Sequence[str] = ()) -> None:
+        self.columns = tuple(columns)
         self.twice: list[BadRow] = []
         self.rows_without = 0
+        self.scores_not_kept = 0
         self._rows: dict[AnswerKind, list[dict[str, Any]]] = {}
-        self._places: dict[tuple[str, ...], tuple[str, int]] = {}
+        self._scores: dict[AnswerKind, list[tuple[float | None, ...]]] = {}
+        self._places: dict[tuple[str, ...], tuple[str, int, int]] = {}
         self._drawn: Counter[tuple[AnswerKind, str]] = Counter()
         self._dropped: Counter[AnswerKind] = Counter()
 
@@ -248,15 +282,27 @@ class Gathered:
         self.rows_without += not answers
         for answer in answers:
             model = answer.model or answer.kind
-            place = self._places.setdefault((answer.kind, prompt_id, model, answer.text), (row.file, row.row))
-            if place != (row.file, row.row):
+            of_kind = self._rows.setdefault(answer.kind, [])
+            scores = self._scores.setdefault(answer.kind, [])
+            *place, number = self._places.setdefault(
+                (answer.kind, prompt_id, model, answer.text), (row.file, row.row, len(of_kind))
+            )
+            if place != [row.file, row.row]:
                 self._dropped[answer.kind] += 1
                 self.twice.append(BadRow(row.file, row.row, f"the same {answer.kind} as {place[0]}:{place[1]}"))
+                scores[number] = self._agreed(scores[number], answer.scores)
                 continue
             index = self._drawn[answer.kind, prompt_id]
             self._drawn[answer.kind, prompt_id] += 1
             said = {"prompt_id": prompt_id, "sample_index": index, "text": answer.text, "model": model}
-            self._rows.setdefault(answer.kind, []).append(said)
+            of_kind.append(said)
+            scores.append(answer.scores)
+
+    def _agreed(self, first: tuple[float | None, ...], again: tuple[float | None, ...]) -> tuple[float | None, ...]:
+        """The scores of an answer that came again: the first one given in each column; others are counted."""
+        pairs = list(zip(first, again, strict=True))
+        self.scores_not_kept += sum(None not in pair and pair[0] != pair[1] for pair in pairs)
+        return tuple(other if one is None else one for one, other in pairs)
 
     @property
     def kinds(self) -> list[AnswerKind]:
@@ -281,3 +327,17 @@ class Gathered:
                 for row in self._rows[kind]
             ]
         )
+
+    def scores(self, column: int, samplers: dict[AnswerKind, str]) -> list[dict[str, Any]]:
+        """What a column says of all answers, as rows of scores; `samplers` are the kinds' fingerprints."""
+        return [
+            {
+                "candidate_id": ids.candidate_id(row["prompt_id"], samplers[kind], row["sample_index"]),
+                "prompt_id": row["prompt_id"],
+                "score": score[column],
+                "reason": None if score[column] is not None else "not_given",
+                "text_hash": None if score[column] is None else ids.text_hash(row["text"]),
+            }
+            for kind in self.kinds
+            for row, score in zip(self._rows[kind], self._scores[kind], strict=True)
+        ]

@@ -11,7 +11,7 @@ from prefdata.spreads import Count, CountOrNone, NotNegative, Penalty, Positive,
 
 
 class IngestSpec(Spec):
-    """`prefdata ingest`: files in, prompts out, and with `--as candidates` the answers that exist already."""
+    """`prefdata ingest`: files in, prompts out, and with `--as candidates` answers and scores that exist already."""
 
     model_config = ConfigDict(populate_by_name=True)
     step: ClassVar[str] = "ingest"
@@ -32,7 +32,24 @@ class IngestSpec(Spec):
         "merge", "What to do with a prompt that occurs twice (as candidates: with an answer that does)."
     )
     on_bad_rows: Literal["error", "drop"] = what("error", "What to do with a row that cannot be used.")
+    score: tuple[str, ...] = how(
+        (), "as candidates: a column of scores beside the answers, as COLUMN or NAME=COLUMN; each becomes a scorer."
+    )
     source: str | None = how(None, "Name of this set of prompts (the first file's name unless given).")
+
+    @property
+    def score_columns(self) -> tuple[tuple[str | None, str], ...]:
+        """The columns of scores, each with the name that its scorer is given, if it is."""
+        parts = (said.rpartition("=") for said in self.score)
+        return tuple((name or None, column) for name, _, column in parts)
+
+    @model_validator(mode="after")
+    def _scores_stand_beside_answers(self) -> Self:
+        if self.score and self.kind != "candidates":
+            raise ValueError("--score goes with --as candidates, and changes nothing here: leave it out")
+        if len(set(self.score_columns)) < len(self.score) or any(not column for _, column in self.score_columns):
+            raise ValueError(f"--score takes columns, each once, as COLUMN or NAME=COLUMN, not {', '.join(self.score)}")
+        return self
 
     @model_validator(mode="after")
     def _instructed_prompts_have_no_answers_yet(self) -> Self:

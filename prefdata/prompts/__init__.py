@@ -6,32 +6,33 @@ rule is a bad row, told with its file and number; it is never mended by guessing
 are, byte for byte, with one exception: a lone surrogate (half an emoji, which UTF-8 and so Parquet and every tokenizer
 refuse) becomes U+FFFD, and the rows concerned are counted.
 
-Answers become candidates of samplers that are called by the source and their kind: `films-chosen`, `films-response`.
+Answers become candidates of samplers that are called by the source and their kind: `films-chosen`, `films-response`;
+the numbers beside them, in columns that are named, scores by scorers that are called by the source and the column.
 An instruction for Ghost Attention is part of the prompt that it is put into.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace as replaced
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from prefdata import ids
 from prefdata.errors import BadRow, BadRows, InputError
-from prefdata.formats.answers import KNOWN, Answer, AnsweredRow, AnswerKind, Gathered, apart
+from prefdata.formats.answers import KNOWN, AnsweredRow, Gathered, apart
 from prefdata.formats.layouts import Layout, Prompt, Unusable, detect, named
 from prefdata.formats.readers import RawRow, read
+from prefdata.prompts.answered import Derived, answered, forget, told
 from prefdata.reports import Report, nonzero
 from prefdata.specs import IngestSpec
-from prefdata.store import Lineage, Outcome, Partition, Run, name_of
+from prefdata.store import Lineage, Outcome, Run, name_of
 from prefdata.tables import PROMPTS, rows_id
 from prefdata.transforms import INSTRUCTION, Instructions, train_view
 
@@ -53,8 +54,9 @@ _AFTER: dict[str | None, tuple[str, ...]] = {
 def ingest(run: Run, files: Sequence[str], spec: IngestSpec, *, replace: bool = False) -> Outcome:
     """Read prompts from files, folders or hub datasets, and store them as `RUN/prompts/source=NAME`.
 
-    As candidates their answers are stored as well, as `RUN/candidates/sampler=NAME-KIND`. The content is part of what
-    the source is: other prompts or answers under the same name are refused unless `replace`.
+    As candidates their answers are stored as well, as `RUN/candidates/sampler=NAME-KIND`, and the scores beside them as
+    `RUN/scores/scorer=NAME-COLUMN`. The content is part of what the source is: other prompts or answers under the same
+    name are refused unless `replace`.
 
     Raises:
         InputError: a file is missing, empty or of an unknown kind or layout, or has no answers where some are wanted;
@@ -64,7 +66,7 @@ def ingest(run: Run, files: Sequence[str], spec: IngestSpec, *, replace: bool = 
     partition = run.partition("prompts", spec.source or name_of(Path(files[0]).stem))
     began = time.monotonic()
     instructions = Instructions.of(spec.instructions) if spec.instructions is not None else None
-    gathered = Gathered() if spec.kind == "candidates" else None
+    gathered = Gathered([column for _, column in spec.score_columns]) if spec.kind == "candidates" else None
     table, report = canonical(
         chain.from_iterable(read(file) for file in files),
         layout=spec.layout,
@@ -81,57 +83,21 @@ def ingest(run: Run, files: Sequence[str], spec: IngestSpec, *, replace: bool = 
         resolved["instructions"] = instructions.identity
     if gathered is not None and not gathered.kinds:
         raise InputError(f"{files[0]}: no row holds an answer. Known are {KNOWN}. Without --as candidates prompts do.")
-    answers = [] if gathered is None else _answers(run, partition.name, gathered, spec)
+    beside: list[Derived] = []
     if gathered is not None:
+        beside = answered(run, partition.name, gathered, spec)
         resolved["answers"] = {kind: gathered.content(kind) for kind in gathered.kinds}
-        report = report.timed(0, **_told(gathered))
+        report = report.timed(0, **told(gathered))
     report = report.timed(time.monotonic() - began)
     lineage = Lineage.of(spec, resolved=resolved)
     if not replace:
-        for there, made_from in ((partition, lineage), *((sampler, lineage) for sampler, lineage, _ in answers)):
-            there.check(made_from)
+        for there, of in ((partition, lineage), *((there, of) for there, of, _ in beside)):
+            there.check(of)
     stored = [partition.derive(lineage, lambda: (table, report), replace=replace)]
-    stored += [sampler.derive(lineage, compute, replace=replace) for sampler, lineage, compute in answers]
+    stored += [there.derive(of, compute, replace=replace) for there, of, compute in beside]
     if replace and gathered is not None:
-        _forget(run, partition.name, gathered.kinds)
+        forget(run, partition.name, beside)
     return next((replaced(stored[0], did=one.did) for one in stored if one.did != "kept"), stored[0])
-
-
-def _told(gathered: Gathered) -> dict[str, int]:
-    others = {"duplicate_answers": len(gathered.twice), "rows_without_answers": gathered.rows_without}
-    return {str(kind): gathered.counts(kind)[0] for kind in gathered.kinds} | nonzero(others)
-
-
-Derived = tuple[Partition, Lineage, Callable[[], tuple[pa.Table, Report]]]
-"""A partition, what it is to be made from, and how."""
-
-
-def _answers(run: Run, name: str, gathered: Gathered, spec: IngestSpec) -> list[Derived]:
-    """Each kind's answers as the candidates of a sampler."""
-    return [_sampler(run.partition("candidates", f"{name}-{kind}"), kind, gathered, spec) for kind in gathered.kinds]
-
-
-def _sampler(partition: Partition, kind: AnswerKind, gathered: Gathered, spec: IngestSpec) -> Derived:
-    # The name is part of what it is: two sources with the same answers are two samplers, with candidates of their own.
-    lineage = Lineage.of(spec, resolved={"sampler": partition.name, "answers": gathered.content(kind)})
-    kept, dropped = gathered.counts(kind)
-    report = Report(
-        step="ingest",
-        unit="candidates",
-        rows_in=kept + dropped,
-        rows_out=kept,
-        dropped=nonzero({"duplicate": dropped}),
-    )
-    return partition, lineage, lambda: (gathered.table(kind, lineage.fingerprint), report)
-
-
-def _forget(run: Run, name: str, kinds: Sequence[AnswerKind]) -> None:
-    """Remove the answers of an earlier source of this name that are of kinds which this one has none of."""
-    for kind in get_args(AnswerKind):
-        old = run.partition("candidates", f"{name}-{kind}")
-        lineage = old.lineage()
-        if kind not in kinds and lineage is not None and lineage.step == "ingest":
-            shutil.rmtree(old.path)
 
 
 def _content(table: pa.Table) -> str:
@@ -171,7 +137,8 @@ def canonical(
     bad: list[tuple[str, BadRow]] = []
     twice: list[BadRow] = []
     figures: dict[str, Any] = {"layout": [], "lone_surrogates": 0, "split_conflicts": 0, "metadata_not_kept": 0}
-    usable = _usable(rows if gathered is None else apart(rows), layout, system, bad, figures, gathered)
+    rows = rows if gathered is None else apart(rows, gathered.columns)
+    usable = _usable(rows, layout, system, bad, figures, gathered)
     if instructions is not None:
         usable = _instructed(usable, instructions, seed, split_test, bad)
     found = _distinct(((row, _keyed(record)) for row, record in usable), twice, figures)
@@ -220,7 +187,7 @@ def _usable(
         figures["lone_surrogates"] += mended != record
         if gathered is not None and isinstance(row, AnsweredRow):
             answers = [
-                Answer(answer.kind, _mended(answer.text), _mended(answer.model))
+                replaced(answer, text=_mended(answer.text), model=_mended(answer.model))
                 for answer in row.all(mended["reference"])
             ]
             gathered.add(row, _keyed(mended)["prompt_id"], answers)
