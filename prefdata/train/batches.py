@@ -34,6 +34,7 @@ class Tree:
     trained: tuple[np.ndarray, ...] | None = None
     weight: float = 1.0
     margin: float = 0.0
+    probability: float = 1.0
 
     @property
     def length(self) -> int:
@@ -69,6 +70,7 @@ class Batch:
         targets: `[N]` those next tokens.
         ends: `[R]` column of each row's last token.
         weight, margin: `[E]`.
+        labels: `[E, 2]` the probabilities that a pair's label is right, and that it is flipped.
         counts: `[R]` tokens that count.
         weights: `[E]` the same numbers as `weight`, to count with.
         width: K.
@@ -81,6 +83,7 @@ class Batch:
     ends: Tensor
     weight: Tensor
     margin: Tensor
+    labels: Tensor
     counts: list[int]
     weights: list[float]
     width: int
@@ -90,7 +93,7 @@ class Batch:
         """The same batch on `device`."""
         if device.type == "cpu":
             return self
-        names = ("tokens", "predicts", "targets", "ends", "weight", "margin")
+        names = ("tokens", "predicts", "targets", "ends", "weight", "margin", "labels")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
@@ -116,6 +119,8 @@ def collate(trees: Sequence[Tree], index: np.ndarray) -> Batch:
         ends=torch.from_numpy(ends),
         weight=torch.tensor([tree.weight for tree in chosen], dtype=torch.float32),
         margin=torch.tensor([tree.margin for tree in chosen], dtype=torch.float32),
+        # Each rounded once from float64, so that p = 1 - e gives the very numbers that label smoothing by e does.
+        labels=torch.tensor([[tree.probability, 1 - tree.probability] for tree in chosen], dtype=torch.float32),
         counts=[len(place) for place in places],
         weights=[tree.weight for tree in chosen],
         width=width,

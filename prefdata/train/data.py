@@ -23,6 +23,9 @@ from prefdata.store import Partition, Run
 from prefdata.tables import TABLES
 from prefdata.train.layouts import Kind, Row
 
+LABEL = ("margin", "probability", "weight", "verdict")
+"""What a run's pairs say of their labels."""
+
 SUFFIXES = (".parquet", ".jsonl", ".json")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -44,13 +47,14 @@ class Source:
     run: Path | None = None
 
 
-def find(data: Path | str, kind: Kind, *, part: str | None = None) -> Source:
+def find(data: Path | str, kind: Kind, *, part: str | None = None, imitation: str | None = None) -> Source:
     """The data at `data`, without reading its rows.
 
     Args:
         data: a run directory, an export's folder, a Parquet, JSONL or JSON file, or a name for `datasets`.
         kind: what is wanted of it.
         part: which pairing (preferences) or selector (demonstrations) of a run.
+        imitation: which demonstrations of a run, instead of a selector.
 
     Raises:
         InputError: there is no such thing, or it is none of these.
@@ -59,7 +63,8 @@ def find(data: Path | str, kind: Kind, *, part: str | None = None) -> Source:
     path = Path(data).expanduser()
     if path.is_dir():
         if any((path / table).is_dir() for table in TABLES):
-            return _preferences(Run(path), part) if kind == "preferences" else _demonstrations(Run(path), part)
+            run = Run(path)
+            return _preferences(run, part) if kind == "preferences" else _demonstrations(run, part, imitation)
         return _export(path)
     if path.is_file():
         return Source(str(path), {path.name: _hash([path])}, lambda: _file_rows(path, None))
@@ -160,37 +165,46 @@ def _preferences(run: Run, pairing: str | None) -> Source:
     pairs = run.only("pairs", pairing)
 
     def read() -> Iterator[Row | BadRow]:
-        rows = pairs.read(["pair_id", "prompt_id", "chosen_id", "rejected_id", "margin", "weight"]).sort_by("pair_id")
+        rows = pairs.read(["pair_id", "prompt_id", "chosen_id", "rejected_id", *LABEL]).sort_by("pair_id")
         prompts, texts = _prompts(run), _texts(run)
         asked = _look_up(rows["prompt_id"], prompts, "prompt_id", pairs)
         sides = [_look_up(rows[side], texts, "candidate_id", pairs)["text"] for side in ("chosen_id", "rejected_id")]
-        columns = (asked["messages"], asked["tools"], asked["split"], *sides, rows["margin"], rows["weight"])
-        for number, (messages, tools, split, chosen, rejected, margin, weight) in enumerate(_zip(columns), 1):
-            values = {"prompt": messages, "tools": tools, "margin": margin, "weight": weight}
+        columns = (asked["messages"], asked["tools"], asked["split"], *sides, *(rows[name] for name in LABEL))
+        for number, (messages, tools, split, chosen, rejected, *label) in enumerate(_zip(columns), 1):
+            values = {"prompt": messages, "tools": tools, **dict(zip(LABEL, label, strict=True))}
             values |= {"chosen": [_said(chosen)], "rejected": [_said(rejected)]}
             yield Row(str(pairs), number, split, values)
 
     return Source(str(pairs.path), {str(pairs): pairs.content}, read, run.path)
 
 
-def _demonstrations(run: Run, selector: str | None) -> Source:
-    if selector is None and not run.partitions("selections"):
+def _demonstrations(run: Run, selector: str | None, imitation: str | None) -> Source:
+    unnamed = selector is None and imitation is None and not run.partitions("selections")
+    if imitation is not None or (unnamed and run.partitions("demonstrations")):
+        part, of_part = run.only("demonstrations", imitation), _all
+    elif unnamed:
         return _references(run)
-    selected = run.only("selections", selector)
+    else:
+        part, of_part = run.only("selections", selector), _best
 
     def read() -> Iterator[Row | BadRow]:
-        rows = _best(selected.read(["candidate_id", "prompt_id", "score", "rank"]))
-        asked = _look_up(rows["prompt_id"], _prompts(run), "prompt_id", selected)
-        texts = _look_up(rows["candidate_id"], _texts(run), "candidate_id", selected)["text"]
-        yield from _imitate(str(selected), asked, texts)
+        rows = of_part(part)
+        asked = _look_up(rows["prompt_id"], _prompts(run), "prompt_id", part)
+        texts = _look_up(rows["candidate_id"], _texts(run), "candidate_id", part)["text"]
+        yield from _imitate(str(part), asked, texts, rows["weight"] if "weight" in rows.column_names else None)
 
-    return Source(str(selected.path), {str(selected): selected.content}, read, run.path)
+    return Source(str(part.path), {str(part): part.content}, read, run.path)
 
 
-def _best(selected: pa.Table) -> pa.Table:
+def _all(part: Partition) -> pa.Table:
+    rows = part.read(["candidate_id", "prompt_id", "rank", "weight"])
+    return rows.sort_by([("prompt_id", "ascending"), ("rank", "ascending")])
+
+
+def _best(part: Partition) -> pa.Table:
     """The row of each prompt with the highest score (RSO's ranks are an order of acceptance, not of merit)."""
     order = [("prompt_id", "ascending"), ("score", "descending"), ("rank", "ascending")]
-    rows = selected.sort_by(order)
+    rows = part.read(["candidate_id", "prompt_id", "score", "rank"]).sort_by(order)
     others = rows["prompt_id"].combine_chunks()
     first = pa.concat_arrays([pa.array([True]), pc.not_equal(others[1:], others[:-1])])
     return rows.filter(first) if rows.num_rows else rows
@@ -211,10 +225,14 @@ def _references(run: Run) -> Source:
     return Source(f"{run.path}/prompts", {str(source): source.content for source in sources}, read, run.path)
 
 
-def _imitate(file: str, asked: pa.Table, texts: pa.ChunkedArray) -> Iterator[Row]:
-    columns = (asked["messages"], asked["tools"], asked["split"], texts)
-    for number, (messages, tools, split, text) in enumerate(_zip(columns), 1):
-        yield Row(file, number, split, {"prompt": messages, "completion": [_said(text)], "tools": tools})
+def _imitate(
+    file: str, asked: pa.Table, texts: pa.ChunkedArray, weights: pa.ChunkedArray | None = None
+) -> Iterator[Row]:
+    weights = pa.chunked_array([pa.repeat(1.0, asked.num_rows)]) if weights is None else weights
+    columns = (asked["messages"], asked["tools"], asked["split"], texts, weights)
+    for number, (messages, tools, split, text, weight) in enumerate(_zip(columns), 1):
+        values = {"prompt": messages, "completion": [_said(text)], "tools": tools, "weight": weight}
+        yield Row(file, number, split, values)
 
 
 def _said(text: str) -> dict[str, str]:

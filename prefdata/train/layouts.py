@@ -1,7 +1,8 @@
 """The layouts that training data comes in, each row checked on its own.
 
 Preferences: `prompt`, `chosen`, `rejected`, or without `prompt` (then it is what chosen and rejected have in common at
-their start); optionally `weight` and `margin`. Demonstrations: `messages`, or `prompt` and `completion`, of which only
+their start); optionally `weight`, `margin`, `probability` (that the label is right) and `verdict` (a `tie` is never
+trained on). Demonstrations: `messages`, or `prompt` and `completion`, of which only
 the completion is ever trained on. Every part is a text, or a conversation: a list of {role, content}. Texts are trained
 as plain text, conversations through the model's chat template. `tools` (a JSON list) goes to the template.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
@@ -57,34 +59,49 @@ class Item:
     tools: list[Any] | None
     row: Row
     every_turn: bool
+    probability: float = 1.0
 
 
 class Unusable(ValueError):
     """What is wrong with a row, in a few words."""
 
 
-def parse(rows: Iterable[Row | BadRow], kind: Kind, name: str, *, need_margin: bool = False) -> list[Item]:
-    """The rows as items, in their order.
+def parse(
+    rows: Iterable[Row | BadRow],
+    kind: Kind,
+    name: str,
+    *,
+    need_margin: bool = False,
+    need_probability: bool = False,
+    skipped: Counter[str] | None = None,
+) -> list[Item]:
+    """The rows as items, in their order, without ties; `skipped` is where those are counted.
 
     Raises:
         InputError: there are no rows, or their columns are of no known layout.
         BadRows: rows that cannot be used, all of them.
     """
     read: Callable[[Mapping[str, Any]], Parsed] | None = None
-    items, bad = [], []
+    items, bad, ties = [], [], 0
     for row in rows:
         if isinstance(row, BadRow):
             bad.append(row)
             continue
+        if kind == "preferences" and row.values.get("verdict") == "tie":
+            ties += 1
+            continue
         read = read or _reader(row.values, kind, name)
         try:
-            items.append(_item(row, read(row.values), need_margin))
+            items.append(_item(row, read(row.values), need_margin, need_probability))
         except Unusable as problem:
             bad.append(BadRow(row.file, row.row, str(problem)))
     if bad:
         raise BadRows(bad)
     if not items:
-        raise InputError(f"{name} has no {kind} to train on: it is empty. Check the file, or the step that made it.")
+        why = f"all {ties} rows are ties" if ties else "it is empty"
+        raise InputError(f"{name} has no {kind} to train on: {why}. Check the file, or the step that made it.")
+    if skipped is not None:
+        skipped.update(tie=ties)
     return items
 
 
@@ -99,15 +116,21 @@ def _reader(values: Mapping[str, Any], kind: Kind, name: str) -> Callable[[Mappi
     )
 
 
-def _item(row: Row, parsed: Parsed, need_margin: bool) -> Item:
+def _item(row: Row, parsed: Parsed, need_margin: bool, need_probability: bool) -> Item:
     weight = _number(row.values, "weight", 1.0)
     margin = _number(row.values, "margin", None)
     if weight is None or weight < 0:
         raise Unusable(f"weight is {weight}, and should be a number from 0 up")
     if need_margin and margin is None:
         raise Unusable("margin is missing, and use_margin asks for it")
+    # Read where it is asked for only: data may have a column of this name that means something else.
+    probability = _number(row.values, "probability", None) if need_probability else 1.0
+    if probability is None:
+        raise Unusable("probability is missing, and soft_labels asks for it")
+    if not 0 <= probability <= 1:
+        raise Unusable(f"probability is {probability}, and should be from 0 to 1")
     every_turn = "messages" in row.values and len(parsed[1]) == 1
-    return Item(*parsed, weight, margin, _tools(row.values.get("tools")), row, every_turn)
+    return Item(*parsed, weight, margin, _tools(row.values.get("tools")), row, every_turn, probability)
 
 
 def _preference(values: Mapping[str, Any]) -> Parsed:

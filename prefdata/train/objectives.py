@@ -57,7 +57,8 @@ def rm(spec: RmSpec) -> Objective:
     def evaluate(model: nn.Module, batch: Batch) -> tuple[Tensor, Sums]:
         chosen, rejected = end_scores(model, batch).unbind(1)
         margin = batch.margin if spec.use_margin else None
-        values = loss(chosen, rejected, margin, spec.center_rewards)
+        labels = batch.labels if spec.soft_labels else None
+        values = loss(chosen, rejected, margin, spec.center_rewards, labels)
         return _preferences(values, chosen, rejected, batch.weight, sum(batch.weights))
 
     return Objective("pairs", _weight, evaluate)
@@ -67,7 +68,7 @@ def dpo(spec: DpoSpec, reference: Tensor) -> Objective:
     """DPO; the loss is the weighted mean over pairs.
 
     Args:
-        spec: beta and label smoothing.
+        spec: beta, and label smoothing or soft labels.
         reference: `[trees, 2]` the frozen model's log-probabilities of all the data, by place.
     """
     loss = LOSSES[spec.loss]
@@ -75,7 +76,8 @@ def dpo(spec: DpoSpec, reference: Tensor) -> Objective:
     def evaluate(model: nn.Module, batch: Batch) -> tuple[Tensor, Sums]:
         logps = sequence_logps(model, batch)
         chosen, rejected = (logps - reference[batch.index].to(logps.device)).unbind(1)
-        values = loss(chosen, rejected, spec.beta, spec.label_smoothing)
+        labels = batch.labels if spec.soft_labels else None
+        values = loss(chosen, rejected, spec.beta, spec.label_smoothing, labels)
         total, sums = _preferences(values, spec.beta * chosen, spec.beta * rejected, batch.weight, sum(batch.weights))
         count = float(len(values))
         sums["logps/chosen"] = (logps[:, 0].detach().sum(), count)

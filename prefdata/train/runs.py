@@ -9,6 +9,7 @@ checkpoint and ends with the same bits as one that was never killed; a finished 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,8 +53,8 @@ def train_sft(
     them every turn of the assistant.
 
     Args:
-        data: a run directory (each prompt's best of a selection, or without one the references), an export, a file
-            or a `datasets` name.
+        data: a run directory (each prompt's best of a selection; demonstrations, all of them; or without either the
+            references), an export, a file or a `datasets` name.
         spec: the settings.
         out: the folder of the new model.
         replace: remove what is in `out`, whatever made it.
@@ -91,7 +92,8 @@ class _Training:
         self.spec, self.folder = spec, Folder(Path(out))
         self.kind: Layout = "demonstrations" if isinstance(spec, SftSpec) else "preferences"
         self.files = find_model(spec)
-        self.source = sources.find(data, self.kind, part=part)
+        imitation = spec.imitation if isinstance(spec, SftSpec) else None
+        self.source = sources.find(data, self.kind, part=part, imitation=imitation)
         self.lineage = Lineage.of(
             spec,
             self.source.parents,
@@ -172,10 +174,17 @@ class Prepared:
         from prefdata.train.tokens import Encoder
 
         spec, files, source = training.spec, training.files, training.source
-        need_margin = isinstance(spec, RmSpec) and spec.use_margin
         self.step = spec.step
-        items = parse(source.read(), training.kind, source.name, need_margin=need_margin)
-        self.count = len(items)
+        self.skipped: Counter[str] = Counter()
+        items = parse(
+            source.read(),
+            training.kind,
+            source.name,
+            need_margin=isinstance(spec, RmSpec) and spec.use_margin,
+            need_probability=isinstance(spec, RmSpec | DpoSpec) and spec.soft_labels,
+            skipped=self.skipped,
+        )
+        self.count = len(items) + self.skipped.total()
         self.tokenizer = load_tokenizer(files)
         encoder = Encoder(self.tokenizer, stop_ids(files, self.tokenizer), longest(files, spec), spec.on_long)
         self.train = encoder.encode([item for item in items if item.row.split != "test"])
@@ -188,7 +197,7 @@ class Prepared:
     def report(self, unit: str) -> Report:
         """What became of every row: trained, held out for evaluation, or dropped and why."""
         dropped = {"held_out": len(self.test.trees)} if self.test.trees else {}
-        for reason, count in [*self.train.dropped.items(), *self.test.dropped.items()]:
+        for reason, count in [*(+self.skipped).items(), *self.train.dropped.items(), *self.test.dropped.items()]:
             dropped[reason] = dropped.get(reason, 0) + count
         truncated = self.train.truncated + self.test.truncated
         figures: dict[str, Any] = {"truncated": truncated} if truncated else {}

@@ -70,6 +70,15 @@ class SftSpec(TrainSpec):
     )
     lr: float = what(2e-5, "Peak learning rate of AdamW.", gt=0)
     selector: str | None = what(None, "Which selection of a run to imitate, the best of each prompt (the only one).")
+    imitation: str | None = what(
+        None, "Which demonstrations of a run to imitate, all of them (without a name only where it has no selection)."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SftSpec:
+        if self.selector is not None and self.imitation is not None:
+            raise ValueError("--selector and --imitation name two things to imitate: leave one out")
+        return self
 
 
 class RmSpec(TrainSpec):
@@ -81,6 +90,15 @@ class RmSpec(TrainSpec):
     pairing: str | None = what(None, "Which pairs of a run; the only ones unless given.")
     use_margin: bool = what(False, "Ask the score gap to exceed each pair's margin (the data's margin column).")
     center_rewards: float = what(0.0, "Weight of (chosen + rejected score)^2, which keeps scores near 0.", ge=0)
+    soft_labels: bool = what(
+        False, "Learn each pair's probability that its label is right (the data's probability column)."
+    )
+
+    @model_validator(mode="after")
+    def _one_gap(self) -> RmSpec:
+        if self.soft_labels and self.use_margin:
+            raise ValueError("--soft-labels and --use-margin both say how wide the gap should be: leave one out")
+        return self
 
 
 class DpoSpec(TrainSpec):
@@ -93,9 +111,15 @@ class DpoSpec(TrainSpec):
     pairing: str | None = what(None, "Which pairs of a run; the only ones unless given.")
     beta: float = what(0.1, "How strongly the policy is held to the model it starts from; higher = closer.", gt=0)
     label_smoothing: float = what(0.0, "Share of labels taken to be flipped (cDPO).", ge=0, lt=0.5)
+    soft_labels: bool = what(
+        False,
+        "cDPO with each pair's own share: 1 - the probability that its label is right (the data's probability column).",
+    )
 
     @model_validator(mode="after")
-    def _reference_has_weights(self) -> DpoSpec:
+    def _goes_together(self) -> DpoSpec:
+        if self.soft_labels and self.label_smoothing:
+            raise ValueError("--soft-labels take the place of --label-smoothing: leave one out")
         if self.from_scratch:
             raise ValueError("dpo needs a trained model as its reference: from_scratch is for sft and rm")
         return self

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -175,7 +175,7 @@ class Encoder:
             begins = np.count_nonzero(prompt == begin) + np.count_nonzero(response == begin)
             if begin is not None and begin != self.tokenizer.eos_token_id and begins > 1:
                 return f"it holds {begins} begin tokens ({self.tokenizer.bos_token}), and a model expects one"
-        return Tree(prompt, responses, trained, item.weight, item.margin or 0.0)
+        return Tree(prompt, responses, trained, item.weight, item.margin or 0.0, item.probability)
 
     def _fit(self, tree: Tree, out: Encoded, place: int) -> str | None:
         """Put the tree into `out` if it is not too long, or as `on_long` says; returns what is wrong with it."""
@@ -210,4 +210,4 @@ def shared_prefix(a: Ids, b: Ids) -> int:
 def cut(tree: Tree, room: int) -> Tree:
     """The tree with its responses cut to `room` tokens."""
     trained = None if tree.trained is None else tuple(mask[:room] for mask in tree.trained)
-    return Tree(tree.prompt, tuple(response[:room] for response in tree.responses), trained, tree.weight, tree.margin)
+    return replace(tree, responses=tuple(response[:room] for response in tree.responses), trained=trained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from prefdata.ids import candidate_id, pair_id, prompt_id
 from prefdata.reports import Report
 from prefdata.specs import Spec
 from prefdata.store import Lineage, Run
-from prefdata.tables import CANDIDATES, PAIRS, PROMPTS, SELECTIONS, TABLES
+from prefdata.tables import CANDIDATES, DEMONSTRATIONS, PAIRS, PROMPTS, SELECTIONS, TABLES
 from prefdata.train.data import find
 from prefdata.train.layouts import Item, parse
 from prefdata.train.runs import train_dpo, train_sft
@@ -130,6 +131,57 @@ def test_sft_without_selections_imitates_references(run: Run, tmp_path: Path) ->
     )
     with pytest.raises(NotReady, match="run `prefdata select"):
         read(Run(tmp_path / "none"), "demonstrations")
+
+
+def demonstrated(run: Run, name: str) -> None:
+    """All four answers of each prompt, the k-th drawn k + 1 times."""
+    rows = run.only("candidates", "one").read().to_pylist() + run.only("candidates", "two").read().to_pylist()
+    fill(
+        run,
+        "demonstrations",
+        name,
+        [
+            {**defaults(DEMONSTRATIONS), **{key: row[key] for key in ("candidate_id", "prompt_id")}}
+            | {"rank": row["sample_index"] + 1, "weight": row["sample_index"] + 1.0}
+            for row in rows
+        ],
+    )
+
+
+def test_sft_imitates_every_demonstration_that_is_named(run: Run, tmp_path: Path) -> None:
+    demonstrated(run, "drawn")
+    assert len(read(run, "demonstrations")) == 10  # the selection, as before
+    source = find(run.path, "demonstrations", imitation="drawn")
+    items = parse(source.read(), "demonstrations", source.name)
+    said = {(number(item), item.answers[0][0]["content"], item.weight) for item in items}  # type: ignore[index]
+    assert said == {(i, f"answer {k} to {i}", k + 1.0) for i in range(10) for k in range(4)}
+    assert len(items) == 40
+    shutil.rmtree(run.path / "selections")
+    assert len(read(run, "demonstrations")) == 40
+    with pytest.raises(UsageError, match="has no demonstrations named 'drwan'"):
+        find(run.path, "demonstrations", imitation="drwan")
+
+
+def test_training_on_demonstrations(run: Run, tiny_policy: Path) -> None:
+    demonstrated(run, "drawn")
+    spec = SftSpec(model=str(tiny_policy), imitation="drawn")
+    report = train_sft(run.path, spec, run.path / "models" / "sft").report
+    assert (report.rows_in, report.rows_out, report.dropped) == (40, 32, {"held_out": 8})
+    with pytest.raises(UsageError, match="--selector and --imitation name two things"):
+        SftSpec.parse({"model": "m", "selector": "a", "imitation": "b"})
+
+
+def test_ties_are_not_trained_on(run: Run, tiny_policy: Path) -> None:
+    pairs = run.only("pairs").read().to_pylist()
+    for row in pairs[:3]:
+        row.update(verdict="tie", margin=0.0, probability=0.5)
+    fill(run, "pairs", "judged", pairs)
+    assert len(read(run, "preferences", "judged")) == 7
+    held_out = sum(item.row.split == "test" for item in read(run, "preferences", "judged"))
+    spec = DpoSpec(model=str(tiny_policy), lr=1e-3, pairing="judged", soft_labels=True)
+    report = train_dpo(run.path, spec, run.path / "models" / "dpo").report
+    assert (report.rows_in, report.rows_out) == (10, 7 - held_out)
+    assert report.dropped == {"held_out": held_out, "tie": 3}
 
 
 def test_the_set_is_named_where_there_are_several(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,34 @@ def test_margin_is_asked_for_only_by_those_who_use_it(tmp_path: Path, write_json
     assert len(read(path, "preferences")) == 1
     with pytest.raises(BadRows, match="margin is missing"):
         read(path, "preferences", need_margin=True)
+
+
+def test_probability_is_read_only_where_it_is_asked_for(tmp_path: Path, write_jsonl: Any) -> None:
+    path = write_jsonl(tmp_path / "x.jsonl", [{**GOOD, "probability": 0.75}, {**GOOD, "probability": "high"}])
+    assert [item.probability for item in read(path, "preferences")] == [1.0, 1.0]
+    with pytest.raises(BadRows, match="probability is 'high'"):
+        read(path, "preferences", need_probability=True)
+    (item,) = read(
+        write_jsonl(tmp_path / "y.jsonl", [{**GOOD, "probability": 0.75}]), "preferences", need_probability=True
+    )
+    assert item.probability == 0.75
+    for value, problem in ((None, "probability is missing"), (1.5, "probability is 1.5, and should be from 0 to 1")):
+        with pytest.raises(BadRows, match=problem):
+            read(
+                write_jsonl(tmp_path / "z.jsonl", [{**GOOD, "probability": value}]),
+                "preferences",
+                need_probability=True,
+            )
+
+
+def test_ties_are_left_out_and_counted(tmp_path: Path, write_jsonl: Any) -> None:
+    tie = {**GOOD, "rejected": [assistant("a")], "verdict": "tie"}  # equal texts may well tie
+    skipped: Counter[str] = Counter()
+    path = write_jsonl(tmp_path / "x.jsonl", [tie, {**GOOD, "verdict": "chosen"}, tie])
+    assert len(read(path, "preferences", skipped=skipped)) == 1
+    assert skipped == {"tie": 2}
+    with pytest.raises(InputError, match="all 2 rows are ties"):
+        read(write_jsonl(tmp_path / "y.jsonl", [tie, tie]), "preferences")
 
 
 def test_unknown_layout_lists_the_known_ones(tmp_path: Path, write_jsonl: Any) -> None:

@@ -72,6 +72,37 @@ def test_cdpo_is_stationary_where_sigmoid_is_one_minus_e(smoothing: float, best:
     assert abs(h.grad.item()) < 1e-15
 
 
+def labels(*probabilities: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.tensor([[p, 1 - p] for p in probabilities], dtype=dtype)
+
+
+def test_soft_labels() -> None:
+    """As above, beta h = 0.2, each pair with its own p: 1 gives 0.598139, 0 the flipped 0.798139, 0.9 0.618139.
+
+    Bradley-Terry with gap 1 and p = 0.75: 0.75 * 0.313262 + 0.25 * 1.313262 = 0.563262.
+    """
+    ones = vector(1.0, 1.0, 1.0)
+    values = dpo_sigmoid(ones, -ones, 0.1, labels=labels(1.0, 0.0, 0.9))
+    assert values.tolist() == pytest.approx([0.598139, 0.798139, 0.618139], abs=1e-6)
+    assert bradley_terry(vector(1.2), vector(0.2), labels=labels(0.75)).item() == pytest.approx(0.563262, abs=1e-6)
+
+
+@pytest.mark.parametrize("probability", [0.9, 0.6, 0.25])
+def test_soft_labels_are_learned(probability: float) -> None:
+    """The minimum lies at sigmoid(z) = p, below one half too."""
+    gap = vector(math.log(probability / (1 - probability))).requires_grad_()
+    bradley_terry(gap, vector(0.0), labels=labels(probability)).backward()
+    assert gap.grad is not None
+    assert abs(gap.grad.item()) < 1e-15
+
+
+@given(st.floats(0, 0.49), st.floats(-50, 50))
+def test_one_probability_for_all_is_label_smoothing_to_the_bit(smoothing: float, z: float) -> None:
+    chosen, rejected = torch.tensor([z]), torch.tensor([0.3])
+    soft = dpo_sigmoid(chosen, rejected, 0.1, labels=labels(1 - smoothing, dtype=torch.float32))
+    assert torch.equal(soft, dpo_sigmoid(chosen, rejected, 0.1, smoothing))
+
+
 @given(st.floats(0.01, 5), st.floats(0, 0.49))
 def test_at_the_reference_every_dpo_loss_is_ln_2(beta: float, smoothing: float) -> None:
     assert dpo_sigmoid(vector(0.0), vector(0.0), beta, smoothing).item() == pytest.approx(math.log(2), abs=1e-12)
@@ -90,8 +121,9 @@ def test_losses_stay_finite_far_out() -> None:
         lambda a, b: bradley_terry(a, b, vector(0.5, 0.0, 1.0), 0.01),
         lambda a, b: dpo_sigmoid(a, b, 0.3),
         lambda a, b: dpo_sigmoid(a, b, 0.3, 0.2),
+        lambda a, b: dpo_sigmoid(a, b, 0.3, labels=labels(0.9, 0.5, 0.1)),
     ],
-    ids=["nll", "bradley-terry", "sigmoid", "sigmoid with smoothing"],
+    ids=["nll", "bradley-terry", "sigmoid", "sigmoid with smoothing", "sigmoid with soft labels"],
 )
 def test_gradients_equal_finite_differences(loss) -> None:
     values = (vector(0.3, -2.0, 4.0).requires_grad_(), vector(-1.0, 0.5, 3.0).requires_grad_())

@@ -260,6 +260,46 @@ def test_margins_are_used_when_asked(
     assert losses[True] > losses[False] + 0.5
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.3])
+def test_soft_labels_of_one_probability_are_label_smoothing_to_the_bit(
+    smoothing: float, pairs: Path, tiny_policy: Path, tmp_path: Path, write_jsonl: Any
+) -> None:
+    rows = [{**json.loads(line), "probability": 1 - smoothing} for line in pairs.read_text().splitlines()]
+    shared: dict[str, Any] = {"model": str(tiny_policy), "lr": 1e-3, "batch_size": 8, "epochs": 2}
+    train_dpo(pairs, DpoSpec(label_smoothing=smoothing, **shared), tmp_path / "one")
+    train_dpo(write_jsonl(tmp_path / "soft.jsonl", rows), DpoSpec(soft_labels=True, **shared), tmp_path / "each")
+    assert same(tmp_path / "one", tmp_path / "each")
+    train_dpo(pairs, DpoSpec(**shared), tmp_path / "none")
+    assert not same(tmp_path / "one", tmp_path / "none")
+
+
+def test_a_label_that_is_surely_wrong_is_learned_the_other_way_round(
+    pairs: Path, tiny_reward_model: Path, tmp_path: Path, write_jsonl: Any, read_metrics: Any
+) -> None:
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    wrong = [{**row, "probability": 0.0} for row in rows]
+    swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    losses = []
+    for name, data, soft in (("wrong", wrong, True), ("swapped", swapped, False), ("as-said", wrong, False)):
+        spec = RmSpec(model=str(tiny_reward_model), lr=1e-2, batch_size=8, soft_labels=soft)
+        train_rm(write_jsonl(tmp_path / f"{name}.jsonl", data), spec, tmp_path / name)
+        losses.append([line["loss"] for line in read_metrics(tmp_path / name) if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0] != pytest.approx(losses[2], abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said", "problem"),
+    [
+        (DpoSpec, {"label_smoothing": 0.1}, "--soft-labels take the place of --label-smoothing"),
+        (RmSpec, {"use_margin": True}, "--soft-labels and --use-margin both say"),
+    ],
+)
+def test_soft_labels_go_with_nothing_that_says_the_same(spec: Any, said: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        spec.parse({"model": "m", "soft_labels": True, **said})
+
+
 def test_the_reference_is_run_once_and_cached(
     pairs: Path, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,9 +335,9 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_checkpoint(
 
     calls = []
 
-    def breaks(chosen: Any, rejected: Any, beta: float, smoothing: float) -> Any:
+    def breaks(chosen: Any, rejected: Any, beta: float, *labels: Any) -> Any:
         calls.append(1)
-        good = losses.dpo_sigmoid(chosen, rejected, beta, smoothing)
+        good = losses.dpo_sigmoid(chosen, rejected, beta, *labels)
         return good * float("nan") if len(calls) == 3 else good
 
     monkeypatch.setitem(losses.LOSSES, "sigmoid", breaks)
