@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -50,3 +52,43 @@ class Report(BaseModel):
 def nonzero(counts: Mapping[str, int]) -> dict[str, int]:
     """The reasons that occurred, in their order."""
     return {reason: int(count) for reason, count in counts.items() if count}
+
+
+@dataclass
+class Account:
+    """What a step did with some of its rows; accounts of parts add up to that of the whole.
+
+    `counts` are figures that add up, `sums` those that are means: a name, and (sum, count).
+    """
+
+    rows_in: int = 0
+    rows_out: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    sums: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Keep the reasons that occurred."""
+        self.dropped = Counter(nonzero(self.dropped))
+
+    def __iadd__(self, other: Account) -> Account:
+        self.rows_in += other.rows_in
+        self.rows_out += other.rows_out
+        self.dropped.update(other.dropped)
+        self.counts.update(other.counts)
+        for name, (total, count) in other.sums.items():
+            before = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (before[0] + total, before[1] + count)
+        return self
+
+    def report(self, step: str, unit: str, **figures: Any) -> Report:
+        """The account as a step's Report; a mean of nothing is None."""
+        means = {name: total / count if count else None for name, (total, count) in self.sums.items()}
+        return Report(
+            step=step,
+            unit=unit,
+            rows_in=self.rows_in,
+            rows_out=self.rows_out,
+            dropped=nonzero(self.dropped),
+            figures={**self.counts, **means, **figures},
+        )

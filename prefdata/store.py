@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -110,12 +110,35 @@ class Partition(Folder):
         """
         return self.remake(lineage, lambda path: self._fill(path, *compute()), replace=replace)
 
+    def derive_in_pieces(
+        self, lineage: Lineage, compute: Callable[[], Generator[pa.Table, None, Report]], *, replace: bool = False
+    ) -> Outcome:
+        """As `derive`, from rows that come a table at a time; the generator's value at the end is the Report."""
+        return self.remake(lineage, lambda path: self._fill_in_pieces(path, compute()), replace=replace)
+
     def _fill(self, path: Path, rows: pa.Table, report: Report) -> Report:
+        def whole() -> Generator[pa.Table, None, Report]:
+            yield rows
+            return report
+
+        return self._fill_in_pieces(path, whole())
+
+    def _fill_in_pieces(self, path: Path, pieces: Generator[pa.Table, None, Report]) -> Report:
         building = Partition(path.parent, self.table, self.name)
         building.path = path
-        for start in range(0, max(rows.num_rows, 1), PART_ROWS):
-            building.append(rows.slice(start, PART_ROWS))
-        return report
+        waiting = self.table.empty()
+        while True:
+            try:
+                waiting = pa.concat_tables([waiting, self.table.conform(next(pieces))])
+            except StopIteration as ended:
+                if waiting.num_rows or not building.parts():
+                    building.append(waiting)
+                report: Report = ended.value
+                return report
+            # Parts are of one size whatever the pieces: equal rows, equal files.
+            while waiting.num_rows >= PART_ROWS:
+                building.append(waiting.slice(0, PART_ROWS))
+                waiting = waiting.slice(PART_ROWS)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows; one row a key, even if two processes did the same work.

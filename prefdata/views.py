@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from prefdata.draws import leading_bits
 from prefdata.errors import InputError, UsageError, did_you_mean
 from prefdata.store import Partition, Run
 from prefdata.tables import TABLES, rows_id
@@ -141,7 +142,8 @@ class PromptSlices:
         if not wanted.any():
             raise InputError(f"{run} has {len(key)} prompts and none in the split {split!r}. Choose another --split.")
         if where is not None:
-            wanted &= np.isin(key, keys(_where([str(part) for _, part in self._parts], where)))
+            sources = run.all("prompts", partial=partial)
+            wanted &= np.isin(key, leading_bits(matching({"prompts": sources}, "prompt_id", "prompts", where)))
             if not wanted.any():
                 raise InputError(f"no prompt of {run} fits --where {where!r}. Ask `prefdata sql {run}` what there is.")
         if limit is not None and limit < wanted.sum():
@@ -168,37 +170,41 @@ def _keys_and_split(parts: list[Path], split: str) -> tuple[NDArray[np.uint64], 
     ids, splits = [np.empty(0, np.uint64)], [np.empty(0, bool)]
     for part in parts:
         frame = pl.read_parquet(part, columns=["prompt_id", "split"], hive_partitioning=False)
-        ids.append(keys(frame["prompt_id"]))
+        ids.append(leading_bits(frame["prompt_id"]))
         splits.append((frame["split"] == split).to_numpy() | (split == "all"))
     return np.concatenate(ids), np.concatenate(splits)
 
 
-def keys(row_ids: Iterable[str]) -> NDArray[np.uint64]:
-    """The first 64 of the 80 bits of ids: to hold and compare millions of them in eight bytes each.
+def matching(tables: Mapping[str, Sequence[Partition]], key: str, rows: str, condition: str) -> pl.Series:
+    """The `key` of the rows for which a SQL condition holds.
 
-    Two of four million share them with a chance of one in two million, of a hundred million one in four thousand.
+    `rows` is SQL's from-clause on these tables by their names. The partitions' keys (source, sampler, …) are columns as
+    well.
+
+    Raises:
+        UsageError: DuckDB does not take the condition.
     """
-    return np.array([int(one[:16], 16) for one in row_ids], np.uint64)
-
-
-def _where(parts: list[str], condition: str) -> pl.Series:
-    """The ids of the prompts in these files for which a SQL condition holds."""
     import duckdb
 
     with duckdb.connect(":memory:") as connection:
-        connection.execute(f"create view prompts as select * from read_parquet([{', '.join(map(sql_text, parts))}])")
-        connection.execute(f"set allowed_paths = [{', '.join(map(sql_text, parts))}]")
+        every = []
+        for name, partitions in tables.items():
+            parts = [sql_text(str(part)) for one in partitions for part in one.readable()]
+            every += parts
+            source = f"read_parquet([{', '.join(parts)}], hive_partitioning = true)"
+            connection.execute(f"create view {name} as select * from {source}")
+        connection.execute(f"set allowed_paths = [{', '.join(every)}]")
         connection.execute("set enable_external_access = false")
         connection.execute("set lock_configuration = true")
         try:
-            query = f"select prompt_id from prompts where ({condition}\n)"
+            query = f"select {key} from {rows} where ({condition}\n)"
             if len(duckdb.extract_statements(query)) != 1:
                 raise UsageError("--where takes one condition, such as \"split = 'test' and len(messages) > 1\".")
             frame = pl.from_arrow(connection.sql(query).to_arrow_table())
         except duckdb.Error as error:
             raise UsageError(f"--where: {' '.join(str(error).split('LINE 1')[0].split())}") from None
     assert isinstance(frame, pl.DataFrame)
-    return frame["prompt_id"]
+    return frame[key]
 
 
 def sql_text(text: str) -> str:

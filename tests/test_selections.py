@@ -15,7 +15,9 @@ from scipy.stats import chisquare
 
 from prefdata import ids
 from prefdata.draws import uniforms
-from prefdata.selections import algorithm1_ranks, gumbel_ranks, keep
+from prefdata.reports import nonzero
+from prefdata.selections import keep
+from prefdata.selections.rules import algorithm1_ranks, gumbel_ranks
 from prefdata.specs import SelectSpec
 
 DRAWS = 40_000
@@ -161,19 +163,22 @@ def pool(scores: list[list[float | None]], texts: list[list[str]] | None = None,
             "prompt_id": f"p{p}",
             "sample_index": i,
             "score": score,
-            "text_hash": texts[p][i] if texts else f"{p}-{i}",
+            "sampler": "policy",
+            "round": 0,
+            "text_key": ids.seed(0, texts[p][i] if texts else f"{p}-{i}"),
+            "left_out": None if score is not None and math.isfinite(score) else "no_score",
             "finish_reason": "length" if f"{p}-{i}" in cut else "stop",
             "name": f"{p}-{i}",
         }
         for p, row in enumerate(scores)
         for i, score in enumerate(row)
     ]
-    return pl.DataFrame(rows, schema_overrides={"score": pl.Float64})
+    return pl.DataFrame(rows, schema_overrides={"score": pl.Float64, "left_out": pl.String})
 
 
 def kept(frame: pl.DataFrame, **settings) -> tuple[list[str], dict[str, int]]:
-    rows, report = keep(frame, SelectSpec(**settings))
-    return rows.join(frame, on="candidate_id", maintain_order="left")["name"].to_list(), report.dropped
+    rows, account = keep(frame, SelectSpec(**settings))
+    return rows.join(frame, on="candidate_id", maintain_order="left")["name"].to_list(), nonzero(account.dropped)
 
 
 RLHF_BOOK = [

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +18,6 @@ from hypothesis import strategies as st
 from prefdata import ids
 from prefdata.errors import InputError, NotReady, SpecConflict, UsageError
 from prefdata.formats.files import RawRow
-from prefdata.listings import demonstrations, groups, unpaired
 from prefdata.pairs import pair
 from prefdata.prompts import canonical
 from prefdata.reports import Report
@@ -100,15 +98,10 @@ def made(path: Path, prompts: int = 10, tools: bool = False) -> Run:
 
 
 def listed(path: Path, **said: Any) -> Run:
-    """The same run with labels (-1 bad, 0 neither, 1 good), groups and demonstrations (drawn once to three times)."""
+    """The same run with labels (-1 bad, 0 neither, 1 good), groups and demonstrations."""
     run = made(path, **said)
-    answers = pl.DataFrame(run.partition("candidates", "policy").read())
-    scores = pl.DataFrame(run.only("scores").read(["candidate_id", "score"]))
-    drawn = (pl.col("sample_index") + 1).cast(pl.Int32)
-    rows = answers.join(scores, on="candidate_id").with_columns(blank=pl.lit(False), draws=drawn)
-    for rule, name in ((unpaired, "unpaired"), (groups, "groups"), (demonstrations, "demonstrations")):
-        table, _ = rule(rows, PairSpec(as_=name))
-        put(run, name, "toy", TABLES[name].conform(table.with_columns(scorer=pl.lit("truth")).to_arrow()))
+    for name in ("unpaired", "groups", "demonstrations"):
+        pair(run, PairSpec(as_=name, selector="all", name="toy"))
     return run
 
 
@@ -227,7 +220,7 @@ def test_demonstrations_are_exported_where_they_are_named_or_alone(tmp_path: Pat
     assert (named.unit, named.rows_out, named.dropped) == ("demonstrations", 30, {})
     rows = pq.read_table(tmp_path / "named/data/train-00000-of-00001.parquet").to_pylist()
     assert {(row["completion"][0]["content"], row["weight"]) for row in rows} == {
-        (f"Answer {i} 🙂\n", i + 1.0) for i in range(3)
+        (f"Answer {i} 🙂\n", 1.0) for i in range(3)
     }
     with pytest.raises(UsageError, match="both demonstrations and selections are named"):
         export(run, ExportSpec(dialect="sft", imitation="toy", selector="x"), tmp_path / "both")

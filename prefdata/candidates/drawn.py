@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from prefdata.draws import leading_bits
 from prefdata.store import Partition
-from prefdata.views import keys
 
 _COLUMNS = ["prompt_id", "sample_index", "finish_reason", "max_tokens"]
 
@@ -41,7 +41,7 @@ class Drawn:
         """For each prompt the indices below `n` that are not there."""
         if len(self._prompts) == 0:
             return [list(range(n)) for _ in prompt_ids]
-        asked = keys(prompt_ids)
+        asked = leading_bits(pl.Series(prompt_ids, dtype=pl.String))
         first = np.searchsorted(self._prompts, asked, "left").tolist()
         behind = np.searchsorted(self._prompts, asked, "right").tolist()
         there = [set(self._indices[a:b].tolist()) for a, b in zip(first, behind, strict=True)]
@@ -52,4 +52,4 @@ class Drawn:
         if self._max_tokens is not None:
             redo = (pl.col("finish_reason") == "length") & (pl.col("max_tokens") < self._max_tokens)
             rows = rows.filter(~redo.fill_null(False))
-        return keys(rows["prompt_id"]), rows["sample_index"].to_numpy().astype(np.int32)
+        return leading_bits(rows["prompt_id"]), rows["sample_index"].to_numpy().astype(np.int32)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from prefdata.draws import leading_bits
 from prefdata.store import Partition
-from prefdata.views import keys
 
 
 class CandidateIndex:
-    """The candidates that are in some partitions, by their `keys`."""
+    """The candidates that are in some partitions, by the leading bits of their ids."""
 
     def __init__(self, partitions: Sequence[Partition]) -> None:
         """Read the ids that are there."""
@@ -29,14 +29,15 @@ class CandidateIndex:
         """Read the parts that came since."""
         parts = [part for one in self._partitions for part in one.readable() if part not in self._read]
         found = [
-            keys(pl.read_parquet(p, columns=["candidate_id"], hive_partitioning=False)["candidate_id"]) for p in parts
+            leading_bits(pl.read_parquet(part, columns=["candidate_id"], hive_partitioning=False)["candidate_id"])
+            for part in parts
         ]
         self._read.update(parts)
         self._keys = np.unique(np.concatenate([self._keys, *found]))
 
     def has(self, candidate_ids: Iterable[str]) -> list[bool]:
         """Of each id, whether it is there."""
-        asked = keys(candidate_ids)
+        asked = leading_bits(pl.Series(candidate_ids, dtype=pl.String))
         if len(self._keys) == 0:
             return [False] * len(asked)
         place = np.searchsorted(self._keys, asked).clip(max=len(self._keys) - 1)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from prefdata import ids
 from prefdata.pairs import match
+from prefdata.reports import nonzero
 from prefdata.specs import PairSpec
 
 STRATEGIES = ["best-worst", "best-random", "first-round", "all"]
@@ -24,7 +25,9 @@ def selected(scores: list[list[float]], texts: dict[str, str] | None = None, cut
             "prompt_id": f"p{p}",
             "sample_index": i,
             "score": float(score),
-            "text": (texts or {}).get(f"{p}-{i}", f"{p}-{i}"),
+            "text_key": ids.seed(0, (texts or {}).get(f"{p}-{i}", f"{p}-{i}").strip()),
+            "chars": len((texts or {}).get(f"{p}-{i}", f"{p}-{i}").strip()),
+            "left_out": None,
             "finish_reason": "length" if f"{p}-{i}" in cut else "stop",
             "sampler": "s",
             "name": f"{p}-{i}",
@@ -32,13 +35,15 @@ def selected(scores: list[list[float]], texts: dict[str, str] | None = None, cut
         for p, row in enumerate(scores)
         for i, score in enumerate(row)
     ]
-    return pl.DataFrame(rows)
+    return pl.DataFrame(rows, schema_overrides={"left_out": pl.String})
 
 
 def paired(frame: pl.DataFrame, strategy: str = "best-worst", **said) -> tuple[list[tuple[str, str]], dict[str, int]]:
-    rows, report = match(frame, PairSpec(strategy=strategy, **said))
+    rows, account = match(frame, PairSpec(strategy=strategy, **said))
     names = dict(zip(frame["candidate_id"], frame["name"], strict=True))
-    return [(names[c], names[r]) for c, r in zip(rows["chosen_id"], rows["rejected_id"], strict=True)], report.dropped
+    return [(names[c], names[r]) for c, r in zip(rows["chosen_id"], rows["rejected_id"], strict=True)], nonzero(
+        account.dropped
+    )
 
 
 def test_best_worst() -> None:

@@ -1,8 +1,7 @@
 """What pair writes besides pairs, from the same selected answers: unpaired labels, groups in order, demonstrations.
 
-Three pure rules. Each is given the selected candidates, all of a prompt together and in any order, with the columns
-candidate_id, prompt_id, sample_index, score (finite), finish_reason, blank (whether the answer is empty) and draws (how
-often it was drawn, or null), and returns the rows of its table, without the scorer, and the account.
+Three pure rules. Each is given the selected candidates as a pool (`prefdata.pools`), all of a prompt together and in
+any order, and returns the rows of its table, without the scorer, and the account.
 
 - unpaired (KTO, 2402.01306): each answer good or bad on its own: by a threshold, by the prompt's median, or as one of
   the prompt's best and worst. What stands on the border is neither.
@@ -15,17 +14,19 @@ Empty answers take no part. An answer that was cut off is never good, above anot
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import polars as pl
 
-from prefdata.reports import Report, nonzero
+from prefdata.reports import Account
 from prefdata.specs import PairSpec
 
 KTO_RATIO = 4 / 3
 """The most that all good answers together should weigh, all bad ones together being 1; the least is 1 (KTO, 4.2)."""
 
 
-def unpaired(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Report]:
+def unpaired(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]:
     """Each answer good or bad by `spec.label_by`, ordered by prompt, best first.
 
     - threshold: good from `spec.threshold` up, bad below.
@@ -34,9 +35,6 @@ def unpaired(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Report]:
       a `tie`, what would be both is an `overlap`, what is between is the `middle`; all three are dropped.
 
     Cut-off answers count for the median and for the places, also where they get no label (`good_truncated`).
-
-    The figures `desirable_weight` and `desirable_weight_max` are the weights of a good answer, that of a bad one being
-    1, with which the good ones together weigh 1 and 4/3 times what the bad ones do: the range that KTO advises.
     """
     usable, dropped = _usable(rows, without_cut=spec.truncated == "drop")
     label = _label(spec)
@@ -46,27 +44,32 @@ def unpaired(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Report]:
     counts: dict[str, int] = dict(sorted(labelled["label"].value_counts(name="n").iter_rows()))
     good, bad = counts.pop("good", 0), counts.pop("bad", 0)
     kept = labelled.filter(pl.col("label").is_in(["good", "bad"]))
-    balance = bad / good if good and bad else None
-    report = Report(
-        step="pair",
-        unit="selected answers",
+    account = Account(
         rows_in=rows.height,
         rows_out=kept.height,
-        dropped=nonzero(dropped | counts),
-        figures={
-            "good": good,
-            "bad": bad,
-            "prompts": rows["prompt_id"].n_unique(),
-            "prompts_with_labels": kept["prompt_id"].n_unique(),
-            "desirable_weight": balance,
-            "desirable_weight_max": balance and balance * KTO_RATIO,
-        },
+        dropped=Counter(dropped | counts),
+        counts=Counter(
+            good=good,
+            bad=bad,
+            prompts=rows["prompt_id"].n_unique(),
+            prompts_with_labels=kept["prompt_id"].n_unique(),
+        ),
     )
     columns = kept.select("candidate_id", "prompt_id", pl.col("label") == "good", "score", weight=pl.lit(1.0))
-    return columns.rename({"label": "good"}), report
+    return columns.rename({"label": "good"}), account
 
 
-def groups(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Report]:
+def advised_weights(good: int, bad: int) -> dict[str, float | None]:
+    """The weights of a good answer, that of a bad one being 1, between which KTO advises to choose.
+
+    With the first the good ones together weigh what the bad ones do, with the second 4/3 of it; None where there are
+    none of a kind.
+    """
+    balance = bad / good if good and bad else None
+    return {"desirable_weight": balance, "desirable_weight_max": balance and balance * KTO_RATIO}
+
+
+def groups(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]:
     """Each prompt's answers as one row, best first and of equals the earlier draw; ordered by prompt.
 
     A prompt of no answer, of one, or of equal scores alone has no order: it is dropped.
@@ -85,19 +88,19 @@ def groups(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Report]:
     kept = made.filter(~tied)
     prompts = rows["prompt_id"].n_unique()
     dropped = {"tie": int((tied & ~alone).sum()), "one_candidate": int(alone.sum())}
-    report = Report(
-        step="pair",
-        unit="prompts",
+    account = Account(
         rows_in=prompts,
         rows_out=kept.height,
-        dropped=nonzero(dropped | {"no_candidate": prompts - made.height}),
-        figures={"answers": int(kept["ranks"].list.len().sum())}
-        | {f"{reason}_answers": count for reason, count in left_out.items()},
+        dropped=Counter(dropped | {"no_candidate": prompts - made.height}),
+        counts=Counter(
+            answers=int(kept["ranks"].list.len().sum()),
+            **{f"answers_{reason}": count for reason, count in left_out.items() if count},
+        ),
     )
-    return kept, report
+    return kept, account
 
 
-def demonstrations(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Report]:
+def demonstrations(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]:
     """Every answer, ordered by prompt, best first; `rank` is its place there, `weight` how often it was drawn, or 1."""
     usable, dropped = _usable(rows, without_cut=spec.truncated != "keep")
     kept = _standing(usable).select(
@@ -107,19 +110,18 @@ def demonstrations(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Re
         rank=pl.col("place").cast(pl.Int32),
         weight=pl.col("draws").fill_null(1).cast(pl.Float64),
     )
-    report = Report(
-        step="pair",
-        unit="selected answers",
+    account = Account(
         rows_in=rows.height,
         rows_out=kept.height,
-        dropped=nonzero(dropped),
-        figures={
-            "prompts": rows["prompt_id"].n_unique(),
-            "prompts_with_demonstrations": kept["prompt_id"].n_unique(),
-            "mean_score": kept["score"].mean(),
-        },
+        dropped=Counter(dropped),
+        counts=Counter(prompts=rows["prompt_id"].n_unique(), prompts_with_demonstrations=kept["prompt_id"].n_unique()),
+        sums={"mean_score": (float(kept["score"].sum()), kept.height)},
     )
-    return kept, report
+    return kept, account
+
+
+LISTINGS = {"unpaired": unpaired, "groups": groups, "demonstrations": demonstrations}
+"""The rule of each table, by its name."""
 
 
 def _cut() -> pl.Expr:
@@ -128,9 +130,11 @@ def _cut() -> pl.Expr:
 
 def _usable(rows: pl.DataFrame, *, without_cut: bool) -> tuple[pl.DataFrame, dict[str, int]]:
     """The answers that take part, and how many do not, by reason."""
-    said = rows.filter(~pl.col("blank"))
+    dropped = dict(rows["left_out"].drop_nulls().value_counts(name="n").sort("left_out").iter_rows())
+    able = rows.filter(pl.col("left_out").is_null())
+    said = able.filter(pl.col("chars") > 0)
     kept = said.filter(~_cut()) if without_cut else said
-    return kept, {"empty": rows.height - said.height, "truncated": said.height - kept.height}
+    return kept, dropped | {"empty": able.height - said.height, "truncated": said.height - kept.height}
 
 
 def _standing(rows: pl.DataFrame) -> pl.DataFrame:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefdata import ids
-from prefdata.listings import demonstrations, groups, unpaired
+from prefdata.pairs.listings import advised_weights, demonstrations, groups, unpaired
 from prefdata.specs import PairSpec
 from prefdata.tables import DEMONSTRATIONS, GROUPS, UNPAIRED
 
@@ -26,7 +26,8 @@ SCHEMA = {
     "sample_index": pl.Int32,
     "score": pl.Float64,
     "finish_reason": pl.String,
-    "blank": pl.Boolean,
+    "chars": pl.UInt32,
+    "left_out": pl.String,
     "draws": pl.Int32,
     "name": pl.String,
 }
@@ -42,7 +43,8 @@ def selected(*scores: list[float], cut: str = "", empty: str = "", draws: dict[s
             "sample_index": i,
             "score": float(score),
             "finish_reason": "length" if name in cut.split() else "stop",
-            "blank": name in empty.split(),
+            "chars": 0 if name in empty.split() else 5,
+            "left_out": None,
             "draws": (draws or {}).get(name),
             "name": name,
         }
@@ -115,11 +117,10 @@ def test_empty_answers_take_no_part() -> None:
 
 def test_the_weights_of_kto() -> None:
     """2 good, 6 bad: a good one weighs 6 / 2 = 3 for a ratio of 1, and 4 for one of 4/3."""
-    figures = unpaired(selected([9, 8, 1, 2, 3, 0, -1, -2]), asked(label_by="threshold", threshold=8.0))[1].figures
-    assert (figures["good"], figures["bad"]) == (2, 6)
-    assert (figures["desirable_weight"], figures["desirable_weight_max"]) == (3.0, pytest.approx(4.0))
-    figures = unpaired(selected([1]), asked(label_by="threshold", threshold=8.0))[1].figures
-    assert figures["desirable_weight"] is None
+    counts = unpaired(selected([9, 8, 1, 2, 3, 0, -1, -2]), asked(label_by="threshold", threshold=8.0))[1].counts
+    assert (counts["good"], counts["bad"]) == (2, 6)
+    assert advised_weights(2, 6) == {"desirable_weight": 3.0, "desirable_weight_max": pytest.approx(4.0)}
+    assert advised_weights(0, 1) == {"desirable_weight": None, "desirable_weight_max": None}
 
 
 def order(rows: pl.DataFrame, **said: Any) -> tuple[list[str], list[list[int]], dict[str, int]]:
@@ -133,14 +134,14 @@ def test_groups_are_best_first_and_ties_share_a_rank() -> None:
     assert order(rows) == (["0b 0d 0c 0a"], [[1, 1, 3, 4]], {"tie": 1, "one_candidate": 1})
     made, report = groups(rows, PairSpec(as_="groups"))
     assert made["scores"].to_list() == [[3.0, 3.0, 2.0, 1.0]]
-    assert (report.rows_in, report.rows_out, report.figures["answers"]) == (3, 1, 4)
+    assert (report.rows_in, report.rows_out, report.counts["answers"]) == (3, 1, 4)
 
 
 def test_a_cut_off_answer_may_be_the_last_of_a_group_only() -> None:
     rows = selected([9, 5, 1], [3, 2, 1], [2, 1], cut="0a 1b 1c 2a")
     assert order(rows)[0] == ["0b 0c", "1a 1c"]
     assert order(rows)[2] == {"one_candidate": 1}
-    assert groups(rows, PairSpec(as_="groups"))[1].figures["truncated_answers"] == 3
+    assert groups(rows, PairSpec(as_="groups"))[1].counts["answers_truncated"] == 3
     assert order(rows, truncated="keep")[0] == ["0a 0b 0c", "1a 1b 1c", "2a 2b"]
     assert order(rows, truncated="drop") == (["0b 0c"], [[1, 2]], {"one_candidate": 2})
 
@@ -177,7 +178,8 @@ def test_every_answer_is_accounted_for_whatever_the_order(
     said |= {"top": k, "bottom": k} if label_by == "top-bottom" else {}
     for name, (rule, table) in RULES.items():
         spec = PairSpec(as_=name, truncated=truncated, **(said if name == "unpaired" else {}))
-        made, report = rule(rows, spec)  # the report itself refuses what does not add up
+        made, report = rule(rows, spec)
+        report.report("pair", "answers")  # refuses what does not add up
         again, same = rule(rows[places], spec)
         assert made.equals(again)
         assert report == same

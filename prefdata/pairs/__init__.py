@@ -1,0 +1,293 @@
+"""pair: selections in, pairs out. Which candidate is chosen and which rejected.
+
+A pair is proposed by a strategy (`strategies`, or `verdicts` of judges and people) and kept if the chosen one's score
+is above the rejected one's by more than nothing and by the margin asked for, if the two texts differ, and if there is
+room (`limits`). Every proposal that is not kept is counted by reason; a tie never becomes a preference. Empty answers
+take no part (a preference over nothing teaches when to stop, not what to say), and cut-off ones as the settings say.
+
+From the same selections `listings` makes unpaired labels, groups and demonstrations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from prefdata.errors import InputError, UsageError
+from prefdata.ids import ID_DIGITS
+from prefdata.pairs.limits import balanced, over_the_limits
+from prefdata.pairs.listings import LISTINGS, advised_weights
+from prefdata.pairs.strategies import Field, Proposals, propose
+from prefdata.pairs.verdicts import as_proposals, verdicts
+from prefdata.pools import Pools, open_pools
+from prefdata.reports import Account, Report
+from prefdata.specs import PairSpec
+from prefdata.store import Lineage, Outcome, Partition, Run
+
+ALL = "all"
+"""The selector's name that means every scored candidate."""
+
+_SIDES = {"first": "chosen", "second": "rejected"}
+
+
+def pair(run: Run, spec: PairSpec, *, replace: bool = False, partial: bool = False) -> Outcome:
+    """Pair candidates of each prompt, and store the pairs as `RUN/pairs/pairing=NAME`.
+
+    With `as_` the rows are those of another table: `RUN/unpaired/labelling=NAME`, `RUN/groups/grouping=NAME` or
+    `RUN/demonstrations/imitation=NAME`.
+
+    Raises:
+        NotReady: there is no selection (or scores, or comparisons) yet.
+        SpecConflict: a pairing of this name was made with other settings.
+        InputError: the selection keeps one candidate a prompt.
+        UsageError: settings that do not go together, or a name that there is not.
+    """
+    source, name = source_of(run, spec, partial=partial)
+    beside = (spec.reference,) if spec.reference else ()
+    with open_pools(run, spec, source, beside=beside) as pools:
+        resolved = {"selector": name} if spec.strategy != "comparisons" else {"judge": source.name}
+        partition = run.partition(spec.as_, spec.name or name)
+        lineage = Lineage.of(spec, pools.parents | _judged(source), resolved=resolved)
+        return partition.derive_in_pieces(lineage, lambda: _tables(run, pools, spec, source), replace=replace)
+
+
+def source_of(run: Run, spec: PairSpec, *, partial: bool = False) -> tuple[Partition, str]:
+    """What a pairing reads, and the name that it has in the lineage and by default.
+
+    Raises:
+        NotReady, UsageError: as `pair`.
+    """
+    if spec.strategy == "comparisons":
+        if spec.selector or spec.scorer or spec.min_margin or spec.max_margin:
+            raise UsageError(
+                "--strategy comparisons reads verdicts: --selector, --scorer and margins do not go with it."
+            )
+        judge = run.only("comparisons", spec.judge, partial=partial)
+        return judge, judge.name
+    if spec.selector == ALL:
+        scores = run.only("scores", spec.scorer, partial=partial)
+        return scores, f"{ALL}-{scores.name}"
+    if spec.scorer:
+        raise UsageError("--scorer goes with --selector all; a selection has its scorer already.")
+    selection = run.only("selections", spec.selector, partial=partial)
+    return selection, selection.name
+
+
+def match(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) -> tuple[pl.DataFrame, Account]:
+    """The pairing's rule, pure.
+
+    `pool` has the columns of `prefdata.pools`; the order of its rows does not matter. `said` are the verdicts that
+    strategy `comparisons` reads. Returns the pairs ordered by prompt, then by margin, widest first.
+    """
+    judged = judge(pool, spec, said)
+    kept = judged.proposals.filter(pl.col("dropped").is_null())
+    reasons = judged.proposals["dropped"].drop_nulls().value_counts(name="n").sort("dropped")
+    dropped = Counter(dict(reasons.iter_rows()))
+    dropped.update(one_candidate=judged.alone, no_candidate=judged.without, no_length_match=judged.unmatched)
+    account = Account(
+        rows_in=judged.proposals.height + judged.alone + judged.without + judged.unmatched,
+        rows_out=kept.height,
+        dropped=dropped,
+        counts=Counter(
+            prompts=pool["prompt_id"].n_unique(),
+            prompts_with_pairs=kept["prompt_id"].n_unique(),
+            possible_pairs=judged.possible,
+            **judged.left_out,
+        ),
+        sums={"mean_margin": (float(kept["margin"].sum()), kept["margin"].count())},
+    )
+    return _columns(kept, spec), account
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What became of everything: the proposals, each with the reason why it is no pair, and who took no part.
+
+    Attributes:
+        proposals: prompt_id, chosen and rejected ids, scores, margin, probability, tie and `dropped`, ordered as kept.
+        left_out: answers that take no part, by reason, as figures.
+        alone, without: prompts with one answer, with none.
+        unmatched: answers for which length-matched found none.
+        possible: pairs that could have been proposed, n(n-1)/2 a prompt.
+    """
+
+    proposals: pl.DataFrame
+    left_out: dict[str, int]
+    alone: int
+    without: int
+    unmatched: int
+    possible: int
+
+
+def judge(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) -> Judged:
+    """Every proposal of the strategy, and why it is no pair (or null). Arguments as `match`."""
+    cut = pl.col("finish_reason").eq_missing("length")
+    empty = pl.when(pl.col("chars") == 0).then(pl.lit("empty"))
+    why = pl.coalesce("left_out", empty.when(cut & (spec.truncated == "drop")).then(pl.lit("truncated")))
+    pool = pool.with_columns(why=why, may_be_chosen=~cut if spec.truncated == "rejected" else pl.lit(True))
+    field = Field.of_rows(pool.filter(pl.col("why").is_null()), spec)
+    if spec.strategy == "comparisons":
+        assert said is not None, "comparisons are paired by their verdicts"
+        first, second, probability = as_proposals(said, field.rows["candidate_id"])
+        proposals, share = Proposals(first, second, decided=True), pl.Series(probability, dtype=pl.Float64)
+    else:
+        proposals, share = propose(field, spec), None
+    both = _both(field, proposals, spec, share).with_columns(dropped=_why_not(spec))
+    order = ["prompt_id", "probability", "margin", "chosen_id", "rejected_id"]
+    both = both.sort(order, descending=[False, True, True, False, False], nulls_last=[False, True, True, False, False])
+    reasons = pool["why"].drop_nulls().value_counts(name="n").sort("why")
+    return Judged(
+        proposals=_limited(both, field, spec),
+        left_out={f"answers_{reason}": count for reason, count in reasons.iter_rows()},
+        alone=int((field.size == 1).sum()),
+        without=pool["prompt_id"].n_unique() - len(field.size),
+        unmatched=proposals.unmatched,
+        possible=int((field.size * (field.size - 1) // 2).sum()),
+    )
+
+
+def _tables(run: Run, pools: Pools, spec: PairSpec, source: Partition) -> Generator[pa.Table, None, Report]:
+    whole, largest = Account(), 0
+    scorer = pools.scorer or spec.judge or source.name
+    scorer = str(spec.reference) if spec.trust_reference else scorer
+    said = _verdicts(source) if spec.strategy == "comparisons" else None
+    make: Callable[[pl.DataFrame], tuple[pl.DataFrame, Account]]
+    make = (
+        (lambda pool: match(pool, spec, said)) if spec.as_ == "pairs" else (lambda pool: LISTINGS[spec.as_](pool, spec))
+    )
+    pieces = []
+    for pool in pools:
+        rows, account = make(pool)
+        whole += account
+        largest = max(largest, int(pool.group_by("prompt_id").len()["len"].max() or 0))  # type: ignore[arg-type]
+        if spec.balance == "none":
+            yield rows.with_columns(scorer=pl.lit(scorer)).to_arrow()
+        else:
+            pieces.append(rows)
+    if largest == 1 and spec.as_ in ("pairs", "groups"):
+        raise InputError(
+            f"{source} keeps one candidate a prompt, so there is nothing to pair it with. "
+            "Pair among all scored candidates with --selector all, or select more of them."
+        )
+    if pieces:
+        rows = _balanced(run, pl.concat(pieces), spec, whole)
+        yield rows.with_columns(scorer=pl.lit(scorer)).to_arrow()
+    return _reported(whole, spec)
+
+
+def _reported(whole: Account, spec: PairSpec) -> Report:
+    unit = {"pairs": "proposed pairs", "groups": "prompts"}.get(spec.as_, "selected answers")
+    advised = advised_weights(whole.counts["good"], whole.counts["bad"]) if spec.as_ == "unpaired" else {}
+    return whole.report("pair", unit, **advised)
+
+
+def _balanced(run: Run, pairs: pl.DataFrame, spec: PairSpec, whole: Account) -> pl.DataFrame:
+    kept = balanced(pairs, _groups(run, pairs, spec), spec.seed)
+    whole.dropped["balance"] += pairs.height - kept.height
+    whole.rows_out = kept.height
+    whole.counts["prompts_with_pairs"] = kept["prompt_id"].n_unique()
+    whole.sums["mean_margin"] = (float(kept["margin"].sum()), kept["margin"].count())
+    return kept
+
+
+def _groups(run: Run, pairs: pl.DataFrame, spec: PairSpec) -> pl.Series:
+    """What each pair is balanced by: its prompt's source, or the sampler of its chosen answer."""
+    table, key = ("prompts", "prompt_id") if spec.balance == "source" else ("candidates", "candidate_id")
+    of = pl.concat(
+        pl.DataFrame(one.read([key])).with_columns(group=pl.lit(one.name)) for one in run.all(table, partial=True)
+    ).unique(key, keep="first", maintain_order=True)
+    mine = "prompt_id" if spec.balance == "source" else "chosen_id"
+    return pairs.select(mine).join(of, left_on=mine, right_on=key, how="left", maintain_order="left")["group"]
+
+
+def _verdicts(source: Partition) -> pl.DataFrame:
+    return verdicts(pl.DataFrame(source.read(["prompt_id", "first_id", "second_id", "probability"])))
+
+
+def _judged(source: Partition) -> dict[str, str]:
+    """The verdicts are a parent as well, and not only whom they are about."""
+    return {f"{source}/verdicts": source.content} if source.table.name == "comparisons" else {}
+
+
+def _both(field: Field, proposals: Proposals, spec: PairSpec, share: pl.Series | None) -> pl.DataFrame:
+    """The proposals as rows; undecided ones with the higher score as the chosen (it has the smaller number)."""
+    first, second = proposals.first, proposals.second
+    if not proposals.decided:
+        score = field.rows["score"].fill_null(-np.inf).to_numpy()
+        swap = score[second] > score[first]
+        first, second = np.where(swap, second, first), np.where(swap, first, second)
+    columns = ["candidate_id", "score", "text_key", "may_be_chosen"]
+    sides = [
+        field.rows[rows].select(pl.col(columns).name.prefix(f"{side}_"))
+        for side, rows in (("chosen", first), ("rejected", second))
+    ]
+    both = pl.concat([field.rows[first].select("prompt_id"), *sides], how="horizontal")
+    both = both.rename({"chosen_candidate_id": "chosen_id", "rejected_candidate_id": "rejected_id"})
+    both = both.with_columns(chosen_row=pl.Series(first), rejected_row=pl.Series(second))
+    if spec.trust_reference or share is not None:
+        none = pl.lit(None, pl.Float64)
+        sure = pl.lit(1.0) if share is None else pl.lit(share)
+        both = both.with_columns(chosen_score=none, rejected_score=none, margin=none, probability=sure)
+    else:
+        margin = pl.col("chosen_score") - pl.col("rejected_score")
+        both = both.with_columns(margin=margin, probability=1 / (1 + (-margin / spec.temperature).exp()))
+    return both
+
+
+def _why_not(spec: PairSpec) -> pl.Expr:
+    """The first reason for which a proposal is not a pair, or null."""
+    margin = pl.col("margin")
+    tie = (margin == 0) | (margin.is_null() & (pl.col("probability") == 0.5) & (spec.ties == "drop"))
+    reasons = {
+        "same_text": pl.col("chosen_text_key") == pl.col("rejected_text_key"),
+        "no_score": margin.is_null() & (pl.lit(spec.strategy != "comparisons") & (not spec.trust_reference)),
+        "tie": tie,
+        "best_was_truncated": margin < 0,
+        "chosen_truncated": ~pl.col("chosen_may_be_chosen") & (margin.is_not_null() | (pl.col("probability") > 0.5)),
+        "margin": margin < spec.min_margin,
+        "max_margin": margin > (np.inf if spec.max_margin is None else spec.max_margin),
+    }
+    return pl.coalesce(*(pl.when(holds).then(pl.lit(reason)) for reason, holds in reasons.items()))
+
+
+def _limited(both: pl.DataFrame, field: Field, spec: PairSpec) -> pl.DataFrame:
+    if spec.max_pairs_per_prompt is None and spec.max_per_candidate is None:
+        return both
+    good = both.with_row_index("at").filter(pl.col("dropped").is_null())
+    chosen, rejected = (good[f"{side}_row"].to_numpy() for side in ("chosen", "rejected"))
+    why = over_the_limits(field.of[chosen], chosen, rejected, len(field.of), spec)
+    over = good.select("at", over=pl.Series(why, dtype=pl.String))
+    joined = both.with_row_index("at").join(over, on="at", how="left", maintain_order="left")
+    return joined.with_columns(dropped=pl.coalesce("dropped", "over")).drop("at", "over")
+
+
+def _columns(kept: pl.DataFrame, spec: PairSpec) -> pl.DataFrame:
+    confidence = 2 * pl.col("probability") - 1
+    tied = pl.col("margin").is_null() & (pl.col("probability") == 0.5)
+    return kept.select(
+        pair_ids(kept["chosen_id"], kept["rejected_id"]),
+        "prompt_id",
+        "chosen_id",
+        "rejected_id",
+        "chosen_score",
+        "rejected_score",
+        "margin",
+        "probability",
+        weight=confidence if spec.weight == "confidence" else pl.lit(1.0),
+        verdict=pl.when(tied).then(pl.lit("tie")).otherwise(pl.lit("chosen")),
+    )
+
+
+def pair_ids(chosen: Iterable[str], rejected: Iterable[str]) -> pl.Series:
+    """`ids.pair_id` of many: ids need no escapes, so that their JSON can be written as it is."""
+    both = (
+        b'{"chosen_id":"%b","rejected_id":"%b"}' % (c.encode(), r.encode())
+        for c, r in zip(chosen, rejected, strict=True)
+    )
+    return pl.Series("pair_id", [hashlib.sha256(one).hexdigest()[:ID_DIGITS] for one in both], dtype=pl.String)

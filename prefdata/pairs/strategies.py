@@ -1,0 +1,260 @@
+"""The strategies: which two answers of a prompt are proposed as a pair. Pure, and for all prompts at once.
+
+A strategy names rows of a `Field` by number. Each has its rule; i counts a prompt's answers from the best (of equals
+the earlier draw is the better), n is how many there are, and coins are drawn by candidate id and seed.
+
+- best-worst: the i-th best against the i-th worst, for i up to `per_prompt` and n/2.
+- best-random: the best against one of the others by lot.
+- random-labelled: `per_prompt` of the n(n-1)/2 possible pairs by lot (SLiC-HF, 2305.10425).
+- first-round: all in random order, the 1st against the 2nd, the 3rd against the 4th, … (RSO, 2309.06657, section 4).
+- tournament: the first round, then its winners by score, and so on: n-1 pairs (RSO).
+- adjacent: the i-th best against the next.
+- all: every two.
+- top-bottom: each of the `top` best against each of the `bottom` worst; nobody is both, the top goes before, and one
+  answer at least is the bottom.
+- length-matched: the i-th best, for i up to `per_prompt`, against what scores less and is nearest to it in length, by
+  at most `length_tolerance` of the longer; of equals the worst. Nobody is in two pairs.
+- against-reference: every answer against every one of the reference's sampler.
+- cross-sampler: each sampler's best against each other one's.
+
+Where answers that were cut off may only be rejected, the best is the best of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from prefdata.draws import uniforms
+from prefdata.specs import PairSpec
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Field:
+    """The answers of some prompts, best first; a row's number is its place in `rows`.
+
+    Attributes:
+        rows: sorted by prompt, then by score, highest first.
+        start, size: each prompt's first row and how many it has, shape (prompts,).
+        of: each row's prompt by number; place: its place in the prompt from 0. Shape (rows,).
+        coin: each row's own, in (0, 1).
+        best_first: rows by prompt with those that may be chosen first, else as `rows`.
+    """
+
+    rows: pl.DataFrame
+    start: Ints
+    size: Ints
+    of: Ints
+    place: Ints
+    coin: NDArray[np.float64]
+    best_first: Ints
+
+    @classmethod
+    def of_rows(cls, rows: pl.DataFrame, spec: PairSpec) -> Field:
+        """`rows` as a field; they have candidate_id, prompt_id, score, sample_index and may_be_chosen."""
+        rows = rows.sort(
+            ["prompt_id", "score", "sample_index", "candidate_id"],
+            descending=[False, True, False, False],
+            nulls_last=[False, True, False, False],
+        )
+        size = rows.group_by("prompt_id", maintain_order=True).len()["len"].to_numpy().astype(np.int64)
+        start = np.cumsum(size) - size
+        of = np.repeat(np.arange(len(size)), size)
+        coin = uniforms(rows["candidate_id"], spec.seed, "pair", spec.strategy)
+        best_first = np.lexsort((np.arange(len(of)), ~rows["may_be_chosen"].to_numpy(), of))
+        return cls(rows, start, size, of, np.arange(len(of)) - start[of], coin, best_first)
+
+    def shuffled(self) -> Ints:
+        """The rows by prompt, each prompt's in the order of their coins."""
+        order: Ints = np.lexsort((self.coin, self.of))
+        return order
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Pairs of row numbers. `decided` says that the first is meant as the chosen one; else the higher score decides."""
+
+    first: Ints
+    second: Ints
+    decided: bool = False
+    unmatched: int = 0
+
+
+def propose(field: Field, spec: PairSpec) -> Proposals:
+    """What the strategy of `spec` proposes."""
+    return _STRATEGIES[spec.strategy](field, spec)
+
+
+def _best_worst(field: Field, spec: PairSpec) -> Proposals:
+    half = np.minimum(spec.per_prompt, np.maximum(field.size // 2, 1))
+    chosen = field.best_first[field.place < half[field.of]]
+    prompt = field.of[chosen]
+    turn = np.arange(len(chosen)) - (np.cumsum(half) - half)[prompt]
+    rejected = field.start[prompt] + field.size[prompt] - 1 - turn
+    return _distinct(chosen, rejected, decided=True)
+
+
+def _best_random(field: Field, spec: PairSpec) -> Proposals:
+    best = field.best_first[field.start]
+    others = np.setdiff1d(np.arange(len(field.of)), best, assume_unique=True)
+    drawn = others[np.lexsort((field.coin[others], field.of[others]))]
+    first = np.unique(field.of[drawn], return_index=True)[1]
+    rejected = drawn[first]
+    return Proposals(best[field.of[rejected]], rejected, decided=True)
+
+
+def _random_labelled(field: Field, spec: PairSpec) -> Proposals:
+    possible = field.size * (field.size - 1) // 2
+    prompts = field.rows["prompt_id"].gather(field.start)
+    drawn: list[Ints] = []
+    for turn in range(spec.per_prompt):
+        # Floyd's sampling without replacement: of the first t + 1 numbers one, or t where it was drawn before.
+        last = possible - np.minimum(spec.per_prompt, possible) + turn
+        number = (uniforms(prompts, spec.seed, "random-labelled", turn) * (last + 1)).astype(np.int64)
+        before = np.any([number == one for one in drawn], axis=0) if drawn else np.zeros(len(number), bool)
+        drawn.append(np.where(last < possible, np.where(before, last, number), -1))
+    number, prompt = np.concatenate(drawn), np.tile(np.arange(len(possible)), spec.per_prompt)
+    number, prompt = number[number >= 0], prompt[number >= 0]
+    second = ((1 + np.sqrt(1 + 8 * number)) // 2).astype(np.int64)  # the number-th of (0,1), (0,2), (1,2), (0,3), …
+    first = number - second * (second - 1) // 2
+    order = np.lexsort((second, first, prompt))
+    return Proposals((field.start[prompt] + first)[order], (field.start[prompt] + second)[order])
+
+
+def _first_round(field: Field, spec: PairSpec) -> Proposals:
+    return Proposals(*_neighbours(field.shuffled(), field.of))
+
+
+def _tournament(field: Field, spec: PairSpec) -> Proposals:
+    standing, rounds = field.shuffled(), []
+    while True:
+        first, second = _neighbours(standing, field.of)
+        if not len(first):
+            break
+        rounds.append((first, second))
+        # The winner has the smaller number: rows are sorted by score. Whoever met nobody goes on.
+        standing = np.setdiff1d(standing, np.maximum(first, second), assume_unique=True)
+        standing = standing[np.lexsort((field.coin[standing], field.of[standing]))]
+    firsts, seconds = ([pair[side] for pair in rounds] for side in (0, 1))
+    return Proposals(_joined(firsts), _joined(seconds))
+
+
+def _adjacent(field: Field, spec: PairSpec) -> Proposals:
+    first = np.flatnonzero(field.place + 1 < field.size[field.of])
+    return Proposals(first, first + 1)
+
+
+def _all(field: Field, spec: PairSpec) -> Proposals:
+    return Proposals(*_every_two(field.start, field.size))
+
+
+def _top_bottom(field: Field, spec: PairSpec) -> Proposals:
+    top = np.minimum(spec.top, field.size - 1)  # one is left for the bottom
+    is_top = np.zeros(len(field.of), bool)
+    is_top[field.best_first[field.place < top[field.of]]] = True
+    firsts, seconds = [], []
+    for i in range(spec.top):
+        for j in range(spec.bottom):
+            prompts = np.flatnonzero((i < top) & (j < field.size))
+            bottom = field.start[prompts] + field.size[prompts] - 1 - j
+            free = ~is_top[bottom]
+            firsts.append(field.best_first[field.start[prompts] + i][free])
+            seconds.append(bottom[free])
+    first, second = _joined(firsts), _joined(seconds)
+    order = np.lexsort((second, first))
+    return Proposals(first[order], second[order], decided=True)
+
+
+def _length_matched(field: Field, spec: PairSpec) -> Proposals:
+    chars = field.rows["chars"].to_numpy().astype(np.float64)
+    score = field.rows["score"].to_numpy()
+    free = np.ones(len(field.of), bool)
+    firsts, seconds, unmatched = [], [], 0
+    for _ in range(spec.per_prompt):
+        left = field.best_first[free[field.best_first]]
+        prompts, at = np.unique(field.of[left], return_index=True)
+        best = np.full(len(field.size), -1)
+        best[prompts] = left[at]
+        mine = best[field.of]
+        apart = np.abs(chars - chars[mine]) / np.maximum(np.maximum(chars, chars[mine]), 1)
+        fits = np.flatnonzero(free & (mine >= 0) & (apart <= spec.length_tolerance) & (score < score[mine]))
+        order = fits[np.lexsort((-fits, np.abs(chars - chars[mine])[fits], field.of[fits]))]
+        found, at = np.unique(field.of[order], return_index=True)
+        firsts.append(best[found])
+        seconds.append(order[at])
+        unmatched += len(prompts) - len(found)
+        free[best[prompts]] = False
+        free[seconds[-1]] = False
+    return Proposals(_joined(firsts), _joined(seconds), decided=True, unmatched=unmatched)
+
+
+def _against_reference(field: Field, spec: PairSpec) -> Proposals:
+    is_reference = (field.rows["sampler"] == spec.reference).to_numpy()
+    first, second = _every_two(field.start, field.size)
+    meets = is_reference[first] != is_reference[second]
+    first, second = first[meets], second[meets]
+    if not spec.trust_reference:
+        return Proposals(first, second)
+    return Proposals(
+        np.where(is_reference[first], first, second), np.where(is_reference[first], second, first), decided=True
+    )
+
+
+def _cross_sampler(field: Field, spec: PairSpec) -> Proposals:
+    sampler = field.rows["sampler"].rank("dense").to_numpy().astype(np.int64)
+    key = field.of[field.best_first] * (int(sampler.max(initial=0)) + 1) + sampler[field.best_first]
+    best = field.best_first[np.unique(key, return_index=True)[1]]
+    size = np.unique(field.of[best], return_counts=True)[1]
+    first, second = _every_two(np.cumsum(size) - size, size)
+    return Proposals(best[first], best[second])
+
+
+_STRATEGIES: dict[str, Callable[[Field, PairSpec], Proposals]] = {
+    "best-worst": _best_worst,
+    "best-random": _best_random,
+    "random-labelled": _random_labelled,
+    "first-round": _first_round,
+    "tournament": _tournament,
+    "adjacent": _adjacent,
+    "all": _all,
+    "top-bottom": _top_bottom,
+    "length-matched": _length_matched,
+    "against-reference": _against_reference,
+    "cross-sampler": _cross_sampler,
+}
+
+
+def _neighbours(rows: Ints, of: Ints) -> tuple[Ints, Ints]:
+    """In rows by prompt, each prompt's 1st with its 2nd, its 3rd with its 4th and so on."""
+    size = np.unique(of[rows], return_counts=True)[1]
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(size) - size, size)
+    first = np.flatnonzero((place % 2 == 0) & (place + 1 < np.repeat(size, size)))
+    return rows[first], rows[first + 1]
+
+
+def _every_two(start: Ints, size: Ints) -> tuple[Ints, Ints]:
+    """Every two of the numbers start, …, start + size - 1, the smaller first, prompt by prompt."""
+    firsts, seconds = [], []
+    for n in np.unique(size):
+        i, j = np.triu_indices(int(n), 1)
+        of_size = start[size == n][:, None]
+        firsts.append((of_size + i).ravel())
+        seconds.append((of_size + j).ravel())
+    first, second = _joined(firsts), _joined(seconds)
+    order = np.argsort(first, kind="stable")
+    return first[order], second[order]
+
+
+def _distinct(first: Ints, second: Ints, *, decided: bool) -> Proposals:
+    differ = first != second
+    return Proposals(first[differ], second[differ], decided)
+
+
+def _joined(arrays: list[Ints]) -> Ints:
+    return np.concatenate([np.empty(0, np.int64), *arrays])

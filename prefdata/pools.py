@@ -1,0 +1,286 @@
+"""Pools: scored candidates with all that a decision about them needs, some prompts at a time.
+
+What select and pair read. A pool holds all rows of its prompts; pools come in the order of the prompts' ids, so that
+what is made from them one by one is in that order however many there were. Rows are cut into pools by the first digits
+of their prompt's id and wait on disk, so that memory does not grow with the run: a million rows at a time are held.
+
+A pool is a frame with the columns
+
+    candidate_id, prompt_id, score                     of the source: scores, or a selection (then also draws)
+    sampler, sample_index, round, finish_reason        of the candidate
+    text_key      a hash of its text with runs of white space as one: equal keys, equal answers
+    chars         characters of its text without surrounding white space; 0 is an empty answer
+    left_out      why it takes no part (no_score, where, refusal, too_short, too_long), or null
+
+and `text` where it was asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prefdata.disk import refused, written_by_the_living
+from prefdata.draws import Content, leading_bits
+from prefdata.errors import InputError, UsageError
+from prefdata.specs import PoolSpec
+from prefdata.store import MADE_BY, Partition, Run
+from prefdata.template_files import read_template
+from prefdata.views import WHITESPACE, chosen_samplers, matching
+
+POOL_ROWS = 1_000_000
+"""Rows of a pool, about: what is held at a time."""
+
+REFUSAL_CHARS = 120
+"""How far into an answer the phrases of a refusal are looked for."""
+
+_SPACES = f"[{WHITESPACE}]+"
+_CANDIDATE = ["candidate_id", "prompt_id", "sample_index", "round", "finish_reason"]
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Pools that are ready to be read, once or several times.
+
+    `scorer` stands behind the scores ("" where there are none), `parents` names the rows by content, `latest_round` is
+    the last that any row is of.
+    """
+
+    scorer: str
+    parents: dict[str, str]
+    latest_round: int
+    _waiting: _Waiting
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        for share in range(self._waiting.shares):
+            pool = self._waiting.read(share)
+            if pool.height:
+                yield pool
+
+
+@contextmanager
+def open_pools(
+    run: Run, spec: PoolSpec, source: Partition, *, beside: tuple[str, ...] = (), texts: bool = False
+) -> Iterator[Pools]:
+    """The candidates that `source` names, a partition of scores, selections or comparisons, as pools.
+
+    `beside` names samplers whose candidates come in although the source does not name them: with the score that the
+    source's scorer gave, or null. `texts` adds the column `text`.
+
+    Raises:
+        InputError: the source names candidates that the run does not hold.
+        UsageError: an unknown sampler, or a condition that DuckDB does not take.
+    """
+    chosen_samplers(run, (*spec.sampler, *beside))
+    samplers = chosen_samplers(run)
+    scorer = _scorer(source)
+    named = [(source, part, False) for part in source.readable()]
+    if beside and source.table.name == "selections" and scorer:
+        scores = run.partition("scores", scorer)
+        named += [(scores, part, True) for part in scores.readable()]
+    rows = max(_rows(part for _, part, _ in named), _rows(part for one in samplers for part in one.parts()))
+    with _folder(run) as folder:
+        asked, there, pools = (_Waiting(folder / name, -(-rows // POOL_ROWS)) for name in ("asked", "there", "pools"))
+        for table, part, extra in named:
+            asked.add(_asked(table, part).with_columns(extra=pl.lit(extra)))
+        joining = _Joining(run, spec, source, scorer, beside)
+        for sampler in samplers:
+            for part in sampler.readable():
+                there.add(joining.candidates(sampler.name, part, texts))
+        content, latest = Content(), 0
+        for share in range(asked.shares):
+            pool = joining.join(asked.take(share), there.take(share))
+            content.add(pool["candidate_id"], pool["score"])
+            latest = max([latest, *pool["round"].unique()])
+            pools.add_to(share, pool)
+        yield Pools(scorer, {str(source): content.id}, latest, pools)
+
+
+class _Joining:
+    """How the candidates that a source names find what is known of them."""
+
+    def __init__(self, run: Run, spec: PoolSpec, source: Partition, scorer: str, beside: tuple[str, ...]) -> None:
+        self._run, self._spec, self._source, self._beside = run, spec, source, beside
+        self._wanted = {*spec.sampler, *beside} if spec.sampler else None
+        self._fitting = None if spec.where is None else leading_bits(_fitting(run, spec.where, scorer))
+        self._phrases = _phrases(spec) if spec.refusals == "drop" else []
+        # A source that was stopped in the middle, or that names one candidate in many rows, may have rows twice.
+        self._repeats = source.state != "finished" or source.table.name == "comparisons" or bool(beside)
+
+    def candidates(self, sampler: str, part: Path, texts: bool) -> pl.DataFrame:
+        """What is known of the candidates of a part; their texts become keys and lengths."""
+        rows = pl.read_parquet(part, columns=[*_CANDIDATE, "text"], hive_partitioning=False)
+        plain = pl.col("text").fill_null("").str.strip_chars(WHITESPACE)
+        refuses = pl.lit(False)
+        if self._phrases:
+            start = plain.str.head(REFUSAL_CHARS).str.replace_all("’", "'", literal=True)
+            refuses = start.str.contains_any(self._phrases, ascii_case_insensitive=True)
+        if self._wanted is not None and sampler not in self._wanted:
+            rows, plain = rows.with_columns(text=pl.lit(None, pl.String)), pl.lit("")
+        return rows.select(
+            *_CANDIDATE,
+            *(["text"] if texts else []),
+            sampler=pl.lit(sampler),
+            text_key=plain.str.replace_all(_SPACES, " ").hash(),
+            chars=plain.str.len_chars(),
+            refuses=refuses,
+        )
+
+    def join(self, asked: pl.DataFrame, there: pl.DataFrame) -> pl.DataFrame:
+        if self._repeats:
+            # Of a selection and the scores beside it, the selection; of what was written twice, the last.
+            asked = asked.unique("candidate_id", keep="first" if self._beside else "last", maintain_order=True)
+        known = there.drop("prompt_id")
+        rows = asked.join(known, on="candidate_id", how="left")
+        if rows.height != asked.height:  # two samplers drew by the same law
+            known = known.unique("candidate_id", keep="first", maintain_order=True)
+            rows = asked.join(known, on="candidate_id", how="left")
+        self._refuse_orphans(rows)
+        if self._beside:
+            of_beside = pl.col("sampler").is_in(self._beside)
+            unscored = there.filter(of_beside).join(asked, on="candidate_id", how="anti")
+            rows = pl.concat([rows.filter(~pl.col("extra") | of_beside), unscored], how="diagonal")
+        if self._wanted is not None:
+            rows = rows.filter(pl.col("sampler").is_in(list(self._wanted)))
+        return rows.with_columns(left_out=self._left_out(rows)).drop("extra", "refuses")
+
+    def _left_out(self, rows: pl.DataFrame) -> pl.Expr:
+        """The first reason for which a row takes no part, or null."""
+        needs_score = ~pl.col("sampler").is_in(self._beside) & (self._source.table.name != "comparisons")
+        reasons = {"no_score": needs_score & ~pl.col("score").is_finite().fill_null(False)}
+        if self._fitting is not None:
+            reasons["where"] = ~pl.lit(pl.Series(np.isin(leading_bits(rows["candidate_id"]), self._fitting)))
+        reasons["refusal"] = pl.col("refuses")
+        reasons["too_short"] = pl.col("chars") < self._spec.min_chars
+        reasons["too_long"] = pl.col("chars") > (self._spec.max_chars or 2**31)
+        return pl.coalesce(*(pl.when(holds).then(pl.lit(reason)) for reason, holds in reasons.items()))
+
+    def _refuse_orphans(self, rows: pl.DataFrame) -> None:
+        if orphans := rows["sampler"].null_count():
+            first = rows.filter(pl.col("sampler").is_null())["candidate_id"].sort()[0]
+            raise InputError(
+                f"{orphans} of {rows.height} rows of {self._source} name candidates that are not in {self._run} "
+                f"(first: {first}). Run `{MADE_BY[self._source.table.name]}` again: it keeps what fits, and makes "
+                "the rest."
+            )
+
+
+class _Waiting:
+    """Frames that wait by share, on disk or (where there is one share) in memory."""
+
+    def __init__(self, folder: Path, shares: int) -> None:
+        self.shares = max(1, shares)
+        self._folder = folder
+        self._held: list[pl.DataFrame] = []
+        self._files: dict[int, Any] = {}
+        self._none = pl.DataFrame()
+        folder.mkdir()
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Take rows, each for the share that its prompt belongs to."""
+        digits = pl.col("prompt_id").str.slice(0, 8).str.to_integer(base=16, dtype=pl.UInt64)
+        if self.shares == 1:
+            self.add_to(0, rows)
+            return
+        numbered = rows.with_columns(_share=(digits * self.shares // 2**32).cast(pl.UInt32))
+        for (share,), some in numbered.partition_by("_share", as_dict=True, include_key=False).items():
+            self.add_to(int(share), some)
+
+    def add_to(self, share: int, rows: pl.DataFrame) -> None:
+        """Take rows for one share."""
+        self._none = rows.clear()
+        if self.shares == 1:
+            self._held.append(rows)
+            return
+        table = rows.to_arrow()
+        with refused(self._folder):
+            if share not in self._files:
+                self._files[share] = pa.ipc.new_stream(self._folder / f"{share:05d}.arrow", table.schema)
+            self._files[share].write_table(table)
+
+    def read(self, share: int) -> pl.DataFrame:
+        """All rows of a share."""
+        if self.shares == 1:
+            return pl.concat([self._none, *self._held])
+        if share not in self._files:
+            return self._none
+        self._files[share].close()
+        with pa.memory_map(str(self._folder / f"{share:05d}.arrow")) as file:
+            frame = pl.from_arrow(pa.ipc.open_stream(file).read_all())
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+
+    def take(self, share: int) -> pl.DataFrame:
+        """All rows of a share, which are then gone."""
+        rows = self.read(share)
+        self._held = []
+        (self._folder / f"{share:05d}.arrow").unlink(missing_ok=True)
+        return rows
+
+
+@contextmanager
+def _folder(run: Run) -> Iterator[Path]:
+    """A folder for what waits; those that killed processes left are removed."""
+    with refused(run.path):
+        for left in run.path.glob("_tmp-*-pools"):
+            if not written_by_the_living(left.name):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = run.path / f"_tmp-{os.getpid()}-pools"
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _asked(source: Partition, part: Path) -> pl.DataFrame:
+    """The candidates that a part names: candidate_id, prompt_id, score, draws."""
+    if source.table.name == "comparisons":
+        both = pl.read_parquet(part, columns=["first_id", "second_id", "prompt_id"], hive_partitioning=False)
+        sides = [both.select("prompt_id", candidate_id=side) for side in ("first_id", "second_id")]
+        rows = pl.concat(sides).unique("candidate_id", maintain_order=True)
+        return rows.select("candidate_id", "prompt_id", score=pl.lit(None, pl.Float64), draws=pl.lit(None, pl.Int32))
+    draws = [] if source.table.name == "scores" else ["draws"]
+    rows = pl.read_parquet(part, columns=["candidate_id", "prompt_id", "score", *draws], hive_partitioning=False)
+    rows = rows if draws else rows.with_columns(draws=pl.lit(None, pl.Int32))
+    return rows.select("candidate_id", "prompt_id", "score", "draws")
+
+
+def _scorer(source: Partition) -> str:
+    """The scorer behind a source's scores; "" where there are none."""
+    if source.table.name == "scores":
+        return source.name
+    lineage = source.lineage()
+    return str(lineage.spec.get("scorer") or "") if lineage and source.table.name == "selections" else ""
+
+
+def _rows(parts: Iterable[Path]) -> int:
+    return sum(pq.read_metadata(part).num_rows for part in parts)
+
+
+def _fitting(run: Run, condition: str, scorer: str) -> pl.Series:
+    """The ids of the candidates for which a condition holds, on columns of candidates, scores and prompts."""
+    tables = {"candidates": run.all("candidates", partial=True), "prompts": run.all("prompts", partial=True)}
+    joined = "candidates left join prompts using (prompt_id)"
+    if scorer:
+        tables["scores"] = [run.partition("scores", scorer)]
+        joined = "candidates join scores using (candidate_id, prompt_id) left join prompts using (prompt_id)"
+    return matching(tables, "candidate_id", joined, condition)
+
+
+def _phrases(spec: PoolSpec) -> list[str]:
+    name = spec.refusal_phrases or "phrases"
+    phrases = read_template("refusals", name)
+    if not isinstance(phrases, list) or not phrases or not all(isinstance(one, str) and one for one in phrases):
+        raise UsageError(f"{name} should hold a list of phrases; templates/refusals/phrases.yaml is one to copy.")
+    return [phrase.replace("’", "'") for phrase in phrases]

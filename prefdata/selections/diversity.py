@@ -1,0 +1,113 @@
+"""Diversity: k answers of a prompt that score high and are far apart.
+
+Greedy, as maximal marginal relevance (Carbonell and Goldstein, 1998): the best first, and then always the answer with
+the largest (1 - w) * s + w * d, where w is the weight, s the score brought to [0, 1] within the prompt and d the
+distance to the nearest of those kept. Ties go to the earlier draw.
+
+Distances: words, 1 - Jaccard of the sets of word pairs (of words, where an answer has one); embedding, 1 - cosine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from prefdata.errors import InputError
+from prefdata.ids import digest
+from prefdata.selections.rules import NOWHERE
+from prefdata.specs import SelectSpec
+
+Distances = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far apart two answers are; `vectors` are unit vectors by candidate id, or nothing: then words decide."""
+
+    vectors: dict[str, NDArray[np.float64]] | None = None
+    parents: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, spec: SelectSpec) -> Distance:
+        """What a spec asks for.
+
+        Raises:
+            InputError: the file of embeddings cannot be read, or does not hold candidate_id and embedding.
+        """
+        if spec.embeddings is None:
+            return cls()
+        path = Path(spec.embeddings)
+        try:
+            rows = pl.read_parquet(path, columns=["candidate_id", "embedding"])
+            vectors = np.array(rows["embedding"].to_list(), dtype=np.float64).reshape(rows.height, -1)
+        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+            said = str(error).splitlines()[0]
+            raise InputError(
+                f"{path} should be a Parquet file with candidate_id and embedding, lists of one length ({said})."
+            ) from None
+        length = np.linalg.norm(vectors, axis=1, keepdims=True)
+        units = vectors / np.where(length > 0, length, 1)
+        known = dict(zip(rows["candidate_id"], units, strict=True))
+        content = digest(sorted([name, vector.tobytes().hex()] for name, vector in known.items()))
+        return cls(known, {path.name: content})
+
+    def between(self, rows: pl.DataFrame) -> Distances:
+        """The distances of every two answers, shape (rows, rows).
+
+        Raises:
+            InputError: a candidate has no embedding.
+        """
+        if self.vectors is None:
+            return _word_distances(rows["text"].to_list())
+        if missing := [name for name in rows["candidate_id"] if name not in self.vectors]:
+            raise InputError(f"--embeddings has none for candidate {missing[0]}: all that take part need one.")
+        vectors = np.stack([self.vectors[name] for name in rows["candidate_id"]])
+        return 1 - vectors @ vectors.T
+
+
+def spread_ranks(rows: pl.DataFrame, spec: SelectSpec, distance: Distance) -> NDArray[np.int64]:
+    """The place of each row, sorted by prompt, in the greedy order; nowhere after the k-th."""
+    place = np.full(rows.height, NOWHERE, np.int64)
+    start = 0
+    for size in rows.group_by("prompt_id", maintain_order=True).len()["len"]:
+        some = rows[start : start + size]
+        order = spread(some["score"].to_numpy(), distance.between(some), spec.k, spec.diverse)
+        place[start + np.array(order)] = np.arange(1, len(order) + 1)
+        start += size
+    return place
+
+
+def spread(scores: NDArray[np.float64], distances: Distances, k: int, weight: float) -> list[int]:
+    """The first k of the greedy order, by number; shapes (n,) and (n, n)."""
+    span = scores.max() - scores.min()
+    merit = (scores - scores.min()) / span if span > 0 else np.zeros(len(scores))
+    order = [int(scores.argmax())]
+    nearest = distances[order[0]].copy()
+    while len(order) < min(k, len(scores)):
+        value = (1 - weight) * merit + weight * nearest
+        value[order] = -np.inf
+        order.append(int(value.argmax()))
+        nearest = np.minimum(nearest, distances[order[-1]])
+    return order
+
+
+def _word_distances(texts: Sequence[str | None]) -> Distances:
+    sets = [_word_pairs(text or "") for text in texts]
+    known = {pair: number for number, pair in enumerate(dict.fromkeys(pair for one in sets for pair in one))}
+    has = np.zeros((len(sets), max(1, len(known))), np.float32)
+    for row, one in enumerate(sets):
+        has[row, [known[pair] for pair in one]] = 1
+    both, size = has @ has.T, has.sum(axis=1)
+    either = size[:, None] + size[None, :] - both
+    return np.asarray(1 - both / np.where(either > 0, either, 1), np.float64)
+
+
+def _word_pairs(text: str) -> set[tuple[str, ...]]:
+    words = text.lower().split()
+    return set(pairwise(words)) if len(words) > 1 else {(word,) for word in words}

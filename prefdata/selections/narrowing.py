@@ -1,0 +1,133 @@
+"""What takes part in a selection: each candidate that does not is counted, for the first reason that holds.
+
+left_out (no_score, where, refusal, too_short, too_long), truncated, earlier_round (`--pool latest`), other_sampler
+(`--pool mix`), duplicate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from prefdata.draws import gumbels, uniforms
+from prefdata.errors import UsageError, did_you_mean
+from prefdata.selections.rules import NOWHERE
+from prefdata.specs import SelectSpec
+
+
+def narrowed(pool: pl.DataFrame, spec: SelectSpec, latest_round: int | None) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The candidates that take part, with `copies`, and how many do not, by reason; `pool` is in its order."""
+    dropped = dict(pool["left_out"].drop_nulls().value_counts(name="n").sort("left_out").iter_rows())
+    rows = pool.filter(pl.col("left_out").is_null())
+    if spec.truncated == "drop":
+        rows = _only(rows, pl.col("finish_reason").ne_missing("length"), "truncated", dropped)
+    if spec.pool == "latest":
+        latest = rows["round"].max() if latest_round is None else latest_round
+        rows = _only(rows, pl.col("round") == latest, "earlier_round", dropped)
+    if spec.pool == "mix":
+        rows = _only(rows, _of_the_drawn_sampler(rows, spec), "other_sampler", dropped)
+    if spec.duplicates == "keep":
+        return rows.with_columns(copies=pl.lit(1, pl.Int32)), dropped
+    copies = rows.group_by("prompt_id", "text_key").agg(copies=pl.len().cast(pl.Int32))
+    if copies.height == rows.height:
+        return rows.with_columns(copies=pl.lit(1, pl.Int32)), dropped
+    first = rows.unique(["prompt_id", "text_key"], keep="first", maintain_order=True)
+    dropped["duplicate"] = rows.height - first.height
+    return first.join(copies, on=["prompt_id", "text_key"], how="left", maintain_order="left"), dropped
+
+
+def scaled(rows: pl.DataFrame, spec: SelectSpec) -> NDArray[np.float64]:
+    """The scores that a threshold is held against: as they are, or each prompt's from 0 (its worst) to 1 (its best).
+
+    Where all of a prompt's answers score the same, none is better, and all are 0.
+    """
+    if spec.scale == "raw":
+        return rows["score"].to_numpy()
+    low, high = pl.col("score").min().over("prompt_id"), pl.col("score").max().over("prompt_id")
+    share = pl.when(high > low).then((pl.col("score") - low) / (high - low)).otherwise(0.0)
+    return rows.select(share).to_series().to_numpy()
+
+
+def improved(rows: pl.DataFrame, least: float) -> NDArray[np.int64]:
+    """Places: 1 for the answer that stands after the last round, nowhere for the others.
+
+    The best of the first round stands; the best of each later one replaces it if it scores at least `least` more.
+    """
+    best = rows.with_row_index("row").sort(
+        ["prompt_id", "round", "score", "row"], descending=[False, False, True, False]
+    )
+    best = best.unique(["prompt_id", "round"], keep="first", maintain_order=True).select(
+        "row", "prompt_id", "round", "score"
+    )
+    standing = best.unique("prompt_id", keep="first", maintain_order=True)
+    for number in best["round"].unique().sort():
+        later = standing.join(best.filter(pl.col("round") == number), on="prompt_id", how="left", suffix="_new")
+        better = (pl.col("round_new") > pl.col("round")) & (pl.col("score_new") >= pl.col("score") + least)
+        new = [
+            pl.when(better).then(pl.col(f"{c}_new")).otherwise(pl.col(c)).alias(c) for c in ("row", "round", "score")
+        ]
+        standing = later.select("prompt_id", *new)
+    place = np.full(rows.height, NOWHERE, np.int64)
+    place[standing["row"].to_numpy()] = 1
+    return place
+
+
+def quotas(spec: SelectSpec, samplers: list[str]) -> Mapping[str, float]:
+    """The weight of each sampler in a mix; even where no quota was given.
+
+    Raises:
+        UsageError: a quota is not SAMPLER=WEIGHT, or names no sampler that there is.
+    """
+    if not spec.quota:
+        return dict.fromkeys(samplers, 1.0)
+    weights = {}
+    for said in spec.quota:
+        name, _, number = said.rpartition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            weights[name] = -1.0
+        if not name or not 0 <= weights[name] < float("inf"):
+            raise UsageError(f"--quota {said!r} should be SAMPLER=WEIGHT, such as policy=0.5.")
+    if not any(weights.values()):
+        raise UsageError("--quota: all weights are 0, so that no sampler could be drawn.")
+    return weights
+
+
+def refuse_unknown(spec: SelectSpec, known: list[str]) -> None:
+    """That quotas name samplers that there are.
+
+    Raises:
+        UsageError: one does not.
+    """
+    for name in quotas(spec, known):
+        if name not in known:
+            raise UsageError(f"--quota names a sampler {name!r} that there is not.{did_you_mean(name, known)}")
+
+
+def _of_the_drawn_sampler(rows: pl.DataFrame, spec: SelectSpec) -> pl.Expr:
+    """Whether a row is of the sampler that its prompt drew among those it has answers of, by weight."""
+    weights = quotas(spec, sorted(rows["sampler"].unique()))
+    there = rows.select("prompt_id", "sampler").unique(maintain_order=True)
+    noisy = np.full(there.height, -np.inf)
+    for name, weight in weights.items():
+        some = np.flatnonzero((there["sampler"] == name).to_numpy())
+        if weight > 0 and len(some):
+            # The largest of log weight + Gumbel noise is one draw by weight; each prompt has a coin for each sampler.
+            noisy[some] = np.log(weight) + gumbels(uniforms(there["prompt_id"][some], spec.seed, "mix", name))
+    drawn = there.with_columns(noisy=pl.Series(noisy)).filter(pl.col("noisy").is_finite())
+    drawn = drawn.sort("prompt_id", "noisy").unique("prompt_id", keep="last")
+    mine = rows.select("prompt_id", "sampler").join(
+        drawn.select("prompt_id", "sampler", drawn=pl.lit(True)), on=["prompt_id", "sampler"], how="left",
+        maintain_order="left",
+    )  # fmt: skip
+    return pl.lit(mine["drawn"].fill_null(False))
+
+
+def _only(rows: pl.DataFrame, fits: pl.Expr, reason: str, dropped: dict[str, int]) -> pl.DataFrame:
+    kept = rows.filter(fits)
+    dropped[reason] = rows.height - kept.height
+    return kept

@@ -1,0 +1,213 @@
+"""The laws of selection: scores in, places out. Pure, and for all prompts at once.
+
+Two things are called rejection sampling in the literature, and here they have their own names: `best-of-n` keeps the
+highest score (Llama 2, 2307.09288, section 3.2.2), `rso` and `rso-algorithm1` accept candidates with a probability that
+grows with their reward (statistical rejection sampling, RSO, 2309.06657).
+
+The two RSO laws differ. Let w = exp(r / beta).
+
+- `rso`: draw from what remains, accept with exp((r - max) / beta), remove, repeat. The accepted sequence follows the
+  Plackett-Luce law with weights w, which is what the k largest of r / beta + Gumbel noise follow; so it is computed.
+- `rso-algorithm1`: the paper's Algorithm 1. It sweeps the remaining candidates in list order, each accepted with
+  exp((r - max of the remaining) / beta), stops at the k-th, and removes the accepted after the sweep. Its law hangs on
+  the list's order; the order is that of generation, or random with `shuffle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from prefdata.draws import gumbels, uniforms
+from prefdata.specs import SelectSpec
+
+T = TypeVar("T", bound=np.generic)
+
+Scores = NDArray[np.float64]
+"""Scores, shape (prompts, candidates), padded with -inf where a prompt has fewer candidates."""
+
+Places = NDArray[np.int64]
+"""Places from 1, shape as the scores'."""
+
+NOWHERE = np.iinfo(np.int32).max
+"""The place of what is not kept."""
+
+
+def places(rows: pl.DataFrame, spec: SelectSpec) -> tuple[Places, NDArray[np.int32] | None]:
+    """The place of each row among its prompt's, and for `boltzmann` how often it was drawn; both of shape (rows,).
+
+    `rows` has candidate_id, prompt_id and score, sorted by prompt and then in the order of generation. A row is kept
+    where its place is at most k.
+    """
+    if spec.method == "rso-algorithm1" and spec.shuffle:
+        return _shuffled(rows, spec), None
+    place = np.full(rows.height, NOWHERE, np.int64)
+    drawn = np.zeros(rows.height, np.int32) if spec.method == "boltzmann" else None
+    for some, grid in _grids(rows):
+        place[some] = grid.flat(_ranks(grid, rows[some], spec))
+        if drawn is not None:
+            drawn[some] = grid.flat(boltzmann_draws(grid.scores, spec.beta, spec.k, _coins(grid, rows[some], spec)))
+    if drawn is not None:
+        place = _by_draws(rows, drawn)
+    return place, drawn
+
+
+def gumbel_ranks(scores: Scores, beta: float, uniform: Scores) -> Places:
+    """The place (from 1) of each candidate in a Plackett-Luce draw with weights exp(score / beta); shape as `scores`.
+
+    Sorting score / beta + Gumbel noise draws without replacement from the softmax of score / beta: the law of RSO's
+    re-draw scheme, order included. beta = 0 sorts by score, ties in list order; beta = inf ignores the scores.
+    """
+    return _descending(_noisy(scores, beta, uniform))
+
+
+def boltzmann_draws(scores: Scores, beta: float, k: int, draw: Callable[[int], Scores]) -> NDArray[np.int32]:
+    """How often each candidate comes in k independent draws from the softmax of score / beta; shape as `scores`.
+
+    The largest of score / beta + Gumbel noise is one draw; `draw(j)` gives the j-th one's uniforms.
+    """
+    drawn = np.zeros(scores.shape, np.int32)
+    row = np.arange(len(scores))
+    for j in range(k):
+        drawn[row, _noisy(scores, beta, draw(j)).argmax(axis=1)] += 1
+    return drawn
+
+
+def algorithm1_ranks(scores: Scores, beta: float, k: int, draw: Callable[[int], Scores]) -> Places:
+    """The place (from 1) in which RSO's Algorithm 1 accepts each candidate, in list order; 0 where it does not.
+
+    `draw(sweep)` gives one uniform for every candidate, shape as `scores`. All prompts sweep at once; the k-th
+    acceptance ends a prompt's sweep. The best of the remaining is always accepted, so that k sweeps are enough.
+    beta = 0 accepts only the best of the remaining (the first in list order); beta = inf the first k.
+    """
+    ranks = np.zeros(scores.shape, dtype=np.int64)
+    remaining = ~np.isneginf(scores)
+    for sweep in range(k):
+        accepted_before = ranks.max(axis=1, initial=0, keepdims=True)
+        open_prompts = remaining.any(axis=1, keepdims=True) & (accepted_before < k)
+        if not open_prompts.any():
+            break
+        best = np.max(scores, axis=1, keepdims=True, where=remaining, initial=-np.inf)
+        with np.errstate(invalid="ignore"):
+            gap = np.where(remaining & open_prompts, scores - best, -np.inf)
+        accept = _first_best(gap) if beta == 0 else draw(sweep) < np.exp(_scaled(gap, beta))
+        accept &= remaining & open_prompts
+        place = accepted_before + np.cumsum(accept, axis=1)
+        accept &= place <= k
+        ranks = np.where(accept, place, ranks)
+        remaining &= ~accept
+    return ranks
+
+
+def acceptance(scores: Scores, beta: float) -> tuple[Scores, Scores]:
+    """RSO's acceptance rate and the effective number of candidates, each of shape (prompts,).
+
+    The rate is the mean of a = exp((score - max) / beta), what a candidate's first trial has; the effective number is
+    (sum a)^2 / sum a^2 (Kish): 1 where one candidate holds all the weight, all of them where they score the same.
+    """
+    best = scores.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        gap = np.where(np.isneginf(scores), -np.inf, scores - best)
+    weight = (gap == 0).astype(np.float64) if beta == 0 else np.exp(_scaled(gap, beta))
+    there = (~np.isneginf(scores)).sum(axis=1)
+    return weight.sum(axis=1) / there, weight.sum(axis=1) ** 2 / (weight**2).sum(axis=1)
+
+
+def acceptances(rows: pl.DataFrame, beta: float) -> tuple[Scores, Scores]:
+    """`acceptance` of rows that are sorted by prompt, each of shape (prompts,), in no particular order of prompts."""
+    found = [acceptance(grid.scores, beta) for _, grid in _grids(rows)]
+    empty = np.empty(0)
+    return np.concatenate([empty, *(a for a, _ in found)]), np.concatenate([empty, *(e for _, e in found)])
+
+
+class _Grid:
+    """Rows of prompts that have about equally many, as a (prompts, candidates) grid."""
+
+    def __init__(self, sizes: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
+        self.row = np.repeat(np.arange(sizes.size), sizes)
+        self.column = np.arange(len(scores)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        self.shape = (int(sizes.size), int(sizes.max()))
+        self.scores = self.spread(scores, -np.inf)
+
+    def spread(self, values: NDArray[np.float64], fill: float = 0.5) -> Scores:
+        """Values of the rows on the grid."""
+        grid = np.full(self.shape, fill)
+        grid[self.row, self.column] = values
+        return grid
+
+    def flat(self, grid: NDArray[T]) -> NDArray[T]:
+        """A grid's values, one a row."""
+        values: NDArray[T] = grid[self.row, self.column]
+        return values
+
+
+def _grids(rows: pl.DataFrame) -> Iterator[tuple[NDArray[np.int64], _Grid]]:
+    """The rows' numbers and their grid, for prompts of 1, 2, 3-4, 5-8, … candidates: grids are half full at least."""
+    if rows.height == 0:
+        return
+    sizes = rows.group_by("prompt_id", maintain_order=True).len()["len"].to_numpy().astype(np.int64)
+    scores = rows["score"].to_numpy()
+    kind = np.ceil(np.log2(sizes)).astype(np.int64)
+    of_row = np.repeat(kind, sizes)
+    for one in np.unique(kind):
+        some = np.flatnonzero(of_row == one)
+        yield some, _Grid(sizes[kind == one], scores[some])
+
+
+def _coins(grid: _Grid, rows: pl.DataFrame, spec: SelectSpec) -> Callable[[int], Scores]:
+    return lambda turn: grid.spread(uniforms(rows["candidate_id"], spec.seed, spec.method, turn))
+
+
+def _ranks(grid: _Grid, rows: pl.DataFrame, spec: SelectSpec) -> Places:
+    draw = _coins(grid, rows, spec)
+    if spec.method == "rso":
+        return gumbel_ranks(grid.scores, spec.beta, draw(0))
+    if spec.method == "rso-algorithm1":
+        ranks = algorithm1_ranks(grid.scores, spec.beta, spec.k, draw)
+        return np.where(ranks == 0, NOWHERE, ranks)
+    return _descending(grid.scores)
+
+
+def _shuffled(rows: pl.DataFrame, spec: SelectSpec) -> Places:
+    coin = pl.Series("coin", uniforms(rows["candidate_id"], spec.seed, "shuffle"))
+    shuffled = rows.with_row_index("row").with_columns(coin).sort("prompt_id", "coin", "candidate_id")
+    ranks, _ = places(shuffled, spec.model_copy(update={"shuffle": False}))
+    back = np.empty_like(ranks)
+    back[shuffled["row"].to_numpy()] = ranks
+    return back
+
+
+def _by_draws(rows: pl.DataFrame, drawn: NDArray[np.int32]) -> Places:
+    """Places by how often a row was drawn, then by score; nowhere where it never was."""
+    ordered = rows.select("prompt_id", "score", drawn=pl.Series(drawn)).with_row_index("row")
+    ordered = ordered.sort(["prompt_id", "drawn", "score", "row"], descending=[False, True, True, False])
+    place = np.empty(rows.height, np.int64)
+    place[ordered["row"].to_numpy()] = ordered.select(pl.int_range(1, pl.len() + 1).over("prompt_id")).to_series()
+    return np.where(drawn > 0, place, NOWHERE)
+
+
+def _noisy(scores: Scores, beta: float, uniform: Scores) -> Scores:
+    noisy = scores if beta == 0 else _scaled(scores, beta) + gumbels(uniform)
+    return np.where(np.isneginf(scores), -np.inf, noisy)
+
+
+def _scaled(scores: Scores, beta: float) -> Scores:
+    # -inf (no candidate) stays -inf even where beta is infinite.
+    return np.where(np.isneginf(scores), -np.inf, np.zeros_like(scores) if np.isinf(beta) else scores / beta)
+
+
+def _first_best(gap: Scores) -> NDArray[np.bool_]:
+    first = np.zeros(gap.shape, dtype=bool)
+    np.put_along_axis(first, gap.argmax(axis=1)[:, None], True, axis=1)
+    return first
+
+
+def _descending(values: Scores) -> Places:
+    order = np.argsort(-values, axis=1, kind="stable")
+    place = np.empty_like(order)
+    np.put_along_axis(place, order, np.arange(1, values.shape[1] + 1)[None, :], axis=1)
+    return place
