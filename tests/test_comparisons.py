@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 import prefdata.comparisons as step
-from prefdata.comparisons import compare, orders, schedule
+from prefdata.comparisons import board, compare, orders, schedule
+from prefdata.errors import InputError
 from prefdata.prompts import ingest
 from prefdata.scorers.protocol import Match, Verdict
 from prefdata.specs import IngestSpec, RankSpec
@@ -151,3 +153,45 @@ def test_stopped_and_continued(run: Run, judge: Longer, monkeypatch: pytest.Monk
     monkeypatch.setattr(judge, "compare", real)
     assert compare(run, spec(schedule="tournament")).did == "continued"
     assert len(rows(run)) == 3 * 2 * 5
+
+
+@pytest.mark.parametrize("kind", ["all", "first-round", "tournament"])
+def test_how_many_are_held_at_a_time_changes_nothing(
+    run: Run, judge: Longer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    whole = compare(run, spec(schedule=kind, order="flip"))
+    expected = sorted(rows(run), key=str)
+    monkeypatch.setattr(board, "SHARE", 4)
+    with board.Board(run, run.partitions("candidates"), spec()) as cut:
+        assert cut.shares == 6
+    assert compare(run, spec(schedule=kind, order="flip")).did == "kept"
+    again = compare(run, spec(schedule=kind, order="flip"), replace=True)
+    assert sorted(rows(run), key=str) == expected
+    assert (again.report.figures, again.report.rows_out) == (whole.report.figures, whole.report.rows_out)
+    assert not list(run.path.glob("_tmp*"))
+
+
+def test_new_candidates_are_compared_and_nothing_twice(run: Run, judge: Longer, tmp_path: Path) -> None:
+    compare(run, spec(schedule="all"))
+    asked = len(judge.asked)
+    more = tmp_path / "more.jsonl"
+    more.write_text(json.dumps({"prompt": "Say 1.", "response": "1 more"}) + "\n")
+    ingest(run, [str(more)], IngestSpec.parse({"as": "candidates", "test": 0.0}))
+    done = compare(run, spec(schedule="all"))
+    assert (done.did, done.report.rows_out) == ("continued", asked + 6 * 2)
+    assert len(judge.asked) == asked + 6 * 2
+
+
+def test_the_progress_knows_how_many_there_will_be(run: Run, judge: Longer) -> None:
+    told: list[tuple[int, int]] = []
+    compare(run, spec(schedule="tournament"), progress=lambda done, total, **_: told.append((done, total)))
+    assert told == [(number, 30) for number in range(1, 31)]
+
+
+def test_an_answer_to_a_prompt_that_is_gone(run: Run, judge: Longer) -> None:
+    shutil.rmtree(run.path / "prompts/source=asked")
+    other = run.path / "other.jsonl"
+    other.write_text(json.dumps({"prompt": "Another."}) + "\n")
+    ingest(run, [str(other)], IngestSpec())
+    with pytest.raises(InputError, match="and not the prompt"):
+        compare(run, spec())

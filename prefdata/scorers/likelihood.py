@@ -140,21 +140,29 @@ class LanguageModel:
             return "empty"
         return "too_long" if len(asked.prompt) + len(asked.ids) > self.context_length else None
 
-    @torch.inference_mode()
     def sums(self, asked: Sequence[Continuation]) -> list[float]:
         """The ln p of every continuation given its prompt, in nats, summed over its tokens in float64.
 
         All of them have no `problem`.
         """
-        found = [0.0] * len(asked)
+        return [logp for _, logp in sorted(self.each_sum(asked))]
+
+    def each_sum(self, asked: Sequence[Continuation]) -> Iterator[tuple[int, float]]:
+        """`sums` as they are known, each with its continuation's place: a stop loses only what is being computed."""
         for places, states in self._read([one.prompt + one.ids[:-1] for one in asked]):
             wanted = [(row, place) for row, alike in enumerate(places) for place in alike]
-            parts = [states[row, len(asked[place].prompt) - 1 :][: len(asked[place].ids)] for row, place in wanted]
-            targets = torch.tensor([token for _, place in wanted for token in asked[place].ids], device=self.device)
-            tokens = self._token_logps(torch.cat(parts), targets).double().cpu()
-            for (_, place), each in zip(wanted, torch.split(tokens, list(map(len, parts))), strict=True):
-                found[place] = float(each.sum())
-        return found
+            yield from self._summed(asked, wanted, states)
+
+    @torch.inference_mode()
+    def _summed(
+        self, asked: Sequence[Continuation], wanted: Sequence[tuple[int, int]], states: Tensor
+    ) -> list[tuple[int, float]]:
+        """The places in `asked` with their sums, for the rows and places of a batch and its states."""
+        parts = [states[row, len(asked[place].prompt) - 1 :][: len(asked[place].ids)] for row, place in wanted]
+        targets = torch.tensor([token for _, place in wanted for token in asked[place].ids], device=self.device)
+        tokens = self._token_logps(torch.cat(parts), targets).double().cpu()
+        each = torch.split(tokens, list(map(len, parts)))
+        return [(place, float(own.sum())) for (_, place), own in zip(wanted, each, strict=True)]
 
     @torch.inference_mode()
     def states(self, asked: Sequence[Continuation]) -> list[Tensor]:
@@ -190,6 +198,7 @@ class LanguageModel:
         if batch:
             yield [places[one] for one in batch], self._batch(batch)
 
+    @torch.inference_mode()
     def _batch(self, rows: list[tuple[int, ...]]) -> Tensor:
         width = max(map(len, rows))
         tokens = torch.tensor([[*row, *[self._pad] * (width - len(row))] for row in rows], device=self.device)
@@ -240,8 +249,8 @@ class _AnswerScorer:
         """Give back the model's memory."""
         self.model.close()
 
-    def _numbers(self, asked: Sequence[Continuation]) -> Iterable[tuple[float, dict[str, Any]]]:
-        """The score of each continuation, and its details."""
+    def _numbers(self, asked: Sequence[Continuation]) -> Iterable[tuple[int, float, dict[str, Any]]]:
+        """The place, the score and the details of each continuation, in any order."""
         raise NotImplementedError
 
     def _window(self, window: Sequence[Item]) -> Iterator[Scored]:
@@ -257,8 +266,9 @@ class _AnswerScorer:
                 continue
             length = {"tokens": len(tokens.prompt) + len(tokens.ids)}
             yield Scored(item.key, None, problem, ids.text_hash(text), length)
-        for items, (score, details) in zip(asked.values(), self._numbers(list(asked)), strict=True):
-            for key, text_hash in items:
+        continuations = list(asked)
+        for place, score, details in self._numbers(continuations):
+            for key, text_hash in asked[continuations[place]]:
                 yield finite(key, score, text_hash, details)
 
     def _problem(self, tokens: Continuation) -> str | None:
@@ -289,9 +299,10 @@ class MeanLogprob(_AnswerScorer):
         super().__init__(LanguageModel(files, device=device, dtype=dtype, batch_tokens=batch_tokens))
         self.end = end
 
-    def _numbers(self, asked: Sequence[Continuation]) -> Iterator[tuple[float, dict[str, Any]]]:
-        for one, logp in zip(asked, self.model.sums(asked), strict=True):
-            yield logp / len(one.ids), {"sum": logp, "tokens": len(one.ids)}
+    def _numbers(self, asked: Sequence[Continuation]) -> Iterator[tuple[int, float, dict[str, Any]]]:
+        for place, logp in self.model.each_sum(asked):
+            tokens = len(asked[place].ids)
+            yield place, logp / tokens, {"sum": logp, "tokens": tokens}
 
 
 class ImplicitReward(_AnswerScorer):
@@ -334,9 +345,12 @@ class ImplicitReward(_AnswerScorer):
     def _problem(self, tokens: Continuation) -> str | None:
         return self.model.problem(tokens) or self.reference.problem(tokens)
 
-    def _numbers(self, asked: Sequence[Continuation]) -> Iterator[tuple[float, dict[str, Any]]]:
-        for logp, of_reference in zip(self.model.sums(asked), self.reference.sums(asked), strict=True):
-            yield self.beta * (logp - of_reference), {"logp": logp, "logp_reference": of_reference}
+    def _numbers(self, asked: Sequence[Continuation]) -> Iterator[tuple[int, float, dict[str, Any]]]:
+        # Both read the same rows in the same batches, so that both sums of an answer are known at about one time.
+        both = zip(self.model.each_sum(asked), self.reference.each_sum(asked), strict=True)
+        for (place, logp), (same, of_reference) in both:
+            assert place == same
+            yield place, self.beta * (logp - of_reference), {"logp": logp, "logp_reference": of_reference}
 
 
 def finite(key: str, score: float, text_hash: str, details: dict[str, Any]) -> Scored:

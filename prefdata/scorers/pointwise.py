@@ -116,7 +116,13 @@ def weigh(
             yield Weighed(key, ids.text_hash(text), problem=problem, detail=f"{length} tokens")
             continue
         asked.setdefault(text, (choices, []))[1].append(key)
-    sums = iter(model.sums([one for choices, _ in asked.values() for one in choices]))
-    for (text, (_, keys)), logps in zip(asked.items(), zip(sums, sums, strict=True), strict=True):
-        for key in keys:
-            yield Weighed(key, ids.text_hash(text), logps)
+    texts = list(asked)
+    half: dict[int, float] = {}
+    for place, logp in model.each_sum([one for choices, _ in asked.values() for one in choices]):
+        number, side = divmod(place, 2)
+        if number not in half:
+            half[number] = logp
+            continue
+        logps = (logp, half.pop(number)) if side == 0 else (half.pop(number), logp)
+        for key in asked[texts[number]][1]:
+            yield Weighed(key, ids.text_hash(texts[number]), logps)

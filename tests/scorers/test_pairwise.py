@@ -74,3 +74,15 @@ def test_what_cannot_be_compared_has_no_probability(tiny_policy):
     broken.model._head.lm_head.weight.data.fill_(float("nan"))
     (one,) = broken.compare(matches([("y", "n")]))
     assert (one.probability, one.verdict) == (None, "error")
+
+
+def test_verdicts_come_as_they_are_known(tiny_policy, monkeypatch):
+    """A stop in the middle of a window loses what is being computed, and not the window."""
+    model = open_model(tiny_policy, batch_tokens=1)
+    computed = []
+    real = model.model._batch
+    monkeypatch.setattr(model.model, "_batch", lambda rows: computed.append(len(rows)) or real(rows))
+    verdicts = model.compare(matches(PAIRS))
+    next(verdicts)
+    assert sum(computed) == 1
+    assert len(list(verdicts)) == len(PAIRS) - 1
