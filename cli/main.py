@@ -12,7 +12,7 @@ import typer.core
 
 from prefdata.errors import PrefdataError
 
-from . import check, demo, evaluate, explain, export, ingest, pair, rank, sample, select, sql, status, train
+from . import check, curves, demo, evaluate, explain, export, ingest, pair, rank, sample, select, sql, status, train
 
 UsageProblem: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises for wrong usage, wherever it keeps it."""
@@ -36,6 +36,7 @@ FLOW = (
     "export",
     "train",
     "eval",
+    "curves",
     "check",
     "sql",
     "status",
@@ -63,6 +64,7 @@ app.command("pair", epilog=pair.EXAMPLE)(pair.pair)
 app.command("export", epilog=export.EXAMPLE)(export.export)
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="eval")
+app.command("curves", epilog=curves.EXAMPLE)(curves.curves)
 app.add_typer(check.app, name="check")
 app.command("sql", epilog=sql.EXAMPLE)(sql.sql)
 app.command("status", epilog=status.EXAMPLE)(status.status)

@@ -12,11 +12,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prefdata.errors import InputError, UsageError, did_you_mean
+from prefdata.explore.bootstrap import interval
 from prefdata.store import Run
 from prefdata.views import read_candidates, read_prompts
-
-RESAMPLES = 2000
-"""Bootstrap resamples of prompts."""
 
 
 def compare(run: Run, scorers: list[str], policies: list[str], baseline: str, split: str = "test") -> pl.DataFrame:
@@ -54,14 +52,6 @@ def win_rates(policy: pl.DataFrame, baseline: pl.DataFrame, scorer: str) -> NDAr
     both = drawn.join(other, on="prompt_id")
     wins = (pl.col("a") > pl.col("b")).cast(pl.Float64) + 0.5 * (pl.col("a") == pl.col("b")).cast(pl.Float64)
     return both.group_by("prompt_id").agg(wins.mean().alias("rate")).sort("prompt_id")["rate"].to_numpy()
-
-
-def interval(rates: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    """The 95% percentile bootstrap interval of the mean over prompts."""
-    random = np.random.default_rng(seed)
-    means = rates[random.integers(0, rates.size, (RESAMPLES, rates.size))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _beats(name: str, drawn: pl.DataFrame, baseline: pl.DataFrame, scorer: str) -> tuple[float, float, float]:

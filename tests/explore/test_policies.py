@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from prefdata.errors import UsageError
-from prefdata.explore.policies import compare, interval, win_rates
+from prefdata.explore.bootstrap import interval
+from prefdata.explore.policies import compare, win_rates
 from prefdata.store import Run
 
 

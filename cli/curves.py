@@ -1,0 +1,291 @@
+"""prefdata curves: what the number of candidates and the temperature buy."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from prefdata.errors import InputError, UsageError, storage_error
+
+from . import show
+from .options import Partial
+
+if TYPE_CHECKING:
+    from prefdata.explore.curves import Curves
+
+EXAMPLE = "Example: prefdata curves runs/demo --scorer reward --gold truth --plan 8,16,32,64"
+
+Format = Literal["table", "csv", "json", "jsonl", "markdown", "parquet"]
+ENDINGS: dict[str, Format] = {
+    ".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".md": "markdown", ".parquet": "parquet", ".txt": "table",
+}  # fmt: skip
+"""The form that a file's name asks for."""
+
+Point = dict[str, Any]
+Key = tuple[str, str, int]
+
+
+def curves(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
+    scorer: Annotated[
+        str | None, typer.Option("--scorer", help="Whose scores say which answer is best (the only ones unless given).")
+    ] = None,
+    gold: Annotated[
+        str | None, typer.Option("--gold", help="Whose scores say how good that answer really is: over-optimisation.")
+    ] = None,
+    sampler: Annotated[
+        list[str] | None, typer.Option("--sampler", help="Only these samplers' candidates (all unless given).")
+    ] = None,
+    by: Annotated[
+        Literal["sampler", "temperature", "none"],
+        typer.Option("--by", help="A curve for each sampler, for each temperature, or one of all."),
+    ] = "sampler",
+    n: Annotated[
+        int | None,
+        typer.Option("-n", "--n", help="Take prompts with this many scored candidates (what most have unless given)."),
+    ] = None,
+    plan: Annotated[
+        str | None, typer.Option("--plan", help="Tell reward and cost for these N, as 8,16,32,64; also beyond n.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap over prompts.")] = 0,
+    partial: Partial = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write all points into this file (.csv, .parquet, .jsonl, …).")
+    ] = None,
+    format: Annotated[
+        Format | None, typer.Option("--format", "-f", help="Print all points, a row each, instead of the page.")
+    ] = None,
+) -> None:
+    """Show what N and the temperature buy: the expected best of n with 95% intervals, its cost, how answers differ.
+
+    Unbiased for every n up to the number of candidates that there are; with --plan extrapolated beyond, and marked so.
+    """
+    form = _form(out, format)
+    from prefdata.explore.curves import curves as explore
+    from prefdata.store import Run
+
+    planned = _numbers(plan)
+    found = explore(
+        Run(run), scorer, gold=gold, samplers=tuple(sampler or ()), by=by, n=n, plan=planned, seed=seed, partial=partial
+    )  # fmt: skip
+    if out is not None:
+        _write(found, out, form)
+    if format is None:
+        page(found, planned, gold)
+    elif out is None:
+        show.table(found.rows.to_arrow(), format)
+
+
+def _numbers(plan: str | None) -> list[int]:
+    try:
+        return sorted({int(part) for part in plan.split(",")}) if plan is not None else []
+    except ValueError:
+        raise UsageError(f"--plan takes numbers with commas between them, as 8,16,32,64, not {plan!r}.") from None
+
+
+def _form(out: Path | None, format: Format | None) -> Format:
+    if format is not None or out is None:
+        return format or "csv"
+    if out.suffix not in ENDINGS:
+        raise UsageError(f"--out {out}: name a file that ends in {', '.join(ENDINGS)}, or say --format.")
+    return ENDINGS[out.suffix]
+
+
+def _write(found: Curves, out: Path, form: Format) -> None:
+    try:
+        with out.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            show.table(found.rows.to_arrow(), form)
+    except OSError as error:
+        raise storage_error(error, out) or InputError(f"cannot write {out}: {error.strerror}.") from None
+
+
+def page(found: Curves, plan: Sequence[int], gold: str | None) -> None:
+    """Print what a person wants to know first; the long table has the rest."""
+    points = {(row["curve"], row["group"], row["n"]): row for row in found.rows.iter_rows(named=True)}
+    groups = list(dict.fromkeys(group for _, group, _ in points))
+    scorer = found.rows["scorer"][0]
+    if len(groups) > 1:
+        _compared(points, groups, scorer)
+        _leading(points, "lead", scorer)
+        _leading(points, "gold_lead", gold)
+    for group in groups:
+        _one(points, group, scorer)
+        if gold is not None:
+            _against_gold(points, group, scorer, gold)
+    _differences(points, groups)
+    if plan:
+        _planned(points, groups, plan, scorer)
+    _account(found)
+
+
+def _compared(points: dict[Key, Point], groups: list[str], scorer: str) -> None:
+    ns = _doublings([n for curve, _, n in points if curve == "max"])
+    winners = {n: row for (curve, _, n), row in points.items() if curve == "lead"}
+    body = []
+    for group in groups:
+        cells = [points.get(("max", group, n)) for n in ns]
+        marks = ["bold green" if winners.get(n, {}).get("group") == group else "" for n in ns]
+        body.append([group, *(_styled(_number(c) + _mark(c), m) for c, m in zip(cells, marks, strict=True))])
+    _table(f"The best of n by {scorer}: expected score", ["group", *(f"n = {n}" for n in ns)], body)
+    if any("~" in cell for row in body for cell in row):
+        typer.echo("  ~ extrapolated\n")
+
+
+def _leading(points: dict[Key, Point], curve: str, scorer: str | None) -> None:
+    winners = {n: row for (kind, _, n), row in points.items() if kind == curve}
+    body = [
+        [str(n), _styled(winners[n]["group"], "bold green"), _with_interval(winners[n]), _sure(winners[n])]
+        for n in _doublings(list(winners))
+    ]
+    if body:
+        _table(
+            f"Which group's best of n is best by {scorer}, and how far ahead of the next",
+            ["n", "group", "lead", ""],
+            body,
+        )
+
+
+def _sure(lead: Point) -> str:
+    return "" if lead["low"] is None else "told apart" if lead["low"] > 0 else "not told apart"
+
+
+def _one(points: dict[Key, Point], group: str, scorer: str) -> None:
+    ns = _doublings(_steps(points, "median", group))
+    prompts = points[("max", group, 1)]["prompts"]
+    pass_ = ("pass", group, 1) in points
+    title = f"pass@n by {scorer}" if pass_ else f"best of n by {scorer}"
+    body = [
+        [
+            str(n),
+            _with_interval(points.get(("max", group, n))),
+            *(_number(points.get((curve, group, n))) for curve in ("median", "gap")),
+            _share(points.get(("win_rate", group, n))),
+            _number(points.get(("kl_bound", group, n))),
+            _share(points.get(("unique_share", group, n))),
+        ]
+        for n in ns
+    ]
+    head = ["n", title, "median", "best - median", "beats one draw", "KL at most", "unique texts"]
+    _table(f"{group}: {prompts:,} prompts with {max(ns)} candidates or more", head, body)
+
+
+def _against_gold(points: dict[Key, Point], group: str, scorer: str, gold: str) -> None:
+    steps = _steps(points, "gold", group)
+    first = points[("gold", group, 1)]["value"]
+    body = []
+    for n in _doublings(steps):
+        mine, most = points[("gold", group, n)]["value"], points[("gold_ceiling", group, n)]["value"]
+        captured = f"{(mine - first) / (most - first):.0%}" if n > 1 and most > first else ""
+        body.append([
+            str(n), _number(points[("max", group, n)]), _with_interval(points[("gold", group, n)]),
+            _number(points[("gold_ceiling", group, n)]), captured, _number(points.get(("best_tokens", group, n)), 1),
+        ])  # fmt: skip
+    head = ["n", scorer, f"{gold} of the best by {scorer}", f"best by {gold} itself", "of the gain", "its tokens"]
+    peak = max(steps, key=lambda n: points[("gold", group, n)]["value"])
+    _table(f"{group}: {scorer} chooses, {gold} judges", head, body)
+    if peak < max(steps):
+        fall = _with_interval(points[("gold_fall", group, max(steps))])
+        typer.echo(f"  {gold} is highest at n = {peak}; at n = {max(steps)} it has lost {fall}.\n")
+
+
+def _differences(points: dict[Key, Point], groups: list[str]) -> None:
+    curves = ("distinct_1", "distinct_2", "distinct_3", "self_bleu")
+    body = []
+    for group in groups:
+        n = max(_steps(points, "median", group))
+        cells = [_number(points.get((curve, group, n))) for curve in curves]
+        body.append([group, str(n), *cells, _share(points.get(("unique_share", group, n)))])
+    head = ["group", "answers", "distinct-1", "distinct-2", "distinct-3", "self-BLEU", "unique texts"]
+    _table("How different the answers to one prompt are", head, body)
+
+
+def _planned(points: dict[Key, Point], groups: list[str], plan: Sequence[int], scorer: str) -> None:
+    body = []
+    for n in plan:
+        for group in groups:
+            row = points[("max", group, n)]
+            best = ("lead", group, n) in points
+            tokens = [points.get((curve, group, n)) for curve in ("completion_tokens", "prompt_tokens")]
+            how = "extrapolated" if row["extrapolated"] else "measured"
+            base = points[("max", group, 1)]["value"]
+            gain = "" if row["value"] is None else f"{row['value'] - base:+.3f}"
+            name = _styled(group, "bold green" if best else "") + (" *" if best else "")
+            body.append([str(n), name, _with_interval(row), gain, how, *(_number(t, 0) for t in tokens)])
+    head = ["N", "group", f"best of N by {scorer}", "over one draw", "", "tokens drawn", "tokens read"]
+    star = "; * is the best for this N" if any(("lead", group, n) in points for group in groups for n in plan) else ""
+    _table(f"The plan: what N brings, and costs in tokens a prompt{star}", head, body)
+
+
+def _account(found: Curves) -> None:
+    report = found.report
+    lines = [(report.unit, f"{report.rows_in:,} in, {report.rows_out:,} out")]
+    lines += [(f"dropped: {reason.replace('_', ' ')}", f"{count:,}") for reason, count in report.dropped.items()]
+    lines += [(name.replace("_", " "), show.number(value)) for name, value in report.figures.items() if value]
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        typer.echo(f"  {name:<{width}}  {value}")
+    for note in found.notes:
+        typer.echo(f"  note: {note}")
+
+
+def _steps(points: dict[Key, Point], curve: str, group: str) -> list[int]:
+    return [n for kind, mine, n in points if kind == curve and mine == group]
+
+
+def _doublings(ns: Sequence[int]) -> list[int]:
+    """1, 2, 4, … and the last, of those that there are."""
+    return sorted({n for n in ns if n.bit_count() == 1 or n == max(ns)})
+
+
+def _number(row: Point | None, digits: int = 3) -> str:
+    return "" if row is None or row["value"] is None else f"{row['value']:,.{digits}f}"
+
+
+def _share(row: Point | None) -> str:
+    return "" if row is None or row["value"] is None else f"{row['value']:.1%}"
+
+
+def _interval(row: Point | None) -> str:
+    return "" if row is None or row["low"] is None else f"[{row['low']:,.3f}, {row['high']:,.3f}]"
+
+
+def _with_interval(row: Point | None) -> str:
+    return f"{_number(row)} {_interval(row)}".strip()
+
+
+def _mark(row: Point | None) -> str:
+    return "~" if row is not None and row["extrapolated"] and row["value"] is not None else ""
+
+
+def _styled(text: str, style: str) -> str:
+    from rich.markup import escape
+
+    return f"[{style}]{escape(text)}[/]" if style else escape(text)
+
+
+def _table(title: str, head: list[str], body: list[list[str]]) -> None:
+    """A table on a terminal, its headings as narrow as they must be; plain text where there is no terminal."""
+    from textwrap import fill
+
+    from rich import box
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.markup import escape, render
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for place, name in enumerate(head):
+        widest = max([9, *(len(word) for word in name.split())] + [cell_len(render(row[place]).plain) for row in body])
+        justify: Literal["left", "right"] = "left" if name == "group" else "right"
+        made.add_column(escape(fill(name, widest)), justify=justify, vertical="bottom", no_wrap=True)
+    for row in body:
+        made.add_row(*row)
+    console = Console(width=None if sys.stdout.isatty() else 400, highlight=False)
+    console.print(f"[bold]{escape(title)}[/]\n")
+    console.print(made)
+    console.print()

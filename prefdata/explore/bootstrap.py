@@ -1,0 +1,63 @@
+"""Intervals by bootstrap over prompts: prompts are what is resampled, never the answers to one prompt.
+
+Many prompts are resampled in lots: they are put into `LOTS` groups of equal size at random, and groups are drawn whole.
+The mean of a lot of m prompts has 1/m of a prompt's variance, so the interval is that of resampling prompts, and a
+million of them cost what ten thousand do. With fewer prompts than `LOTS` each is a lot of its own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+RESAMPLES = 2000
+"""Bootstrap resamples of prompts."""
+
+LOTS = 10_000
+"""The most groups that prompts are put into."""
+
+_AT_ONCE = 4_000_000
+"""Draws that are held at a time."""
+
+
+def lots(prompts: int, seed: int = 0) -> NDArray[np.int64]:
+    """The lot of each prompt, shape (prompts,), from 0; lots differ in size by one at most."""
+    if prompts <= LOTS:
+        return np.arange(prompts)
+    return np.random.default_rng(seed).permutation(prompts) % LOTS
+
+
+def intervals(sums: Floats, sizes: Floats | None = None, seed: int = 0) -> tuple[Floats, Floats]:
+    """The 95% percentile bootstrap intervals of means over prompts.
+
+    Args:
+        sums: of a value over the prompts of each lot, shape (lots, values).
+        sizes: the number of prompts in each lot, shape (lots,); one each unless given.
+        seed: of the resamples, the same for all values: what is compared is resampled together.
+
+    Returns:
+        low and high, each of shape (values,); NaN where there are fewer than two lots, which say nothing of the spread.
+    """
+    count, values = sums.shape
+    if count < 2:
+        return np.full(values, np.nan), np.full(values, np.nan)
+    sizes = np.ones(count) if sizes is None else sizes
+    random, step = np.random.default_rng(seed), max(1, _AT_ONCE // count)
+    means = np.empty((RESAMPLES, values))
+    for start in range(0, RESAMPLES, step):
+        rows = min(step, RESAMPLES - start)
+        drawn = random.integers(0, count, (rows, count)) + np.arange(rows)[:, None] * count
+        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
+        means[start : start + rows] = (times @ sums) / (times @ sizes)[:, None]
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    return low, high
+
+
+def interval(rates: Floats, seed: int = 0) -> tuple[float, float]:
+    """The 95% percentile bootstrap interval of one mean over prompts, given each prompt's value, shape (prompts,)."""
+    lot = lots(rates.size, seed)
+    sums, sizes = np.bincount(lot, weights=rates).astype(np.float64), np.bincount(lot).astype(np.float64)
+    low, high = intervals(sums[:, None], sizes, seed)
+    return float(low[0]), float(high[0])

@@ -1,0 +1,169 @@
+"""The candidates that curves are drawn from: read from a run, put into groups, those that have too few left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from prefdata.errors import InputError
+from prefdata.reports import Report, nonzero
+from prefdata.store import Run
+from prefdata.views import chosen_samplers, read_candidates, read_pool
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+By = Literal["sampler", "temperature", "none"]
+
+BINS = 12
+"""More temperatures than these are grouped by their first decimal."""
+
+_BLOCK = 1_000_000
+"""Scores that are worked on at a time."""
+
+_SETTINGS = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0}
+"""Settings at which a temperature of 1 draws from the model's own law, whose log-probabilities the table holds."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The candidates of one group, prompt after prompt: `sizes` of P prompts, and values of all their R candidates.
+
+    `known` is the N of the group: every prompt has that many candidates or more. `values` may have gold, tokens (of the
+    answer), prompt_tokens and logprob beside score; a column is there only where no candidate lacks it.
+    """
+
+    group: str
+    temperature: float | None
+    known: int
+    prompts: pl.Series
+    sizes: Ints
+    values: Mapping[str, Floats]
+
+    def blocks(self, lot: Ints) -> Iterator[tuple[Ints, dict[str, Floats]]]:
+        """Prompts with equally many candidates, by lot: their lots (P,), and their values, each (P, candidates)."""
+        starts, by_lot = np.cumsum(self.sizes) - self.sizes, np.argsort(lot, kind="stable")
+        for size in np.unique(self.sizes):
+            having = by_lot[self.sizes[by_lot] == size]
+            for begin in range(0, having.size, max(1, _BLOCK // int(size))):
+                which = having[begin : begin + max(1, _BLOCK // int(size))]
+                at = starts[which][:, None] + np.arange(size)
+                yield lot[which], {name: column[at] for name, column in self.values.items()}
+
+    def of(self, prompts: pl.Series) -> Draws:
+        """The same of some prompts only."""
+        kept = self.prompts.is_in(prompts.implode()).to_numpy()
+        rows = np.repeat(kept, self.sizes)
+        values = {name: column[rows] for name, column in self.values.items()}
+        return replace(self, prompts=self.prompts.filter(pl.Series(kept)), sizes=self.sizes[kept], values=values)
+
+
+def read(
+    run: Run, scorer: str | None, gold: str | None, samplers: tuple[str, ...], partial: bool
+) -> tuple[pl.DataFrame, str]:
+    """The scored candidates with what the curves need of them, and the scorer's name."""
+    pool = read_pool(run, scorer, samplers, partial=partial)
+    rows = pool.rows.select("candidate_id", "prompt_id", "sample_index", "sampler", "finish_reason", "score")
+    wanted = ["candidate_id", "completion_tokens", "prompt_tokens", "logprob_sum", "temperature", *_SETTINGS]
+    more = read_candidates(run, wanted, samplers).drop("sampler")
+    own = (pl.col("temperature") == 1) & pl.all_horizontal(pl.col(k).fill_null(v) == v for k, v in _SETTINGS.items())
+    more = more.select(
+        "candidate_id", "prompt_tokens", "temperature",
+        pl.col("completion_tokens").alias("tokens"), pl.when(own).then(pl.col("logprob_sum")).alias("logprob"),
+    )  # fmt: skip
+    rows = rows.join(more, on="candidate_id", how="left")
+    if gold is not None:
+        truth = read_pool(run, gold, samplers, partial=partial).rows.select("candidate_id", gold=pl.col("score"))
+        rows = rows.join(truth, on="candidate_id", how="left")
+    return rows, pool.scorer
+
+
+def group(candidates: pl.DataFrame, by: By, n: int | None) -> tuple[list[Draws], Report, pl.DataFrame]:
+    """The groups of candidates that take part, the account of all, and the rows that take part.
+
+    Args:
+        candidates: candidate_id, prompt_id, sample_index, sampler, temperature, score, finish_reason; gold, tokens,
+            prompt_tokens, logprob where there are such. The order of rows does not matter.
+        by: as in `curves`.
+        n: as in `curves`.
+
+    Raises:
+        InputError: no candidate has a score, or a group has no prompt with `n`.
+    """
+    usable, dropped = _scored(candidates)
+    if usable.height == 0:
+        raise InputError(f"none of {candidates.height} candidates has a score to draw a curve with. See why with rank.")
+    keyed = usable.with_columns(group=_label(usable, by))
+    counts = keyed.group_by("group", "prompt_id").len("count")
+    known = {name: _known(name, mine["count"], n) for (name,), mine in counts.group_by("group")}
+    needed = pl.col("group").replace_strict(known, return_dtype=pl.UInt32)
+    enough = counts.filter(pl.col("count") >= needed)
+    kept = keyed.join(enough, on=["group", "prompt_id"]).sort("group", "prompt_id", "sample_index", "candidate_id")
+    dropped["of_prompts_with_fewer_than_n"] = keyed.height - kept.height
+    report = Report(
+        step="curves", unit="candidates", rows_in=candidates.height, rows_out=kept.height, dropped=nonzero(dropped),
+        figures={
+            "prompts": enough["prompt_id"].n_unique(),
+            "prompts_left_out": candidates["prompt_id"].n_unique() - enough["prompt_id"].n_unique(),
+            "truncated_answers": int((kept["finish_reason"] == "length").sum()),
+        },
+    )  # fmt: skip
+    made = [_draws(str(name), mine, known[name]) for (name,), mine in kept.group_by("group", maintain_order=True)]
+    return made, report, kept
+
+
+def _scored(candidates: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The candidates whose scores are numbers, and how many are not, by reason."""
+    there = candidates.drop_nulls("score")
+    finite = there.filter(pl.col("score").is_finite())
+    judged = finite.filter(pl.col("gold").is_finite()) if "gold" in finite.columns else finite
+    dropped = {"no_score": candidates.height - there.height, "score_is_not_finite": there.height - finite.height}
+    return judged, {**dropped, "no_gold_score": finite.height - judged.height}
+
+
+def _label(usable: pl.DataFrame, by: By) -> pl.Series:
+    if by == "sampler":
+        return usable["sampler"]
+    if by == "none":
+        return pl.repeat("all", usable.height, eager=True)
+    heat = usable["temperature"]
+    heat = heat.round(1) if heat.n_unique() > BINS else heat
+    return ("T=" + heat.cast(pl.String)).fill_null("T unknown")
+
+
+def _known(name: object, counts: pl.Series, n: int | None) -> int:
+    """The N of a group: as asked, or what most prompts have (the larger of two that are as common)."""
+    if n is None:
+        return int(counts.mode().max())  # type: ignore[arg-type]
+    most = int(counts.max())  # type: ignore[arg-type]
+    if most < n:
+        raise InputError(
+            f"no prompt of {name} has {n} scored candidates; the most is {most}. Ask for --n {most}, or sample more."
+        )
+    return n
+
+
+def _draws(name: str, mine: pl.DataFrame, known: int) -> Draws:
+    sizes = mine.group_by("prompt_id", maintain_order=True).len()
+    heat = mine["temperature"]
+    values = {"score": mine["score"].to_numpy()}
+    for column in ("gold", "tokens", "prompt_tokens", "logprob"):
+        if column in mine.columns and mine[column].null_count() == 0:
+            values[column] = mine[column].cast(pl.Float64).to_numpy()
+    temperature = None if heat.null_count() or heat.n_unique() > 1 else float(heat[0])
+    return Draws(name, temperature, known, sizes["prompt_id"], sizes["len"].to_numpy().astype(np.int64), values)
+
+
+def read_texts(run: Run, wanted: pl.DataFrame) -> list[str]:
+    """The texts of these candidates, in their order; read part by part, so that only they are held."""
+    ids, found = wanted.select("candidate_id"), []
+    for sampler in chosen_samplers(run, tuple(wanted["sampler"].unique().sort())):
+        for part in sampler.readable():
+            frame = pl.read_parquet(part, columns=["candidate_id", "text"], hive_partitioning=False)
+            found.append(frame.join(ids, on="candidate_id", how="semi"))
+    texts = pl.concat(found).unique("candidate_id", keep="last")
+    return ids.join(texts, on="candidate_id", how="left", maintain_order="left")["text"].fill_null("").to_list()
