@@ -1,0 +1,247 @@
+"""select and pair at scale: seconds and memory from Parquet to Parquet, against a Python loop, pandas and Polars.
+
+    python benchmarks/selection.py [--prompts 1562,15625,156250,1000000] [--candidates 64] [--folder DIR]
+
+For each size a run of that many prompts is written first (random ids, texts and scores, in parts of 100,000 rows), and
+each measurement has a process of its own, whose peak memory is the kernel's figure. Then, on one size in memory, the
+rules alone against other ways to write them.
+
+- end to end: `prefdata select --method rso --k 8`, `prefdata pair --strategy first-round`; and best-worst pairing among
+  all scored candidates, beside the time to scan the columns that it needs and to write its pairs.
+- Algorithm 1 as the paper has it, a Python loop over prompts: from a list of scores to the accepted.
+- best-worst: pandas' groupby-apply, and the best plain Polars expression that we could write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import multiprocessing
+import random
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from prefdata import PairSpec, Run, SelectSpec, pair, select
+from prefdata.pairs import match
+from prefdata.reports import Report
+from prefdata.selections.rules import algorithm1_ranks, gumbel_ranks
+from prefdata.specs import Spec
+from prefdata.store import Lineage
+from prefdata.tables import TABLES
+
+PART = 100_000
+LOOP_PROMPTS = 2_000
+
+
+def main() -> None:
+    """Print one table a question."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prompts", default="1562,15625,156250,1000000")
+    parser.add_argument("--candidates", type=int, default=64)
+    parser.add_argument("--folder", type=Path, help="where the runs are made (a temporary folder unless given)")
+    said = parser.parse_args()
+    rules(said.candidates)
+    print(f"\n{'scores':>12} {'step':<34} {'seconds':>8} {'rows/s':>12} {'MB':>7}")
+    for prompts in map(int, said.prompts.split(",")):
+        folder = Path(tempfile.mkdtemp(dir=said.folder))
+        try:
+            alone(build, folder, prompts, said.candidates)
+            for name, step in STEPS.items():
+                seconds, memory = alone(step, folder)
+                rows = prompts * said.candidates
+                print(f"{rows:>12,} {name:<34} {seconds:>8.1f} {rows / seconds:>12,.0f} {memory:>7,}", flush=True)
+        finally:
+            shutil.rmtree(folder)
+
+
+def alone(work: Callable[..., None], *arguments: Any) -> tuple[float, int]:
+    """Seconds and peak megabytes of a function in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_measured, (work, *arguments))
+
+
+def _measured(work: Callable[..., None], *arguments: Any) -> tuple[float, int]:
+    began = time.monotonic()
+    work(*arguments)
+    return time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+class _Made(Spec):
+    step = "made"
+
+
+def build(folder: Path, prompts: int, each: int) -> None:
+    """A run of random scores, as sample and rank would leave it; the same for the same size."""
+    run, numbers = Run(folder), np.random.default_rng(prompts)
+    ids = _ids(numbers, prompts)
+    for table, name in (("candidates", "policy"), ("scores", "reward")):
+        run.partition(table, name).begin(Lineage.of(_Made()))
+    for start in range(0, prompts, PART // each):
+        some = ids[start : start + PART // each]
+        rows = len(some) * each
+        columns = {"candidate_id": _ids(numbers, rows), "prompt_id": some.gather(np.repeat(np.arange(len(some)), each))}
+        words = pl.Series(numbers.integers(0, 10**6, (4, rows)).tolist())
+        score = pl.Series(numbers.normal(size=rows))
+        index = pl.Series(np.tile(np.arange(each, dtype=np.int32), len(some)))
+        text = pl.concat_str(pl.lit("A film about"), *(pl.lit(pl.Series(one)) for one in words), separator=" ")
+        _append(run, "candidates", "policy", columns, sample_index=index, text=text)
+        _append(run, "scores", "reward", columns, score=score, text_hash=columns["candidate_id"])
+    for table, name in (("candidates", "policy"), ("scores", "reward")):
+        run.partition(table, name).finish(Report(step="made", unit="rows", rows_in=0, rows_out=0))
+
+
+def _ids(numbers: np.random.Generator, count: int) -> pl.Series:
+    digits = numbers.bytes(count * 10).hex()
+    return pl.Series(pa.Array.from_buffers(pa.string(), count, [None, _offsets(count), pa.py_buffer(digits.encode())]))
+
+
+def _offsets(count: int) -> pa.Buffer:
+    return pa.py_buffer((np.arange(count + 1) * 20).astype(np.int32))
+
+
+def _append(run: Run, table: str, name: str, columns: dict[str, pl.Series], **more: Any) -> None:
+    defaults = {pa.int32(): 0, pa.int64(): 0, pa.string(): "stop", pa.float64(): 0.0}
+    rows = pl.DataFrame(columns).with_columns(**more)
+    absent = [field for field in TABLES[table].schema if not field.nullable and field.name not in rows.columns]
+    rows = rows.with_columns(pl.lit(defaults[field.type]).alias(field.name) for field in absent)
+    run.partition(table, name).append(
+        rows.with_columns(finish_reason=pl.lit("stop")).to_arrow() if table == "candidates" else rows.to_arrow()
+    )
+
+
+def _rso(folder: Path) -> None:
+    select(Run(folder), SelectSpec(method="rso", k=8), replace=True)
+
+
+def _first_round(folder: Path) -> None:
+    pair(Run(folder), PairSpec(strategy="first-round"), replace=True)
+
+
+def _best_worst(folder: Path) -> None:
+    pair(Run(folder), PairSpec(selector="all", name="best-worst"), replace=True)
+
+
+def _scan_and_write(folder: Path) -> None:
+    """What best-worst pairing cannot do without: its columns read, its pairs written."""
+    for part in sorted(folder.glob("scores/*/part-*.parquet")):
+        pl.read_parquet(part, columns=["candidate_id", "prompt_id", "score"], hive_partitioning=False)
+    needed = ["candidate_id", "sample_index", "finish_reason", "text"]
+    for part in sorted(folder.glob("candidates/*/part-*.parquet")):
+        pl.read_parquet(part, columns=needed, hive_partitioning=False)
+    pairs = pl.read_parquet(sorted(folder.glob("pairs/pairing=best-worst/part-*.parquet")), hive_partitioning=False)
+    pairs.write_parquet(folder / "written.parquet")
+
+
+STEPS = {
+    "select rso-8": _rso,
+    "pair first-round": _first_round,
+    "pair best-worst among all": _best_worst,
+    "scan and write for best-worst": _scan_and_write,
+}
+
+
+def rules(each: int) -> None:
+    """The rules alone, on scores in memory; microseconds a prompt, medians of five, alternately."""
+    numbers = np.random.default_rng(0)
+    many, few = numbers.normal(size=(100_000, each)), numbers.normal(size=(LOOP_PROMPTS, each)).tolist()
+    coins = numbers.random(many.shape)
+    ways: dict[str, tuple[int, Callable[[], Any]]] = {
+        "Algorithm 1, Python loop": (LOOP_PROMPTS, lambda: [algorithm1(scores, 8, 0.5) for scores in few]),
+        "rso-algorithm1, all prompts at once": (
+            len(many), lambda: algorithm1_ranks(many, 0.5, 8, lambda sweep: coins),
+        ),
+        "rso (Gumbel), all prompts at once": (len(many), lambda: gumbel_ranks(many, 0.5, coins)),
+    }  # fmt: skip
+    _compare(f"acceptance of 8 of {each}", ways)
+    pool = _pool(many[:20_000])
+    frame = pool.select("prompt_id", "candidate_id", "score", "sample_index")
+    data = frame.to_pandas()
+    _compare(
+        f"best-worst of {each}, rows in memory",
+        {
+            "pandas groupby-apply": (20_000, lambda: data.groupby("prompt_id").apply(_of_group, include_groups=False)),
+            "Polars expression": (20_000, lambda: _polars(frame)),
+            "prefdata match (filters, ties, texts, ids)": (20_000, lambda: match(pool, PairSpec())),
+        },
+    )
+
+
+def _compare(what: str, ways: dict[str, tuple[int, Callable[[], Any]]]) -> None:
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(5):
+        for name, (prompts, way) in ways.items():
+            began = time.perf_counter()
+            way()
+            taken[name].append((time.perf_counter() - began) / prompts * 1e6)
+    base = statistics.median(next(iter(taken.values())))
+    print(f"\n{what:<44} {'us/prompt':>10} {'times faster':>13}")
+    for name, values in taken.items():
+        print(f"{name:<44} {statistics.median(values):>10.2f} {base / statistics.median(values):>13.1f}")
+
+
+def algorithm1(scores: list[float], k: int, beta: float) -> list[int]:
+    """RSO's Algorithm 1 (2309.06657) for one prompt, as it is written there."""
+    remaining = dict(enumerate(scores))
+    accepted: list[int] = []
+    while remaining and len(accepted) < k:
+        best = max(remaining.values())
+        passed = []
+        for candidate, score in remaining.items():
+            if np.random.uniform() < np.exp((score - best) / beta):
+                accepted.append(candidate)
+                passed.append(candidate)
+                if len(accepted) == k:
+                    break
+        for candidate in passed:
+            del remaining[candidate]
+    return accepted
+
+
+def _pool(scores: np.ndarray) -> pl.DataFrame:
+    prompts, each = scores.shape
+    numbers = np.random.default_rng(1)
+    rows = prompts * each
+    return pl.DataFrame({"candidate_id": _ids(numbers, rows)}).with_columns(
+        prompt_id=_ids(numbers, prompts).gather(np.repeat(np.arange(prompts), each)),
+        score=pl.Series(scores.ravel()),
+        sampler=pl.lit("policy"),
+        sample_index=pl.Series(np.tile(np.arange(each, dtype=np.int32), prompts)),
+        finish_reason=pl.lit("stop"),
+        text_key=pl.int_range(rows, dtype=pl.UInt64),
+        chars=pl.lit(50, pl.UInt32),
+        left_out=pl.lit(None, pl.String),
+    )
+
+
+def _of_group(rows: Any) -> Any:
+    best, worst = rows.loc[rows["score"].idxmax()], rows.loc[rows["score"].idxmin()]
+    return best["candidate_id"], worst["candidate_id"], best["score"] - worst["score"]
+
+
+def _polars(frame: pl.DataFrame) -> pl.DataFrame:
+    both = frame.group_by("prompt_id").agg(
+        pl.col("candidate_id", "score").get(pl.col("score").arg_max()).name.prefix("chosen_"),
+        pl.col("candidate_id", "score").get(pl.col("score").arg_min()).name.prefix("rejected_"),
+    )
+    names = [
+        hashlib.sha256(f"{c}/{r}".encode()).hexdigest()[:20]
+        for c, r in zip(both["chosen_candidate_id"], both["rejected_candidate_id"], strict=True)
+    ]
+    margin = pl.col("chosen_score") - pl.col("rejected_score")
+    return both.with_columns(pl.Series("pair_id", names), margin=margin).filter(pl.col("margin") > 0)
+
+
+if __name__ == "__main__":
+    main()
