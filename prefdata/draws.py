@@ -14,6 +14,8 @@ from prefdata import ids
 
 Bits = NDArray[np.uint64]
 
+_BLOCK = 16_384
+
 
 def uniforms(row_ids: pl.Series, seed: int, *key: str | int) -> NDArray[np.float64]:
     """One number in the open interval (0, 1) for each id, shape (rows,)."""
@@ -38,11 +40,15 @@ def leading_bits(row_ids: pl.Series) -> Bits:
 
 def mixed(bits: Bits, salt: int) -> Bits:
     """`bits` and a salt of 53 bits, mixed so that each bit of the result hangs on all of theirs."""
-    z = bits ^ np.uint64(salt << 11)
+    mixture = bits ^ np.uint64(salt << 11)
     with np.errstate(over="ignore"):
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixture: Bits = z ^ (z >> np.uint64(31))
+        for start in range(0, len(mixture), _BLOCK):  # what fits a core's cache is mixed several times faster
+            z = mixture[start : start + _BLOCK]
+            z ^= z >> np.uint64(30)
+            z *= np.uint64(0xBF58476D1CE4E5B9)
+            z ^= z >> np.uint64(27)
+            z *= np.uint64(0x94D049BB133111EB)
+            z ^= z >> np.uint64(31)
     return mixture
 
 

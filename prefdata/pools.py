@@ -45,6 +45,7 @@ REFUSAL_CHARS = 120
 """How far into an answer the phrases of a refusal are looked for."""
 
 _SPACES = f"[{WHITESPACE}]+"
+_ODD_SPACES = f"[{WHITESPACE}]{{2}}|[{WHITESPACE.replace(' ', '')}]"
 _CANDIDATE = ["candidate_id", "prompt_id", "sample_index", "round", "finish_reason"]
 
 
@@ -119,32 +120,29 @@ class _Joining:
 
     def candidates(self, sampler: str, part: Path, texts: bool) -> pl.DataFrame:
         """What is known of the candidates of a part; their texts become keys and lengths."""
-        rows = pl.read_parquet(part, columns=[*_CANDIDATE, "text"], hive_partitioning=False)
-        plain = pl.col("text").fill_null("").str.strip_chars(WHITESPACE)
-        refuses = pl.lit(False)
-        if self._phrases:
-            start = plain.str.head(REFUSAL_CHARS).str.replace_all("’", "'", literal=True)
-            refuses = start.str.contains_any(self._phrases, ascii_case_insensitive=True)
-        if self._wanted is not None and sampler not in self._wanted:
-            rows, plain = rows.with_columns(text=pl.lit(None, pl.String)), pl.lit("")
-        return rows.select(
-            *_CANDIDATE,
-            *(["text"] if texts else []),
+        used = self._wanted is None or sampler in self._wanted
+        rows = pl.read_parquet(part, columns=[*_CANDIDATE, *(["text"] if used else [])], hive_partitioning=False)
+        plain = rows["text"].fill_null("").str.strip_chars(WHITESPACE) if used else _blanks(rows.height)
+        more = {"text": rows["text"] if used else plain} if texts else {}
+        return rows.select(_CANDIDATE).with_columns(
+            **more,
             sampler=pl.lit(sampler),
-            text_key=plain.str.replace_all(_SPACES, " ").hash(),
+            text_key=_one_spaced(plain).hash(),
             chars=plain.str.len_chars(),
-            refuses=refuses,
+            refuses=self._refuses(plain),
         )
+
+    def _refuses(self, texts: pl.Series) -> pl.Series | pl.Expr:
+        if not self._phrases:
+            return pl.lit(False)
+        start = texts.str.head(REFUSAL_CHARS).str.replace_all("’", "'", literal=True)
+        return start.str.contains_any(self._phrases, ascii_case_insensitive=True)
 
     def join(self, asked: pl.DataFrame, there: pl.DataFrame) -> pl.DataFrame:
         if self._repeats:
             # Of a selection and the scores beside it, the selection; of what was written twice, the last.
             asked = asked.unique("candidate_id", keep="first" if self._beside else "last", maintain_order=True)
-        known = there.drop("prompt_id")
-        rows = asked.join(known, on="candidate_id", how="left")
-        if rows.height != asked.height:  # two samplers drew by the same law
-            known = known.unique("candidate_id", keep="first", maintain_order=True)
-            rows = asked.join(known, on="candidate_id", how="left")
+        rows = _joined(asked, there.drop("prompt_id"))
         self._refuse_orphans(rows)
         if self._beside:
             of_beside = pl.col("sampler").is_in(self._beside)
@@ -226,6 +224,29 @@ class _Waiting:
         self._held = []
         (self._folder / f"{share:05d}.arrow").unlink(missing_ok=True)
         return rows
+
+
+def _joined(asked: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+    """What was asked for, with what is known of it, in its order."""
+    if asked.height == known.height and (asked["candidate_id"] == known["candidate_id"]).all():
+        return pl.concat([asked, known.drop("candidate_id")], how="horizontal")  # scored in the order they were drawn
+    rows = asked.join(known, on="candidate_id", how="left", maintain_order="left")
+    if rows.height == asked.height:
+        return rows
+    once = known.unique("candidate_id", keep="first", maintain_order=True)  # two samplers drew by the same law
+    return asked.join(once, on="candidate_id", how="left", maintain_order="left")
+
+
+def _blanks(rows: int) -> pl.Series:
+    return pl.repeat("", rows, eager=True)
+
+
+def _one_spaced(texts: pl.Series) -> pl.Series:
+    """Texts with each run of white space as one space; few have any, and only those are written anew."""
+    odd = texts.str.contains(_ODD_SPACES).arg_true()
+    if not len(odd):
+        return texts
+    return texts.scatter(odd, texts.gather(odd).str.replace_all(_SPACES, " "))
 
 
 @contextmanager

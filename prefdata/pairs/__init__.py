@@ -131,10 +131,13 @@ def judge(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
     empty = pl.when(pl.col("chars") == 0).then(pl.lit("empty"))
     why = pl.coalesce("left_out", empty.when(cut & (spec.truncated == "drop")).then(pl.lit("truncated")))
     pool = pool.with_columns(why=why, may_be_chosen=~cut if spec.truncated == "rejected" else pl.lit(True))
-    field = Field.of_rows(pool.filter(pl.col("why").is_null()), spec)
+    able = pool if pool["why"].null_count() == pool.height else pool.filter(pl.col("why").is_null())
+    field = Field.of_rows(able, spec)
     if spec.strategy == "comparisons":
         assert said is not None, "comparisons are paired by their verdicts"
-        first, second, probability = as_proposals(said, field.rows["candidate_id"])
+        first, second, probability = as_proposals(
+            said, field.take(np.arange(len(field.of)), "candidate_id")["candidate_id"]
+        )
         proposals, share = Proposals(first, second, decided=True), pl.Series(probability, dtype=pl.Float64)
     else:
         proposals, share = propose(field, spec), None
@@ -219,17 +222,17 @@ def _both(field: Field, proposals: Proposals, spec: PairSpec, share: pl.Series |
     """The proposals as rows; undecided ones with the higher score as the chosen (it has the smaller number)."""
     first, second = proposals.first, proposals.second
     if not proposals.decided:
-        score = field.rows["score"].fill_null(-np.inf).to_numpy()
+        score = field.column("score")
         swap = score[second] > score[first]
         first, second = np.where(swap, second, first), np.where(swap, first, second)
     columns = ["candidate_id", "score", "text_key", "may_be_chosen"]
     sides = [
-        field.rows[rows].select(pl.col(columns).name.prefix(f"{side}_"))
-        for side, rows in (("chosen", first), ("rejected", second))
+        field.take(numbers, *columns).select(pl.all().name.prefix(f"{side}_"))
+        for side, numbers in (("chosen", first), ("rejected", second))
     ]
-    both = pl.concat([field.rows[first].select("prompt_id"), *sides], how="horizontal")
+    both = pl.concat([field.take(first, "prompt_id"), *sides], how="horizontal")
     both = both.rename({"chosen_candidate_id": "chosen_id", "rejected_candidate_id": "rejected_id"})
-    both = both.with_columns(chosen_row=pl.Series(first), rejected_row=pl.Series(second))
+    both = both.with_columns(chosen_number=pl.Series(first), rejected_number=pl.Series(second))
     if spec.trust_reference or share is not None:
         none = pl.lit(None, pl.Float64)
         sure = pl.lit(1.0) if share is None else pl.lit(share)
@@ -260,7 +263,7 @@ def _limited(both: pl.DataFrame, field: Field, spec: PairSpec) -> pl.DataFrame:
     if spec.max_pairs_per_prompt is None and spec.max_per_candidate is None:
         return both
     good = both.with_row_index("at").filter(pl.col("dropped").is_null())
-    chosen, rejected = (good[f"{side}_row"].to_numpy() for side in ("chosen", "rejected"))
+    chosen, rejected = (good[f"{side}_number"].to_numpy() for side in ("chosen", "rejected"))
     why = over_the_limits(field.of[chosen], chosen, rejected, len(field.of), spec)
     over = good.select("at", over=pl.Series(why, dtype=pl.String))
     joined = both.with_row_index("at").join(over, on="at", how="left", maintain_order="left")

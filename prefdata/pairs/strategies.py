@@ -1,6 +1,6 @@
 """The strategies: which two answers of a prompt are proposed as a pair. Pure, and for all prompts at once.
 
-A strategy names rows of a `Field` by number. Each has its rule; i counts a prompt's answers from the best (of equals
+A strategy names answers of a `Field` by number. Each has its rule; i counts a prompt's answers from the best (of equals
 the earlier draw is the better), n is how many there are, and coins are drawn by candidate id and seed.
 
 - best-worst: the i-th best against the i-th worst, for i up to `per_prompt` and n/2.
@@ -24,12 +24,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from prefdata.draws import uniforms
+from prefdata.grids import descending, grids, order_of
 from prefdata.specs import PairSpec
 
 Ints = NDArray[np.int64]
@@ -37,48 +40,70 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Field:
-    """The answers of some prompts, best first; a row's number is its place in `rows`.
+    """The answers of some prompts by number: prompt by prompt, best first, of equals the earlier draw.
 
     Attributes:
-        rows: sorted by prompt, then by score, highest first.
-        start, size: each prompt's first row and how many it has, shape (prompts,).
-        of: each row's prompt by number; place: its place in the prompt from 0. Shape (rows,).
-        coin: each row's own, in (0, 1).
-        best_first: rows by prompt with those that may be chosen first, else as `rows`.
+        rows: the answers, in any order.
+        spec: what is asked.
+        row: the row of each number, shape (answers,).
+        start, size: each prompt's first number and how many it has, shape (prompts,).
+        of: each number's prompt; place: its place in the prompt from 0. Shape (answers,).
+        best_first: numbers by prompt with those that may be chosen first.
     """
 
     rows: pl.DataFrame
+    spec: PairSpec
+    row: Ints
     start: Ints
     size: Ints
     of: Ints
     place: Ints
-    coin: NDArray[np.float64]
     best_first: Ints
 
     @classmethod
     def of_rows(cls, rows: pl.DataFrame, spec: PairSpec) -> Field:
         """`rows` as a field; they have candidate_id, prompt_id, score, sample_index and may_be_chosen."""
-        rows = rows.sort(
-            ["prompt_id", "score", "sample_index", "candidate_id"],
-            descending=[False, True, False, False],
-            nulls_last=[False, True, False, False],
-        )
-        size = rows.group_by("prompt_id", maintain_order=True).len()["len"].to_numpy().astype(np.int64)
+        order, size = order_of(rows)
+        order = np.arange(rows.height) if order is None else order
+        score = rows["score"].fill_null(np.finfo(np.float64).min).to_numpy()[order]  # what has none comes last
+        row = np.empty(rows.height, np.int64)
+        for grid in grids(size):
+            best = descending(grid.spread(score, -np.inf))
+            row[grid.numbers] = grid.flat(np.take_along_axis(grid.spread(order, -1), best, axis=1))
         start = np.cumsum(size) - size
         of = np.repeat(np.arange(len(size)), size)
-        coin = uniforms(rows["candidate_id"], spec.seed, "pair", spec.strategy)
-        best_first = np.lexsort((np.arange(len(of)), ~rows["may_be_chosen"].to_numpy(), of))
-        return cls(rows, start, size, of, np.arange(len(of)) - start[of], coin, best_first)
+        number = np.arange(len(of))
+        may = rows["may_be_chosen"].to_numpy()[row]
+        best_first = number if may.all() else np.lexsort((number, ~may, of))
+        return cls(rows, spec, row, start, size, of, number - start[of], best_first)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A column of the answers, by number."""
+        values: NDArray[Any] = self.rows[name].to_numpy()[self.row]
+        return values
+
+    def take(self, numbers: Ints, *columns: str) -> pl.DataFrame:
+        """Columns of some answers."""
+        return self.rows.select(columns)[self.row[numbers]]
+
+    @cached_property
+    def coin(self) -> NDArray[np.float64]:
+        """Each answer's own number in (0, 1)."""
+        return uniforms(self.rows["candidate_id"], self.spec.seed, "pair", self.spec.strategy)[self.row]
 
     def shuffled(self) -> Ints:
-        """The rows by prompt, each prompt's in the order of their coins."""
+        """The answers by prompt, each prompt's in the order of their coins."""
         order: Ints = np.lexsort((self.coin, self.of))
         return order
 
 
 @dataclass(frozen=True)
 class Proposals:
-    """Pairs of row numbers. `decided` says that the first is meant as the chosen one; else the higher score decides."""
+    """Pairs of a field's answers, by number.
+
+    `decided` says that the first is meant as the chosen one; else the higher score decides. `unmatched` counts answers
+    that found no partner.
+    """
 
     first: Ints
     second: Ints
@@ -111,7 +136,7 @@ def _best_random(field: Field, spec: PairSpec) -> Proposals:
 
 def _random_labelled(field: Field, spec: PairSpec) -> Proposals:
     possible = field.size * (field.size - 1) // 2
-    prompts = field.rows["prompt_id"].gather(field.start)
+    prompts = field.take(field.start, "prompt_id")["prompt_id"]
     drawn: list[Ints] = []
     for turn in range(spec.per_prompt):
         # Floyd's sampling without replacement: of the first t + 1 numbers one, or t where it was drawn before.
@@ -138,7 +163,7 @@ def _tournament(field: Field, spec: PairSpec) -> Proposals:
         if not len(first):
             break
         rounds.append((first, second))
-        # The winner has the smaller number: rows are sorted by score. Whoever met nobody goes on.
+        # The winner has the smaller number: the best come first. Whoever met nobody goes on.
         standing = np.setdiff1d(standing, np.maximum(first, second), assume_unique=True)
         standing = standing[np.lexsort((field.coin[standing], field.of[standing]))]
     firsts, seconds = ([pair[side] for pair in rounds] for side in (0, 1))
@@ -172,8 +197,7 @@ def _top_bottom(field: Field, spec: PairSpec) -> Proposals:
 
 
 def _length_matched(field: Field, spec: PairSpec) -> Proposals:
-    chars = field.rows["chars"].to_numpy().astype(np.float64)
-    score = field.rows["score"].to_numpy()
+    chars, score = field.column("chars").astype(np.float64), field.column("score")
     free = np.ones(len(field.of), bool)
     firsts, seconds, unmatched = [], [], 0
     for _ in range(spec.per_prompt):
@@ -195,7 +219,7 @@ def _length_matched(field: Field, spec: PairSpec) -> Proposals:
 
 
 def _against_reference(field: Field, spec: PairSpec) -> Proposals:
-    is_reference = (field.rows["sampler"] == spec.reference).to_numpy()
+    is_reference = (field.rows["sampler"] == spec.reference).to_numpy()[field.row]
     first, second = _every_two(field.start, field.size)
     meets = is_reference[first] != is_reference[second]
     first, second = first[meets], second[meets]
@@ -207,7 +231,7 @@ def _against_reference(field: Field, spec: PairSpec) -> Proposals:
 
 
 def _cross_sampler(field: Field, spec: PairSpec) -> Proposals:
-    sampler = field.rows["sampler"].rank("dense").to_numpy().astype(np.int64)
+    sampler = field.rows["sampler"].rank("dense").to_numpy().astype(np.int64)[field.row]
     key = field.of[field.best_first] * (int(sampler.max(initial=0)) + 1) + sampler[field.best_first]
     best = field.best_first[np.unique(key, return_index=True)[1]]
     size = np.unique(field.of[best], return_counts=True)[1]

@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from prefdata.grids import grids, ordered, sizes
 from prefdata.pools import Pools, open_pools
 from prefdata.reports import Account, Report
 from prefdata.selections.diversity import Distance, spread_ranks
@@ -66,11 +67,11 @@ def keep(
     pool's own unless given). Returns candidate_id, prompt_id, rank, score, copies and draws, ordered by prompt and
     rank.
     """
-    pool = pool.sort("prompt_id", "sample_index", "candidate_id")
+    pool = ordered(pool)
     usable, dropped = narrowed(pool, spec, latest_round)
     rank, draws = _places(usable, spec, distance or Distance.of(spec))
     ranked = usable.with_columns(rank=pl.Series(rank, dtype=pl.Int32), draws=_nullable(draws))
-    chosen = ranked.filter(pl.col("rank") <= _kept(spec)).sort("prompt_id", "rank")
+    chosen = _by_rank(ranked.filter(pl.col("rank") <= _kept(spec)))
     dropped["not_selected"] = usable.height - chosen.height
     account = Account(pool.height, chosen.height, Counter(dropped), *_figures(usable, chosen, spec))
     return chosen.select(_COLUMNS), account
@@ -124,6 +125,11 @@ def _places(usable: pl.DataFrame, spec: SelectSpec, distance: Distance) -> tuple
     return place, draws
 
 
+def _by_rank(chosen: pl.DataFrame) -> pl.DataFrame:
+    """Rows that stand by prompt, each prompt's in the order of their ranks."""
+    return chosen.with_columns(_prompt=chosen["prompt_id"].rle_id()).sort("_prompt", "rank").drop("_prompt")
+
+
 def _nullable(draws: np.ndarray | None) -> pl.Expr:
     return pl.lit(None, pl.Int32) if draws is None else pl.lit(pl.Series(draws, dtype=pl.Int32))
 
@@ -133,7 +139,7 @@ def _figures(
 ) -> tuple[Counter[str], dict[str, tuple[float, int]]]:
     counts = Counter(
         {
-            "prompts": usable["prompt_id"].n_unique(),
+            "prompts": len(sizes(usable)),
             "prompts_with_answers": chosen["prompt_id"].n_unique(),
             "ties_at_the_top": _ties_at_the_top(usable),
         }
@@ -154,5 +160,5 @@ def _figures(
 
 def _ties_at_the_top(usable: pl.DataFrame) -> int:
     """Prompts of which several answers share the highest score."""
-    top = usable.group_by("prompt_id").agg((pl.col("score") == pl.col("score").max()).sum().alias("n"))
-    return int((top["n"] > 1).sum())
+    every = [grid.spread(usable["score"].to_numpy(), -np.inf) for grid in grids(sizes(usable))]
+    return sum(int(((scores == scores.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum()) for scores in every)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from prefdata.draws import gumbels, uniforms
 from prefdata.errors import UsageError, did_you_mean
+from prefdata.grids import grids, ordered, sizes
 from prefdata.selections.rules import NOWHERE
 from prefdata.specs import SelectSpec
 
@@ -31,12 +32,28 @@ def narrowed(pool: pl.DataFrame, spec: SelectSpec, latest_round: int | None) -> 
         rows = _only(rows, _of_the_drawn_sampler(rows, spec), "other_sampler", dropped)
     if spec.duplicates == "keep":
         return rows.with_columns(copies=pl.lit(1, pl.Int32)), dropped
-    copies = rows.group_by("prompt_id", "text_key").agg(copies=pl.len().cast(pl.Int32))
-    if copies.height == rows.height:
-        return rows.with_columns(copies=pl.lit(1, pl.Int32)), dropped
-    first = rows.unique(["prompt_id", "text_key"], keep="first", maintain_order=True)
-    dropped["duplicate"] = rows.height - first.height
-    return first.join(copies, on=["prompt_id", "text_key"], how="left", maintain_order="left"), dropped
+    once = pl.lit(1, pl.Int32)
+    repeated = _with_repeats(rows)
+    if not repeated.any():
+        return rows.with_columns(copies=once), dropped
+    some = rows.filter(repeated)
+    copies = some.group_by("prompt_id", "text_key").agg(copies=pl.len().cast(pl.Int32))
+    first = some.unique(["prompt_id", "text_key"], keep="first").join(copies, on=["prompt_id", "text_key"])
+    dropped["duplicate"] = some.height - first.height
+    return ordered(pl.concat([rows.filter(~repeated).with_columns(copies=once), first])), dropped
+
+
+def _with_repeats(rows: pl.DataFrame) -> pl.Series:
+    """Whether a row's prompt has some text twice."""
+    found = np.zeros(rows.height, bool)
+    keys, row = rows["text_key"].to_numpy(), np.arange(rows.height)
+    for grid in grids(sizes(rows)):
+        there = grid.spread(row, -1) >= 0
+        line = np.where(there, grid.spread(keys, 0), np.arange(grid.shape[1], dtype=np.uint64))
+        line.sort(axis=1)
+        repeats = (line[:, 1:] == line[:, :-1]).any(axis=1)
+        found[grid.numbers] = grid.flat(np.repeat(repeats[:, None], grid.shape[1], axis=1))
+    return pl.Series(found)
 
 
 def scaled(rows: pl.DataFrame, spec: SelectSpec) -> NDArray[np.float64]:

@@ -15,17 +15,15 @@ The two RSO laws differ. Let w = exp(r / beta).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from prefdata.draws import gumbels, uniforms
+from prefdata.grids import Grid, descending, grids, sizes
 from prefdata.specs import SelectSpec
-
-T = TypeVar("T", bound=np.generic)
 
 Scores = NDArray[np.float64]
 """Scores, shape (prompts, candidates), padded with -inf where a prompt has fewer candidates."""
@@ -47,10 +45,12 @@ def places(rows: pl.DataFrame, spec: SelectSpec) -> tuple[Places, NDArray[np.int
         return _shuffled(rows, spec), None
     place = np.full(rows.height, NOWHERE, np.int64)
     drawn = np.zeros(rows.height, np.int32) if spec.method == "boltzmann" else None
-    for some, grid in _grids(rows):
-        place[some] = grid.flat(_ranks(grid, rows[some], spec))
-        if drawn is not None:
-            drawn[some] = grid.flat(boltzmann_draws(grid.scores, spec.beta, spec.k, _coins(grid, rows[some], spec)))
+    for grid in grids(sizes(rows)):
+        scores, coins = grid.spread(rows["score"].to_numpy(), -np.inf), _coins(grid, rows, spec)
+        if drawn is None:
+            place[grid.numbers] = grid.flat(_ranks(scores, coins, spec))
+        else:
+            drawn[grid.numbers] = grid.flat(boltzmann_draws(scores, spec.beta, spec.k, coins))
     if drawn is not None:
         place = _by_draws(rows, drawn)
     return place, drawn
@@ -62,7 +62,7 @@ def gumbel_ranks(scores: Scores, beta: float, uniform: Scores) -> Places:
     Sorting score / beta + Gumbel noise draws without replacement from the softmax of score / beta: the law of RSO's
     re-draw scheme, order included. beta = 0 sorts by score, ties in list order; beta = inf ignores the scores.
     """
-    return _descending(_noisy(scores, beta, uniform))
+    return _places(_noisy(scores, beta, uniform))
 
 
 def boltzmann_draws(scores: Scores, beta: float, k: int, draw: Callable[[int], Scores]) -> NDArray[np.int32]:
@@ -119,57 +119,22 @@ def acceptance(scores: Scores, beta: float) -> tuple[Scores, Scores]:
 
 def acceptances(rows: pl.DataFrame, beta: float) -> tuple[Scores, Scores]:
     """`acceptance` of rows that are sorted by prompt, each of shape (prompts,), in no particular order of prompts."""
-    found = [acceptance(grid.scores, beta) for _, grid in _grids(rows)]
+    found = [acceptance(grid.spread(rows["score"].to_numpy(), -np.inf), beta) for grid in grids(sizes(rows))]
     empty = np.empty(0)
     return np.concatenate([empty, *(a for a, _ in found)]), np.concatenate([empty, *(e for _, e in found)])
 
 
-class _Grid:
-    """Rows of prompts that have about equally many, as a (prompts, candidates) grid."""
-
-    def __init__(self, sizes: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
-        self.row = np.repeat(np.arange(sizes.size), sizes)
-        self.column = np.arange(len(scores)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        self.shape = (int(sizes.size), int(sizes.max()))
-        self.scores = self.spread(scores, -np.inf)
-
-    def spread(self, values: NDArray[np.float64], fill: float = 0.5) -> Scores:
-        """Values of the rows on the grid."""
-        grid = np.full(self.shape, fill)
-        grid[self.row, self.column] = values
-        return grid
-
-    def flat(self, grid: NDArray[T]) -> NDArray[T]:
-        """A grid's values, one a row."""
-        values: NDArray[T] = grid[self.row, self.column]
-        return values
+def _coins(grid: Grid, rows: pl.DataFrame, spec: SelectSpec) -> Callable[[int], Scores]:
+    return lambda turn: grid.spread(uniforms(rows["candidate_id"], spec.seed, spec.method, turn), 0.5)
 
 
-def _grids(rows: pl.DataFrame) -> Iterator[tuple[NDArray[np.int64], _Grid]]:
-    """The rows' numbers and their grid, for prompts of 1, 2, 3-4, 5-8, … candidates: grids are half full at least."""
-    if rows.height == 0:
-        return
-    sizes = rows.group_by("prompt_id", maintain_order=True).len()["len"].to_numpy().astype(np.int64)
-    scores = rows["score"].to_numpy()
-    kind = np.ceil(np.log2(sizes)).astype(np.int64)
-    of_row = np.repeat(kind, sizes)
-    for one in np.unique(kind):
-        some = np.flatnonzero(of_row == one)
-        yield some, _Grid(sizes[kind == one], scores[some])
-
-
-def _coins(grid: _Grid, rows: pl.DataFrame, spec: SelectSpec) -> Callable[[int], Scores]:
-    return lambda turn: grid.spread(uniforms(rows["candidate_id"], spec.seed, spec.method, turn))
-
-
-def _ranks(grid: _Grid, rows: pl.DataFrame, spec: SelectSpec) -> Places:
-    draw = _coins(grid, rows, spec)
+def _ranks(scores: Scores, draw: Callable[[int], Scores], spec: SelectSpec) -> Places:
     if spec.method == "rso":
-        return gumbel_ranks(grid.scores, spec.beta, draw(0))
+        return gumbel_ranks(scores, spec.beta, draw(0))
     if spec.method == "rso-algorithm1":
-        ranks = algorithm1_ranks(grid.scores, spec.beta, spec.k, draw)
+        ranks = algorithm1_ranks(scores, spec.beta, spec.k, draw)
         return np.where(ranks == 0, NOWHERE, ranks)
-    return _descending(grid.scores)
+    return _places(scores)
 
 
 def _shuffled(rows: pl.DataFrame, spec: SelectSpec) -> Places:
@@ -206,8 +171,8 @@ def _first_best(gap: Scores) -> NDArray[np.bool_]:
     return first
 
 
-def _descending(values: Scores) -> Places:
-    order = np.argsort(-values, axis=1, kind="stable")
+def _places(values: Scores) -> Places:
+    order = descending(values)
     place = np.empty_like(order)
     np.put_along_axis(place, order, np.arange(1, values.shape[1] + 1)[None, :], axis=1)
     return place
