@@ -71,12 +71,18 @@ class Pools:
 
 @contextmanager
 def open_pools(
-    run: Run, spec: PoolSpec, source: Partition, *, beside: tuple[str, ...] = (), texts: bool = False
+    run: Run,
+    spec: PoolSpec,
+    source: Partition,
+    *,
+    beside: tuple[str, ...] = (),
+    texts: bool = False,
+    prompt_id: str | None = None,
 ) -> Iterator[Pools]:
     """The candidates that `source` names, a partition of scores, selections or comparisons, as pools.
 
     `beside` names samplers whose candidates come in although the source does not name them: with the score that the
-    source's scorer gave, or null. `texts` adds the column `text`.
+    source's scorer gave, or null. `texts` adds the column `text`. With `prompt_id` only that prompt's.
 
     Raises:
         InputError: the source names candidates that the run does not hold.
@@ -93,11 +99,11 @@ def open_pools(
     with _folder(run) as folder:
         asked, there, pools = (_Waiting(folder / name, -(-rows // POOL_ROWS)) for name in ("asked", "there", "pools"))
         for table, part, extra in named:
-            asked.add(_asked(table, part).with_columns(extra=pl.lit(extra)))
+            asked.add(_of(prompt_id, _asked(table, part).with_columns(extra=pl.lit(extra))))
         joining = _Joining(run, spec, source, scorer, beside)
         for sampler in samplers:
             for part in sampler.readable():
-                there.add(joining.candidates(sampler.name, part, texts))
+                there.add(_of(prompt_id, joining.candidates(sampler.name, part, texts)))
         content, latest = Content(), 0
         for share in range(asked.shares):
             pool = joining.join(asked.take(share), there.take(share))
@@ -275,6 +281,10 @@ def _asked(source: Partition, part: Path) -> pl.DataFrame:
     rows = pl.read_parquet(part, columns=["candidate_id", "prompt_id", "score", *draws], hive_partitioning=False)
     rows = rows if draws else rows.with_columns(draws=pl.lit(None, pl.Int32))
     return rows.select("candidate_id", "prompt_id", "score", "draws")
+
+
+def _of(prompt_id: str | None, rows: pl.DataFrame) -> pl.DataFrame:
+    return rows if prompt_id is None else rows.filter(pl.col("prompt_id") == prompt_id)
 
 
 def _scorer(source: Partition) -> str:

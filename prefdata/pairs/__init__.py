@@ -111,6 +111,7 @@ class Judged:
 
     Attributes:
         proposals: prompt_id, chosen and rejected ids, scores, margin, probability, tie and `dropped`, ordered as kept.
+        answers: candidate_id and `why` it takes no part, or null.
         left_out: answers that take no part, by reason, as figures.
         alone, without: prompts with one answer, with none.
         unmatched: answers for which length-matched found none.
@@ -118,6 +119,7 @@ class Judged:
     """
 
     proposals: pl.DataFrame
+    answers: pl.DataFrame
     left_out: dict[str, int]
     alone: int
     without: int
@@ -147,6 +149,7 @@ def judge(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
     reasons = pool["why"].drop_nulls().value_counts(name="n").sort("why")
     return Judged(
         proposals=_limited(both, field, spec),
+        answers=pool.select("candidate_id", "why"),
         left_out={f"answers_{reason}": count for reason, count in reasons.iter_rows()},
         alone=int((field.size == 1).sum()),
         without=pool["prompt_id"].n_unique() - len(field.size),
