@@ -7,6 +7,8 @@ million of them cost what ten thousand do. With fewer prompts than `LOTS` each i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,20 +31,26 @@ def lots(prompts: int, seed: int = 0) -> NDArray[np.int64]:
     return np.random.default_rng(seed).permutation(prompts) % LOTS
 
 
-def intervals(sums: Floats, sizes: Floats | None = None, seed: int = 0) -> tuple[Floats, Floats]:
-    """The 95% percentile bootstrap intervals of means over prompts.
+def intervals(
+    sums: Floats, sizes: Floats | None = None, seed: int = 0, of: Callable[[Floats], Floats] | None = None
+) -> tuple[Floats, Floats]:
+    """The 95% percentile bootstrap intervals of means over prompts, or of what follows from the means.
 
     Args:
         sums: of a value over the prompts of each lot, shape (lots, values).
         sizes: the number of prompts in each lot, shape (lots,); one each unless given.
         seed: of the resamples, the same for all values: what is compared is resampled together.
+        of: figures from the means of each resample: (resamples, values) to (resamples, figures).
 
     Returns:
-        low and high, each of shape (values,); NaN where there are fewer than two lots, which say nothing of the spread.
+        low and high, each of shape (values,) or (figures,); NaN where there are fewer than two lots, which say
+        nothing of the spread.
     """
     count, values = sums.shape
+    of = of or (lambda means: means)
     if count < 2:
-        return np.full(values, np.nan), np.full(values, np.nan)
+        nothing = np.full(of(sums).shape[1], np.nan)
+        return nothing, nothing
     sizes = np.ones(count) if sizes is None else sizes
     random, step = np.random.default_rng(seed), max(1, _AT_ONCE // count)
     means = np.empty((RESAMPLES, values))
@@ -51,7 +59,7 @@ def intervals(sums: Floats, sizes: Floats | None = None, seed: int = 0) -> tuple
         drawn = random.integers(0, count, (rows, count)) + np.arange(rows)[:, None] * count
         times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
         means[start : start + rows] = (times @ sums) / (times @ sizes)[:, None]
-    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    low, high = np.quantile(of(means), [0.025, 0.975], axis=0)
     return low, high
 
 

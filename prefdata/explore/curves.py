@@ -32,6 +32,9 @@ SCHEMA: dict[str, pl.DataType] = {
 }  # fmt: skip
 """The columns of the long table."""
 
+HALVES = "halves"
+"""A curve of no row: the expected maximum at N/8, N/4, N/2 and N, from which `max` is continued."""
+
 TEXTS = 2000
 """Prompts whose texts are read for the figures of diversity, by lot."""
 
@@ -97,16 +100,18 @@ def _steps(known: int, plan: Sequence[int] = ()) -> list[int]:
 def _estimates(values: Mapping[str, Floats], known: int, ns: Sequence[int]) -> dict[str, tuple[list[int], Floats]]:
     """Every curve of some prompts with equally many candidates: its n, and each prompt's values, (P, K)."""
     scores, within = values["score"], [n for n in ns if n <= known]
-    best = np.sort(scores, axis=1) @ estimators.reach_weights(scores.shape[1], known, ns)
+    best = estimators.expected_max(scores, within)
     median = estimators.expected_median(scores, within)
     others = [n for n in within if n < known]
     made: dict[str, tuple[list[int], Floats]] = {
-        "max": (list(ns), best),
+        "max": (within, best),
         "median": (within, median),
         "min": (within, estimators.expected_min(scores, within)),
-        "gap": (within, best[:, : len(within)] - median),
+        "gap": (within, best - median),
         "kl_empirical": (within, estimators.kl_empirical(scores, within)),
     }
+    if len(ns) > len(within):
+        made[HALVES] = ([8, 4, 2, 1], np.sort(scores, axis=1) @ estimators.halving_weights(scores.shape[1], known))
     if others:
         made["win_rate"] = (others, estimators.win_rate(scores, others))
     if "logprob" in values:
@@ -145,8 +150,16 @@ def _points(draws: Draws, ns: Sequence[int], seed: int) -> list[tuple[object, ..
         best = max(gold, key=lambda place: sums[:, place].sum())
         points = [*points, ("gold_fall", draws.known)]
         sums = np.column_stack([sums, sums[:, best] - sums[:, gold[-1]]])
-    mean = sums.sum(axis=0) / sizes.sum()
-    low, high = intervals(sums, sizes, seed)
+    beyond = [n for n in ns if n > draws.known]
+    halves = [place for place, (curve, _) in enumerate(points) if curve == HALVES]
+
+    def of(means: Floats) -> Floats:
+        more = estimators.continued(means[:, halves], draws.known, beyond) if beyond else means[:, :0]
+        return np.concatenate([np.delete(means, halves, axis=1), more], axis=1)
+
+    mean = of((sums.sum(axis=0) / sizes.sum())[None, :])[0]
+    low, high = intervals(sums, sizes, seed, of)
+    points = [point for point in points if point[0] != HALVES] + [("max", n) for n in beyond]
     binary = bool(np.isin(draws.values["score"], (0.0, 1.0)).all())
     rows = []
     for (curve, n), *numbers in zip(points, mean, low, high, strict=True):
@@ -184,31 +197,55 @@ def _leads(groups: Sequence[Draws], plan: Sequence[int], seed: int) -> list[tupl
 def _lead(curve: str, groups: Sequence[Draws], ns: Sequence[int], seed: int) -> list[tuple[object, ...]]:
     lot = lots(groups[0].sizes.size, seed)
     sizes = np.bincount(lot).astype(np.float64)
-    sums = np.stack([_best_sums(draws, curve, ns, lot) for draws in groups])
-    order = np.argsort(-sums.sum(axis=1), axis=0, kind="stable")
-    first, second = (np.take_along_axis(sums, order[place][None, None, :], axis=0)[0] for place in (0, 1))
-    lead = first - second
-    low, high = intervals(lead, sizes, seed)
-    mean = lead.sum(axis=0) / sizes.sum()
+    sums = [_best_sums(draws, curve, ns, lot) for draws in groups]
+    edges = np.cumsum([mine.shape[1] for mine in sums])[:-1]
+
+    def of(means: Floats) -> Floats:
+        """The curve of each group, (groups, resamples, ns)."""
+        return np.stack(
+            [_whole(mine, draws.known, ns) for mine, draws in zip(np.split(means, edges, axis=1), groups, strict=True)]
+        )
+
+    stacked = np.concatenate(sums, axis=1)
+    value = of((stacked.sum(axis=0) / sizes.sum())[None, :])[:, 0]
+    first, second = np.argsort(-value, axis=0, kind="stable")[:2]
+
+    def lead(means: Floats) -> Floats:
+        curves, every = of(means), np.arange(len(ns))
+        found: Floats = (curves[first, :, every] - curves[second, :, every]).T
+        return found
+
+    low, high = intervals(stacked, sizes, seed, lead)
     rows = []
     for column, n in enumerate(ns):
-        winner, next_ = (groups[int(place)] for place in order[:2, column])
-        if not math.isnan(mean[column]):
-            row = _row(winner, curve, n, [mean[column], low[column], high[column]])
+        winner, next_ = groups[int(first[column])], groups[int(second[column])]
+        ahead = value[first[column], column] - value[second[column], column]
+        if not math.isnan(ahead):
+            row = _row(winner, curve, n, [ahead, low[column], high[column]])
             rows.append((*row[:-1], n > min(winner.known, next_.known)))
     return rows
 
 
 def _best_sums(draws: Draws, curve: str, ns: Sequence[int], lot: Ints) -> Floats:
-    sums = np.zeros((int(lot.max()) + 1, len(ns)))
+    """Sums over each lot of the curve up to the group's N, and of what it is continued from, (lots, n up to N, + 4)."""
+    within = [n for n in ns if n <= draws.known]
+    sums = np.zeros((int(lot.max()) + 1, len(within) + 4))
     for which, values in draws.blocks(lot):
         scores = values["score"]
         if curve == "gold_lead":
-            _add(sums, which, estimators.value_of_best(scores, values["gold"], ns))
+            _add(sums[:, :-4], which, estimators.value_of_best(scores, values["gold"], within))
         else:
-            weights = estimators.reach_weights(scores.shape[1], draws.known, ns)
-            _add(sums, which, np.sort(scores, axis=1) @ weights)
+            total = scores.shape[1]
+            weights = [estimators.max_weights(total, within), estimators.halving_weights(total, draws.known)]
+            _add(sums, which, np.sort(scores, axis=1) @ np.concatenate(weights, axis=1))
     return sums
+
+
+def _whole(means: Floats, known: int, ns: Sequence[int]) -> Floats:
+    """The curve at all n from its means up to the group's N and what it is continued from."""
+    beyond = [n for n in ns if n > known]
+    more = estimators.continued(means[:, -4:], known, beyond) if beyond else means[:, :0]
+    return np.concatenate([means[:, :-4], more], axis=1)
 
 
 def _add(sums: Floats, lot: Ints, values: Floats) -> None:
@@ -262,8 +299,8 @@ def _notes(run: Run, groups: Sequence[Draws], kept: pl.DataFrame, by: By, plan: 
     for draws in groups:
         if draws.sizes.size == 1:
             notes.append(f"{draws.group} has one prompt: there is no interval.")
-        if draws.known == 1 and any(n > 1 for n in plan):
-            notes.append(f"{draws.group} has one candidate a prompt: what more would bring cannot be told from it.")
+        if draws.known < 4 and any(n > draws.known for n in plan):
+            notes.append(f"{draws.group} has fewer than 4 candidates a prompt: they do not tell what more would bring.")
         if "tokens" not in draws.values and plan:
             notes.append(f"Nobody counted the tokens of {draws.group}: the cost of its plan is not known.")
     for sampler in chosen_samplers(run, tuple(kept["sampler"].unique().sort())):

@@ -200,26 +200,53 @@ def normal_maxima(ns: Sequence[int]) -> Floats:
     return np.array([float(np.sum(x * n * density * np.exp((n - 1) * log_cdf)) * (x[1] - x[0])) for n in ns])
 
 
-def reach_weights(total: int, known: int, ns: Sequence[int]) -> Floats:
-    """`max_weights` for n up to `known`, and beyond it their continuation, shape (total, K).
+def halving_weights(total: int, known: int) -> Floats:
+    """Weights of E[max of n] at n = known/8, known/4, known/2 and known, (total, 4): what `continued` goes on from.
 
-    Against the expected maximum of n normals, the curve of a normal law is a straight line. Beyond `known` the curve
-    goes on with the slope that it has between known/2 and known: an extrapolation, exact for normal scores, too high
-    for scores with a ceiling, too low for heavy tails. `known` = 1 has no slope: NaN.
+    Between whole numbers the curve is a straight line in log n; n below 1 is 1.
     """
-    half = max(1, known // 2)
-    at_half, at_known = max_weights(total, [half, known]).T
-    base = normal_maxima([half, known])
     columns = []
-    for n in ns:
-        if n <= known:
-            columns.append(order_weights(total, n, n))
-        elif known == 1:
-            columns.append(np.full(total, np.nan))
-        else:
-            ahead = (normal_maxima([n])[0] - base[1]) / (base[1] - base[0])
-            columns.append(at_known + ahead * (at_known - at_half))
+    for n in (max(1.0, known / 2**halvings) for halvings in (3, 2, 1, 0)):
+        low, high = math.floor(n), math.ceil(n)
+        part = math.log(n / low) / math.log(high / low) if high > low else 0.0
+        columns.append((1 - part) * order_weights(total, low, low) + part * order_weights(total, high, high))
     return np.stack(columns, axis=1)
+
+
+def continued(halves: Floats, known: int, ns: Sequence[int]) -> Floats:
+    """A curve beyond what is known: an extrapolation of the mean curve, shape (…, K).
+
+    Each doubling of n brings a gain, and gains shrink by a ratio that itself changes. The change of the last two ratios
+    goes on; a ratio never grows beyond 1, or beyond the last where that is larger. So normal scores, scores with a
+    ceiling and rare successes are told apart by how their gains shrink. With fewer than 8 known the last ratio stays.
+    With fewer than 4 there is no ratio: NaN.
+
+    Args:
+        halves: E[max of n] at `known` / 8, / 4, / 2 and `known`, shape (…, 4); see `halving_weights`.
+        known: the largest n that is known.
+        ns: K numbers beyond it.
+    """
+    if known < 4:
+        return np.full((*halves.shape[:-1], len(ns)), np.nan)
+    gains = np.maximum(np.diff(halves, axis=-1), 0.0)
+    last = _ratio(gains[..., 2], gains[..., 1])
+    change = _ratio(last, _ratio(gains[..., 1], gains[..., 0])) if known >= 8 else np.ones_like(last)
+    tops, gain, ratio = [halves[..., 3]], gains[..., 2], last
+    for _ in range(math.ceil(math.log2(max(ns) / known))):
+        ratio = np.minimum(ratio * change, np.maximum(last, 1.0))
+        gain = gain * ratio
+        tops.append(tops[-1] + gain)
+    columns = []
+    for doublings in (math.log2(n / known) for n in ns):
+        low, high = math.floor(doublings), math.ceil(doublings)
+        columns.append(tops[low] + (doublings - low) * (tops[high] - tops[low]))
+    return np.stack(columns, axis=-1)
+
+
+def _ratio(top: Floats, bottom: Floats) -> Floats:
+    """The ratio of gains, 0 where there was none; 2 at most, as no doubling brings more than twice the one before."""
+    made: Floats = np.minimum(np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0), 2.0)
+    return made
 
 
 def _by_score(scores: Floats, values: Floats) -> Floats:

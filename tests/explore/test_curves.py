@@ -81,14 +81,14 @@ def test_another_temperature_is_another_law_than_the_model_s(tmp_path: Path) -> 
 
 
 def test_who_leads(run: Run) -> None:
-    found = curves(run, plan=[6])
+    found = curves(run)
     # Of {3, 4, 5} and {1, 2, 3} the best of n are two apart for every n and prompt: nothing to be unsure of.
     lead = found.rows.filter(pl.col("curve") == "lead").sort("n")
-    assert lead["group"].to_list() == ["tuned"] * 4
-    assert lead["n"].to_list() == [1, 2, 3, 6]
+    assert lead["group"].to_list() == ["tuned"] * 3
+    assert lead["n"].to_list() == [1, 2, 3]
     assert lead["value"].to_numpy() == pytest.approx(2)
     assert lead["low"].to_numpy() == pytest.approx(2)
-    assert lead["extrapolated"].to_list() == [False, False, False, True]
+    assert not lead["extrapolated"].any()
 
 
 def test_who_leads_is_told_on_the_prompts_that_all_have(tmp_path: Path) -> None:
@@ -167,22 +167,31 @@ def test_answers_that_nobody_drew_here_have_no_temperature_and_no_price(tmp_path
     assert any("Nobody counted" in note for note in found.notes)
 
 
-def test_the_plan(run: Run) -> None:
-    found = curves(run, samplers=("policy",), plan=[2, 3, 12])
-    assert value(found, "max", "policy", 3, "extrapolated") is False
-    assert value(found, "max", "policy", 12, "extrapolated") is True
-    assert value(found, "max", "policy", 12) > value(found, "max", "policy", 3)
-    assert value(found, "completion_tokens", "policy", 12) == pytest.approx(48)
-    assert value(found, "completion_tokens", "policy", 12, "extrapolated") is False
-    without = curves(run, samplers=("policy",))
-    assert value(without, "max", "policy", 2) == value(found, "max", "policy", 2)
+def test_the_plan(tmp_path: Path) -> None:
+    """Cold gains nothing more beyond 4, hot does: hot is behind at 4 and ahead at 16."""
+    run = make(tmp_path / "r", {"cold": [[2.0, 2.0, 2.0, 3.0]] * 4, "hot": [[-1.0, -1.0, -1.0, 2.9]] * 4})
+    found = curves(run, plan=[2, 4, 16])
+    assert value(found, "max", "hot", 4, "extrapolated") is False
+    assert value(found, "max", "hot", 16, "extrapolated") is True
+    # Hot at 1, 2, 4: -1 + 3.9 / 4, / 2 and / 1, so gains 0.975 and 1.95 with the ratio 2: 3.9 and 7.8 more.
+    assert value(found, "max", "hot", 16) == pytest.approx(2.9 + 3.9 + 7.8)
+    assert value(found, "lead", "cold", 4) == pytest.approx(0.1)
+    # Cold likewise: 1/4 and 1/2, then 1 and 2 more.
+    assert value(found, "lead", "hot", 16) == pytest.approx(14.6 - 6)
+    assert value(found, "lead", "hot", 16, "extrapolated") is True
+    assert value(found, "lead", "hot", 16, "low") == pytest.approx(8.6)
+    assert value(found, "completion_tokens", "hot", 16) == pytest.approx(16 * 4.5)  # 3, 4, 5 and 6 tokens
+    assert value(found, "completion_tokens", "hot", 16, "extrapolated") is False
+    assert value(curves(run), "max", "hot", 2) == value(found, "max", "hot", 2)
+    assert "halves" not in set(found.rows["curve"])
 
 
-def test_one_candidate_says_nothing_about_two(tmp_path: Path) -> None:
-    found = curves(make(tmp_path / "r", {"a": [[1.0], [2.0]]}), plan=[1, 4])
+def test_fewer_than_four_candidates_do_not_tell_what_more_would_bring(tmp_path: Path) -> None:
+    found = curves(make(tmp_path / "r", {"a": [[1.0], [2.0]], "b": [[1.0, 2.0, 3.0]] * 2}), plan=[1, 4])
     assert value(found, "max", "a", 1) == 1.5
     assert value(found, "max", "a", 4) is None
-    assert "one candidate a prompt" in found.notes[0]
+    assert value(found, "max", "b", 4) is None
+    assert sum("fewer than 4 candidates" in note for note in found.notes) == 2
 
 
 def test_one_prompt_has_no_interval(tmp_path: Path) -> None:
@@ -288,10 +297,17 @@ def test_intervals_are_each_one_s_interval() -> None:
 def test_the_page(prefdata, run: Run) -> None:
     code, out, err = prefdata("curves", run.path, "--plan", "2,6")
     assert (code, err) == (0, "")
-    for said in ("best of n by rm", "tuned", "extrapolated", "tokens", "told apart", "24 in, 24 out", "self-BLEU"):
+    for said in ("best of n by rm", "tuned", "fewer than 4", "tokens", "told apart", "24 in, 24 out", "self-BLEU"):
         assert said in out
     assert "\x1b" not in out
     assert "4.500" in out
+
+
+def test_the_page_with_a_plan(prefdata, tmp_path: Path) -> None:
+    run = make(tmp_path / "r", {"a": [[0.0, 1.0, 2.0, 5.0]] * 5})
+    out = prefdata("curves", run.path, "--plan", "4,8")[1]
+    assert "measured" in out
+    assert "extrapolated" in out
 
 
 def test_the_page_with_gold(prefdata, tmp_path: Path) -> None:
