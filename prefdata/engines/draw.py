@@ -35,14 +35,19 @@ def stream_keys(seeds: Sequence[int], steps: int) -> Tensor:
 def uniforms(keys: Tensor, count: int) -> Tensor:
     """`count` numbers in the open interval (0, 1) for each state: (B,) int64 -> (B, count) float64."""
     bits = _mix(keys[:, None] + _GOLDEN * torch.arange(1, count + 1, device=keys.device)[None, :])
-    high = (bits >> (64 - _UNIFORM_BITS)) & ((1 << _UNIFORM_BITS) - 1)
-    return high.double().add_(0.5).mul_(2.0**-_UNIFORM_BITS)
+    return _high(bits, 64 - _UNIFORM_BITS).double().add_(0.5).mul_(2.0**-_UNIFORM_BITS)
 
 
 def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's mixing of states, in place."""
     for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
-        x = x.bitwise_xor((x >> shift) & ((1 << (64 - shift)) - 1)).mul_(multiplier)
-    return x.bitwise_xor_((x >> 31) & ((1 << 33) - 1))
+        x.bitwise_xor_(_high(x, shift)).mul_(multiplier)
+    return x.bitwise_xor_(_high(x, 31))
+
+
+def _high(x: Tensor, shift: int) -> Tensor:
+    """The bits above the lowest `shift`, as an unsigned shift to the right gives them."""
+    return (x >> shift).bitwise_and_((1 << (64 - shift)) - 1)
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,9 @@ def draw(logits: Tensor, settings: Settings, keys: Tensor, penalised: Tensor | N
         token = (logits if penalised is None else penalised).argmax(-1, keepdim=True)
     else:
         scaled = truncate(wanted / torch.where(greedy, 1.0, settings.temperature)[:, None], settings)
-        noise = uniforms(keys, logits.shape[-1]).log_().neg_().log_().neg_()
-        token = torch.where(greedy[:, None], wanted, noise.add_(scaled)).argmax(-1, keepdim=True)
+        # Gumbel noise is -ln(-ln u): taking ln(-ln u) off adds it.
+        noisy = scaled.sub_(uniforms(keys, logits.shape[-1]).log_().neg_().log_())
+        token = torch.where(greedy[:, None], wanted, noisy).argmax(-1, keepdim=True)
     return token[:, 0], logp.gather(-1, token)[:, 0]
 
 

@@ -15,37 +15,53 @@ ROOM = 64
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """A cache layer with room for coming tokens, so that a new one does not copy all that came before it."""
+    """A cache layer in buffers with room to spare: a new token copies nothing, rows that go only what fills their gaps.
+
+    What `keys` and `values` show are the first rows and positions of the buffers.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         """An empty layer."""
         super().__init__(**kwargs)  # type: ignore[no-untyped-call]
-        self._buffers: tuple[Tensor, Tensor] | None = None
+        self._buffers: list[Tensor] = []
+        self._held: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the new positions behind the old ones; returns all keys and values, (B, heads, positions, size)."""
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self._buffers is None or self._buffers[0].shape[-2] < end:
-            self._buffers = _roomy(self.keys, key_states, end), _roomy(self.values, value_states, end)
-        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start:end] = new
-        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
-        return self.keys, self.values
+        states, rows, start = (key_states, value_states), len(key_states), self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if not self._buffers or self._buffers[0].shape[-2] < end:
+            self._buffers = [_roomy(new, rows, end) for new in states]
+            for buffer, held in zip(self._buffers, self._held, strict=False):  # nothing is held at first
+                buffer[:, :, :start] = held
+        for buffer, new in zip(self._buffers, states, strict=True):
+            buffer[:rows, :, start:end] = new
+        return self._show(rows, end)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows, in that order."""
-        super().batch_select_indices(indices)
-        self._buffers = None
+        """Keep these rows, in that order; one that keeps its place is not copied."""
+        if not self._buffers:
+            return
+        rows, end = len(indices), self.get_seq_length()
+        moved = torch.arange(rows, device=indices.device)
+        if rows <= len(self._buffers[0]):
+            moved = moved[indices != moved]
+        else:
+            self._buffers = [_roomy(held, rows, end) for held in self._held]
+        for buffer, held in zip(self._buffers, self._held, strict=True):
+            buffer[:, :, :end].index_copy_(0, moved, held[indices[moved]])
+        self._show(rows, end)
+
+    def _show(self, rows: int, end: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._held = [buffer[:rows, :, :end] for buffer in self._buffers]
+        self.keys, self.values = keys, values
+        return keys, values
 
 
-def _roomy(held: Tensor | None, new: Tensor, end: int) -> Tensor:
-    buffer = new.new_empty(*new.shape[:2], end + ROOM, new.shape[-1])
-    if held is not None and held.numel():
-        buffer[:, :, : held.shape[-2]] = held
-    return buffer
+def _roomy(like: Tensor, rows: int, end: int) -> Tensor:
+    return like.new_empty(rows, like.shape[1], end + ROOM, like.shape[3])
 
 
 class Rows:
@@ -96,3 +112,11 @@ class Rows:
         )
         logits: Tensor = out.logits[:, -1]
         return logits
+
+
+def packed(going: Tensor) -> Tensor:
+    """The places (N,) of the rows that go on, (B,) bool, such that few move: the last ones fill the gaps of others."""
+    places = going.nonzero()[:, 0]
+    index = torch.arange(len(places), device=going.device)
+    index[~going[: len(index)]] = places[places >= len(index)]
+    return index

@@ -24,7 +24,7 @@ from prefdata.engines.draw import Settings, draw, stream_keys
 from prefdata.engines.loading import load, merge_lora, pick_device, pick_dtype
 from prefdata.engines.penalties import Penalties
 from prefdata.engines.protocol import Completion, Rejection, Request, Sampling, refusal, room
-from prefdata.engines.rows import Rows
+from prefdata.engines.rows import Rows, packed
 from prefdata.engines.stops import StopTexts
 from prefdata.errors import EngineError
 from prefdata.ids import Message
@@ -33,13 +33,13 @@ from prefdata.model_files import ModelFiles
 WINDOW = 2000
 """Requests that are pulled and sorted at a time."""
 
-BATCH_TOKENS = {"cpu": 16_384, "cuda": 131_072}
+BATCH_TOKENS = {"cpu": 32_768, "cuda": 131_072}
 """Default budgets: rows times the positions of the longest row, by kind of device."""
 
 MAX_ROWS = 256
 
-ENDED_SHARE = 8
-"""Rows leave a batch when one in so many has ended: each leaving copies the cache of those that stay."""
+ENDED_SHARE = 32
+"""Rows leave a batch when one in so many has ended."""
 
 
 R = TypeVar("R", Request, BeamRequest)
@@ -224,7 +224,7 @@ class TransformersGenerator:
             if stops is not None:
                 ends |= stops.ended(live, token, tokens, step + 1)
             length[live] = torch.where(ends, length[live].clamp(max=step + 1), length[live])
-            stay = (length[live] > step + 1).nonzero()[:, 0]
+            stay = packed(length[live] > step + 1)
             if not len(stay):
                 break
             if penalties is not None:

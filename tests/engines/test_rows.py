@@ -6,10 +6,12 @@ import random
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from prefdata.engines import rows as module
-from prefdata.engines.rows import Rows
+from prefdata.engines.rows import RoomyLayer, Rows, packed
 
 SIZES = {"vocab_size": 50, "max_position_embeddings": 96}
 SMALL = {**SIZES, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -76,3 +78,20 @@ def test_a_prompt_that_rows_share_is_computed_once():
     rows = Rows(net, [(1, 2, 3)] * 4 + [(4, 5)], 96)
     assert sizes == [(2, 3)]
     assert rows.logits.shape == (5, 50)
+
+
+def test_a_token_and_a_row_that_goes_copy_no_other():
+    layer, states = RoomyLayer(), torch.arange(24.0).view(4, 1, 3, 2)
+    first, _ = layer.update(states, states)
+    layer.batch_select_indices(packed(torch.tensor([True, False, True, True])))
+    second, _ = layer.update(states[:3, :, :1], states[:3, :, :1])
+    assert second.data_ptr() == first.data_ptr()
+    assert second[:, 0, :3].tolist() == states[[0, 3, 2], 0].tolist()
+    assert second[:, 0, 3].tolist() == states[:3, 0, 0].tolist()
+
+
+@given(st.lists(st.booleans()))
+def test_the_last_rows_fill_the_gaps(going):
+    stay = packed(torch.tensor(going, dtype=torch.bool)).tolist()
+    assert sorted(stay) == [i for i, goes in enumerate(going) if goes]
+    assert all(stay[i] == i for i in range(len(stay)) if going[i])
