@@ -7,24 +7,88 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prefdata.errors import UsageError
+from prefdata.ids import pair_id
+
 from . import show
 
 if TYPE_CHECKING:
     from prefdata.explore.explain import Explanation
+    from prefdata.pairs.missing import Possibility
 
 EXAMPLE = "Example: prefdata explain runs/demo 0f3a"
 
 
 def explain(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
-    pair_id: Annotated[str, typer.Argument(metavar="PAIR_ID", help="The pair's id, or the beginning of it.")],
+    ids: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PAIR_ID | CANDIDATE_ID CANDIDATE_ID",
+            help="A pair's id, or those of two answers that may be none; the beginnings will do.",
+        ),
+    ],
+    pairing: Annotated[
+        str | None, typer.Option("--pairing", help="Which pairs, for two answers (the only ones unless given).")
+    ] = None,
 ) -> None:
-    """Show why one answer was chosen and the other rejected: prompt, texts, scores, seeds, models, steps."""
+    """Show why one answer was chosen and the other rejected, or why two answers are no pair.
+
+    For a pair: prompt, texts, scores, seeds, models, steps. For two answers: what the pairing's rule makes of them.
+    """
     from prefdata.explore.explain import explain as explore
+    from prefdata.pairs.missing import possibility
     from prefdata.store import Run
 
-    for line in _lines(explore(Run(run), pair_id)):
+    if len(ids) > 2:
+        raise UsageError("explain takes a pair's id, or the ids of two answers.")
+    if len(ids) == 1:
+        lines = _lines(explore(Run(run), ids[0]))
+    else:
+        found = possibility(Run(run), ids[0], ids[1], pairing)
+        lines = _lines(explore(Run(run), pair_id(found.chosen_id, found.rejected_id))) if found.reason is None else []
+        lines = lines or _missing(found)
+    for line in lines:
         typer.echo(line)
+
+
+REASONS = {
+    "not_selected": "was not selected: `prefdata status` shows what the selection left out, and why",
+    "not_scored": "was not scored",
+    "not_compared": "was never compared",
+    "no_score": "has no score",
+    "where": "does not fit --where",
+    "refusal": "is a refusal",
+    "too_short": "is shorter than --min-chars",
+    "too_long": "is longer than --max-chars",
+    "empty": "is empty",
+    "truncated": "was cut off by max_tokens",
+}
+"""Why an answer takes no part."""
+
+NO_PAIR = {
+    "same_text": "both have the same text",
+    "tie": "both score the same: a tie is no preference",
+    "no_score": "one of them has no score",
+    "best_was_truncated": "the better one was cut off and may only be rejected",
+    "chosen_truncated": "the chosen one was cut off and may only be rejected",
+    "margin": "their margin is below --min-margin",
+    "max_margin": "their margin is above --max-margin",
+    "per_prompt_limit": "the prompt has --max-pairs-per-prompt better pairs",
+    "per_candidate_limit": "one of them is in --max-per-candidate better pairs",
+    "balance": "it was left out by lot, to balance sources",
+    "not_proposed": "the strategy does not bring them together",
+}
+"""Why two answers that take part are no pair."""
+
+
+def _missing(found: Possibility) -> list[str]:
+    margin = "" if found.margin is None else f" (margin {show.number(found.margin)})"
+    lines = [f"no pair of {found.pairing} (strategy {found.strategy}), prompt {found.prompt_id}", ""]
+    if not found.absent:
+        both = f"{found.chosen_id} and {found.rejected_id}"
+        return [*lines, f"{both}: {NO_PAIR.get(str(found.reason), str(found.reason))}{margin}"]
+    return [*lines, *(f"{one} {REASONS.get(why, why)}" for one, why in found.absent.items())]
 
 
 def _lines(told: Explanation) -> list[str]:
@@ -35,12 +99,12 @@ def _lines(told: Explanation) -> list[str]:
         lines += ["", *_candidate(side, candidate, pair[f"{side}_score"])]
     lines += [
         "",
-        f"why: {pair['scorer']} scores the chosen one {show.number(pair['margin'])} higher "
-        f"(probability {pair['probability']:.3f} that the label is right, weight {pair['weight']:g})",
+        f"why: {_why(pair)} (probability {pair['probability']:.3f} that the label is right, weight {pair['weight']:g})",
         "",
         f"all {told.standing.height} scored answers to this prompt, best first:",
     ]
-    lines += [_standing(row, pair) for row in told.standing.iter_rows(named=True)]
+    selected = told.standing["selected"].count() > 0
+    lines += [_standing(row, pair, selected=selected) for row in told.standing.iter_rows(named=True)]
     lines += ["", "made by:"]
     for name, lineage in told.lineages:
         settings = ", ".join(f"{key}={value}" for key, value in lineage.spec.items() if value not in (None, [], False))
@@ -69,9 +133,17 @@ def _candidate(side: str, row: dict[str, Any], score: float | None) -> list[str]
     ]
 
 
-def _standing(row: dict[str, Any], pair: dict[str, Any]) -> str:
+def _why(pair: dict[str, Any]) -> str:
+    if pair["verdict"] == "tie":
+        return f"{pair['scorer']} prefers neither; it is kept as a tie"
+    if pair["margin"] is None:
+        return f"{pair['scorer']} prefers the chosen one"
+    return f"{pair['scorer']} scores the chosen one {show.number(pair['margin'])} higher"
+
+
+def _standing(row: dict[str, Any], pair: dict[str, Any], *, selected: bool) -> str:
     mark = {pair["chosen_id"]: "chosen", pair["rejected_id"]: "rejected"}.get(row["candidate_id"], "")
-    place = f"selected {row['selected']}" if row["selected"] is not None else "not selected"
+    place = f"selected {row['selected']}" if row["selected"] is not None else "not selected" if selected else ""
     score = "none" if row["score"] is None else f"{row['score']:.4f}"
     text = show.printable(row["text"] or "")
     return f"  {score:>9}  {place:<12}  {mark:<8}  {text[:70]}{'…' if len(text) > 70 else ''}"

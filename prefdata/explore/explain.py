@@ -9,6 +9,7 @@ import polars as pl
 
 from prefdata.errors import InputError, NotReady
 from prefdata.store import Lineage, Run
+from prefdata.tables import TABLES
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,13 @@ def explain(run: Run, pair_id: str) -> Explanation:
         InputError: no pair has that id, or several begin with it.
     """
     pair = _find(run, pair_id)
-    prompt = _rows(run, "prompts", "prompt_id", pair["prompt_id"]).row(0, named=True)
-    candidates = _rows(run, "candidates", "prompt_id", pair["prompt_id"])
+    asked = pl.col("prompt_id") == pair["prompt_id"]
+    prompt = _rows(run, "prompts", asked).row(0, named=True)
+    candidates = _rows(run, "candidates", asked)
     by_id = {row["candidate_id"]: row for row in candidates.iter_rows(named=True)}
     lineages = _lineages(run, "pairs", pair["pairing"])
     selector = next((lineage.spec.get("selector") for _, lineage in lineages if lineage.step == "pair"), None)
-    scores = _rows(run, "scores", "prompt_id", pair["prompt_id"]).filter(pl.col("scorer") == pair["scorer"])
+    scores = _rows(run, "scores", asked).filter(pl.col("scorer") == pair["scorer"])
     standing = scores.join(candidates, on="candidate_id").sort("score", descending=True, nulls_last=True)
     standing = standing.join(_ranks(run, pair["prompt_id"], selector), on="candidate_id", how="left")
     for side in ("chosen", "rejected"):
@@ -55,9 +57,7 @@ def explain(run: Run, pair_id: str) -> Explanation:
 
 
 def _find(run: Run, pair_id: str) -> dict[str, Any]:
-    run.all("pairs", partial=True)
-    pairs = _table(run, "pairs")
-    found = pairs.filter(pl.col("pair_id").str.starts_with(pair_id))
+    found = _rows(run, "pairs", pl.col("pair_id").str.starts_with(pair_id))
     if found["pair_id"].n_unique() > 1:
         some = ", ".join(found["pair_id"].unique().sort().head(3))
         raise InputError(
@@ -70,22 +70,20 @@ def _find(run: Run, pair_id: str) -> dict[str, Any]:
     return found.row(0, named=True)
 
 
-def _table(run: Run, table: str) -> pl.DataFrame:
+def _rows(run: Run, table: str, fits: pl.Expr) -> pl.DataFrame:
+    """The rows of a table for which an expression holds, with the partition's name; only those are read."""
     frames = []
     for partition in run.all(table, partial=True):
-        frame = pl.from_arrow(partition.read())
-        assert isinstance(frame, pl.DataFrame)
-        frames.append(frame.with_columns(pl.lit(partition.name).alias(partition.table.partition)))
-    return pl.concat(frames)
-
-
-def _rows(run: Run, table: str, column: str, value: str) -> pl.DataFrame:
-    return _table(run, table).filter(pl.col(column) == value)
+        if parts := partition.readable():
+            rows = pl.scan_parquet(parts, hive_partitioning=False).filter(fits).collect()
+            rows = rows.unique(list(partition.table.key), keep="last", maintain_order=True)
+            frames.append(rows.with_columns(pl.lit(partition.name).alias(partition.table.partition)))
+    return pl.concat(frames) if frames else pl.DataFrame(pl.from_arrow(TABLES[table].empty()))
 
 
 def _ranks(run: Run, prompt_id: str, selector: str | None) -> pl.DataFrame:
     try:
-        selections = _rows(run, "selections", "prompt_id", prompt_id).filter(pl.col("selector") == selector)
+        selections = _rows(run, "selections", pl.col("prompt_id") == prompt_id).filter(pl.col("selector") == selector)
     except NotReady:
         selections = pl.DataFrame(schema={"candidate_id": pl.String, "rank": pl.Int32})
     return selections.select("candidate_id", selected="rank")

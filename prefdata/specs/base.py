@@ -93,6 +93,14 @@ class Spec(BaseModel):
                     f"--{name.replace('_', '-')} goes with {with_}, and changes nothing here: leave it out"
                 )
 
+    @classmethod
+    def of_identity(cls, identity: Mapping[str, Any]) -> Self:
+        """The spec that a lineage tells of; what was only known at run time is left out."""
+        fields = cls.model_fields
+        known = {name: value for name, value in identity.items() if name in fields}
+        infinite = {name: float(value) for name, value in known.items() if value in ("inf", "-inf")}
+        return cls.model_validate({**known, **infinite}, by_name=True, by_alias=False)
+
     def fingerprint(self) -> str:
         """The id of the spec's identity: equal fingerprints, equal results from equal inputs."""
         return digest({"step": self.step, **self.essence(self.identity())})

@@ -1,0 +1,121 @@
+"""explain for two answers: every reason why they are no pair, and that a pair is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefdata import PairSpec, Run, SelectSpec, ids, pair, select
+from prefdata.errors import InputError, NotReady, UsageError
+from prefdata.pairs.missing import possibility
+from prefdata.reports import Report
+from prefdata.specs import Spec
+from prefdata.store import Lineage
+
+PROMPT, OTHER = ids.digest("prompt"), ids.digest("another prompt")
+
+
+class Made(Spec):
+    step = "made"
+
+
+def put(run: Run, table: str, name: str, rows: list[dict[str, Any]]) -> None:
+    partition = run.partition(table, name)
+    partition.begin(Lineage.of(Made()))
+    partition.append(partition.table.from_rows(rows))
+    partition.finish(Report(step="made", unit="rows", rows_in=len(rows), rows_out=len(rows)))
+
+
+def named(name: str) -> str:
+    return ids.digest(name)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """One prompt with the answers a (9), b (7), c (7), d (1), e (cut off, 8), f (empty, 0), g (no score)."""
+    run = Run(tmp_path / "run")
+    scores = {"a": 9.0, "b": 7.0, "c": 7.0, "d": 1.0, "e": 8.0, "f": 0.0, "g": None, "h": 3.0, "h2": 4.0}
+    candidates, scored = [], []
+    for i, (name, score) in enumerate(scores.items()):
+        key = {"candidate_id": named(name), "prompt_id": OTHER if name.startswith("h") else PROMPT}
+        text = {"f": " ", "c": "answer c"}.get(name, f"answer {name}")
+        more = {"sample_index": i, "text": text, "status": "ok", "model": "m", "engine": "ingest", "round": 0}
+        candidates.append({**key, **more, "finish_reason": "length" if name == "e" else "stop"})
+        scored.append({**key, "score": score, "reason": None if score is not None else "nan"})
+    messages = [{"role": "user", "content": "?"}]
+    asked = [{"prompt_id": p, "messages": messages, "tags": [], "split": "train"} for p in (PROMPT, OTHER)]
+    put(run, "prompts", "asked", asked)
+    put(run, "candidates", "policy", candidates)
+    put(run, "scores", "rm", scored)
+    return run
+
+
+def why(run: Run, first: str, second: str, **said: Any) -> str | None:
+    pair(run, PairSpec(selector="all", name="asked", **said), replace=True)
+    return possibility(run, named(first), named(second), "asked").reason
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said", "reason"),
+    [
+        ("a", "d", {}, None),
+        ("d", "a", {}, None),
+        ("a", "b", {}, "not_proposed"),
+        ("b", "c", {"strategy": "all"}, "tie"),
+        ("a", "b", {"strategy": "all", "min_margin": 3.0}, "margin"),
+        ("a", "d", {"strategy": "all", "max_margin": 3.0}, "max_margin"),
+        ("e", "d", {"strategy": "all"}, "chosen_truncated"),
+        ("e", "d", {"strategy": "all", "truncated": "drop"}, "truncated"),
+        ("a", "f", {"strategy": "all"}, "empty"),
+        ("a", "g", {"strategy": "all"}, "no_score"),
+        ("a", "b", {"strategy": "all", "max_pairs_per_prompt": 1}, "per_prompt_limit"),
+        ("a", "b", {"strategy": "all", "max_per_candidate": 1}, "per_candidate_limit"),
+        ("a", "d", {"strategy": "all", "where": "sample_index > 0"}, "where"),
+        ("a", "d", {"strategy": "all", "max_chars": 3}, "too_long"),
+    ],
+)
+def test_every_reason(run: Run, first: str, second: str, said: dict[str, Any], reason: str | None) -> None:
+    assert why(run, first, second, **said) == reason
+
+
+def test_what_was_not_selected(run: Run) -> None:
+    select(run, SelectSpec(method="top-k", k=2))
+    pair(run, PairSpec(strategy="all"))
+    found = possibility(run, named("a"), named("d"))
+    assert (found.reason, set(found.absent)) == ("not_selected", {named("d")})
+    assert possibility(run, named("b")[:12], named("a")[:12]).reason is None
+
+
+def test_left_out_by_lot(run: Run) -> None:
+    put(run, "prompts", "alone", [])
+    told = [why(run, a, b, strategy="all", balance="sampler") for a, b in (("a", "d"), ("h", "h2"))]
+    assert told == [None, None]  # one sampler is in balance with itself
+
+
+def test_what_cannot_be_asked(run: Run) -> None:
+    with pytest.raises(NotReady, match="prefdata pair"):
+        possibility(run, named("a"), named("d"))
+    pair(run, PairSpec(selector="all"))
+    with pytest.raises(InputError, match="has no candidate 'zz'"):
+        possibility(run, "zz", named("a"))
+    with pytest.raises(InputError, match="candidates begin with ''"):
+        possibility(run, "", named("a"))
+    with pytest.raises(InputError, match="a pair has one prompt"):
+        possibility(run, named("a"), named("h"))
+    with pytest.raises(UsageError, match="no pairs named 'alll-rm'"):
+        possibility(run, named("a"), named("d"), "alll-rm")
+
+
+def test_the_command_says_it_in_words(run: Run, prefdata) -> None:
+    pair(run, PairSpec(selector="all"))
+    code, out, _ = prefdata("explain", run, named("a"), named("b"))
+    assert code == 0
+    assert "the strategy does not bring them together" in out
+    code, out, _ = prefdata("explain", run, named("d"), named("a"))
+    assert out.startswith(f"pair {ids.pair_id(named('a'), named('d'))} of all-rm")
+    code, out, _ = prefdata("explain", run, named("a"), named("g"))
+    assert f"{named('g')} has no score" in out
+    code, _, err = prefdata("explain", run, "1", "2", "3")
+    assert (code, err.count("\n")) == (2, 1)
