@@ -57,6 +57,16 @@ def test_the_page_on_ranking(home: Path) -> None:
     assert "ece before" in fitted
 
 
+def test_the_page_on_curves(home: Path) -> None:
+    """The tables that it shows are those that are printed."""
+    page = (ROOT / "docs/curves.md").read_text("utf-8")
+    printed = "".join(run_all(console_commands(ROOT / "docs/curves.md"), home).values())
+    titles = re.findall(r"^(?:The best of n by|Which group's|The plan:|T=0.7:).*$", page, flags=re.MULTILINE)
+    assert len(titles) == 5
+    assert [title for title in titles if title not in printed] == []
+    assert re.search(r"16 +T=0.7.* extrapolated ", printed)
+
+
 @pytest.mark.vllm
 def test_the_page_on_ranking_with_vllm(home: Path) -> None:
     """Under the JSON schema a model that cannot judge gives verdicts that can be read."""
