@@ -20,6 +20,7 @@ TRAIN_PROMPTS = 500
 TEST_PROMPTS = 150
 DEMONSTRATIONS_PER_PROMPT = 16
 COMPARISONS_PER_PROMPT = {"preferences": 20, "heldout_preferences": 8}
+RATED_PROMPTS = 40
 FLIPPED = 0.1
 """The share of preferences in `preferences.jsonl` that name the worse answer as the better."""
 TIE_MARGIN = 1.0
@@ -44,6 +45,7 @@ def corpus(seed: int = SEED) -> dict[str, list[Row]]:
         "preferences.jsonl": [_preference_row(*c, flip=i in flipped) for i, c in enumerate(decided)],
         "ties.jsonl": [{"prompt": list(r.messages), "responses": [a, b]} for r, a, b in ties[::TIES_KEPT]],
         "heldout_preferences.jsonl": [_preference_row(*c, flip=False) for c in heldout],
+        "rated.jsonl": list(_rated(seed, test[:RATED_PROMPTS])),
     }
 
 
@@ -71,6 +73,24 @@ def _demonstrations(seed: int, requests: Sequence[Request]) -> Iterator[Row]:
         for _ in range(DEMONSTRATIONS_PER_PROMPT):
             answer = draw_answer(rng, request.wishes)
             yield {"messages": [*request.messages, _assistant(answer)]}
+
+
+def _rated(seed: int, requests: Sequence[Request]) -> Iterator[Row]:
+    """Answers with the ratings that somebody gave, in the layout of such sets: the true reward, and how long it is."""
+    for number, request in enumerate(requests):
+        rng = Random(f"{seed}/rated/{number}")
+        answers = [draw_answer(rng, request.wishes) for _ in range(4)]
+        yield {
+            "messages": list(request.messages),
+            "completions": [
+                {
+                    "response": answer,
+                    "overall_score": round(true_reward(request.messages, answer), 3),
+                    "annotations": {"brevity": round(100 / len(answer), 3)},
+                }
+                for answer in answers
+            ],
+        }
 
 
 def _comparisons(seed: int, name: str, requests: Sequence[Request]) -> Iterator[Comparison]:

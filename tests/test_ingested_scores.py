@@ -53,6 +53,8 @@ ULTRA = {
     ],
 }
 
+NECTAR = {"prompt": "a", "answers": [{"answer": "x", "rank": 2.0}, {"answer": "y", "rank": 1}]}
+RANK = {"as": "candidates", "score": ("r=rank",)}
 TWO = {"prompt": "a", "chosen": "x", "rejected": "y"}
 
 
@@ -70,6 +72,7 @@ TWO = {"prompt": "a", "chosen": "x", "rejected": "y"}
         ({"prompt": "a", "response1": "x", "response2": "y", "score1": 4, "score2": 3}, "score", {"x": 4, "y": 3}),
         ({"prompt": "a", "response": "x", "help": {"mean": 3.25}}, "help.mean", {"x": 3.25}),
         ({"prompt": "a", "output": "x", "score": 1}, "score", {"x": 1}),
+        (NECTAR, "-rank", {"x": -2, "y": -1}),
         ({"prompt": "a", "responses": ["x"], "output": "ref", "score": [1]}, "score", {"x": 1, "ref": None}),
     ],
 )  # fmt: skip
@@ -168,7 +171,7 @@ def test_the_same_answer_twice_keeps_the_first_number(run: Run, write: Write) ->
     assert scores(run, "films-score") == {"x": (1.0, None)}
 
 
-@pytest.mark.parametrize("said", [{"score": ("s",)}, {"as": "candidates", "score": ("a", "a")}])
+@pytest.mark.parametrize("said", [{"score": ("s",)}, {"as": "candidates", "score": ("a", "a")}, RANK])
 def test_settings_that_mean_nothing(said: dict) -> None:
     with pytest.raises(UsageError, match="--score"):
         IngestSpec.parse(said)

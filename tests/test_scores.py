@@ -101,7 +101,7 @@ def truth(messages, response): return True
         ("nothing", None, "none", None),
         ("nan", None, "nan", None),
         ("inf", None, "infinite", None),
-        ("text", None, "not_a_number", None),
+        ("text", None, "not_a_number", {"returned": "'good'"}),
         ("boom", None, "KeyError", {"error": "'tone'"}),
     ],
 )
@@ -115,6 +115,7 @@ def test_what_a_function_says(run: Run, tmp_path: Path, name, score, reason, det
     assert done.report.figures["scored"] == (18 if score is not None else 0)
     if reason:
         assert done.report.figures[reason] == 18
+        assert f"No candidate has a score; of the first one was said: {reason}" in done.report.figures["note"]
 
 
 def test_a_function_that_changed_is_another_scorer(run: Run, tmp_path: Path) -> None:
@@ -205,9 +206,18 @@ def test_a_setting_that_changes_nothing_is_refused() -> None:
         {"function": "f.py:f", "label": "all"},
         {"mean_logprob": "m", "beta": 0.5},
         {"judge": "m", "prior": 1.0},
+        {"pointwise": "m", "engine": "vllm"},
+        {"function": "f.py:f", "base_url": "http://127.0.0.1:8000/v1"},
+        {"reward_model": "m", "lora": "adapter"},
     ):
         with pytest.raises(UsageError, match="changes nothing here"):
             RankSpec.parse(said)
+
+
+def test_a_server_gives_no_logits() -> None:
+    for name in ("reward_model", "pairwise"):
+        with pytest.raises(UsageError, match="--engine openai goes with --judge"):
+            RankSpec.parse({name: "m", "engine": "openai"})
 
 
 def test_one_scorer_is_named(run: Run) -> None:

@@ -48,9 +48,14 @@ class Place:
 def score_beside(values: Mapping[str, Any], place: Place, column: str) -> float | None:
     """What `column` says of the answer that stands at `place` of a row; None where it says nothing.
 
+    What `-column` says is the same with the other sign: ranks, of which the smallest is best.
+
     Raises:
         Unusable: what stands there is no number, or is not one number for each answer.
     """
+    if column.startswith("-"):
+        said = score_beside(values, place, column[1:])
+        return None if said is None else -said
     if place.item is not None:
         return _number(_dig(place.item, column), column)
     names = [name.replace("{}", column) for name in place.names]

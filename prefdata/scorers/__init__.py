@@ -123,10 +123,10 @@ def function_identity(named: str) -> str:
     Raises:
         InputError: there is no such file.
     """
-    file, _, name = named.rpartition(":")
-    if not Path(file).is_file():
-        raise InputError(f"there is no file {file or named}. Name the function as FILE.py:NAME.")
-    return f"{name} of {file_identity(file)}"
+    from prefdata.scorers.function import file_and_name
+
+    file, name = file_and_name(named)
+    return f"{name} of {file_identity(str(file))}"
 
 
 def file_identity(file: str) -> str:
@@ -251,6 +251,11 @@ def _pairwise_files(spec: RankSpec) -> ModelFiles:
         UsageError: a setting is for the other kind.
     """
     files = identify(str(spec.pairwise), "comparer")
+    if spec.engine == "vllm" and not _classifies(files):
+        raise UsageError(
+            f"{files.name} is a language model, and its labels are weighed on transformers: leave --engine vllm out. "
+            "On vLLM it can judge in words (--judge)."
+        )
     settings = ("rubric",) if _classifies(files) else ("label", "text_format")
     if given := next((name for name in settings if getattr(spec, name) is not None), None):
         kind, instead = ("classifier", "--text-format") if given == "rubric" else ("language model", "--rubric")

@@ -6,6 +6,7 @@ What it raises, and what is not a finite number, becomes a null with a reason.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -44,17 +45,34 @@ class FunctionScorer:
     def _one(self, item: Item) -> Scored:
         text_hash = ids.text_hash(item.response)
         try:
-            said = self._function([dict(message) for message in item.messages], item.response)
-        except Exception as error:
+            with contextlib.redirect_stdout(sys.stderr):  # what it prints is no part of our own answer
+                said = self._function([dict(message) for message in item.messages], item.response)
+        except (Exception, SystemExit) as error:
             return Scored(item.key, None, type(error).__name__, text_hash, {"error": str(error)})
         details = None
         if isinstance(said, dict):
             details = {str(key): value for key, value in said.items() if key != "score"} or None
             said = said.get("score")
         score, reason = number_of(said)
+        if reason == "not_a_number" and details is None:
+            details = {"returned": repr(said)[:200]}
         if not is_json(details):
             return Scored(item.key, None, "details_not_json", text_hash, None)
         return Scored(item.key, score, reason, text_hash, details)
+
+
+def file_and_name(named: str) -> tuple[Path, str]:
+    """The file and the function that `FILE.py:NAME` names.
+
+    Raises:
+        InputError: there is no such file, or no function is named.
+    """
+    file, _, name = named.rpartition(":")
+    if not file and Path(named).is_file():
+        raise InputError(f"{named} is a file, and its function is not named. Name the function as FILE.py:NAME.")
+    if not Path(file).is_file():
+        raise InputError(f"there is no file {file or named}. Name the function as FILE.py:NAME.")
+    return Path(file), name
 
 
 def load_function(named: str) -> Callable[..., Any]:
@@ -63,10 +81,8 @@ def load_function(named: str) -> Callable[..., Any]:
     Raises:
         InputError: there is no such file or function, or the file cannot be imported.
     """
-    file, _, name = named.rpartition(":")
-    path = Path(file)
-    if not file or not path.is_file():
-        raise InputError(f"there is no file {file or named}. Name the function as FILE.py:NAME.")
+    path, name = file_and_name(named)
+    file = str(path)
     spec = importlib.util.spec_from_file_location(f"_prefdata_function_{ids.text_hash(str(path.resolve()))}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{file} is not a Python file. Name the function as FILE.py:NAME.")

@@ -11,6 +11,7 @@ processes that are given it share the work.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from typing import Any
@@ -84,8 +85,10 @@ def _ended(partition: Partition, began: float, notes: tuple[str, ...], last: boo
     if last:
         partition.compact(KEY)
     busy = () if last else ("Another process is still at work here, and will finish it.",)
-    said = {"note": " ".join([*notes, *busy])} if notes or busy else {}
-    report = account(partition).timed(time.monotonic() - began, **said)
+    report = account(partition)
+    none = () if report.figures["scored"] or not report.rows_in else (_why_none(partition),)
+    said = {"note": " ".join([*notes, *none, *busy])} if notes or none or busy else {}
+    report = report.timed(time.monotonic() - began, **said)
     if last:
         partition.finish(report)
     return report
@@ -136,6 +139,14 @@ def account(partition: Partition) -> Report:
         mean = total / scored
         figures |= {"mean": mean, "std": math.sqrt(max(squares - scored * mean**2, 0.0) / max(scored - 1, 1))}
     return Report(step="rank", unit="candidates", rows_in=rows, rows_out=rows, figures=figures)
+
+
+def _why_none(partition: Partition) -> str:
+    """Where nothing has a score, what was said of the first candidate: the mistake is likely one and the same."""
+    (row, *_) = pl.read_parquet(partition.parts()[0], columns=["reason", "details"], hive_partitioning=False).to_dicts()
+    details = json.loads(row["details"] or "{}")
+    said = next((": " + str(details[key]) for key in ("error", "returned", "reply") if details.get(key)), "")
+    return f"No candidate has a score; of the first one was said: {row['reason']}{said[:200]}".strip() + "."
 
 
 def _drop_orphans(run: Run, partition: Partition, lineage: Lineage) -> None:

@@ -33,13 +33,15 @@ class IngestSpec(Spec):
     )
     on_bad_rows: Literal["error", "drop"] = what("error", "What to do with a row that cannot be used.")
     score: tuple[str, ...] = how(
-        (), "as candidates: a column of scores beside the answers, as COLUMN or NAME=COLUMN; each becomes a scorer."
+        (),
+        "as candidates: a column of scores beside the answers, as COLUMN or NAME=COLUMN; each becomes a scorer. "
+        "-COLUMN where the smallest is best.",
     )
     source: str | None = how(None, "Name of this set of prompts (the first file's name unless given).")
 
     @property
     def score_columns(self) -> tuple[tuple[str | None, str], ...]:
-        """The columns of scores, each with the name that its scorer is given, if it is."""
+        """The columns of scores, each with the name that its scorer is given, if it is; -COLUMN is to be turned."""
         parts = (said.rpartition("=") for said in self.score)
         return tuple((name or None, column) for name, _, column in parts)
 
@@ -49,6 +51,8 @@ class IngestSpec(Spec):
             raise ValueError("--score goes with --as candidates, and changes nothing here: leave it out")
         if len(set(self.score_columns)) < len(self.score) or any(not column for _, column in self.score_columns):
             raise ValueError(f"--score takes columns, each once, as COLUMN or NAME=COLUMN, not {', '.join(self.score)}")
+        if any(column.rpartition(".")[2] in ("rank", "ranking", "ranks") for _, column in self.score_columns):
+            raise ValueError("--score: 1 is the best rank and the smallest number; write --score=-rank")
         return self
 
     @model_validator(mode="after")

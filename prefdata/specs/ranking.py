@@ -91,7 +91,15 @@ class RankSpec(EngineSpec):
         "normalize": ("combine",),
         **dict.fromkeys(("length", "length_weight", "labelled"), ("calibrate",)),
         **dict.fromkeys(("time_limit", "workers"), ("verifier",)),
-    }
+        **dict.fromkeys(
+            ("engine", "max_model_len", "quantization", "engine_option", "tensor_parallel_size",
+             "gpu_memory_utilization", "enable_prefix_caching", "max_num_seqs"),
+            ("judge", "reward_model", "pairwise"),
+        ),
+        **dict.fromkeys(
+            ("raw", "lora", "base_url", "tokenizer", "api_key_env", "concurrency", "timeout", "retries"), ("judge",)
+        ),
+    }  # fmt: skip
     """Settings that only some scorers have a use for."""
 
     @property
@@ -111,4 +119,6 @@ class RankSpec(EngineSpec):
                 raise ValueError(
                     f"--{name.replace('_', '-')} goes with {with_}, and changes nothing here: leave it out"
                 )
+        if self.engine == "openai" and self.judge is None:
+            raise ValueError("--engine openai goes with --judge: a server gives words, and no logits")
         return self

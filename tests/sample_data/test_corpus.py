@@ -11,7 +11,7 @@ from prefdata.sample_data.corpus import FLIPPED, TEST_PROMPTS, TIE_MARGIN, TRAIN
 from prefdata.sample_data.world import true_reward, wishes
 
 FOLDER = Path(sample_data.__file__).parent
-FILES = ("prompts", "demonstrations", "preferences", "ties", "heldout_preferences")
+FILES = ("prompts", "demonstrations", "preferences", "ties", "heldout_preferences", "rated")
 
 
 def shipped(name):

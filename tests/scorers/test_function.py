@@ -66,6 +66,7 @@ def test_a_dict_carries_details(function):
         ("import numpy; return numpy.ones(2)", "not_a_number"),
         ("return 1 / 0", "ZeroDivisionError"),
         ("return {}['missing']", "KeyError"),
+        ("raise SystemExit(3)", "SystemExit"),
     ],
 )
 def test_what_is_no_number_is_a_null_with_a_reason(function, body, reason):
@@ -76,6 +77,15 @@ def test_what_is_no_number_is_a_null_with_a_reason(function, body, reason):
 def test_an_exceptions_words_are_kept(function):
     found = score(function("def reward(p, r): raise ValueError('no rubric for this')"))
     assert (found.reason, found.details) == ("ValueError", {"error": "no rubric for this"})
+
+
+def test_what_was_returned_instead_of_a_number_is_kept(function):
+    assert score(function("def reward(p, r): return 'good'")).details == {"returned": "'good'"}
+
+
+def test_what_it_prints_is_no_part_of_the_output(function, capsys):
+    assert score(function("def reward(p, r): print('thinking'); return 1")).score == 1.0
+    assert capsys.readouterr() == ("", "thinking\n")
 
 
 def test_one_bad_answer_does_not_stop_the_others(function):
@@ -105,6 +115,8 @@ def test_no_such_file(tmp_path):
         f"there is no file {tmp_path}/nowhere.py. Name the function as FILE.py:NAME."
     )
     assert "FILE.py:NAME" in refused("reward")
+    (tmp_path / "rewards.py").write_text("def reward(p, r): return 0")
+    assert "its function is not named" in refused(f"{tmp_path}/rewards.py")
 
 
 def test_a_file_that_is_not_python(tmp_path):

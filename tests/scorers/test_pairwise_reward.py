@@ -177,4 +177,6 @@ def test_settings_of_the_other_kind_are_refused(run, tiny_reward_model, tiny_pol
     for settings in ({"label": "0"}, {"text_format": str(tmp_path / "f.txt")}):
         with pytest.raises(UsageError, match="is a language model"):
             compare(run, RankSpec(pairwise=str(tiny_policy), **settings))
+    with pytest.raises(UsageError, match="leave --engine vllm out"):
+        compare(run, RankSpec(pairwise=str(tiny_policy), engine="vllm"))
     assert not (run.path / "comparisons").exists()
