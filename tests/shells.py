@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 
@@ -21,3 +23,29 @@ def console_commands(document: Path, kind: str = "") -> list[str]:
     blocks = re.findall(rf"```{fence}\n(.*?)```", document.read_text("utf-8"), flags=re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line.removeprefix("$ ") for line in lines if line.startswith("$ prefdata ")]
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """A prefdata command as a process."""
+    command = [sys.executable, "-m", "prefdata.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*arguments: object) -> float:
+    """Run a prefdata command to its good end; returns the seconds that it took."""
+    began = time.monotonic()
+    process = start(*arguments)
+    _, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err
+    return time.monotonic() - began
+
+
+def killed_at(process: subprocess.Popen[str], seconds: float) -> bool:
+    """kill -9 a process after so many seconds; whether it was still at work."""
+    try:
+        process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return True
+    return False
