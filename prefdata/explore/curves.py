@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from prefdata.draws import uniforms
+from prefdata import ids
+from prefdata.draws import mixed
 from prefdata.errors import UsageError
 from prefdata.explore import diversity, estimators
 from prefdata.explore.bootstrap import interval, intervals, lots
@@ -267,7 +268,7 @@ def _diversity(
     """The rows of how different the answers are: of the first N candidates of each prompt, so that all have as many."""
     rows = []
     for draws in groups:
-        coin = uniforms(draws.prompts, seed, "diversity")
+        coin = mixed(draws.prompts.to_numpy(), ids.seed(seed, "diversity"))
         chosen = draws.prompts.gather(np.sort(np.argsort(coin)[:TEXTS]))
         mine = kept.filter((pl.col("group") == draws.group) & pl.col("prompt_id").is_in(chosen.implode()))
         mine = mine.filter(pl.int_range(pl.len()).over("prompt_id") < draws.known)
@@ -303,13 +304,17 @@ def _notes(run: Run, groups: Sequence[Draws], kept: pl.DataFrame, by: By, plan: 
             notes.append(f"{draws.group} has fewer than 4 candidates a prompt: they do not tell what more would bring.")
         if "tokens" not in draws.values and plan:
             notes.append(f"Nobody counted the tokens of {draws.group}: the cost of its plan is not known.")
-    for sampler in chosen_samplers(run, tuple(kept["sampler"].unique().sort())):
+    for sampler in chosen_samplers(run, tuple(kept["sampler"].unique().cast(pl.String).sort())):
         lineage = sampler.lineage()
         if lineage and lineage.spec.get("search", "sample") != "sample":
             notes.append(
                 f"{sampler.name} is a beam search: its candidates are no independent draws, its curve a list's."
             )
-    mixed = kept.group_by("group").agg(pl.col("sampler").unique().sort()).filter(pl.col("sampler").list.len() > 1)
+    mixed = (
+        kept.group_by("group")
+        .agg(pl.col("sampler").unique().cast(pl.String).sort())
+        .filter(pl.col("sampler").list.len() > 1)
+    )
     for name, samplers in mixed.sort("group").iter_rows() if by != "sampler" else ():
         notes.append(f"{name} mixes the samplers {', '.join(samplers)}; --sampler chooses.")
     return notes

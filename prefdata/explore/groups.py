@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,10 +10,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from prefdata.draws import leading_bits
 from prefdata.errors import InputError
 from prefdata.reports import Report, nonzero
-from prefdata.store import Run
-from prefdata.views import chosen_samplers, read_candidates, read_pool
+from prefdata.store import Partition, Run
+from prefdata.views import chosen_samplers
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -65,28 +66,64 @@ class Draws:
 def read(
     run: Run, scorer: str | None, gold: str | None, samplers: tuple[str, ...], partial: bool
 ) -> tuple[pl.DataFrame, str]:
-    """The scored candidates with what the curves need of them, and the scorer's name."""
-    pool = read_pool(run, scorer, samplers, partial=partial)
-    rows = pool.rows.select("candidate_id", "prompt_id", "sample_index", "sampler", "finish_reason", "score")
-    wanted = ["candidate_id", "completion_tokens", "prompt_tokens", "logprob_sum", "temperature", *_SETTINGS]
-    more = read_candidates(run, wanted, samplers).drop("sampler")
-    own = (pl.col("temperature") == 1) & pl.all_horizontal(pl.col(k).fill_null(v) == v for k, v in _SETTINGS.items())
-    more = more.select(
-        "candidate_id", "prompt_tokens", "temperature",
-        pl.col("completion_tokens").alias("tokens"), pl.when(own).then(pl.col("logprob_sum")).alias("logprob"),
-    )  # fmt: skip
-    rows = rows.join(more, on="candidate_id", how="left")
+    """The scored candidates with what the curves need of them, some seventy bytes each, and the scorer's name.
+
+    Raises:
+        NotReady, UsageError: scores or samplers are not there, or unfinished.
+        InputError: scores of candidates that are not there.
+    """
+    scores = run.only("scores", scorer, partial=partial)
+    rows = _compact(scores, ["prompt_id", "score"]).join(_answers(run), on="candidate_id", how="left")
+    if orphans := rows["sampler"].null_count():
+        raise InputError(
+            f"{orphans} of {rows.height} rows of {scores} score candidates that are not in {run}. "
+            f"Run `prefdata rank` again: it keeps what fits and scores the rest."
+        )
+    if samplers:
+        chosen_samplers(run, samplers)
+        rows = rows.filter(pl.col("sampler").is_in(samplers))
     if gold is not None:
-        truth = read_pool(run, gold, samplers, partial=partial).rows.select("candidate_id", gold=pl.col("score"))
+        truth = _compact(run.only("scores", gold, partial=partial), ["score"]).rename({"score": "gold"})
         rows = rows.join(truth, on="candidate_id", how="left")
-    return rows, pool.scorer
+    return rows, scores.name
+
+
+def _answers(run: Run) -> pl.DataFrame:
+    """The candidates of all samplers, without their texts."""
+    wanted = ["sample_index", "finish_reason", "completion_tokens", "prompt_tokens", "logprob_sum", "temperature"]
+    own = (pl.col("temperature") == 1) & pl.all_horizontal(pl.col(k).fill_null(v) == v for k, v in _SETTINGS.items())
+    kept = (
+        "candidate_id", "sample_index", "prompt_tokens", "temperature", pl.col("completion_tokens").alias("tokens"),
+        (pl.col("finish_reason") == "length").fill_null(False).alias("truncated"),
+        pl.when(own).then(pl.col("logprob_sum")).alias("logprob"),
+    )  # fmt: skip
+    there = chosen_samplers(run)
+    names = pl.Enum([sampler.name for sampler in there])
+    found = [_compact(one, [*wanted, *_SETTINGS], kept).with_columns(sampler=pl.lit(one.name, names)) for one in there]
+    return pl.concat(found)
+
+
+def _compact(partition: Partition, columns: list[str], kept: Sequence[str | pl.Expr] = (pl.all(),)) -> pl.DataFrame:
+    """Columns of a partition, a row a candidate, ids as their first 64 bits; read part by part."""
+    columns = ["candidate_id", *columns]
+    none = pl.from_arrow(partition.table.empty().select(columns))
+    assert isinstance(none, pl.DataFrame)
+    parts = (pl.read_parquet(part, columns=columns, hive_partitioning=False) for part in partition.readable())
+    made = [_keyed(frame).select(kept) for frame in (none, *parts)]
+    rows = pl.concat(made)
+    return rows.unique("candidate_id", keep="last") if len(made) > 2 else rows
+
+
+def _keyed(frame: pl.DataFrame) -> pl.DataFrame:
+    there = [name for name in ("candidate_id", "prompt_id") if name in frame.columns]
+    return frame.with_columns(pl.Series(name, leading_bits(frame[name]), pl.UInt64) for name in there)
 
 
 def group(candidates: pl.DataFrame, by: By, n: int | None) -> tuple[list[Draws], Report, pl.DataFrame]:
     """The groups of candidates that take part, the account of all, and the rows that take part.
 
     Args:
-        candidates: candidate_id, prompt_id, sample_index, sampler, temperature, score, finish_reason; gold, tokens,
+        candidates: candidate_id, prompt_id, sample_index, sampler, temperature, score, truncated; gold, tokens,
             prompt_tokens, logprob where there are such. The order of rows does not matter.
         by: as in `curves`.
         n: as in `curves`.
@@ -100,16 +137,17 @@ def group(candidates: pl.DataFrame, by: By, n: int | None) -> tuple[list[Draws],
     keyed = usable.with_columns(group=_label(usable, by))
     counts = keyed.group_by("group", "prompt_id").len("count")
     known = {name: _known(name, mine["count"], n) for (name,), mine in counts.group_by("group")}
-    needed = pl.col("group").replace_strict(known, return_dtype=pl.UInt32)
-    enough = counts.filter(pl.col("count") >= needed)
-    kept = keyed.join(enough, on=["group", "prompt_id"]).sort("group", "prompt_id", "sample_index", "candidate_id")
+    enough = pl.concat(mine.filter(pl.col("count") >= known[name]) for (name,), mine in counts.group_by("group"))
+    kept = keyed.join(enough.drop("count"), on=["group", "prompt_id"]).sort(
+        "group", "prompt_id", "sample_index", "candidate_id"
+    )
     dropped["of_prompts_with_fewer_than_n"] = keyed.height - kept.height
     report = Report(
         step="curves", unit="candidates", rows_in=candidates.height, rows_out=kept.height, dropped=nonzero(dropped),
         figures={
             "prompts": enough["prompt_id"].n_unique(),
             "prompts_left_out": candidates["prompt_id"].n_unique() - enough["prompt_id"].n_unique(),
-            "truncated_answers": int((kept["finish_reason"] == "length").sum()),
+            "truncated_answers": int(kept["truncated"].sum()),
         },
     )  # fmt: skip
     made = [_draws(str(name), mine, known[name]) for (name,), mine in kept.group_by("group", maintain_order=True)]
@@ -160,10 +198,11 @@ def _draws(name: str, mine: pl.DataFrame, known: int) -> Draws:
 
 def read_texts(run: Run, wanted: pl.DataFrame) -> list[str]:
     """The texts of these candidates, in their order; read part by part, so that only they are held."""
-    ids, found = wanted.select("candidate_id"), []
-    for sampler in chosen_samplers(run, tuple(wanted["sampler"].unique().sort())):
+    ids = wanted.select("candidate_id")
+    found = [ids.clear().with_columns(text=pl.lit("", pl.String))]
+    for sampler in chosen_samplers(run, tuple(wanted["sampler"].unique().cast(pl.String).sort())):
         for part in sampler.readable():
-            frame = pl.read_parquet(part, columns=["candidate_id", "text"], hive_partitioning=False)
+            frame = _keyed(pl.read_parquet(part, columns=["candidate_id", "text"], hive_partitioning=False))
             found.append(frame.join(ids, on="candidate_id", how="semi"))
     texts = pl.concat(found).unique("candidate_id", keep="last")
     return ids.join(texts, on="candidate_id", how="left", maintain_order="left")["text"].fill_null("").to_list()

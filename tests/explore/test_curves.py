@@ -132,7 +132,7 @@ def test_the_most_common_number_and_the_larger_of_two() -> None:
     def known(*sizes: int) -> int:
         rows = [
             {"candidate_id": f"{i}/{j}", "prompt_id": str(i), "sample_index": j, "sampler": "a", "temperature": 1.0,
-             "score": float(j), "finish_reason": "stop"}
+             "score": float(j), "truncated": False}
             for i, size in enumerate(sizes) for j in range(size)
         ]  # fmt: skip
         return group(pl.DataFrame(rows).sample(fraction=1, shuffle=True, seed=1), "sampler", None)[0][0].known
@@ -250,18 +250,26 @@ def test_beams_are_no_draws(tmp_path: Path) -> None:
 def test_nothing_depends_on_the_order_of_rows_or_on_blocks(run: Run, monkeypatch) -> None:
     before = curves(run, gold="rm", plan=[8])
     monkeypatch.setattr(grouping, "_BLOCK", 4)
-    read = grouping.read_pool
-
-    def shuffled(*given, **more):
-        pool = read(*given, **more)
-        return type(pool)(**{**vars(pool), "rows": pool.rows.sample(fraction=1, shuffle=True, seed=3)})
-
-    monkeypatch.setattr(grouping, "read_pool", shuffled)
+    read = grouping._compact
+    monkeypatch.setattr(grouping, "_compact", lambda *given: read(*given).sample(fraction=1, shuffle=True, seed=3))
     after = curves(run, gold="rm", plan=[8])
     keys = ["curve", "group", "n"]
     for column in ("value", "low", "high"):
         one, other = (found.rows.sort(keys)[column].to_numpy() for found in (before, after))
         assert one == pytest.approx(other, abs=1e-9, nan_ok=True)
+
+
+def test_scores_of_what_is_not_there(run: Run) -> None:
+    fill(run, "candidates", "tuned", SampleSpec(model="tuned"), [candidate("tuned", 0, 0)])
+    with pytest.raises(InputError, match=r"11 of 24 rows of scores/rm score candidates that are not in .* Run `prefd"):
+        curves(run)
+
+
+def test_a_candidate_that_two_processes_scored_is_one(run: Run) -> None:
+    partition = run.partition("scores", "rm")
+    before = curves(run)
+    partition.append(partition.read().slice(0, 5))
+    assert curves(run).rows.equals(before.rows)
 
 
 def test_wrong_numbers(run: Run) -> None:
