@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -195,3 +198,41 @@ def test_an_answer_to_a_prompt_that_is_gone(run: Run, judge: Longer) -> None:
     ingest(run, [str(other)], IngestSpec())
     with pytest.raises(InputError, match="and not the prompt"):
         compare(run, spec())
+
+
+def compare_slowly(folder: Path) -> None:
+    """What one of several processes does: the same command, with little in a share and time to meet the others."""
+
+    class Slow(Longer):
+        def compare(self, matches: Iterable[Match]) -> Iterator[Verdict]:
+            for verdict in super().compare(matches):
+                time.sleep(0.01)
+                yield verdict
+
+    judge = Slow()
+    step.open_comparer = lambda _: judge
+    step.identity_of = lambda _: {"pairwise": "longer"}
+    board.SHARE = 4
+    compare(Run(folder), spec(schedule="tournament"))
+    (folder / f"asked-{os.getpid()}").write_text(str(len(judge.asked)))
+
+
+def test_processes_share_the_comparisons(run: Run, judge: Longer, tmp_path: Path) -> None:
+    file = tmp_path / "more.jsonl"
+    rows_ = [{"prompt": f"More {i}.", "responses": [f"{i}{text}" for text in ANSWERS[:4]]} for i in range(60)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows_))
+    ingest(run, [str(file)], IngestSpec.parse({"as": "candidates", "test": 0.0}))
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=compare_slowly, args=(run.path,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    asked = [int(path.read_text()) for path in run.path.glob("asked-*")]
+    expected = 3 * 2 * 5 + 60 * 2 * 3
+    assert len(rows(run)) == expected == sum(asked)
+    assert sum(number > 0 for number in asked) >= 2
+    assert compare(run, spec(schedule="tournament")).did == "kept"
+    assert not list(run.path.rglob("_tmp*"))
+    assert not list(run.path.rglob("_claims"))

@@ -51,8 +51,9 @@ class IngestSpec(Spec):
             raise ValueError("--score goes with --as candidates, and changes nothing here: leave it out")
         if len(set(self.score_columns)) < len(self.score) or any(not column for _, column in self.score_columns):
             raise ValueError(f"--score takes columns, each once, as COLUMN or NAME=COLUMN, not {', '.join(self.score)}")
-        if any(column.rpartition(".")[2] in ("rank", "ranking", "ranks") for _, column in self.score_columns):
-            raise ValueError("--score: 1 is the best rank and the smallest number; write --score=-rank")
+        words = ("rank", "ranking", "ranks")
+        if ranks := [column for _, column in self.score_columns if column.rpartition(".")[2] in words]:
+            raise ValueError(f"--score {ranks[0]}: the best rank is the smallest number; write --score=-{ranks[0]}")
         return self
 
     @model_validator(mode="after")
