@@ -10,7 +10,7 @@ A pool is a frame with the columns
     sampler, sample_index, round, finish_reason        of the candidate
     text_key      a hash of its text with runs of white space as one: equal keys, equal answers
     chars         characters of its text without surrounding white space; 0 is an empty answer
-    left_out      why it takes no part (no_score, where, refusal, too_short, too_long), or null
+    left_out      why it takes no part (one of REASONS), or null
 
 and `text` where it was asked for.
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,8 +34,10 @@ import pyarrow.parquet as pq
 from prefdata.disk import refused, written_by_the_living
 from prefdata.draws import Content, leading_bits
 from prefdata.errors import InputError, UsageError
+from prefdata.ids import digest
 from prefdata.specs import PoolSpec
 from prefdata.store import MADE_BY, Partition, Run
+from prefdata.tables import TABLES
 from prefdata.template_files import read_template
 from prefdata.views import WHITESPACE, chosen_samplers, matching
 
@@ -44,8 +47,21 @@ POOL_ROWS = 1_000_000
 REFUSAL_CHARS = 120
 """How far into an answer the phrases of a refusal are looked for."""
 
+REASONS = ("no_score", "where", "refusal", "too_short", "too_long")
+"""Why a row takes no part, in the order in which they are looked for."""
+
 _SPACES = f"[{WHITESPACE}]+"
 _ODD_SPACES = f"[{WHITESPACE}]{{2}}|[{WHITESPACE.replace(' ', '')}]"
+_ASKED = pl.DataFrame(
+    schema={
+        "candidate_id": pl.String,
+        "prompt_id": pl.String,
+        "score": pl.Float64,
+        "draws": pl.Int32,
+        "extra": pl.Boolean,
+    }
+)
+_OPEN: set[Path] = set()  # this process's folders: several threads may be at it
 _CANDIDATE = ["candidate_id", "prompt_id", "sample_index", "round", "finish_reason"]
 
 
@@ -54,12 +70,12 @@ class Pools:
     """Pools that are ready to be read, once or several times.
 
     `scorer` stands behind the scores ("" where there are none), `parents` names the rows by content, `latest_round` is
-    the last that any row is of.
+    the last that any row that takes part is of (None where none does).
     """
 
     scorer: str
     parents: dict[str, str]
-    latest_round: int
+    latest_round: int | None
     _waiting: _Waiting
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
@@ -88,48 +104,76 @@ def open_pools(
         InputError: the source names candidates that the run does not hold.
         UsageError: an unknown sampler, or a condition that DuckDB does not take.
     """
-    chosen_samplers(run, (*spec.sampler, *beside))
-    samplers = chosen_samplers(run)
+    wanted = {one.path for one in chosen_samplers(run, (*spec.sampler, *beside))}
+    # Those asked for first: where two samplers drew by the same law, a candidate is the first one's.
+    samplers = sorted(chosen_samplers(run), key=lambda one: one.path not in wanted)
     scorer = _scorer(source)
     named = [(source, part, False) for part in source.readable()]
     if beside and source.table.name == "selections" and scorer:
         scores = run.partition("scores", scorer)
         named += [(scores, part, True) for part in scores.readable()]
     rows = max(_rows(part for _, part, _ in named), _rows(part for one in samplers for part in one.parts()))
+    joining = _Joining(run, spec, source, scorer, beside, texts)
+    nothing_known = joining.known("", pl.DataFrame(TABLES["candidates"].empty()))
     with _folder(run) as folder:
-        asked, there, pools = (_Waiting(folder / name, -(-rows // POOL_ROWS)) for name in ("asked", "there", "pools"))
+        shares = max(1, -(-rows // POOL_ROWS))
+        asked = _Waiting(folder / "asked", shares, _ASKED)
+        there = _Waiting(folder / "there", shares, nothing_known)
+        pools = _Waiting(folder / "pools", shares, joining.join(_ASKED, nothing_known))
         for table, part, extra in named:
             asked.add(_of(prompt_id, _asked(table, part).with_columns(extra=pl.lit(extra))))
-        joining = _Joining(run, spec, source, scorer, beside)
         for sampler in samplers:
             for part in sampler.readable():
-                there.add(_of(prompt_id, joining.candidates(sampler.name, part, texts)))
-        content, latest = Content(), 0
-        for share in range(asked.shares):
+                there.add(_of(prompt_id, joining.candidates(sampler.name, part)))
+        content, rounds = _RowsAndReasons(), set[int]()
+        for share in range(shares):
             pool = joining.join(asked.take(share), there.take(share))
-            content.add(pool["candidate_id"], pool["score"])
-            latest = max([latest, *pool["round"].unique()])
+            content.add(pool)
+            rounds.update(pool.select(pl.col("round").filter(pl.col("left_out").is_null())).to_series().unique())
             pools.add_to(share, pool)
-        yield Pools(scorer, {str(source): content.id}, latest, pools)
+        yield Pools(scorer, {str(source): content.id}, max(rounds, default=None), pools)
+
+
+class _RowsAndReasons:
+    """The id of the rows of pools and of why some take no part: those hang on prompts and on files as well."""
+
+    def __init__(self) -> None:
+        self._rows, self._out = Content(), Content()
+
+    def add(self, pool: pl.DataFrame) -> None:
+        self._rows.add(pool["candidate_id"], pool["score"])
+        out = pool.select("candidate_id", "left_out").drop_nulls()
+        self._out.add(out["candidate_id"], out["left_out"].replace_strict(REASONS, range(len(REASONS))))
+
+    @property
+    def id(self) -> str:
+        return digest([self._rows.id, self._out.id])
 
 
 class _Joining:
     """How the candidates that a source names find what is known of them."""
 
-    def __init__(self, run: Run, spec: PoolSpec, source: Partition, scorer: str, beside: tuple[str, ...]) -> None:
-        self._run, self._spec, self._source, self._beside = run, spec, source, beside
+    def __init__(
+        self, run: Run, spec: PoolSpec, source: Partition, scorer: str, beside: tuple[str, ...], texts: bool
+    ) -> None:
+        self._run, self._spec, self._source, self._beside, self._texts = run, spec, source, beside, texts
         self._wanted = {*spec.sampler, *beside} if spec.sampler else None
         self._fitting = None if spec.where is None else leading_bits(_fitting(run, spec.where, scorer))
         self._phrases = _phrases(spec) if spec.refusals == "drop" else []
         # A source that was stopped in the middle, or that names one candidate in many rows, may have rows twice.
         self._repeats = source.state != "finished" or source.table.name == "comparisons" or bool(beside)
 
-    def candidates(self, sampler: str, part: Path, texts: bool) -> pl.DataFrame:
-        """What is known of the candidates of a part; their texts become keys and lengths."""
+    def candidates(self, sampler: str, part: Path) -> pl.DataFrame:
+        """What is known of the candidates of a part; texts that nobody asks for are not read."""
         used = self._wanted is None or sampler in self._wanted
-        rows = pl.read_parquet(part, columns=[*_CANDIDATE, *(["text"] if used else [])], hive_partitioning=False)
-        plain = rows["text"].fill_null("").str.strip_chars(WHITESPACE) if used else _blanks(rows.height)
-        more = {"text": rows["text"] if used else plain} if texts else {}
+        columns = [*_CANDIDATE, *(["text"] if used else [])]
+        return self.known(sampler, pl.read_parquet(part, columns=columns, hive_partitioning=False))
+
+    def known(self, sampler: str, rows: pl.DataFrame) -> pl.DataFrame:
+        """What is known of candidates; their texts become keys and lengths."""
+        texts = rows["text"].fill_null("") if "text" in rows.columns else _blanks(rows.height)
+        plain = texts.str.strip_chars(WHITESPACE)
+        more = {"text": texts} if self._texts else {}
         return rows.select(_CANDIDATE).with_columns(
             **more,
             sampler=pl.lit(sampler),
@@ -182,12 +226,13 @@ class _Joining:
 class _Waiting:
     """Frames that wait by share, on disk or (where there is one share) in memory."""
 
-    def __init__(self, folder: Path, shares: int) -> None:
-        self.shares = max(1, shares)
+    def __init__(self, folder: Path, shares: int, none: pl.DataFrame) -> None:
+        """A place for frames with the columns of `none`, which has no rows."""
+        self.shares = shares
         self._folder = folder
+        self._none = none
         self._held: list[pl.DataFrame] = []
         self._files: dict[int, Any] = {}
-        self._none = pl.DataFrame()
         folder.mkdir()
 
     def add(self, rows: pl.DataFrame) -> None:
@@ -202,7 +247,6 @@ class _Waiting:
 
     def add_to(self, share: int, rows: pl.DataFrame) -> None:
         """Take rows for one share."""
-        self._none = rows.clear()
         if self.shares == 1:
             self._held.append(rows)
             return
@@ -218,7 +262,8 @@ class _Waiting:
             return pl.concat([self._none, *self._held])
         if share not in self._files:
             return self._none
-        self._files[share].close()
+        with refused(self._folder):
+            self._files[share].close()
         with pa.memory_map(str(self._folder / f"{share:05d}.arrow")) as file:
             frame = pl.from_arrow(pa.ipc.open_stream(file).read_all())
         assert isinstance(frame, pl.DataFrame)
@@ -260,14 +305,15 @@ def _folder(run: Run) -> Iterator[Path]:
     """A folder for what waits; those that killed processes left are removed."""
     with refused(run.path):
         for left in run.path.glob("_tmp-*-pools"):
-            if not written_by_the_living(left.name):
+            if left not in _OPEN and not written_by_the_living(left.name):
                 shutil.rmtree(left, ignore_errors=True)
-        folder = run.path / f"_tmp-{os.getpid()}-pools"
-        folder.mkdir(parents=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"_tmp-{os.getpid()}-", suffix="-pools", dir=run.path))
+    _OPEN.add(folder)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        _OPEN.discard(folder)
 
 
 def _asked(source: Partition, part: Path) -> pl.DataFrame:

@@ -132,12 +132,12 @@ class Partition(Folder):
                 waiting = pa.concat_tables([waiting, self.table.conform(next(pieces))])
             except StopIteration as ended:
                 if waiting.num_rows or not building.parts():
-                    building.append(waiting)
+                    building.append(waiting.combine_chunks())
                 report: Report = ended.value
                 return report
             # Parts are of one size whatever the pieces: equal rows, equal files.
             while waiting.num_rows >= PART_ROWS:
-                building.append(waiting.slice(0, PART_ROWS))
+                building.append(waiting.slice(0, PART_ROWS).combine_chunks())
                 waiting = waiting.slice(PART_ROWS)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:

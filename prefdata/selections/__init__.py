@@ -47,7 +47,7 @@ def select(run: Run, spec: SelectSpec, *, replace: bool = False, partial: bool =
     partition = run.partition("selections", spec.name or default_name(spec))
     distance = Distance.of(spec)
     if spec.pool == "mix":
-        refuse_unknown(spec, [one.name for one in chosen_samplers(run)])
+        refuse_unknown(spec, [one.name for one in chosen_samplers(run, spec.sampler)])
     with open_pools(run, spec, scores, texts=spec.diverse > 0 and spec.distance == "words") as pools:
         lineage = Lineage.of(spec, {**pools.parents, **distance.parents}, resolved={"scorer": pools.scorer})
         return partition.derive_in_pieces(lineage, lambda: _tables(pools, spec, distance), replace=replace)
@@ -93,11 +93,14 @@ def _pieces(pools: Pools, spec: SelectSpec, distance: Distance, whole: Account) 
 
 
 def _highest(pieces: Iterable[pl.DataFrame], k: int, whole: Account) -> Iterable[pl.DataFrame]:
-    """The k rows of the highest scores of all, in the order of prompts; of equals those with the smaller ids."""
+    """The k rows of the highest scores of all, in the order of prompts.
+
+    Of equals those that stand higher within their prompts, and then those with the smaller ids.
+    """
     highest = pl.DataFrame()
     for rows in pieces:
         together = pl.concat([highest, rows]) if highest.width else rows
-        highest = together.sort(["score", "candidate_id"], descending=[True, False]).head(k)
+        highest = together.sort("score", "rank", "candidate_id", descending=[True, False, False]).head(k)
     if highest.width:
         whole.dropped["not_selected"] += whole.rows_out - highest.height
         whole.rows_out = highest.height

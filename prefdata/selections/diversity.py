@@ -19,6 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prefdata.errors import InputError
+from prefdata.grids import sizes
 from prefdata.ids import digest
 from prefdata.selections.rules import NOWHERE
 from prefdata.specs import SelectSpec
@@ -38,22 +39,15 @@ class Distance:
         """What a spec asks for.
 
         Raises:
-            InputError: the file of embeddings cannot be read, or does not hold candidate_id and embedding.
+            InputError: the file of embeddings cannot be read, or does not hold lists of finite numbers.
         """
         if spec.embeddings is None:
             return cls()
         path = Path(spec.embeddings)
-        try:
-            rows = pl.read_parquet(path, columns=["candidate_id", "embedding"])
-            vectors = np.array(rows["embedding"].to_list(), dtype=np.float64).reshape(rows.height, -1)
-        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-            said = str(error).splitlines()[0]
-            raise InputError(
-                f"{path} should be a Parquet file with candidate_id and embedding, lists of one length ({said})."
-            ) from None
+        names, vectors = _embeddings(path)
         length = np.linalg.norm(vectors, axis=1, keepdims=True)
         units = vectors / np.where(length > 0, length, 1)
-        known = dict(zip(rows["candidate_id"], units, strict=True))
+        known = dict(zip(names, units, strict=True))
         content = digest(sorted([name, vector.tobytes().hex()] for name, vector in known.items()))
         return cls(known, {path.name: content})
 
@@ -75,7 +69,7 @@ def spread_ranks(rows: pl.DataFrame, spec: SelectSpec, distance: Distance) -> ND
     """The place of each row, sorted by prompt, in the greedy order; nowhere after the k-th."""
     place = np.full(rows.height, NOWHERE, np.int64)
     start = 0
-    for size in rows.group_by("prompt_id", maintain_order=True).len()["len"]:
+    for size in sizes(rows).tolist():
         some = rows[start : start + size]
         order = spread(some["score"].to_numpy(), distance.between(some), spec.k, spec.diverse)
         place[start + np.array(order)] = np.arange(1, len(order) + 1)
@@ -97,6 +91,24 @@ def spread(scores: NDArray[np.float64], distances: Distances, k: int, weight: fl
     return order
 
 
+def _embeddings(path: Path) -> tuple[pl.Series, NDArray[np.float64]]:
+    """The file's candidate_id, and its vectors, shape (rows, numbers)."""
+    try:
+        rows = pl.read_parquet(path, columns=["candidate_id", "embedding"])
+        lists = rows["embedding"].cast(pl.List(pl.Float64))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise InputError(
+            f"{path} should be a Parquet file with candidate_id and embedding, a list of numbers "
+            f"({str(error).splitlines()[0]})."
+        ) from None
+    if lists.list.len().n_unique() != 1 or lists.null_count():
+        raise InputError(f"{path}: the embeddings are not of one length.")
+    vectors = lists.explode().to_numpy().reshape(rows.height, -1)
+    if bad := int((~np.isfinite(vectors)).any(axis=1).sum()):
+        raise InputError(f"{path}: {bad} of {rows.height} embeddings hold null, NaN or infinity.")
+    return rows["candidate_id"], vectors
+
+
 def _word_distances(texts: Sequence[str | None]) -> Distances:
     sets = [_word_pairs(text or "") for text in texts]
     known = {pair: number for number, pair in enumerate(dict.fromkeys(pair for one in sets for pair in one))}
@@ -105,7 +117,8 @@ def _word_distances(texts: Sequence[str | None]) -> Distances:
         has[row, [known[pair] for pair in one]] = 1
     both, size = has @ has.T, has.sum(axis=1)
     either = size[:, None] + size[None, :] - both
-    return np.asarray(1 - both / np.where(either > 0, either, 1), np.float64)
+    alike = np.where(either > 0, both / np.maximum(either, 1), 1)  # two answers without a word are the same
+    return np.asarray(1 - alike, np.float64)
 
 
 def _word_pairs(text: str) -> set[tuple[str, ...]]:

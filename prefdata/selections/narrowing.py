@@ -14,36 +14,50 @@ from numpy.typing import NDArray
 
 from prefdata.draws import gumbels, uniforms
 from prefdata.errors import UsageError, did_you_mean
-from prefdata.grids import grids, ordered, sizes
+from prefdata.grids import grids, sizes
 from prefdata.selections.rules import NOWHERE
 from prefdata.specs import SelectSpec
 
 
 def narrowed(pool: pl.DataFrame, spec: SelectSpec, latest_round: int | None) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The candidates that take part, with `copies`, and how many do not, by reason; `pool` is in its order."""
+    """The candidates that take part, with `copies`, and how many do not, by reason.
+
+    `pool` stands by prompt, each prompt's in the order of generation; so do they.
+    """
     dropped = dict(pool["left_out"].drop_nulls().value_counts(name="n").sort("left_out").iter_rows())
     rows = pool.filter(pl.col("left_out").is_null())
     if spec.truncated == "drop":
         rows = _only(rows, pl.col("finish_reason").ne_missing("length"), "truncated", dropped)
     if spec.pool == "latest":
-        latest = rows["round"].max() if latest_round is None else latest_round
+        latest = pool.filter(pl.col("left_out").is_null())["round"].max() if latest_round is None else latest_round
         rows = _only(rows, pl.col("round") == latest, "earlier_round", dropped)
     if spec.pool == "mix":
         rows = _only(rows, _of_the_drawn_sampler(rows, spec), "other_sampler", dropped)
     if spec.duplicates == "keep":
         return rows.with_columns(copies=pl.lit(1, pl.Int32)), dropped
-    once = pl.lit(1, pl.Int32)
-    repeated = _with_repeats(rows)
-    if not repeated.any():
-        return rows.with_columns(copies=once), dropped
-    some = rows.filter(repeated)
-    copies = some.group_by("prompt_id", "text_key").agg(copies=pl.len().cast(pl.Int32))
-    first = some.unique(["prompt_id", "text_key"], keep="first").join(copies, on=["prompt_id", "text_key"])
-    dropped["duplicate"] = some.height - first.height
-    return ordered(pl.concat([rows.filter(~repeated).with_columns(copies=once), first])), dropped
+    copies = _copies(rows)
+    dropped["duplicate"] = int((copies == 0).sum())
+    rows = rows.with_columns(copies=pl.Series(copies))
+    return (rows.filter(pl.col("copies") > 0) if dropped["duplicate"] else rows), dropped
 
 
-def _with_repeats(rows: pl.DataFrame) -> pl.Series:
+def _copies(rows: pl.DataFrame) -> NDArray[np.int32]:
+    """How often each row's text is there for its prompt, at the row that stands for it; 0 at the others.
+
+    The row that stands is of the earliest round, and there the earliest draw: an answer that comes again is not new.
+    """
+    copies = np.ones(rows.height, np.int32)
+    repeated = np.flatnonzero(_with_repeats(rows))
+    if len(repeated):
+        some = rows.select("prompt_id", "text_key", "round")[repeated].with_columns(row=pl.Series(repeated))
+        standing = pl.col("row").get(pl.col("round").arg_min())
+        texts = some.group_by("prompt_id", "text_key").agg(row=standing, copies=pl.len().cast(pl.Int32))
+        copies[repeated] = 0
+        copies[texts["row"].to_numpy()] = texts["copies"].to_numpy()
+    return copies
+
+
+def _with_repeats(rows: pl.DataFrame) -> NDArray[np.bool_]:
     """Whether a row's prompt has some text twice."""
     found = np.zeros(rows.height, bool)
     keys, row = rows["text_key"].to_numpy(), np.arange(rows.height)
@@ -53,7 +67,7 @@ def _with_repeats(rows: pl.DataFrame) -> pl.Series:
         line.sort(axis=1)
         repeats = (line[:, 1:] == line[:, :-1]).any(axis=1)
         found[grid.numbers] = grid.flat(np.repeat(repeats[:, None], grid.shape[1], axis=1))
-    return pl.Series(found)
+    return found
 
 
 def scaled(rows: pl.DataFrame, spec: SelectSpec) -> NDArray[np.float64]:
@@ -100,18 +114,23 @@ def quotas(spec: SelectSpec, samplers: list[str]) -> Mapping[str, float]:
     """
     if not spec.quota:
         return dict.fromkeys(samplers, 1.0)
-    weights = {}
+    weights: dict[str, float] = {}
     for said in spec.quota:
         name, _, number = said.rpartition("=")
-        try:
-            weights[name] = float(number)
-        except ValueError:
-            weights[name] = -1.0
-        if not name or not 0 <= weights[name] < float("inf"):
-            raise UsageError(f"--quota {said!r} should be SAMPLER=WEIGHT, such as policy=0.5.")
+        weight = _number(number)
+        if not name or name in weights or not 0 <= weight < float("inf"):
+            raise UsageError(f"--quota {said!r} should be SAMPLER=WEIGHT, such as policy=0.5, once for each sampler.")
+        weights[name] = weight
     if not any(weights.values()):
         raise UsageError("--quota: all weights are 0, so that no sampler could be drawn.")
     return weights
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 def refuse_unknown(spec: SelectSpec, known: list[str]) -> None:

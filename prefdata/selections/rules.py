@@ -138,21 +138,25 @@ def _ranks(scores: Scores, draw: Callable[[int], Scores], spec: SelectSpec) -> P
 
 
 def _shuffled(rows: pl.DataFrame, spec: SelectSpec) -> Places:
-    coin = pl.Series("coin", uniforms(rows["candidate_id"], spec.seed, "shuffle"))
-    shuffled = rows.with_row_index("row").with_columns(coin).sort("prompt_id", "coin", "candidate_id")
-    ranks, _ = places(shuffled, spec.model_copy(update={"shuffle": False}))
-    back = np.empty_like(ranks)
-    back[shuffled["row"].to_numpy()] = ranks
-    return back
+    order = np.lexsort((uniforms(rows["candidate_id"], spec.seed, "shuffle"), _prompts(rows)))
+    place = np.empty(rows.height, np.int64)
+    place[order], _ = places(rows[order], spec.model_copy(update={"shuffle": False}))
+    return place
 
 
 def _by_draws(rows: pl.DataFrame, drawn: NDArray[np.int32]) -> Places:
     """Places by how often a row was drawn, then by score; nowhere where it never was."""
-    ordered = rows.select("prompt_id", "score", drawn=pl.Series(drawn)).with_row_index("row")
-    ordered = ordered.sort(["prompt_id", "drawn", "score", "row"], descending=[False, True, True, False])
+    order = np.lexsort((-rows["score"].to_numpy(), -drawn, _prompts(rows)))
+    size = sizes(rows)
     place = np.empty(rows.height, np.int64)
-    place[ordered["row"].to_numpy()] = ordered.select(pl.int_range(1, pl.len() + 1).over("prompt_id")).to_series()
+    place[order] = np.arange(1, rows.height + 1) - np.repeat(np.cumsum(size) - size, size)
     return np.where(drawn > 0, place, NOWHERE)
+
+
+def _prompts(rows: pl.DataFrame) -> NDArray[np.int64]:
+    """The number of each row's prompt, for rows that stand by prompt."""
+    size = sizes(rows)
+    return np.repeat(np.arange(len(size)), size)
 
 
 def _noisy(scores: Scores, beta: float, uniform: Scores) -> Scores:

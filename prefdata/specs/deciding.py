@@ -22,6 +22,13 @@ class PoolSpec(Spec):
     min_chars: int = what(0, "The shortest answer that takes part, in characters without surrounding space.", ge=0)
     max_chars: int | None = what(None, "The longest answer that takes part, in characters.", ge=1)
 
+    @model_validator(mode="after")
+    def _filters_go_together(self) -> Self:
+        self.check_use("refusals", refusal_phrases=("drop",))
+        if self.max_chars is not None and self.max_chars < self.min_chars:
+            raise ValueError("--max-chars is below --min-chars, so that no answer could take part")
+        return self
+
 
 class SelectSpec(PoolSpec):
     """`prefdata select`: scores in, selections out."""
@@ -36,7 +43,7 @@ class SelectSpec(PoolSpec):
     )
     k: int = what(8, "How many to keep a prompt (best-of-n keeps 1; top-k-overall: how many in all).", ge=1)
     beta: float = what(0.5, "RSO's and Boltzmann's temperature: 0 is top-k, inf ignores the scores.", ge=0)
-    threshold: float | None = what(None, "threshold: the lowest score that is kept.")
+    threshold: float | None = what(None, "threshold: the lowest score that is kept.", allow_inf_nan=False)
     scale: Literal["raw", "min-max"] = what(
         "raw", "threshold: scores as they are, or each prompt's brought to [0, 1] first (ReST keeps above 0.7)."
     )
@@ -67,6 +74,7 @@ class SelectSpec(PoolSpec):
     def _goes_together(self) -> Self:
         self.check_use(
             "method",
+            k=("rso", "rso-algorithm1", "boltzmann", "top-k", "top-k-overall"),
             beta=("rso", "rso-algorithm1", "boltzmann"),
             threshold=("threshold",),
             scale=("threshold",),
@@ -79,6 +87,8 @@ class SelectSpec(PoolSpec):
             raise ValueError("--method threshold needs --threshold, the lowest score that is kept")
         if (self.distance == "embedding") != (self.embeddings is not None):
             raise ValueError("--distance embedding and --embeddings FILE go together")
+        if self.embeddings is not None and not self.diverse:
+            raise ValueError("--embeddings goes with --diverse WEIGHT, and changes nothing here: leave it out")
         return self
 
 
@@ -153,10 +163,16 @@ class PairSpec(PoolSpec):
         if self.as_ != "pairs":
             only_pairs = ("strategy", "max_margin", "max_pairs_per_prompt", "max_per_candidate", "balance", "weight")
             self.check_use("as_", **dict.fromkeys((*only_pairs, "min_margin", "temperature"), ("pairs",)))
-        if self.strategy != "top-bottom" and self.label_by != "top-bottom":
-            self.check_use("strategy", top=("top-bottom",), bottom=("top-bottom",))
+        decider = "label_by" if self.as_ == "unpaired" else "strategy"
+        self.check_use(decider, top=("top-bottom",), bottom=("top-bottom",))
         if (self.label_by == "threshold") != (self.threshold is not None):
             raise ValueError("--label-by threshold and --threshold go together")
+        if self.strategy == "comparisons" or self.trust_reference:
+            by = "--trust-reference" if self.trust_reference else "--strategy comparisons"
+            for name in ("min_margin", "max_margin", "temperature"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    flag = f"--{name.replace('_', '-')}"
+                    raise ValueError(f"{flag} is about scores, and {by} does not go by scores: leave it out")
         if self.strategy == "against-reference" and self.reference is None:
             raise ValueError("--strategy against-reference needs --reference SAMPLER, whose answers are the references")
         if self.max_margin is not None and self.max_margin < self.min_margin:
