@@ -24,7 +24,7 @@ from prefdata.ids import ID_DIGITS
 from prefdata.pairs.limits import balanced, over_the_limits
 from prefdata.pairs.listings import LISTINGS, advised_weights
 from prefdata.pairs.strategies import Field, Proposals, propose
-from prefdata.pairs.verdicts import as_proposals, verdicts
+from prefdata.pairs.verdicts import proposed_by, verdicts
 from prefdata.pools import Pools, open_pools
 from prefdata.reports import Account, Report
 from prefdata.specs import PairSpec
@@ -64,10 +64,8 @@ def source_of(run: Run, spec: PairSpec, *, partial: bool = False) -> tuple[Parti
         NotReady, UsageError: as `pair`.
     """
     if spec.strategy == "comparisons":
-        if spec.selector or spec.scorer or spec.min_margin or spec.max_margin:
-            raise UsageError(
-                "--strategy comparisons reads verdicts: --selector, --scorer and margins do not go with it."
-            )
+        if spec.selector or spec.scorer:
+            raise UsageError("--strategy comparisons reads verdicts: --selector and --scorer do not go with it.")
         judge = run.only("comparisons", spec.judge, partial=partial)
         return judge, judge.name
     if spec.selector == ALL:
@@ -89,15 +87,16 @@ def match(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
     kept = judged.proposals.filter(pl.col("dropped").is_null())
     reasons = judged.proposals["dropped"].drop_nulls().value_counts(name="n").sort("dropped")
     dropped = Counter(dict(reasons.iter_rows()))
-    dropped.update(one_candidate=judged.alone, no_candidate=judged.without, no_length_match=judged.unmatched)
+    dropped.update(judged.missing)
     account = Account(
-        rows_in=judged.proposals.height + judged.alone + judged.without + judged.unmatched,
+        rows_in=judged.proposals.height + sum(judged.missing.values()),
         rows_out=kept.height,
         dropped=dropped,
         counts=Counter(
             prompts=pool["prompt_id"].n_unique(),
             prompts_with_pairs=kept["prompt_id"].n_unique(),
             possible_pairs=judged.possible,
+            pairs_not_proposed=judged.possible - judged.proposals.height,
             **judged.left_out,
         ),
         sums={"mean_margin": (float(kept["margin"].sum()), kept["margin"].count())},
@@ -110,20 +109,17 @@ class Judged:
     """What became of everything: the proposals, each with the reason why it is no pair, and who took no part.
 
     Attributes:
-        proposals: prompt_id, chosen and rejected ids, scores, margin, probability, tie and `dropped`, ordered as kept.
+        proposals: prompt_id, chosen and rejected ids, scores, margin, probability and `dropped`, ordered as kept.
         answers: candidate_id and `why` it takes no part, or null.
         left_out: answers that take no part, by reason, as figures.
-        alone, without: prompts with one answer, with none.
-        unmatched: answers for which length-matched found none.
+        missing: what no pair was proposed for, by reason: prompts of one answer or of none, and those of `Proposals`.
         possible: pairs that could have been proposed, n(n-1)/2 a prompt.
     """
 
     proposals: pl.DataFrame
     answers: pl.DataFrame
     left_out: dict[str, int]
-    alone: int
-    without: int
-    unmatched: int
+    missing: dict[str, int]
     possible: int
 
 
@@ -137,13 +133,14 @@ def judge(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
     field = Field.of_rows(able, spec)
     if spec.strategy == "comparisons":
         assert said is not None, "comparisons are paired by their verdicts"
-        first, second, probability = as_proposals(
-            said, field.take(np.arange(len(field.of)), "candidate_id")["candidate_id"]
-        )
-        proposals, share = Proposals(first, second, decided=True), pl.Series(probability, dtype=pl.Float64)
+        proposals = proposed_by(said.join(pool, on="prompt_id", how="semi"), field)
+        alone = {}  # what is counted is verdicts
     else:
-        proposals, share = propose(field, spec), None
-    both = _both(field, proposals, spec, share).with_columns(dropped=_why_not(spec))
+        proposals = propose(field, spec)
+        alone = {"one_candidate": int((field.size == 1).sum())}
+        alone["no_candidate"] = pool["prompt_id"].n_unique() - len(field.size)
+    scored = proposals.probability is None
+    both = _both(field, proposals, spec).with_columns(dropped=_why_not(spec, scored=scored))
     order = ["prompt_id", "probability", "margin", "chosen_id", "rejected_id"]
     both = both.sort(order, descending=[False, True, True, False, False], nulls_last=[False, True, True, False, False])
     reasons = pool["why"].drop_nulls().value_counts(name="n").sort("why")
@@ -151,17 +148,14 @@ def judge(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
         proposals=_limited(both, field, spec),
         answers=pool.select("candidate_id", "why"),
         left_out={f"answers_{reason}": count for reason, count in reasons.iter_rows()},
-        alone=int((field.size == 1).sum()),
-        without=pool["prompt_id"].n_unique() - len(field.size),
-        unmatched=proposals.unmatched,
+        missing={**alone, **proposals.missing},
         possible=int((field.size * (field.size - 1) // 2).sum()),
     )
 
 
 def _tables(run: Run, pools: Pools, spec: PairSpec, source: Partition) -> Generator[pa.Table, None, Report]:
     whole, largest = Account(), 0
-    scorer = pools.scorer or spec.judge or source.name
-    scorer = str(spec.reference) if spec.trust_reference else scorer
+    scorer = str(spec.reference) if spec.trust_reference else pools.scorer or source.name
     said = _verdicts(source) if spec.strategy == "comparisons" else None
     make: Callable[[pl.DataFrame], tuple[pl.DataFrame, Account]]
     make = (
@@ -221,8 +215,8 @@ def _judged(source: Partition) -> dict[str, str]:
     return {f"{source}/verdicts": source.content} if source.table.name == "comparisons" else {}
 
 
-def _both(field: Field, proposals: Proposals, spec: PairSpec, share: pl.Series | None) -> pl.DataFrame:
-    """The proposals as rows; undecided ones with the higher score as the chosen (it has the smaller number)."""
+def _both(field: Field, proposals: Proposals, spec: PairSpec) -> pl.DataFrame:
+    """The proposals as rows, each with the probability that the chosen one is better."""
     first, second = proposals.first, proposals.second
     if not proposals.decided:
         score = field.column("score")
@@ -236,29 +230,31 @@ def _both(field: Field, proposals: Proposals, spec: PairSpec, share: pl.Series |
     both = pl.concat([field.take(first, "prompt_id"), *sides], how="horizontal")
     both = both.rename({"chosen_candidate_id": "chosen_id", "rejected_candidate_id": "rejected_id"})
     both = both.with_columns(chosen_number=pl.Series(first), rejected_number=pl.Series(second))
-    if spec.trust_reference or share is not None:
-        none = pl.lit(None, pl.Float64)
-        sure = pl.lit(1.0) if share is None else pl.lit(share)
-        both = both.with_columns(chosen_score=none, rejected_score=none, margin=none, probability=sure)
-    else:
+    if proposals.probability is None:
         margin = pl.col("chosen_score") - pl.col("rejected_score")
-        both = both.with_columns(margin=margin, probability=1 / (1 + (-margin / spec.temperature).exp()))
-    return both
+        return both.with_columns(margin=margin, probability=1 / (1 + (-margin / spec.temperature).exp()))
+    none = pl.lit(None, pl.Float64)
+    said = pl.Series(proposals.probability, dtype=pl.Float64)
+    return both.with_columns(chosen_score=none, rejected_score=none, margin=none, probability=said)
 
 
-def _why_not(spec: PairSpec) -> pl.Expr:
-    """The first reason for which a proposal is not a pair, or null."""
-    margin = pl.col("margin")
-    tie = (margin == 0) | (margin.is_null() & (pl.col("probability") == 0.5) & (spec.ties == "drop"))
-    reasons = {
-        "same_text": pl.col("chosen_text_key") == pl.col("rejected_text_key"),
-        "no_score": margin.is_null() & (pl.lit(spec.strategy != "comparisons") & (not spec.trust_reference)),
-        "tie": tie,
-        "best_was_truncated": margin < 0,
-        "chosen_truncated": ~pl.col("chosen_may_be_chosen") & (margin.is_not_null() | (pl.col("probability") > 0.5)),
-        "margin": margin < spec.min_margin,
-        "max_margin": margin > (np.inf if spec.max_margin is None else spec.max_margin),
-    }
+def _why_not(spec: PairSpec, *, scored: bool) -> pl.Expr:
+    """The first reason for which a proposal is not a pair, or null; `scored` ones have a margin, others none."""
+    margin, probability = pl.col("margin"), pl.col("probability")
+    scores = pl.col("chosen_score").is_finite() & pl.col("rejected_score").is_finite()
+    reasons = {"same_text": pl.col("chosen_text_key") == pl.col("rejected_text_key")}
+    if scored:
+        reasons |= {
+            "no_score": ~scores.fill_null(False),
+            "tie": margin == 0,
+            "best_was_truncated": margin < 0,
+            "chosen_truncated": ~pl.col("chosen_may_be_chosen"),
+            "margin": margin < spec.min_margin,
+            "max_margin": margin > (np.inf if spec.max_margin is None else spec.max_margin),
+        }
+    else:
+        tie = probability == 0.5
+        reasons |= {"tie": tie & (spec.ties == "drop"), "chosen_truncated": ~pl.col("chosen_may_be_chosen") & ~tie}
     return pl.coalesce(*(pl.when(holds).then(pl.lit(reason)) for reason, holds in reasons.items()))
 
 
@@ -268,7 +264,7 @@ def _limited(both: pl.DataFrame, field: Field, spec: PairSpec) -> pl.DataFrame:
     good = both.with_row_index("at").filter(pl.col("dropped").is_null())
     chosen, rejected = (good[f"{side}_number"].to_numpy() for side in ("chosen", "rejected"))
     why = over_the_limits(field.of[chosen], chosen, rejected, len(field.of), spec)
-    over = good.select("at", over=pl.Series(why, dtype=pl.String))
+    over = good.select("at", over=why)
     joined = both.with_row_index("at").join(over, on="at", how="left", maintain_order="left")
     return joined.with_columns(dropped=pl.coalesce("dropped", "over")).drop("at", "over")
 

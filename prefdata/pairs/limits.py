@@ -12,7 +12,7 @@ from prefdata.specs import PairSpec
 Ints = NDArray[np.int64]
 
 
-def over_the_limits(prompt: Ints, chosen: Ints, rejected: Ints, answers: int, spec: PairSpec) -> list[str | None]:
+def over_the_limits(prompt: Ints, chosen: Ints, rejected: Ints, answers: int, spec: PairSpec) -> pl.Series:
     """Why each pair is one too many, or null: `per_prompt_limit`, `per_candidate_limit`.
 
     Pairs are gone through in their order, which is by prompt and within it the best first; each is kept if neither its
@@ -34,7 +34,7 @@ def over_the_limits(prompt: Ints, chosen: Ints, rejected: Ints, answers: int, sp
         taken[there[room & free]] += 1
         used[chosen[kept]] += 1
         used[rejected[kept]] += 1
-    return [(None, "per_prompt_limit", "per_candidate_limit")[one] for one in why]
+    return pl.Series([None, "per_prompt_limit", "per_candidate_limit"], dtype=pl.String).gather(why)
 
 
 def balanced(pairs: pl.DataFrame, group: pl.Series, seed: int) -> pl.DataFrame:

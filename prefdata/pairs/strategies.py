@@ -3,27 +3,29 @@
 A strategy names answers of a `Field` by number. Each has its rule; i counts a prompt's answers from the best (of equals
 the earlier draw is the better), n is how many there are, and coins are drawn by candidate id and seed.
 
-- best-worst: the i-th best against the i-th worst, for i up to `per_prompt` and n/2.
+- best-worst: the i-th best against the i-th worst, for i up to `per_prompt` and n/2; nobody is in two pairs.
 - best-random: the best against one of the others by lot.
 - random-labelled: `per_prompt` of the n(n-1)/2 possible pairs by lot (SLiC-HF, 2305.10425).
 - first-round: all in random order, the 1st against the 2nd, the 3rd against the 4th, … (RSO, 2309.06657, section 4).
 - tournament: the first round, then its winners by score, and so on: n-1 pairs (RSO).
 - adjacent: the i-th best against the next.
 - all: every two.
-- top-bottom: each of the `top` best against each of the `bottom` worst; nobody is both, the top goes before, and one
-  answer at least is the bottom.
-- length-matched: the i-th best, for i up to `per_prompt`, against what scores less and is nearest to it in length, by
-  at most `length_tolerance` of the longer; of equals the worst. Nobody is in two pairs.
+- top-bottom: each of the `top` best against each of the `bottom` worst of the others; one answer at least is left for
+  the bottom.
+- length-matched: the i-th best that is left, for i up to `per_prompt`, against what scores less and is nearest to it in
+  length, by at most `length_tolerance` of the longer; of equals the worst. Nobody is in two pairs.
 - against-reference: every answer against every one of the reference's sampler.
 - cross-sampler: each sampler's best against each other one's.
 
-Where answers that were cut off may only be rejected, the best is the best of the others.
+Where answers that were cut off may only be rejected, the best is the best of the others, also in a tournament.
+A prompt of two answers or more for which there is nothing to propose is counted by the reason why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from dataclasses import field as attribute
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +37,7 @@ from prefdata.draws import uniforms
 from prefdata.grids import descending, grids, order_of
 from prefdata.specs import PairSpec
 
+Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
@@ -91,6 +94,17 @@ class Field:
         """Each answer's own number in (0, 1)."""
         return uniforms(self.rows["candidate_id"], self.spec.seed, "pair", self.spec.strategy)[self.row]
 
+    def of_each(self, choose: np.ufunc, values: Floats) -> Floats:
+        """Each prompt's least, largest, … of `values`, which has one for each answer; shape (prompts,)."""
+        chosen: Floats = choose.reduceat(values, self.start) if len(self.start) else np.empty(0)
+        return chosen
+
+    def without(self, some: Ints) -> Ints:
+        """The other answers."""
+        other = np.ones(len(self.of), bool)
+        other[some] = False
+        return np.flatnonzero(other)
+
     def shuffled(self) -> Ints:
         """The answers by prompt, each prompt's in the order of their coins."""
         order: Ints = np.lexsort((self.coin, self.of))
@@ -101,14 +115,19 @@ class Field:
 class Proposals:
     """Pairs of a field's answers, by number.
 
-    `decided` says that the first is meant as the chosen one; else the higher score decides. `unmatched` counts answers
-    that found no partner.
+    Attributes:
+        first, second: the two of each, shape (pairs,).
+        decided: the first is meant as the chosen one; else the higher score decides.
+        probability: that the first is better, where something else than scores says so, shape (pairs,).
+        missing: what no pair was proposed for, by reason: no_reference, nothing_but_references, one_sampler (prompts),
+            no_length_match (answers), answer_left_out (verdicts).
     """
 
     first: Ints
     second: Ints
     decided: bool = False
-    unmatched: int = 0
+    probability: Floats | None = None
+    missing: Mapping[str, int] = attribute(default_factory=dict)
 
 
 def propose(field: Field, spec: PairSpec) -> Proposals:
@@ -117,20 +136,23 @@ def propose(field: Field, spec: PairSpec) -> Proposals:
 
 
 def _best_worst(field: Field, spec: PairSpec) -> Proposals:
-    half = np.minimum(spec.per_prompt, np.maximum(field.size // 2, 1))
+    half = np.minimum(spec.per_prompt, field.size // 2)
     chosen = field.best_first[field.place < half[field.of]]
     prompt = field.of[chosen]
-    turn = np.arange(len(chosen)) - (np.cumsum(half) - half)[prompt]
+    turn = np.arange(len(chosen)) - _before(half)[prompt]
     rejected = field.start[prompt] + field.size[prompt] - 1 - turn
-    return _distinct(chosen, rejected, decided=True)
+    # Where the worst is the only one that may be chosen, the best, which was cut off, stands for what cannot be.
+    rejected = np.where((chosen == rejected) & (turn == 0), field.start[prompt], rejected)
+    met = (chosen < rejected) | (turn == 0)  # else the best and the worst have passed each other
+    return Proposals(chosen[met], rejected[met], decided=True)
 
 
 def _best_random(field: Field, spec: PairSpec) -> Proposals:
     best = field.best_first[field.start]
-    others = np.setdiff1d(np.arange(len(field.of)), best, assume_unique=True)
-    drawn = others[np.lexsort((field.coin[others], field.of[others]))]
-    first = np.unique(field.of[drawn], return_index=True)[1]
-    rejected = drawn[first]
+    coin = field.coin.copy()
+    coin[best] = 2.0
+    drawn = field.of_each(np.minimum, coin)
+    rejected = np.flatnonzero((coin == drawn[field.of]) & (coin < 2.0))
     return Proposals(best[field.of[rejected]], rejected, decided=True)
 
 
@@ -138,13 +160,13 @@ def _random_labelled(field: Field, spec: PairSpec) -> Proposals:
     possible = field.size * (field.size - 1) // 2
     prompts = field.take(field.start, "prompt_id")["prompt_id"]
     drawn: list[Ints] = []
-    for turn in range(spec.per_prompt):
+    for turn in range(min(spec.per_prompt, int(possible.max(initial=0)))):
         # Floyd's sampling without replacement: of the first t + 1 numbers one, or t where it was drawn before.
         last = possible - np.minimum(spec.per_prompt, possible) + turn
         number = (uniforms(prompts, spec.seed, "random-labelled", turn) * (last + 1)).astype(np.int64)
         before = np.any([number == one for one in drawn], axis=0) if drawn else np.zeros(len(number), bool)
         drawn.append(np.where(last < possible, np.where(before, last, number), -1))
-    number, prompt = np.concatenate(drawn), np.tile(np.arange(len(possible)), spec.per_prompt)
+    number, prompt = _joined(drawn), np.tile(np.arange(len(possible)), len(drawn))
     number, prompt = number[number >= 0], prompt[number >= 0]
     second = ((1 + np.sqrt(1 + 8 * number)) // 2).astype(np.int64)  # the number-th of (0,1), (0,2), (1,2), (0,3), …
     first = number - second * (second - 1) // 2
@@ -158,14 +180,16 @@ def _first_round(field: Field, spec: PairSpec) -> Proposals:
 
 def _tournament(field: Field, spec: PairSpec) -> Proposals:
     standing, rounds = field.shuffled(), []
+    rank = np.empty_like(field.best_first)
+    rank[field.best_first] = np.arange(len(rank))
+    goes_on = np.ones(len(rank), bool)
     while True:
         first, second = _neighbours(standing, field.of)
         if not len(first):
             break
         rounds.append((first, second))
-        # The winner has the smaller number: the best come first. Whoever met nobody goes on.
-        standing = np.setdiff1d(standing, np.maximum(first, second), assume_unique=True)
-        standing = standing[np.lexsort((field.coin[standing], field.of[standing]))]
+        goes_on[np.where(rank[first] > rank[second], first, second)] = False
+        standing = standing[goes_on[standing]]  # whoever met nobody goes on
     firsts, seconds = ([pair[side] for pair in rounds] for side in (0, 1))
     return Proposals(_joined(firsts), _joined(seconds))
 
@@ -181,19 +205,10 @@ def _all(field: Field, spec: PairSpec) -> Proposals:
 
 def _top_bottom(field: Field, spec: PairSpec) -> Proposals:
     top = np.minimum(spec.top, field.size - 1)  # one is left for the bottom
-    is_top = np.zeros(len(field.of), bool)
-    is_top[field.best_first[field.place < top[field.of]]] = True
-    firsts, seconds = [], []
-    for i in range(spec.top):
-        for j in range(spec.bottom):
-            prompts = np.flatnonzero((i < top) & (j < field.size))
-            bottom = field.start[prompts] + field.size[prompts] - 1 - j
-            free = ~is_top[bottom]
-            firsts.append(field.best_first[field.start[prompts] + i][free])
-            seconds.append(bottom[free])
-    first, second = _joined(firsts), _joined(seconds)
-    order = np.lexsort((second, first))
-    return Proposals(first[order], second[order], decided=True)
+    best = field.best_first[field.place < top[field.of]]
+    rest = field.without(best)
+    from_the_end = (np.cumsum(field.size - top)[field.of[rest]] - 1) - np.arange(len(rest))
+    return Proposals(*_every_meeting(field, best, rest[from_the_end < spec.bottom]), decided=True)
 
 
 def _length_matched(field: Field, spec: PairSpec) -> Proposals:
@@ -202,41 +217,50 @@ def _length_matched(field: Field, spec: PairSpec) -> Proposals:
     firsts, seconds, unmatched = [], [], 0
     for _ in range(spec.per_prompt):
         left = field.best_first[free[field.best_first]]
-        prompts, at = np.unique(field.of[left], return_index=True)
+        prompts, at, there = np.unique(field.of[left], return_index=True, return_counts=True)
+        prompts, at = prompts[there > 1], at[there > 1]
+        if not len(prompts):
+            break
         best = np.full(len(field.size), -1)
         best[prompts] = left[at]
+        free[best[prompts]] = False
         mine = best[field.of]
-        apart = np.abs(chars - chars[mine]) / np.maximum(np.maximum(chars, chars[mine]), 1)
-        fits = np.flatnonzero(free & (mine >= 0) & (apart <= spec.length_tolerance) & (score < score[mine]))
-        order = fits[np.lexsort((-fits, np.abs(chars - chars[mine])[fits], field.of[fits]))]
+        apart = np.abs(chars - chars[mine])
+        near = apart / np.maximum(chars, chars[mine]) <= spec.length_tolerance
+        fits = np.flatnonzero(free & (mine >= 0) & near)
+        # Who scores less goes before who does not, so that the latter is named only where it is the reason for no pair.
+        order = fits[np.lexsort((-fits, apart[fits], score[fits] >= score[mine[fits]], field.of[fits]))]
         found, at = np.unique(field.of[order], return_index=True)
         firsts.append(best[found])
         seconds.append(order[at])
         unmatched += len(prompts) - len(found)
-        free[best[prompts]] = False
-        free[seconds[-1]] = False
-    return Proposals(_joined(firsts), _joined(seconds), decided=True, unmatched=unmatched)
+        free[seconds[-1]] = score[seconds[-1]] >= score[firsts[-1]]
+    missing = {"no_length_match": unmatched}
+    return Proposals(_joined(firsts), _joined(seconds), decided=True, missing=missing)
 
 
 def _against_reference(field: Field, spec: PairSpec) -> Proposals:
     is_reference = (field.rows["sampler"] == spec.reference).to_numpy()[field.row]
-    first, second = _every_two(field.start, field.size)
-    meets = is_reference[first] != is_reference[second]
-    first, second = first[meets], second[meets]
+    references = np.flatnonzero(is_reference)
+    first, second = _every_meeting(field, references, field.without(references))
+    has = np.bincount(field.of[references], minlength=len(field.size))
+    missing = {
+        "no_reference": int(((has == 0) & (field.size > 1)).sum()),
+        "nothing_but_references": int(((has == field.size) & (field.size > 1)).sum()),
+    }
     if not spec.trust_reference:
-        return Proposals(first, second)
-    return Proposals(
-        np.where(is_reference[first], first, second), np.where(is_reference[first], second, first), decided=True
-    )
+        return Proposals(first, second, missing=missing)
+    return Proposals(first, second, decided=True, probability=np.ones(len(first)), missing=missing)
 
 
 def _cross_sampler(field: Field, spec: PairSpec) -> Proposals:
     sampler = field.rows["sampler"].rank("dense").to_numpy().astype(np.int64)[field.row]
     key = field.of[field.best_first] * (int(sampler.max(initial=0)) + 1) + sampler[field.best_first]
     best = field.best_first[np.unique(key, return_index=True)[1]]
-    size = np.unique(field.of[best], return_counts=True)[1]
-    first, second = _every_two(np.cumsum(size) - size, size)
-    return Proposals(best[first], best[second])
+    samplers = np.bincount(field.of[best], minlength=len(field.size))
+    first, second = _every_two(_before(samplers), samplers)
+    missing = {"one_sampler": int(((samplers == 1) & (field.size > 1)).sum())}
+    return Proposals(best[first], best[second], missing=missing)
 
 
 _STRATEGIES: dict[str, Callable[[Field, PairSpec], Proposals]] = {
@@ -257,7 +281,7 @@ _STRATEGIES: dict[str, Callable[[Field, PairSpec], Proposals]] = {
 def _neighbours(rows: Ints, of: Ints) -> tuple[Ints, Ints]:
     """In rows by prompt, each prompt's 1st with its 2nd, its 3rd with its 4th and so on."""
     size = np.unique(of[rows], return_counts=True)[1]
-    place = np.arange(len(rows)) - np.repeat(np.cumsum(size) - size, size)
+    place = np.arange(len(rows)) - np.repeat(_before(size), size)
     first = np.flatnonzero((place % 2 == 0) & (place + 1 < np.repeat(size, size)))
     return rows[first], rows[first + 1]
 
@@ -275,10 +299,19 @@ def _every_two(start: Ints, size: Ints) -> tuple[Ints, Ints]:
     return first[order], second[order]
 
 
-def _distinct(first: Ints, second: Ints, *, decided: bool) -> Proposals:
-    differ = first != second
-    return Proposals(first[differ], second[differ], decided)
+def _every_meeting(field: Field, some: Ints, others: Ints) -> tuple[Ints, Ints]:
+    """Each of `some` with each of `others` of the same prompt; both stand by prompt."""
+    there = np.bincount(field.of[others], minlength=len(field.size))
+    meets = there[field.of[some]]
+    turn = np.arange(meets.sum()) - np.repeat(_before(meets), meets)
+    return np.repeat(some, meets), others[np.repeat(_before(there)[field.of[some]], meets) + turn]
 
 
 def _joined(arrays: list[Ints]) -> Ints:
     return np.concatenate([np.empty(0, np.int64), *arrays])
+
+
+def _before(size: Ints) -> Ints:
+    """How many come before each prompt's."""
+    before: Ints = np.cumsum(size) - size
+    return before

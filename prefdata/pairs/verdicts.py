@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from prefdata.pairs.strategies import Field, Proposals
 from prefdata.scorers.leagues import league
+
+_ROUNDED = 1e-12
+"""As near to 1/2 as sums of probabilities in another order come: a tie."""
 
 
 def verdicts(comparisons: pl.DataFrame) -> pl.DataFrame:
@@ -17,6 +21,7 @@ def verdicts(comparisons: pl.DataFrame) -> pl.DataFrame:
     """
     games = league(comparisons)
     share = games.wins_i / (games.wins_i + games.wins_j)
+    share[np.abs(share - 0.5) < _ROUNDED] = 0.5
     names = games.names["candidate_id"]
     i, j = names.gather(games.i), names.gather(games.j)
     rows = pl.DataFrame({"prompt_id": games.names["prompt_id"].gather(games.i), "i": i, "j": j, "share": share})
@@ -29,14 +34,21 @@ def verdicts(comparisons: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def as_proposals(said: pl.DataFrame, names: pl.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The verdicts between answers of `names`, by their numbers: firsts, seconds, probabilities."""
-    numbers = pl.DataFrame({"name": names}).with_row_index("row")
-    both = said.join(numbers.rename({"row": "first"}), left_on="first_id", right_on="name")
-    both = both.join(numbers.rename({"row": "second"}), left_on="second_id", right_on="name")
-    both = both.sort("first", "second")
-    return (
-        both["first"].to_numpy().astype(np.int64),
-        both["second"].to_numpy().astype(np.int64),
-        both["probability"].to_numpy(),
+def proposed_by(said: pl.DataFrame, field: Field) -> Proposals:
+    """The verdicts about answers of a field; those about an answer that takes no part are counted as such.
+
+    `said` are the verdicts, also about other prompts.
+    """
+    names = field.take(np.arange(len(field.of)), "candidate_id").with_row_index("number")
+    both = said
+    for side in ("first", "second"):
+        number = names.rename({"number": side, "candidate_id": f"{side}_id"})
+        both = both.join(number, on=f"{side}_id", how="left")
+    known = both.drop_nulls(["first", "second"]).sort("first", "second")
+    return Proposals(
+        known["first"].to_numpy().astype(np.int64),
+        known["second"].to_numpy().astype(np.int64),
+        decided=True,
+        probability=known["probability"].to_numpy(),
+        missing={"answer_left_out": both.height - known.height},
     )
