@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from prefdata.draws import leading_bits
 from prefdata.errors import InputError, UsageError, did_you_mean
 from prefdata.store import Partition, Run
-from prefdata.tables import TABLES, rows_id
+from prefdata.tables import TABLES
 
 WHITESPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 """What `str.strip` strips; Polars' own notion leaves some control characters."""
@@ -25,45 +24,6 @@ WHITESPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 def blank(column: str) -> pl.Expr:
     """Whether a text is null, empty or whitespace alone: an empty answer, as everyone here means it."""
     return pl.col(column).fill_null("").str.strip_chars(WHITESPACE) == ""
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Scored candidates, one row each, and where they came from.
-
-    `rows` has candidate_id, prompt_id, sample_index, sampler, finish_reason, score and text_hash; `parents` names the
-    rows by content, so that a change elsewhere in the same partition changes nothing here.
-    """
-
-    rows: pl.DataFrame
-    scorer: str
-    partition: Partition
-    parents: dict[str, str]
-
-
-def read_pool(run: Run, scorer: str | None, samplers: tuple[str, ...], *, partial: bool = False) -> Pool:
-    """The candidates that a scorer has scored, of some samplers or of all.
-
-    Raises:
-        NotReady: there are no scores, or they are unfinished and `partial` was not asked for.
-        UsageError: an unknown sampler or scorer.
-        InputError: scores of candidates that are not there.
-    """
-    partition = run.only("scores", scorer, partial=partial)
-    scores = _frame(partition, ["candidate_id", "prompt_id", "score", "text_hash"])
-    candidates = read_candidates(run, ["candidate_id", "sample_index", "finish_reason"])
-    rows = scores.join(candidates, on="candidate_id", how="left")
-    if orphans := rows["sampler"].null_count():
-        first = rows.filter(pl.col("sampler").is_null())["candidate_id"][0]
-        raise InputError(
-            f"{orphans} of {rows.height} rows of {partition} score candidates that are not in {run} (first: {first}). "
-            f"Run `prefdata rank` again: it keeps what fits and scores the rest."
-        )
-    if samplers:
-        chosen_samplers(run, samplers)
-        rows = rows.filter(pl.col("sampler").is_in(samplers))
-    used = rows.select("candidate_id", "score", "text_hash", "finish_reason")
-    return Pool(rows, partition.name, partition, {str(partition): rows_id(used.to_arrow(), "candidate_id")})
 
 
 def read_prompts(run: Run, split: str = "all", *, partial: bool = False) -> pl.DataFrame:
