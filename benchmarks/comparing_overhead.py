@@ -1,9 +1,9 @@
-"""What `prefdata rank --pairwise` costs beside its judge: comparisons a second and memory with one that answers at once.
+"""What `prefdata rank --pairwise` costs beside its judge: comparisons a second and memory with a null judge.
 
     python benchmarks/comparing_overhead.py [--prompts 20000,200000] [--schedule all]
 
-Four answers of 600 characters to each prompt. The null judge prefers the answer shown first. Everything else is the real
-thing: candidates and prompts read from Parquet, the schedule in both orders, claims, rows, parts on disk, the account.
+Four answers of 600 characters to each prompt. The null judge prefers the answer shown first. Everything else is the
+real thing: candidates and prompts read from Parquet, the schedule in both orders, claims, rows, parts, the account.
 """
 
 from __future__ import annotations
