@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdata import ids
@@ -158,6 +158,7 @@ def test_demonstrations_weigh_what_was_drawn_often() -> None:
 ANSWER = st.tuples(st.integers(-2, 2), st.booleans(), st.booleans())
 
 
+@settings(deadline=None, max_examples=50)  # the machine may be busy
 @given(
     st.lists(st.lists(ANSWER, min_size=1, max_size=6), max_size=5),
     st.sampled_from(["drop", "rejected", "keep"]),
@@ -189,6 +190,7 @@ def test_every_answer_is_accounted_for_whatever_the_order(
         assert stored.num_rows == made.height
 
 
+@settings(deadline=None, max_examples=50)  # the machine may be busy
 @given(st.lists(st.lists(st.integers(-2, 2), min_size=1, max_size=6), min_size=1, max_size=4))
 def test_labels_depend_on_the_order_of_scores_alone(scores: list[list[int]]) -> None:
     rows = selected(*scores)
