@@ -13,6 +13,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from prefdata.draws import leading_bits
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 T = TypeVar("T", bound=np.generic)
@@ -27,22 +29,32 @@ def ordered(rows: pl.DataFrame) -> pl.DataFrame:
 def order_of(rows: pl.DataFrame) -> tuple[Ints | None, Ints]:
     """The order by prompt_id, each prompt's rows as they were generated: by sample_index, and then by candidate_id.
 
-    None where the rows stand so; and how many rows each prompt has, in that order, shape (prompts,). Where only the
-    prompts are in disorder, as where a sampler wrote the rows, they are moved by runs; a sort of all of them costs many
-    times more.
+    None where the rows stand so; and how many rows each prompt has, in that order, shape (prompts,). Rows are moved by
+    runs of one prompt, and then sorted within their prompts where they must be: a sort of all of them costs many times
+    more.
     """
     runs = rows.select(pl.col("prompt_id").rle()).unnest("prompt_id")
     size = runs["len"].to_numpy().astype(np.int64)
     prompt = runs["value"].rank("dense").to_numpy()
     by_prompt = np.argsort(prompt, kind="stable")  # a prompt's runs stay as they came
-    moved = np.arange(rows.height) + np.repeat((_before(size)[by_prompt] - _before(size[by_prompt])), size[by_prompt])
+    order = np.arange(rows.height) + np.repeat((_before(size)[by_prompt] - _before(size[by_prompt])), size[by_prompt])
     of = np.repeat(prompt[by_prompt], size[by_prompt])
     each = np.bincount(prompt, size)[1:].astype(np.int64)
-    index = rows["sample_index"].to_numpy()[moved]
-    if ((index[1:] > index[:-1]) | (of[1:] != of[:-1])).all():
-        return None if (np.diff(by_prompt) == 1).all() else moved, each
-    name = rows["candidate_id"].rank("dense").to_numpy()
-    return np.lexsort((name, rows["sample_index"].to_numpy(), np.repeat(prompt, size))), each
+    index = rows["sample_index"].to_numpy()[order]
+    if not ((index[1:] > index[:-1]) | (of[1:] != of[:-1])).all():
+        order = _sorted_within(order, each, index, leading_bits(rows["candidate_id"])[order])
+    return None if (np.diff(order) == 1).all() else order, each
+
+
+def _sorted_within(order: Ints, size: Ints, index: NDArray[np.int32], name: NDArray[np.uint64]) -> Ints:
+    """`order` with each prompt's rows by index, and equal indexes by name; `size` rows of each prompt."""
+    within = np.empty_like(order)
+    for grid in grids(size):
+        line = np.argsort(grid.spread(name, np.iinfo(name.dtype).max), axis=1)
+        by_index = np.take_along_axis(grid.spread(index, np.iinfo(index.dtype).max), line, axis=1)
+        line = np.take_along_axis(line, np.argsort(by_index, axis=1, kind="stable"), axis=1)
+        within[grid.numbers] = grid.flat(np.take_along_axis(grid.spread(order, -1), line, axis=1))
+    return within
 
 
 def sizes(rows: pl.DataFrame) -> Ints:

@@ -1,0 +1,83 @@
+"""Grids: rows come together by prompt in the order of generation, and lie where they belong."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefdata import ids
+from prefdata.grids import Grid, descending, grids, order_of, ordered, sizes
+
+prompts = st.lists(st.integers(1, 9), max_size=8)
+
+
+def rows(size: list[int], *, tied: bool = False) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "prompt_id": [ids.digest(p) for p, n in enumerate(size) for _ in range(n)],
+            "candidate_id": [ids.digest([p, i]) for p, n in enumerate(size) for i in range(n)],
+            "sample_index": [i // 2 if tied else i for n in size for i in range(n)],
+        },
+        schema={"prompt_id": pl.String, "candidate_id": pl.String, "sample_index": pl.Int32},
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(size=prompts, tied=st.booleans(), seed=st.integers(0, 99), blocks=st.integers(1, 4))
+def test_rows_in_any_order_come_in_one(size: list[int], tied: bool, seed: int, blocks: int) -> None:
+    plain = rows(size, tied=tied)
+    wanted = plain.sort("prompt_id", "sample_index", "candidate_id")
+    random = np.random.default_rng(seed)
+    cut = np.array_split(np.arange(plain.height), blocks)
+    for order in (random.permutation(plain.height), np.concatenate([cut[i] for i in random.permutation(blocks)])):
+        some = plain[order.astype(np.int64)]
+        assert ordered(some).equals(wanted)
+        moved, each = order_of(some)
+        assert each.tolist() == wanted.group_by("prompt_id", maintain_order=True).len()["len"].to_list()
+        assert (moved is None) == some.equals(wanted)
+    assert sizes(wanted).tolist() == each.tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(size=prompts)
+def test_grids_hold_every_row_once(size: list[int]) -> None:
+    values = np.arange(sum(size), dtype=float)
+    prompt = np.repeat(np.arange(len(size)), size)
+    seen = np.zeros(len(values), int)
+    for grid in grids(np.array(size, np.int64)):
+        spread = grid.spread(values, -np.inf)
+        assert spread.shape == grid.shape
+        there = np.isfinite(spread)
+        assert 2 * there.sum() > there.size  # more than half full
+        assert (np.diff(there.astype(int), axis=1) <= 0).all()  # what is no row comes last
+        for line in spread:
+            of = prompt[line[np.isfinite(line)].astype(int)]
+            assert len(set(of.tolist())) == 1
+            assert len(of) == size[of[0]]
+        assert np.array_equal(grid.flat(spread), values[grid.numbers])
+        seen[grid.numbers] += 1
+    assert (seen == 1).all()
+
+
+def test_a_grid_by_hand() -> None:
+    grid = Grid(np.array([2, 3, 4, 7, 8]), np.array([3, 2]))
+    assert grid.spread(np.arange(10), -1).tolist() == [[2, 3, 4], [7, 8, -1]]
+    assert grid.flat(np.array([[1, 2, 3], [4, 5, 6]])).tolist() == [1, 2, 3, 4, 5]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 20).flatmap(
+        lambda n: st.lists(
+            st.lists(st.sampled_from([0.0, 1.0, 2.0, -np.inf]), min_size=n, max_size=n), min_size=1, max_size=5
+        )
+    )
+)
+def test_descending_keeps_equals_in_their_order(values: list[list[float]]) -> None:
+    order = descending(np.array(values))
+    for line, places in zip(values, order.tolist(), strict=True):
+        finite = [i for i in places if line[i] > -np.inf]
+        assert finite == sorted((i for i, v in enumerate(line) if v > -np.inf), key=lambda i: (-line[i], i))
+        assert sorted(places) == list(range(len(line)))
