@@ -1,0 +1,358 @@
+"""Pools and select on runs: what is read and filtered; cutting, order, threads and kills change nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from scored_runs import answer, scored_run, write
+
+from prefdata import pools
+from prefdata.errors import InputError, NotReady, UsageError
+from prefdata.selections import select
+from prefdata.specs import PoolSpec, SelectSpec
+from prefdata.store import Run
+
+
+def names(prompts: int, *samplers: str, each: int = 4) -> list[dict[str, Any]]:
+    """Answers with scores by chance, a prompt after the other."""
+    dice = random.Random(3)
+    return [
+        answer(f"prompt {p}", i, round(dice.gauss(0, 1), 2), sampler=sampler)
+        for p in range(prompts)
+        for sampler in samplers or ("policy",)
+        for i in range(each)
+    ]
+
+
+def rows_of(run: Run, name: str) -> pl.DataFrame:
+    return pl.read_parquet(run.path / f"selections/selector={name}/part-*.parquet", hive_partitioning=False)
+
+
+def texts(run: Run, answers: list[dict[str, Any]], **said: Any) -> tuple[list[str], dict[str, int]]:
+    """The texts that are selected, and what was dropped."""
+    outcome = select(run, SelectSpec(name="x", **{"method": "top-k", **said}), replace=True)
+    text = {one["candidate_id"]: one["text"] for one in answers}
+    assert outcome.report.rows_in == outcome.report.rows_out + sum(outcome.report.dropped.values())
+    return [text[one] for one in rows_of(run, "x")["candidate_id"]], outcome.report.dropped
+
+
+def bytes_of(run: Run, name: str) -> list[bytes]:
+    return [part.read_bytes() for part in run.partition("selections", name).parts()]
+
+
+SPECS = {
+    "rso": {"method": "rso", "k": 2},
+    "swept": {"method": "rso-algorithm1", "k": 2, "shuffle": True},
+    "drawn": {"method": "boltzmann", "k": 3},
+    "overall": {"method": "top-k-overall", "k": 9},
+    "improved": {"method": "best-of-n", "improve": 0.1},
+    "mixed": {"method": "best-of-n", "pool": "mix", "quota": ("policy=2", "hot=1")},
+    "far": {"method": "top-k", "k": 2, "diverse": 0.5},
+    "some": {"method": "threshold", "threshold": 0.5, "scale": "min-max", "where": "score > -1"},
+}
+
+
+def test_parts_are_the_same_bytes_however_the_work_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one pool or in 8, from 1 part or from 100, from rows in any order."""
+    answers = names(30, "policy", "hot", each=4)
+    shuffled = random.Random(1).sample(answers, len(answers))
+    runs = [scored_run(tmp_path / "one", answers), scored_run(tmp_path / "many", answers, parts=100)]
+    runs.append(scored_run(tmp_path / "shuffled", shuffled, parts=7))
+    found = []
+    for pool_rows in (1_000_000, 30):
+        monkeypatch.setattr(pools, "POOL_ROWS", pool_rows)
+        for run in runs:
+            made = {
+                name: select(run, SelectSpec(name=name, **said), replace=True).report for name, said in SPECS.items()
+            }
+            dropped = {name: (report.rows_in, report.rows_out, report.dropped) for name, report in made.items()}
+            found.append(({name: bytes_of(run, name) for name in SPECS}, dropped))
+    for parts, dropped in found[1:]:
+        assert parts == found[0][0]
+        assert dropped == found[0][1]
+
+
+def test_parts_are_the_same_bytes_on_any_number_of_threads(tmp_path: Path) -> None:
+    for threads in (1, 2):
+        run = scored_run(tmp_path / str(threads), names(40, "policy", "hot"), parts=3)
+        code = (
+            "import sys; from prefdata import Run, SelectSpec, select, pools; pools.POOL_ROWS = 50\n"
+            "for name, said in eval(sys.argv[2]).items(): select(Run(sys.argv[1]), SelectSpec(name=name, **said))"
+        )
+        env = {**os.environ, "POLARS_MAX_THREADS": str(threads)}
+        subprocess.run([sys.executable, "-c", code, run.path, repr(SPECS)], env=env, check=True)
+    for name in SPECS:
+        assert bytes_of(Run(tmp_path / "1"), name) == bytes_of(Run(tmp_path / "2"), name)
+
+
+def test_top_k_overall_across_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The highest of the run, of equals those that stand higher with their prompt; ranks have no gaps."""
+    monkeypatch.setattr(pools, "POOL_ROWS", 5)
+    answers = [answer(f"p{p}", i, float(10 * (p == 3) + i // 2)) for p in range(9) for i in range(4)]
+    run = scored_run(tmp_path / "run", answers)
+    report = select(run, SelectSpec(method="top-k-overall", k=7, name="x")).report
+    rows = rows_of(run, "x")
+    assert sorted(rows["score"], reverse=True) == [11.0, 11.0, 10.0, 10.0, 1.0, 1.0, 1.0]
+    assert (rows.group_by("prompt_id").agg(pl.col("rank").sort()).select(
+        (pl.col("rank") == pl.int_ranges(1, pl.col("rank").list.len() + 1)).all()
+    ).item())  # fmt: skip
+    assert rows.filter(pl.col("score") == 1)["prompt_id"].n_unique() == 3
+    assert (report.rows_in, report.rows_out, report.dropped) == (36, 7, {"not_selected": 29})
+    assert report.figures["prompts_with_answers"] == 4
+    assert report.figures["mean_score_after"] == pytest.approx(45 / 7)
+
+
+def test_pools_can_be_read_twice_and_come_in_the_order_of_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "POOL_ROWS", 7)
+    run = scored_run(tmp_path / "run", names(20), parts=3)
+    with pools.open_pools(run, PoolSpec(), run.partition("scores", "reward"), texts=True) as opened:
+        once, twice = list(opened), list(opened)
+        assert len(once) > 3
+        assert all(a.equals(b) for a, b in zip(once, twice, strict=True))
+        firsts = [(pool["prompt_id"].min(), pool["prompt_id"].max()) for pool in once]
+        assert all(a[1] < b[0] for a, b in itertools.pairwise(firsts))
+        assert pl.concat(once).height == 80
+        assert list(run.path.glob("_tmp-*"))
+    assert not list(run.path.glob("_tmp-*"))
+
+
+def test_two_selections_at_once_in_one_process(tmp_path: Path) -> None:
+    run = scored_run(tmp_path / "run", names(5))
+    source = run.partition("scores", "reward")
+    with pools.open_pools(run, PoolSpec(), source) as one, pools.open_pools(run, PoolSpec(), source) as two:
+        assert sum(pool.height for pool in one) == sum(pool.height for pool in two) == 20
+
+
+ODD = "\u00a0 \t\n\x1c\u3000"
+
+
+def test_texts_that_differ_in_white_space_alone_are_one(tmp_path: Path) -> None:
+    said = ["a  b", f"a{ODD}b", f"{ODD}a b\r\n", "a b.", "A b", "", ODD, "👩‍👩‍👧", "👩 👩 👧", "é", "e\u0301", "a\x00b"]
+    answers = [answer("p", i, float(i), text=text) for i, text in enumerate(said)]
+    run = scored_run(tmp_path / "run", answers)
+    kept, dropped = texts(run, answers, k=20)
+    assert kept == [said[i] for i in (11, 10, 9, 8, 7, 5, 4, 3, 0)]
+    assert dropped == {"duplicate": 3}
+    assert rows_of(run, "x")["copies"].to_list() == [1, 1, 1, 1, 1, 2, 1, 1, 3]
+    assert len(texts(run, answers, k=20, duplicates="keep")[0]) == len(said)
+
+
+def test_lengths_are_in_characters_without_surrounding_space(tmp_path: Path) -> None:
+    said = ["", f"{ODD}ab{ODD}", "👩👩👩", "abcd", "abcde"]
+    answers = [answer("p", i, float(i), text=text) for i, text in enumerate(said)]
+    run = scored_run(tmp_path / "run", answers)
+    assert texts(run, answers, min_chars=2, max_chars=4) == (said[3:0:-1], {"too_long": 1, "too_short": 1})
+
+
+def test_refusals_by_their_first_words(tmp_path: Path) -> None:
+    said = [
+        "I CAN’T help with that.",
+        "I can't help with that.",
+        "Sure! " + "x" * 120 + " I can't help with",
+        "很抱歉，不",
+    ]
+    answers = [answer("p", i, float(i), text=text) for i, text in enumerate([*said, "Yes."])]
+    run = scored_run(tmp_path / "run", answers)
+    assert texts(run, answers)[1] == {}
+    assert texts(run, answers, refusals="drop") == (["Yes.", said[2]], {"refusal": 3})
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("- 'yes'\n")
+    assert texts(run, answers, refusals="drop", refusal_phrases=str(mine)) == (said[::-1], {"refusal": 1})
+    once = SelectSpec(name="once", refusals="drop", refusal_phrases=str(mine))
+    assert [select(run, once).did, select(run, once).did] == ["made", "kept"]
+    mine.write_text("- 'sure'\n")  # the file says something else now
+    assert select(run, once).did == "remade"
+    assert "Yes." in {one["text"] for one in answers if one["candidate_id"] in rows_of(run, "once")["candidate_id"]}
+    for bad in ("[]", "a: 1", "- 1", "- ''"):
+        mine.write_text(bad)
+        with pytest.raises(UsageError, match="should hold a list of phrases"):
+            texts(run, answers, refusals="drop", refusal_phrases=str(mine))
+
+
+def test_where_sees_candidates_scores_and_prompts(tmp_path: Path) -> None:
+    answers = [*names(3), *names(3, "hot")]
+    run = scored_run(tmp_path / "run", answers)
+    third = "messages[1].content = 'prompt 2'"
+    assert texts(run, answers, where=third)[1] == {"where": 16}
+    assert texts(run, answers, where=f"{third} and sampler = 'hot' and sample_index < 2")[1] == {"where": 22}
+    assert texts(run, answers, where="score > 100") == ([], {"where": 24})
+    assert texts(run, answers, where="split = 'train' and source = 'made' -- all of them")[1] == {}
+
+
+def test_where_is_asked_again_when_the_prompts_changed(tmp_path: Path) -> None:
+    """The rows and their scores are the same; the split of a prompt is another."""
+    answers = names(3)
+    run = scored_run(tmp_path / "run", answers)
+    spec = SelectSpec(where="split = 'train'")
+    assert [select(run, spec).did, select(run, spec).did] == ["made", "kept"]
+    prompts = pl.read_parquet(run.path / "prompts/source=made/part-*.parquet", hive_partitioning=False).to_dicts()
+    write(run, "prompts", "made", [{**one, "split": "test" if i else "train"} for i, one in enumerate(prompts)])
+    assert select(run, spec).did == "remade"
+    assert rows_of(run, "rso-8")["prompt_id"].n_unique() == 1
+
+
+@pytest.mark.parametrize(
+    "where", ["split =", "nosuch > 1", "1; drop table scores", "exists (from read_csv('/etc/passwd'))", "score"]
+)
+def test_a_broken_condition_is_one_line(tmp_path: Path, prefdata, where: str) -> None:
+    run = scored_run(tmp_path / "run", names(2))
+    code, out, err = prefdata("select", run, "--where", where)
+    if where == "score":  # SQL takes a number for a condition
+        assert code == 0
+        return
+    assert (code, out) == (2, "")
+    assert err.startswith("prefdata: --where")
+    assert err.count("\n") == 1
+    assert not (run.path / "selections").exists()
+    assert not list(run.path.glob("_tmp*"))
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (("--scorer", "rewrd"), 'Did you mean "reward"'),
+        (("--sampler", "polcy"), 'Did you mean "policy"'),
+        (("--pool", "mix", "--quota", "polcy=1"), 'Did you mean "policy"'),
+        (("--pool", "mix", "--quota", "hot=1", "--sampler", "policy"), "names a sampler 'hot'"),
+        (("--pool", "mix", "--quota", "policy"), "SAMPLER=WEIGHT"),
+        (("--method", "best-of-n", "--k", "3"), "--k goes with"),
+        (("--refusals", "drop", "--refusal-phrases", "nosuch"), "nosuch"),
+        (("--k", "0"), "greater than or equal to 1"),
+        (("--beta", "nan"), "not nan"),
+    ],
+)
+def test_wrong_usage_is_one_line(tmp_path: Path, prefdata, said: tuple[str, ...], message: str) -> None:
+    run = scored_run(tmp_path / "run", names(2, "policy", "hot"))
+    code, out, err = prefdata("select", run, *said)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (run.path / "selections").exists()
+
+
+def test_null_nan_and_infinite_scores_take_no_part(tmp_path: Path) -> None:
+    scores = [None, float("nan"), float("inf"), float("-inf"), 1.0]
+    answers = [answer("p", i, score) for i, score in enumerate(scores)] + [answer("q", 0, None), answer("r", 0, -5.0)]
+    run = scored_run(tmp_path / "run", answers)
+    for method in ("best-of-n", "top-k", "rso", "rso-algorithm1", "boltzmann", "top-k-overall"):
+        kept, dropped = texts(run, answers, method=method)
+        assert sorted(kept) == ["p policy 4", "r policy 0"]
+        assert dropped["no_score"] == 5
+
+
+def test_nothing_left_is_an_empty_selection(tmp_path: Path, prefdata) -> None:
+    run = scored_run(tmp_path / "run", names(2))
+    code, out, _ = prefdata("select", run, "--min-chars", "1000")
+    assert code == 0
+    assert "8 in, 0 out" in out
+    assert rows_of(run, "rso-8").height == 0
+
+
+def test_one_candidate_a_prompt(tmp_path: Path) -> None:
+    answers = names(4, each=1)
+    run = scored_run(tmp_path / "run", answers)
+    for method in ("best-of-n", "rso", "rso-algorithm1", "top-k-overall"):
+        assert len(texts(run, answers, method=method)[0]) == 4
+
+
+def test_the_pool_of_the_latest_round_is_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for pools that have none of it; of the rounds that take part."""
+    monkeypatch.setattr(pools, "POOL_ROWS", 4)
+    answers = [*names(6), answer("prompt 3", 9, 0.5, sampler="later", round=2)]
+    run = scored_run(tmp_path / "run", answers)
+    assert texts(run, answers, pool="latest") == (["prompt 3 later 9"], {"earlier_round": 24})
+    assert texts(run, answers, pool="latest", where="round < 2")[1] == {"where": 1}
+
+
+def test_a_candidate_that_two_samplers_drew(tmp_path: Path) -> None:
+    """By the same law: one score, one row; --sampler finds it under either name."""
+    answers = [
+        answer("p", i, float(i), sampler=sampler, law="same", text=f"said {i}")
+        for sampler in ("a", "b")
+        for i in range(3)
+    ]
+    run = scored_run(tmp_path / "run", answers)
+    everything = ["said 2", "said 1", "said 0"]
+    assert texts(run, answers) == (everything, {})
+    assert texts(run, answers, sampler=("a",)) == (everything, {})
+    assert texts(run, answers, sampler=("b",)) == (everything, {})
+
+
+def test_unfinished_scores_may_have_rows_twice(tmp_path: Path) -> None:
+    answers = names(3)
+    run = scored_run(tmp_path / "run", answers)
+    first, last = {**answers[0], "score": -9.0}, {**answers[0], "score": 9.0}
+    write(run, "scores", "reward", [first, *answers[1:6], last], parts=3, done=False)
+    with pytest.raises(NotReady, match="unfinished"):
+        select(run, SelectSpec())
+    report = select(run, SelectSpec(method="top-k"), partial=True).report
+    assert (report.rows_in, report.rows_out) == (6, 6)
+    assert rows_of(run, "top-k-8")["score"].max() == 9.0
+
+
+def test_scores_that_were_begun_and_no_more(tmp_path: Path) -> None:
+    run = scored_run(tmp_path / "run", names(3))
+    write(run, "scores", "reward", [], done=False)
+    report = select(run, SelectSpec(), partial=True).report
+    assert (report.rows_in, report.rows_out) == (0, 0)
+
+
+@pytest.mark.parametrize("pool_rows", [1_000_000, 3])
+def test_scores_without_their_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool_rows: int) -> None:
+    monkeypatch.setattr(pools, "POOL_ROWS", pool_rows)
+    answers = names(3)
+    run = scored_run(tmp_path / "run", answers)
+    write(run, "candidates", "policy", answers[:-2])
+    with pytest.raises(InputError, match=r"2 of \d+ rows of scores/reward name candidates .* `prefdata rank` again"):
+        select(run, SelectSpec())
+    write(run, "candidates", "policy", [], done=False)
+    with pytest.raises(InputError, match="name candidates that are not in"):
+        select(run, SelectSpec())
+    assert not list(run.path.glob("_tmp-*"))
+
+
+def test_the_same_again_is_kept(tmp_path: Path) -> None:
+    answers = names(6)
+    run = scored_run(tmp_path / "run", answers)
+    of_policy, of_all = SelectSpec(sampler=("policy",), name="policy"), SelectSpec(name="all")
+    assert [select(run, spec).did for spec in (of_policy, of_all, of_policy, of_all)] == ["made"] * 2 + ["kept"] * 2
+    scored_run(tmp_path / "run", [*answers, *names(6, "another")])
+    assert [select(run, spec).did for spec in (of_policy, of_all)] == ["kept", "remade"]
+    answers[0]["score"] = 7.0
+    scored_run(tmp_path / "run", answers)
+    assert [select(run, spec).did for spec in (of_policy, of_all)] == ["remade", "remade"]
+
+
+def test_killed_in_the_middle_nothing_stays(tmp_path: Path) -> None:
+    """kill -9 while pools wait on disk: the selection is not there, and the next run removes what was left."""
+    run = scored_run(tmp_path / "run", names(40))
+    code = (
+        "import sys, time; from prefdata import Run, SelectSpec, select, pools; pools.POOL_ROWS = 20\n"
+        "joined = pools._Joining.join\n"
+        "def slow(*given): time.sleep(0.2); return joined(*given)\n"
+        "pools._Joining.join = slow; select(Run(sys.argv[1]), SelectSpec())"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, run.path])
+    deadline = time.monotonic() + 60
+    while not list(run.path.glob("_tmp-*-pools/pools/*.arrow")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(run.path.glob("_tmp-*-pools"))
+    assert not (run.path / "selections").exists()
+    assert select(run, SelectSpec()).did == "made"
+    assert not list(run.path.glob("_tmp-*"))
+    assert json.loads((run.path / "selections/selector=rso-8/_SUCCESS").read_text())["report"]["rows_in"] == 160
