@@ -68,6 +68,12 @@ def chosen_samplers(run: Run, samplers: tuple[str, ...] = ()) -> list[Partition]
     return [partition for partition in there if not samplers or partition.name in samplers]
 
 
+def read_preferences(pairs: Partition, columns: list[str]) -> pl.DataFrame:
+    """Columns of the pairs of which one answer is preferred: ties that were kept are none."""
+    rows = _frame(pairs, [*columns, "verdict"])
+    return rows.filter(pl.col("verdict") != "tie").select(columns)
+
+
 def _frame(partition: Partition, columns: list[str]) -> pl.DataFrame:
     frame = pl.from_arrow(partition.read(columns))
     assert isinstance(frame, pl.DataFrame)

@@ -26,7 +26,7 @@ from prefdata.store import Run
 from prefdata.train.data import find
 from prefdata.train.layouts import Item as Labelled
 from prefdata.train.layouts import parse
-from prefdata.views import read_candidates
+from prefdata.views import read_candidates, read_preferences
 
 GROUPS = ("source", "subset")
 """Columns that pairs are grouped by, where they are there."""
@@ -104,7 +104,7 @@ def stored_pairs(run: Run, scorer: str, part: str | None = None) -> tuple[list[P
     Raises:
         NotReady, UsageError: there are no such pairs or scores.
     """
-    rows = _frame(run.only("pairs", part).read(["pair_id", "prompt_id", "chosen_id", "rejected_id"]))
+    rows = read_preferences(run.only("pairs", part), ["pair_id", "prompt_id", "chosen_id", "rejected_id"])
     answers = read_candidates(run, ["candidate_id", "text"])
     texts = dict(zip(answers["candidate_id"], answers["text"], strict=True))
     held = _frame(run.only("scores", scorer).read(["candidate_id", "score"]))

@@ -20,7 +20,7 @@ from prefdata.scorers.leagues import contradictions, league
 from prefdata.specs import RankSpec
 from prefdata.store import Lineage, Outcome, Run, name_of
 from prefdata.tables import SCORES, rows_id
-from prefdata.views import read_candidates, read_prompts
+from prefdata.views import read_candidates, read_preferences, read_prompts
 
 BOOTSTRAP = 200
 """Resamples for the intervals of Bradley-Terry scores."""
@@ -120,7 +120,7 @@ def calibrated(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool
     )
     rows = rows.join(lengths, on="candidate_id", how="left", maintain_order="left")
     ids = ["pair_id", "chosen_id", "rejected_id"]
-    pairs = None if spec.labelled is None else _frame(run, "pairs", spec.labelled, ids)
+    pairs = None if spec.labelled is None else read_preferences(run.only("pairs", spec.labelled), ids)
     parents = {f"scores/{scorer}": _content(rows)}
     if pairs is not None:
         parents[f"pairs/{spec.labelled}"] = rows_id(pairs.to_arrow(), "pair_id")
@@ -190,12 +190,6 @@ def _contradictions(games: pl.DataFrame) -> dict[str, Any]:
 
 def _content(rows: pl.DataFrame) -> str:
     return rows_id(rows.select("candidate_id", "score").to_arrow(), "candidate_id")
-
-
-def _frame(run: Run, table: str, name: str, columns: list[str]) -> pl.DataFrame:
-    frame = pl.from_arrow(run.only(table, name).read(columns))
-    assert isinstance(frame, pl.DataFrame)
-    return frame
 
 
 def scores_of(run: Run, scorer: str, *, partial: bool = False) -> pl.DataFrame:
