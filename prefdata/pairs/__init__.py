@@ -19,8 +19,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from prefdata.draws import Content
 from prefdata.errors import InputError, UsageError
-from prefdata.ids import ID_DIGITS
+from prefdata.ids import ID_DIGITS, digest
 from prefdata.pairs.limits import balanced, over_the_limits
 from prefdata.pairs.listings import LISTINGS, advised_weights
 from prefdata.pairs.strategies import Field, Proposals, propose
@@ -50,11 +51,12 @@ def pair(run: Run, spec: PairSpec, *, replace: bool = False, partial: bool = Fal
     """
     source, name = source_of(run, spec, partial=partial)
     beside = (spec.reference,) if spec.reference else ()
+    said = _verdicts(source) if spec.strategy == "comparisons" else None
     with open_pools(run, spec, source, beside=beside) as pools:
         resolved = {"selector": name} if spec.strategy != "comparisons" else {"judge": source.name}
         partition = run.partition(spec.as_, spec.name or name)
-        lineage = Lineage.of(spec, pools.parents | _judged(source), resolved=resolved)
-        return partition.derive_in_pieces(lineage, lambda: _tables(run, pools, spec, source), replace=replace)
+        lineage = Lineage.of(spec, _parents(pools, said), resolved=resolved)
+        return partition.derive_in_pieces(lineage, lambda: _tables(run, pools, spec, source, said), replace=replace)
 
 
 def source_of(run: Run, spec: PairSpec, *, partial: bool = False) -> tuple[Partition, str]:
@@ -153,10 +155,11 @@ def judge(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
     )
 
 
-def _tables(run: Run, pools: Pools, spec: PairSpec, source: Partition) -> Generator[pa.Table, None, Report]:
+def _tables(
+    run: Run, pools: Pools, spec: PairSpec, source: Partition, said: pl.DataFrame | None
+) -> Generator[pa.Table, None, Report]:
     whole, largest = Account(), 0
     scorer = str(spec.reference) if spec.trust_reference else pools.scorer or source.name
-    said = _verdicts(source) if spec.strategy == "comparisons" else None
     make: Callable[[pl.DataFrame], tuple[pl.DataFrame, Account]]
     make = (
         (lambda pool: match(pool, spec, said)) if spec.as_ == "pairs" else (lambda pool: LISTINGS[spec.as_](pool, spec))
@@ -210,9 +213,13 @@ def _verdicts(source: Partition) -> pl.DataFrame:
     return verdicts(pl.DataFrame(source.read(["prompt_id", "first_id", "second_id", "probability"])))
 
 
-def _judged(source: Partition) -> dict[str, str]:
-    """The verdicts are a parent as well, and not only whom they are about."""
-    return {f"{source}/verdicts": source.content} if source.table.name == "comparisons" else {}
+def _parents(pools: Pools, said: pl.DataFrame | None) -> dict[str, str]:
+    """What the pairs are made from, by content; of comparisons what was said counts, and not only about whom."""
+    if said is None:
+        return pools.parents
+    content = Content()
+    content.add(pair_ids(said["first_id"], said["second_id"]), said["probability"])
+    return {name: digest([whom, content.id]) for name, whom in pools.parents.items()}
 
 
 def _both(field: Field, proposals: Proposals, spec: PairSpec) -> pl.DataFrame:
