@@ -67,6 +67,26 @@ def test_the_page_on_curves(home: Path) -> None:
     assert re.search(r"16 +T=0.7.* extrapolated ", printed)
 
 
+def test_the_page_on_selection(home: Path) -> None:
+    commands = console_commands(ROOT / "docs/selection.md")
+    assert len(commands) > 20
+    said = run_all(commands, home)
+    overall = next(out for command, out in said.items() if "top-k-overall" in command)
+    assert "480 in, 50 out" in overall
+    rso = next(out for command, out in said.items() if "--method rso --k 4" in command)
+    assert "acceptance rate" in rso
+
+
+def test_the_page_on_pairing(home: Path) -> None:
+    commands = console_commands(ROOT / "docs/pairing.md")
+    assert len(commands) > 25
+    said = run_all(commands, home)
+    matched = next(out for command, out in said.items() if "length-matched" in command)
+    assert "dropped: no length match" in matched
+    counted = next(out for command, out in said.items() if "--min-chars" in command)
+    assert "answers too short" in counted
+
+
 @pytest.mark.vllm
 def test_the_page_on_ranking_with_vllm(home: Path) -> None:
     """Under the JSON schema a model that cannot judge gives verdicts that can be read."""

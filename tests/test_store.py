@@ -189,3 +189,22 @@ def test_compact_joins_many_small_parts(tmp_path: Path) -> None:
     part.compact(["candidate_id"])
     assert len(part.parts()) == 1
     assert sorted(part.read()["score"].to_pylist()) == list(range(80))
+
+
+def test_rows_that_come_in_pieces_are_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parquet's pages end where a chunk ends, so that chunks must not reach the file."""
+    monkeypatch.setattr("prefdata.store.PART_ROWS", 25_000)
+    rows = scores(*(f"{i:020x}" for i in range(60_000)))
+
+    def pieces(size: int):
+        for start in range(0, rows.num_rows, size):
+            yield rows.slice(start, size)
+        return report(rows.num_rows)
+
+    found = []
+    for size in (60_000, 25_000, 3_001):
+        part = Run(tmp_path / str(size)).partition("scores", "rm")
+        part.derive_in_pieces(Lineage.of(ToySpec()), lambda size=size: pieces(size))
+        assert [pq.read_metadata(one).num_rows for one in part.parts()] == [25_000, 25_000, 10_000]
+        found.append([one.read_bytes() for one in part.parts()])
+    assert found[0] == found[1] == found[2]
