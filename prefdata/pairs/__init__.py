@@ -262,6 +262,7 @@ def _why_not(spec: PairSpec, *, scored: bool) -> pl.Expr:
     else:
         tie = probability == 0.5
         reasons |= {"tie": tie & (spec.ties == "drop"), "chosen_truncated": ~pl.col("chosen_may_be_chosen") & ~tie}
+    reasons["unsure"] = (probability < spec.min_probability) & (margin.is_not_null() | (probability > 0.5))
     return pl.coalesce(*(pl.when(holds).then(pl.lit(reason)) for reason, holds in reasons.items()))
 
 

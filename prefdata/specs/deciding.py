@@ -130,6 +130,9 @@ class PairSpec(PoolSpec):
     )
     min_margin: float = what(0.0, "The least difference of scores; ties never make a pair.", ge=0)
     max_margin: float | None = what(None, "The largest difference of scores.", gt=0)
+    min_probability: float = what(
+        0.5, "The least probability that the label is right: how sure verdicts must be.", ge=0.5, le=1
+    )
     max_pairs_per_prompt: int | None = what(None, "Most pairs a prompt; the widest margins stay.", ge=1)
     max_per_candidate: int | None = what(None, "Most pairs that one answer takes part in; the widest stay.", ge=1)
     balance: Literal["none", "source", "sampler"] = what(
@@ -162,7 +165,9 @@ class PairSpec(PoolSpec):
         self.check_use("as_", label_by=("unpaired",), threshold=("unpaired",))
         if self.as_ != "pairs":
             only_pairs = ("strategy", "max_margin", "max_pairs_per_prompt", "max_per_candidate", "balance", "weight")
-            self.check_use("as_", **dict.fromkeys((*only_pairs, "min_margin", "temperature"), ("pairs",)))
+            self.check_use(
+                "as_", **dict.fromkeys((*only_pairs, "min_margin", "min_probability", "temperature"), ("pairs",))
+            )
         decider = "label_by" if self.as_ == "unpaired" else "strategy"
         self.check_use(decider, top=("top-bottom",), bottom=("top-bottom",))
         if (self.label_by == "threshold") != (self.threshold is not None):

@@ -77,6 +77,12 @@ def test_the_probability_and_what_it_weighs(temperature: float) -> None:
     assert rows["weight"][0] == pytest.approx(2 * p - 1)
 
 
+def test_how_sure_a_label_must_be() -> None:
+    answers = pool("9 5", "9 8", "9 9")
+    assert paired(answers, "best-worst", min_probability=0.8) == ("0a>0b", {"unsure": 1, "tie": 1})
+    assert paired(answers, "best-worst", min_probability=0.8, temperature=0.5)[0] == "0a>0b 1a>1b"
+
+
 def test_margins_beyond_any_probability() -> None:
     """Margins whose sigmoid rounds to 1, or to 1/2, are still pairs, in the order of their margins."""
     rows, _ = match(pool("9000 1 5000"), PairSpec(strategy="all"))

@@ -66,6 +66,13 @@ def test_a_kept_tie_is_a_row_whose_verdict_is_tie() -> None:
     assert rows.select("verdict", "probability", "weight").rows() == [("chosen", 0.75, 0.5), ("tie", 0.5, 0.0)]
 
 
+def test_how_sure_verdicts_must_be() -> None:
+    comparisons = said("0a 0b 0.51", "0a 0c 0.75", "0b 0c 0.5")
+    assert paired(ANSWERS, "comparisons", comparisons, min_probability=0.6) == ("0a>0c", {"tie": 1, "unsure": 1})
+    kept, dropped = paired(ANSWERS, "comparisons", comparisons, min_probability=0.6, ties="keep")
+    assert (kept.count(">"), dropped) == (2, {"unsure": 1})
+
+
 def test_cut_answers_are_not_chosen() -> None:
     comparisons = said("0a 0d 1", "0b 0d 0", "0c 0d 0.5")
     assert paired(ANSWERS, "comparisons", comparisons) == ("0a>0d", {"chosen_truncated": 1, "tie": 1})
