@@ -193,8 +193,9 @@ def test_compact_joins_many_small_parts(tmp_path: Path) -> None:
 
 def test_rows_that_come_in_pieces_are_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parquet's pages end where a chunk ends, so that chunks must not reach the file."""
-    monkeypatch.setattr("prefdata.store.PART_ROWS", 25_000)
-    rows = scores(*(f"{i:020x}" for i in range(60_000)))
+    monkeypatch.setattr("prefdata.store.PART_ROWS", 200_000)
+    ids = pa.array([f"{i * 7919:020x}" for i in range(250_000)])
+    rows = pa.table({"candidate_id": ids, "prompt_id": ids, "text_hash": ids, "score": [i / 7 for i in range(250_000)]})
 
     def pieces(size: int):
         for start in range(0, rows.num_rows, size):
@@ -202,9 +203,9 @@ def test_rows_that_come_in_pieces_are_the_same_bytes(tmp_path: Path, monkeypatch
         return report(rows.num_rows)
 
     found = []
-    for size in (60_000, 25_000, 3_001):
+    for size in (250_000, 200_000, 7_001):
         part = Run(tmp_path / str(size)).partition("scores", "rm")
         part.derive_in_pieces(Lineage.of(ToySpec()), lambda size=size: pieces(size))
-        assert [pq.read_metadata(one).num_rows for one in part.parts()] == [25_000, 25_000, 10_000]
+        assert [pq.read_metadata(one).num_rows for one in part.parts()] == [200_000, 50_000]
         found.append([one.read_bytes() for one in part.parts()])
     assert found[0] == found[1] == found[2]
