@@ -30,9 +30,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from prefdata.disk import refused, written_by_the_living
-from prefdata.draws import Content, leading_bits
+from prefdata.draws import Bits, Content, leading_bits
 from prefdata.errors import InputError, UsageError
 from prefdata.ids import digest
 from prefdata.specs import PoolSpec
@@ -158,7 +159,7 @@ class _Joining:
     ) -> None:
         self._run, self._spec, self._source, self._beside, self._texts = run, spec, source, beside, texts
         self._wanted = {*spec.sampler, *beside} if spec.sampler else None
-        self._fitting = None if spec.where is None else leading_bits(_fitting(run, spec.where, scorer))
+        self._fitting = None if spec.where is None else np.sort(leading_bits(_fitting(run, spec.where, scorer)))
         self._phrases = _phrases(spec) if spec.refusals == "drop" else []
         # A source that was stopped in the middle, or that names one candidate in many rows, may have rows twice.
         self._repeats = source.state != "finished" or source.table.name == "comparisons" or bool(beside)
@@ -207,7 +208,7 @@ class _Joining:
         needs_score = ~pl.col("sampler").is_in(self._beside) & (self._source.table.name != "comparisons")
         reasons = {"no_score": needs_score & ~pl.col("score").is_finite().fill_null(False)}
         if self._fitting is not None:
-            reasons["where"] = ~pl.lit(pl.Series(np.isin(leading_bits(rows["candidate_id"]), self._fitting)))
+            reasons["where"] = ~pl.lit(pl.Series(_among(self._fitting, leading_bits(rows["candidate_id"]))))
         reasons["refusal"] = pl.col("refuses")
         reasons["too_short"] = pl.col("chars") < self._spec.min_chars
         reasons["too_long"] = pl.col("chars") > (self._spec.max_chars or 2**31)
@@ -286,6 +287,17 @@ def _joined(asked: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
         return rows
     once = known.unique("candidate_id", keep="first", maintain_order=True)  # two samplers drew by the same law
     return asked.join(once, on="candidate_id", how="left", maintain_order="left")
+
+
+def _among(many: Bits, some: Bits) -> NDArray[np.bool_]:
+    """Whether each of `some` is among `many`, which are sorted once for all pools."""
+    found = np.zeros(len(some), bool)
+    order = np.argsort(some)  # neighbours are looked for one after the other: many times faster
+    some = some[order]
+    place = np.searchsorted(many, some)
+    there = place < len(many)
+    found[order[there]] = many[place[there]] == some[there]
+    return found
 
 
 def _blanks(rows: int) -> pl.Series:
