@@ -30,8 +30,8 @@ _JOINS = {
     "preferences": (
         ("prompts", "candidates", "pairs"),
         """select x.pair_id, x.pairing, x.prompt_id, p.split, p.messages[-1].content as prompt, c.text as chosen,
-                  r.text as rejected, x.chosen_score, x.rejected_score, x.margin, x.probability, c.sampler as chosen_sampler,
-                  r.sampler as rejected_sampler
+                  r.text as rejected, x.chosen_score, x.rejected_score, x.margin, x.probability,
+                  c.sampler as chosen_sampler, r.sampler as rejected_sampler
            from pairs x join prompts p using (prompt_id)
            join candidates c on c.candidate_id = x.chosen_id join candidates r on r.candidate_id = x.rejected_id
            where x.verdict <> 'tie'""",
