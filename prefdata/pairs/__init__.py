@@ -11,8 +11,9 @@ From the same selections `listings` makes unpaired labels, groups and demonstrat
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,9 @@ from prefdata.store import Lineage, Outcome, Partition, Run
 
 ALL = "all"
 """The selector's name that means every scored candidate."""
+
+PROPOSALS = 2_000_000
+"""Proposals that are held at a time, about, where a strategy makes many more of them than there are answers."""
 
 _SIDES = {"first": "chosen", "second": "rejected"}
 
@@ -165,7 +169,7 @@ def _tables(
         (lambda pool: match(pool, spec, said)) if spec.as_ == "pairs" else (lambda pool: LISTINGS[spec.as_](pool, spec))
     )
     pieces = []
-    for pool in pools:
+    for pool in itertools.chain.from_iterable(_portions(whole_pool, spec) for whole_pool in pools):
         rows, account = make(pool)
         whole += account
         largest = max(largest, int(pool.group_by("prompt_id").len()["len"].max() or 0))  # type: ignore[arg-type]
@@ -182,6 +186,18 @@ def _tables(
         rows = _balanced(run, pl.concat(pieces), spec, whole)
         yield rows.with_columns(scorer=pl.lit(scorer)).to_arrow()
     return _reported(whole, spec)
+
+
+def _portions(pool: pl.DataFrame, spec: PairSpec) -> Iterator[pl.DataFrame]:
+    """A pool some prompts at a time, in their order, where all of it would propose too much."""
+    if spec.strategy not in ("all", "against-reference"):
+        yield pool
+        return
+    n = pl.col("len").cast(pl.Int64)
+    before = (n * (n - 1) // 2).cum_sum().alias("portion") // PROPOSALS
+    portions = pool.group_by("prompt_id").len().sort("prompt_id").select("prompt_id", before)
+    for some in portions.partition_by("portion", maintain_order=True):
+        yield pool.join(some, on="prompt_id", how="semi") if some.height < portions.height else pool
 
 
 def _reported(whole: Account, spec: PairSpec) -> Report:

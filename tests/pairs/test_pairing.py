@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from scored_runs import answer, scored_run, write
 
-from prefdata import ids, pools
+from prefdata import ids, pairs, pools
 from prefdata.errors import InputError, NotReady, SpecConflict, UsageError
 from prefdata.pairs import pair
 from prefdata.selections import select
@@ -80,6 +80,7 @@ def test_the_same_bytes_however_much_is_held_and_in_however_many_parts(
     assert made
     assert pair(whole, spec).did == "kept"
     monkeypatch.setattr(pools, "POOL_ROWS", 20)
+    monkeypatch.setattr(pairs, "PROPOSALS", 30)
     assert written(parts, spec) == made
 
 
@@ -87,11 +88,11 @@ def test_rso_makes_four_disjoint_pairs_or_a_tournament_of_seven(tmp_path: Path) 
     rows = [answer(f"prompt {p}", i, float(i)) for p in range(20) for i in range(16)]
     run = scored_run(tmp_path / "run", rows)
     select(run, SelectSpec(method="rso", k=8, name="rso"))
-    for strategy, pairs in (("first-round", 4), ("tournament", 7)):
+    for strategy, each in (("first-round", 4), ("tournament", 7)):
         made = pair(run, PairSpec(strategy=strategy, name=strategy))  # type: ignore[arg-type]
-        assert (made.report.rows_in, made.report.rows_out) == (20 * pairs, 20 * pairs)
+        assert (made.report.rows_in, made.report.rows_out) == (20 * each, 20 * each)
         frame = rows_of(run, strategy)
-        assert frame.group_by("prompt_id").len()["len"].to_list() == [pairs] * 20
+        assert frame.group_by("prompt_id").len()["len"].to_list() == [each] * 20
         assert (frame["chosen_score"] > frame["rejected_score"]).all()
         assert frame["scorer"].unique().to_list() == ["reward"]
     both = rows_of(run, "first-round")
