@@ -8,9 +8,6 @@ import polars as pl
 from prefdata.pairs.strategies import Field, Proposals
 from prefdata.scorers.leagues import league
 
-_ROUNDED = 1e-12
-"""As near to 1/2 as sums of probabilities in another order come: a tie."""
-
 
 def verdicts(comparisons: pl.DataFrame) -> pl.DataFrame:
     """One row for every two answers that were compared: first_id, second_id, probability.
@@ -21,7 +18,6 @@ def verdicts(comparisons: pl.DataFrame) -> pl.DataFrame:
     """
     games = league(comparisons)
     share = games.wins_i / (games.wins_i + games.wins_j)
-    share[np.abs(share - 0.5) < _ROUNDED] = 0.5
     names = games.names["candidate_id"]
     i, j = names.gather(games.i), names.gather(games.j)
     rows = pl.DataFrame({"prompt_id": games.names["prompt_id"].gather(games.i), "i": i, "j": j, "share": share})
