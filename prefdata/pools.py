@@ -17,25 +17,20 @@ and `text` where it was asked for.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from prefdata.disk import refused, written_by_the_living
 from prefdata.draws import Bits, Content, leading_bits
 from prefdata.errors import InputError, UsageError
 from prefdata.ids import digest
+from prefdata.shelves import Shelves, shelf_room
 from prefdata.specs import PoolSpec
 from prefdata.store import MADE_BY, Partition, Run
 from prefdata.tables import TABLES
@@ -62,7 +57,6 @@ _ASKED = pl.DataFrame(
         "extra": pl.Boolean,
     }
 )
-_OPEN: set[Path] = set()  # this process's folders: several threads may be at it
 _CANDIDATE = ["candidate_id", "prompt_id", "sample_index", "round", "finish_reason"]
 
 
@@ -77,11 +71,11 @@ class Pools:
     scorer: str
     parents: dict[str, str]
     latest_round: int | None
-    _waiting: _Waiting
+    _shelves: Shelves
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
-        for share in range(self._waiting.shares):
-            pool = self._waiting.read(share)
+        for share in range(self._shelves.shares):
+            pool = self._shelves.share(share)
             if pool.height:
                 yield pool
 
@@ -116,22 +110,24 @@ def open_pools(
     rows = max(_rows(part for _, part, _ in named), _rows(part for one in samplers for part in one.parts()))
     joining = _Joining(run, spec, source, scorer, beside, texts)
     nothing_known = joining.known("", pl.DataFrame(TABLES["candidates"].empty()))
-    with _folder(run) as folder:
+    with shelf_room(run) as room, ExitStack() as stack:
         shares = max(1, -(-rows // POOL_ROWS))
-        asked = _Waiting(folder / "asked", shares, _ASKED)
-        there = _Waiting(folder / "there", shares, nothing_known)
-        pools = _Waiting(folder / "pools", shares, joining.join(_ASKED, nothing_known))
+        asked = Shelves(room / "asked", shares, _ASKED)
+        there = Shelves(room / "there", shares, nothing_known)
+        pools = Shelves(room / "pools", shares, joining.join(_ASKED, nothing_known))
+        for shelves in (asked, there, pools):
+            stack.callback(shelves.close)
         for table, part, extra in named:
-            asked.add(_of(prompt_id, _asked(table, part).with_columns(extra=pl.lit(extra))))
+            asked.put(_of(prompt_id, _asked(table, part).with_columns(extra=pl.lit(extra))))
         for sampler in samplers:
             for part in sampler.readable():
-                there.add(_of(prompt_id, joining.candidates(sampler.name, part)))
+                there.put(_of(prompt_id, joining.candidates(sampler.name, part)))
         content, rounds = _RowsAndReasons(), set[int]()
         for share in range(shares):
             pool = joining.join(asked.take(share), there.take(share))
             content.add(pool)
             rounds.update(pool.select(pl.col("round").filter(pl.col("left_out").is_null())).to_series().unique())
-            pools.add_to(share, pool)
+            pools.put_in(share, pool)
         yield Pools(scorer, {str(source): content.id}, max(rounds, default=None), pools)
 
 
@@ -224,60 +220,6 @@ class _Joining:
             )
 
 
-class _Waiting:
-    """Frames that wait by share, on disk or (where there is one share) in memory."""
-
-    def __init__(self, folder: Path, shares: int, none: pl.DataFrame) -> None:
-        """A place for frames with the columns of `none`, which has no rows."""
-        self.shares = shares
-        self._folder = folder
-        self._none = none
-        self._held: list[pl.DataFrame] = []
-        self._files: dict[int, Any] = {}
-        folder.mkdir()
-
-    def add(self, rows: pl.DataFrame) -> None:
-        """Take rows, each for the share that its prompt belongs to."""
-        digits = pl.col("prompt_id").str.slice(0, 8).str.to_integer(base=16, dtype=pl.UInt64)
-        if self.shares == 1:
-            self.add_to(0, rows)
-            return
-        numbered = rows.with_columns(_share=(digits * self.shares // 2**32).cast(pl.UInt32))
-        for (share,), some in numbered.partition_by("_share", as_dict=True, include_key=False).items():
-            self.add_to(int(share), some)
-
-    def add_to(self, share: int, rows: pl.DataFrame) -> None:
-        """Take rows for one share."""
-        if self.shares == 1:
-            self._held.append(rows)
-            return
-        table = rows.to_arrow()
-        with refused(self._folder):
-            if share not in self._files:
-                self._files[share] = pa.ipc.new_stream(self._folder / f"{share:05d}.arrow", table.schema)
-            self._files[share].write_table(table)
-
-    def read(self, share: int) -> pl.DataFrame:
-        """All rows of a share."""
-        if self.shares == 1:
-            return pl.concat([self._none, *self._held])
-        if share not in self._files:
-            return self._none
-        with refused(self._folder):
-            self._files[share].close()
-        with pa.memory_map(str(self._folder / f"{share:05d}.arrow")) as file:
-            frame = pl.from_arrow(pa.ipc.open_stream(file).read_all())
-        assert isinstance(frame, pl.DataFrame)
-        return frame
-
-    def take(self, share: int) -> pl.DataFrame:
-        """All rows of a share, which are then gone."""
-        rows = self.read(share)
-        self._held = []
-        (self._folder / f"{share:05d}.arrow").unlink(missing_ok=True)
-        return rows
-
-
 def _joined(asked: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     """What was asked for, with what is known of it, in its order."""
     if asked.height == known.height and (asked["candidate_id"] == known["candidate_id"]).all():
@@ -309,23 +251,7 @@ def _one_spaced(texts: pl.Series) -> pl.Series:
     odd = texts.str.contains(_ODD_SPACES).arg_true()
     if not len(odd):
         return texts
-    return texts.scatter(odd, texts.gather(odd).str.replace_all(_SPACES, " "))
-
-
-@contextmanager
-def _folder(run: Run) -> Iterator[Path]:
-    """A folder for what waits; those that killed processes left are removed."""
-    with refused(run.path):
-        for left in run.path.glob("_tmp-*-pools"):
-            if left not in _OPEN and not written_by_the_living(left.name):
-                shutil.rmtree(left, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"_tmp-{os.getpid()}-", suffix="-pools", dir=run.path))
-    _OPEN.add(folder)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        _OPEN.discard(folder)
+    return texts.clone().scatter(odd, texts.gather(odd).str.replace_all(_SPACES, " "))
 
 
 def _asked(source: Partition, part: Path) -> pl.DataFrame:

@@ -22,8 +22,9 @@ def read_template(kind: str, name: str) -> Any:
     if not file.is_file():
         known = {f.name.removesuffix(".yaml"): f for f in _built_in(kind).iterdir() if f.name.endswith(".yaml")}
         if name not in known:
-            hint = f"{did_you_mean(name, known)} There are: {', '.join(sorted(known))}."
-            raise UsageError(f"there is no file {name}, and no built-in {kind} of that name.{hint}")
+            raise UsageError(
+                f"there is no file {name}, and no built-in {kind} of that name.{did_you_mean(name, known)}"
+            )
         file = known[name]
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))

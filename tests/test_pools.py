@@ -347,11 +347,11 @@ def test_killed_in_the_middle_nothing_stays(tmp_path: Path) -> None:
     )
     process = subprocess.Popen([sys.executable, "-c", code, run.path])
     deadline = time.monotonic() + 60
-    while not list(run.path.glob("_tmp-*-pools/pools/*.arrow")) and time.monotonic() < deadline:
+    while not list(run.path.glob("_tmp-*-shelves/pools/*.arrow")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert list(run.path.glob("_tmp-*-pools"))
+    assert list(run.path.glob("_tmp-*-shelves"))
     assert not (run.path / "selections").exists()
     assert select(run, SelectSpec()).did == "made"
     assert not list(run.path.glob("_tmp-*"))

@@ -4,7 +4,6 @@ Comparisons that are there stay; candidates that came later are compared by the 
 are given it share the work.
 
     schedules.py  which two answers are compared, in which orders
-    shelves.py    rows by share of the prompts, on disk
     board.py      who is to meet whom, a share at a time
     people.py     verdicts from files
 """

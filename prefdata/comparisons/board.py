@@ -5,7 +5,7 @@ Answers that are empty, or the same text as another of the prompt, take no part:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,14 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from prefdata.comparisons.schedules import ORDERS, Seen, Two, how_many, orders, schedule
-from prefdata.comparisons.shelves import Shelves, batches, shelf_room
 from prefdata.draws import Content, uniforms
 from prefdata.errors import InputError
 from prefdata.ids import Message
 from prefdata.scorers.protocol import Match
+from prefdata.shelves import Shelves, shelf_room
 from prefdata.specs import RankSpec
 from prefdata.store import Partition, Run
+from prefdata.tables import TABLES
 from prefdata.views import WHITESPACE, blank
 
 SHARE = 8192
@@ -30,6 +31,10 @@ SHARE = 8192
 MOST_SHARES = 512
 """Files that are open at a time, at most."""
 
+BATCH = 16_384
+"""Rows that are read at a time."""
+
+_PLAYER, _ASKED = ["candidate_id", "prompt_id", "text"], ["prompt_id", "messages"]
 _VERDICT = ["prompt_id", "first_id", "second_id", "order", "verdict", "probability"]
 
 
@@ -91,14 +96,15 @@ class Board:
     def __enter__(self) -> Self:
         room = self._stack.enter_context(shelf_room(self._run))
         self._candidates, self._prompts, self._verdicts = (
-            Shelves(room / name, self.shares) for name in ("candidates", "prompts", "verdicts")
+            Shelves(room / table, self.shares, pl.DataFrame(TABLES[table].empty().select(columns)))
+            for table, columns in (("candidates", _PLAYER), ("prompts", _ASKED), ("comparisons", _VERDICT))
         )
         for shelves in (self._candidates, self._prompts, self._verdicts):
             self._stack.callback(shelves.close)
-        for rows in batches(self._parts, ["candidate_id", "prompt_id", "text", "status"]):
-            self._candidates.put(rows.filter((pl.col("status") == "ok") & ~blank("text")).drop("status"))
+        for rows in _batches(self._parts, [*_PLAYER, "status"]):
+            self._candidates.put(rows.filter((pl.col("status") == "ok") & ~blank("text")).select(_PLAYER))
         prompts = [part for source in self._run.all("prompts", partial=True) for part in source.readable()]
-        for rows in batches(prompts, ["prompt_id", "messages"]):
+        for rows in _batches(prompts, _ASKED):
             self._prompts.put(rows)
         self._count()
         return self
@@ -110,14 +116,12 @@ class Board:
         """Take in the verdicts that came since."""
         parts = [part for part in partition.readable() if part not in self._read]
         self._read.update(parts)
-        for rows in batches(parts, _VERDICT):
+        for rows in _batches(parts, _VERDICT):
             self._verdicts.put(rows)
 
     def verdicts(self, number: int) -> pl.DataFrame:
         """The rows of comparisons that a share has, each once."""
         rows = self._verdicts.share(number)
-        if rows is None:
-            return pl.DataFrame(schema=dict.fromkeys(_VERDICT, pl.String) | {"probability": pl.Float64})
         return rows.unique(["first_id", "second_id", "order"], keep="last", maintain_order=True)
 
     def share(self, number: int) -> Share:
@@ -126,10 +130,10 @@ class Board:
         Raises:
             InputError: a candidate's prompt is not in the run.
         """
-        rows, prompts = self._playing(number), self._prompts.share(number)
+        rows = self._playing(number)
         said = self.verdicts(number).select("first_id", "second_id", "order", "probability").iter_rows()
         groups = rows.group_by("prompt_id", maintain_order=True).agg("candidate_id")["candidate_id"].to_list()
-        messages: dict[str, Any] = {} if prompts is None else dict(prompts.iter_rows())
+        messages: dict[str, Any] = dict(self._prompts.share(number).select(_ASKED).iter_rows())
         if lost := [one for one in rows["prompt_id"].unique() if one not in messages]:
             raise InputError(f"the run has answers to the prompt {lost[0]}, and not the prompt. Ingest it again.")
         return Share(
@@ -143,8 +147,6 @@ class Board:
     def _playing(self, number: int) -> pl.DataFrame:
         """The candidates of a share that take part, each prompt's in the order of their coins."""
         rows = self._candidates.share(number)
-        if rows is None:
-            return pl.DataFrame(schema=dict.fromkeys(["candidate_id", "prompt_id", "text"], pl.String))
         rows = rows.with_columns(bare=pl.col("text").str.strip_chars(WHITESPACE)).sort("candidate_id")
         rows = rows.unique(["prompt_id", "bare"], keep="first", maintain_order=True)
         coin = pl.Series("coin", uniforms(rows["candidate_id"], self._spec.seed, "schedule"))
@@ -159,3 +161,12 @@ class Board:
             content.add(rows["candidate_id"], pl.zeros(rows.height, eager=True))
             self.comparisons += sum(how_many(n, self._spec) for n in rows.group_by("prompt_id").len()["len"])
         self.content = content.id
+
+
+def _batches(parts: Iterable[Path], columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """The rows of parts, some at a time."""
+    for part in parts:
+        for batch in pq.ParquetFile(part).iter_batches(BATCH, columns=list(columns)):
+            frame = pl.from_arrow(batch)
+            assert isinstance(frame, pl.DataFrame)
+            yield frame.select(columns)
