@@ -15,6 +15,7 @@ from . import show
 if TYPE_CHECKING:
     from prefdata.explore.explain import Explanation
     from prefdata.pairs.missing import Possibility
+    from prefdata.store import Run
 
 EXAMPLE = "Example: prefdata explain runs/demo 0f3a"
 
@@ -47,13 +48,12 @@ def explain(
     else:
         found = possibility(Run(run), ids[0], ids[1], pairing)
         lines = _lines(explore(Run(run), pair_id(found.chosen_id, found.rejected_id))) if found.reason is None else []
-        lines = lines or _missing(found)
+        lines = lines or _missing(found, Run(run))
     for line in lines:
         typer.echo(line)
 
 
 REASONS = {
-    "not_selected": "was not selected: `prefdata status` shows what the selection left out, and why",
     "not_scored": "was not scored",
     "not_compared": "was never compared",
     "no_score": "has no score",
@@ -63,6 +63,10 @@ REASONS = {
     "too_long": "is longer than --max-chars",
     "empty": "is empty",
     "truncated": "was cut off by max_tokens",
+    "earlier_round": "is of an earlier round",
+    "other_sampler": "is of another sampler than the one that its prompt drew",
+    "duplicate": "has the same text as another answer, which stands for it",
+    "passed_over": "took part and was not kept by the method",
 }
 """Why an answer takes no part."""
 
@@ -82,13 +86,25 @@ NO_PAIR = {
 """Why two answers that take part are no pair."""
 
 
-def _missing(found: Possibility) -> list[str]:
+def _missing(found: Possibility, run: Run) -> list[str]:
     margin = "" if found.margin is None else f" (margin {show.number(found.margin)})"
     lines = [f"no pair of {found.pairing} (strategy {found.strategy}), prompt {found.prompt_id}", ""]
     if not found.absent:
         both = f"{found.chosen_id} and {found.rejected_id}"
         return [*lines, f"{both}: {NO_PAIR.get(str(found.reason), str(found.reason))}{margin}"]
-    return [*lines, *(f"{one} {REASONS.get(why, why)}" for one, why in found.absent.items())]
+    return [*lines, *(f"{one} {_absence(found, one, run)}" for one in found.absent)]
+
+
+def _absence(found: Possibility, candidate_id: str, run: Run) -> str:
+    """Why one of the two takes no part; where it was not selected, why not."""
+    why = found.absent[candidate_id]
+    if why != "not_selected":
+        return REASONS.get(why, why)
+    from prefdata.selections.missing import reasons
+
+    selector = found.source.split("/", 1)[1]
+    reason = reasons(run, selector, found.prompt_id).get(candidate_id) or "not_scored"
+    return f"was not selected by {selector}: it {REASONS.get(reason, reason)}"
 
 
 def _lines(told: Explanation) -> list[str]:

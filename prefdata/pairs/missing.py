@@ -22,7 +22,7 @@ class Possibility:
     """Two answers to one prompt, and what a pairing makes of them.
 
     Attributes:
-        pairing: its name; strategy: its strategy.
+        pairing: its name; strategy: its strategy; source: what it reads, as `selections/rso-8`.
         prompt_id: the prompt that both answer.
         chosen_id, rejected_id: the two, as proposed where they were.
         reason: why they are no pair; None where they are one.
@@ -32,6 +32,7 @@ class Possibility:
 
     pairing: str
     strategy: str
+    source: str
     prompt_id: str
     chosen_id: str
     rejected_id: str
@@ -70,14 +71,14 @@ def possibility(run: Run, first: str, second: str, pairing: str | None = None) -
     if both.height:
         row = both.row(0, named=True)
         return Possibility(
-            made.name, spec.strategy, prompts[0], row["chosen_id"], row["rejected_id"],
+            made.name, spec.strategy, str(source), prompts[0], row["chosen_id"], row["rejected_id"],
             _dropped(made, spec, row), row["margin"], {},
         )  # fmt: skip
     known = dict(judged.answers.iter_rows())
     unknown = {"scores": "not_scored", "selections": "not_selected", "comparisons": "not_compared"}[source.table.name]
     absent = {one: known.get(one, unknown) for one in ids if known.get(one, unknown) is not None}
     reason = next(iter(absent.values()), NOT_PROPOSED)
-    return Possibility(made.name, spec.strategy, prompts[0], ids[0], ids[1], reason, None, absent)
+    return Possibility(made.name, spec.strategy, str(source), prompts[0], ids[0], ids[1], reason, None, absent)
 
 
 def _sourced(spec: PairSpec, identity: dict[str, object]) -> PairSpec:

@@ -6,7 +6,7 @@ left_out (no_score, where, refusal, too_short, too_long), truncated, earlier_rou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import polars as pl
@@ -18,6 +18,8 @@ from prefdata.grids import grids, sizes
 from prefdata.selections.rules import NOWHERE
 from prefdata.specs import SelectSpec
 
+Narrowing = Callable[[pl.DataFrame], pl.DataFrame]
+
 
 def narrowed(pool: pl.DataFrame, spec: SelectSpec, latest_round: int | None) -> tuple[pl.DataFrame, dict[str, int]]:
     """The candidates that take part, with `copies`, and how many do not, by reason.
@@ -25,20 +27,35 @@ def narrowed(pool: pl.DataFrame, spec: SelectSpec, latest_round: int | None) -> 
     `pool` stands by prompt, each prompt's in the order of generation; so do they.
     """
     dropped = dict(pool["left_out"].drop_nulls().value_counts(name="n").sort("left_out").iter_rows())
-    rows = pool.filter(pl.col("left_out").is_null())
+    rows = _only(pool, pl.col("left_out").is_null()).with_columns(copies=pl.lit(1, pl.Int32))
+    for reason, kept in narrowings(spec, latest_round):
+        before, rows = rows.height, kept(rows)
+        dropped[reason] = before - rows.height
+    return rows, dropped
+
+
+def narrowings(spec: SelectSpec, latest_round: int | None) -> Iterator[tuple[str, Narrowing]]:
+    """What a spec sets aside, one after the other: the reason, and how the rows that stay are found."""
     if spec.truncated == "drop":
-        rows = _only(rows, pl.col("finish_reason").ne_missing("length"), "truncated", dropped)
+        yield "truncated", lambda rows: _only(rows, pl.col("finish_reason").ne_missing("length"))
     if spec.pool == "latest":
-        latest = pool.filter(pl.col("left_out").is_null())["round"].max() if latest_round is None else latest_round
-        rows = _only(rows, pl.col("round") == latest, "earlier_round", dropped)
+        latest = pl.col("round").max() if latest_round is None else latest_round
+        yield "earlier_round", lambda rows: _only(rows, pl.col("round") == latest)
     if spec.pool == "mix":
-        rows = _only(rows, _of_the_drawn_sampler(rows, spec), "other_sampler", dropped)
-    if spec.duplicates == "keep":
-        return rows.with_columns(copies=pl.lit(1, pl.Int32)), dropped
+        yield "other_sampler", lambda rows: _only(rows, _of_the_drawn_sampler(rows, spec))
+    if spec.duplicates == "collapse":
+        yield "duplicate", _collapsed
+
+
+def _only(rows: pl.DataFrame, fits: pl.Expr) -> pl.DataFrame:
+    mask = rows.select(fits).to_series()
+    return rows if mask.all() else rows.filter(mask)
+
+
+def _collapsed(rows: pl.DataFrame) -> pl.DataFrame:
     copies = _copies(rows)
-    dropped["duplicate"] = int((copies == 0).sum())
     rows = rows.with_columns(copies=pl.Series(copies))
-    return (rows.filter(pl.col("copies") > 0) if dropped["duplicate"] else rows), dropped
+    return _only(rows, pl.col("copies") > 0)
 
 
 def _copies(rows: pl.DataFrame) -> NDArray[np.int32]:
@@ -161,9 +178,3 @@ def _of_the_drawn_sampler(rows: pl.DataFrame, spec: SelectSpec) -> pl.Expr:
         maintain_order="left",
     )  # fmt: skip
     return pl.lit(mine["drawn"].fill_null(False))
-
-
-def _only(rows: pl.DataFrame, fits: pl.Expr, reason: str, dropped: dict[str, int]) -> pl.DataFrame:
-    kept = rows.filter(fits)
-    dropped[reason] = rows.height - kept.height
-    return kept

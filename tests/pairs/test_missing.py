@@ -119,3 +119,15 @@ def test_the_command_says_it_in_words(run: Run, prefdata) -> None:
     assert f"{named('g')} has no score" in out
     code, _, err = prefdata("explain", run, "1", "2", "3")
     assert (code, err.count("\n")) == (2, 1)
+
+
+def test_why_something_was_not_selected(run: Run, prefdata) -> None:
+    select(run, SelectSpec(method="top-k", k=2))
+    pair(run, PairSpec(strategy="all"))
+    for name, said in {
+        "d": "was not selected by top-k-2: it took part and was not kept by the method",
+        "e": "was not selected by top-k-2: it was cut off by max_tokens",
+        "g": "was not selected by top-k-2: it has no score",
+    }.items():
+        code, out, _ = prefdata("explain", run, named("a"), named(name))
+        assert (code, out.splitlines()[-1]) == (0, f"{named(name)} {said}")
