@@ -16,10 +16,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import math
 import multiprocessing
-import random
-import resource
 import shutil
 import statistics
 import tempfile
@@ -75,7 +72,9 @@ def alone(work: Callable[..., None], *arguments: Any) -> tuple[float, int]:
 def _measured(work: Callable[..., None], *arguments: Any) -> tuple[float, int]:
     began = time.monotonic()
     work(*arguments)
-    return time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    seconds = time.monotonic() - began
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return seconds, int(peak.split()[1]) // 1024
 
 
 class _Made(Spec):
@@ -158,7 +157,7 @@ def rules(each: int) -> None:
     many, few = numbers.normal(size=(100_000, each)), numbers.normal(size=(LOOP_PROMPTS, each)).tolist()
     coins = numbers.random(many.shape)
     ways: dict[str, tuple[int, Callable[[], Any]]] = {
-        "Algorithm 1, Python loop": (LOOP_PROMPTS, lambda: [algorithm1(scores, 8, 0.5) for scores in few]),
+        "Algorithm 1, Python loop (numpy's coins)": (LOOP_PROMPTS, lambda: [algorithm1(scores, 8, 0.5) for scores in few]),
         "rso-algorithm1, all prompts at once": (
             len(many), lambda: algorithm1_ranks(many, 0.5, 8, lambda sweep: coins),
         ),

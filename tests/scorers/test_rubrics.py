@@ -186,7 +186,7 @@ def test_the_schema_takes_what_the_rubric_takes() -> None:
 
 
 def test_files_that_are_not_there_or_not_what_is_wanted(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match='no built-in rubrics of that name. Did you mean "helpful"'):
+    with pytest.raises(UsageError, match=r'no built-in rubrics of that name\. Did you mean "helpful"'):
         load_rubric("helpfull")
     with pytest.raises(UsageError, match="Known: a-or-b, brief, good-or-bad, helpful, pairwise, safety"):
         load_rubric("xyz")
