@@ -157,7 +157,7 @@ def rules(each: int) -> None:
     many, few = numbers.normal(size=(100_000, each)), numbers.normal(size=(LOOP_PROMPTS, each)).tolist()
     coins = numbers.random(many.shape)
     ways: dict[str, tuple[int, Callable[[], Any]]] = {
-        "Algorithm 1, Python loop (numpy's coins)": (LOOP_PROMPTS, lambda: [algorithm1(scores, 8, 0.5) for scores in few]),
+        "Algorithm 1, Python loop": (LOOP_PROMPTS, lambda: [algorithm1(scores, 8, 0.5) for scores in few]),
         "rso-algorithm1, all prompts at once": (
             len(many), lambda: algorithm1_ranks(many, 0.5, 8, lambda sweep: coins),
         ),
