@@ -47,8 +47,10 @@ def main() -> None:
     parser.add_argument("--prompts", default="1562,15625,156250,1000000")
     parser.add_argument("--candidates", type=int, default=64)
     parser.add_argument("--folder", type=Path, help="where the runs are made (a temporary folder unless given)")
+    parser.add_argument("--rules", action=argparse.BooleanOptionalAction, default=True, help="the rules alone as well")
     said = parser.parse_args()
-    rules(said.candidates)
+    if said.rules:
+        rules(said.candidates)
     print(f"\n{'scores':>12} {'step':<34} {'seconds':>8} {'rows/s':>12} {'MB':>7}")
     for prompts in map(int, said.prompts.split(",")):
         folder = Path(tempfile.mkdtemp(dir=said.folder))

@@ -57,6 +57,11 @@ def _sorted_within(order: Ints, size: Ints, index: NDArray[np.int32], name: NDAr
     return within
 
 
+def how_many_prompts(rows: pl.DataFrame) -> int:
+    """How many prompts rows have, that mostly stand by prompt."""
+    return rows["prompt_id"].rle().struct.field("value").n_unique()
+
+
 def sizes(rows: pl.DataFrame) -> Ints:
     """How many rows each prompt has, for rows that stand by prompt; shape (prompts,)."""
     return rows["prompt_id"].rle().struct.field("len").to_numpy().astype(np.int64)
@@ -72,8 +77,9 @@ class Grid:
         self.numbers = numbers
         self.shape = (int(size.size), int(size.max()))
         self._full = len(numbers) == self.shape[0] * self.shape[1]
-        self._row = np.repeat(np.arange(size.size), size)
-        self._column = np.arange(len(numbers)) - np.repeat(_before(size), size)
+        if not self._full:
+            self._row = np.repeat(np.arange(size.size), size)
+            self._column = np.arange(len(numbers)) - np.repeat(_before(size), size)
 
     def spread(self, values: NDArray[T], fill: T | float) -> NDArray[T]:
         """The frame's values, of shape (rows,), on the grid, and `fill` where there is no row."""

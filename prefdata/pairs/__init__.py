@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from prefdata.draws import Content
 from prefdata.errors import InputError, UsageError
+from prefdata.grids import how_many_prompts
 from prefdata.ids import ID_DIGITS, digest
 from prefdata.pairs.limits import balanced, over_the_limits
 from prefdata.pairs.listings import LISTINGS, advised_weights
@@ -99,7 +100,7 @@ def match(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
         rows_out=kept.height,
         dropped=dropped,
         counts=Counter(
-            prompts=pool["prompt_id"].n_unique(),
+            prompts=judged.prompts,
             prompts_with_pairs=kept["prompt_id"].n_unique(),
             possible_pairs=judged.possible,
             pairs_not_proposed=judged.possible - judged.proposals.height,
@@ -120,6 +121,7 @@ class Judged:
         left_out: answers that take no part, by reason, as figures.
         missing: what no pair was proposed for, by reason: prompts of one answer or of none, and those of `Proposals`.
         possible: pairs that could have been proposed, n(n-1)/2 a prompt.
+        prompts: how many there are.
     """
 
     proposals: pl.DataFrame
@@ -127,6 +129,7 @@ class Judged:
     left_out: dict[str, int]
     missing: dict[str, int]
     possible: int
+    prompts: int
 
 
 def judge(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) -> Judged:
@@ -137,6 +140,7 @@ def judge(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
     pool = pool.with_columns(why=why, may_be_chosen=~cut if spec.truncated == "rejected" else pl.lit(True))
     able = pool if pool["why"].null_count() == pool.height else pool.filter(pl.col("why").is_null())
     field = Field.of_rows(able, spec)
+    prompts = len(field.size) if able is pool else how_many_prompts(pool)
     if spec.strategy == "comparisons":
         assert said is not None, "comparisons are paired by their verdicts"
         proposals = proposed_by(said.join(pool, on="prompt_id", how="semi"), field)
@@ -144,7 +148,7 @@ def judge(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
     else:
         proposals = propose(field, spec)
         alone = {"one_candidate": int((field.size == 1).sum())}
-        alone["no_candidate"] = pool["prompt_id"].n_unique() - len(field.size)
+        alone["no_candidate"] = prompts - len(field.size)
     scored = proposals.probability is None
     both = _both(field, proposals, spec).with_columns(dropped=_why_not(spec, scored=scored))
     order = ["prompt_id", "probability", "margin", "chosen_id", "rejected_id"]
@@ -156,13 +160,14 @@ def judge(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
         left_out={f"answers_{reason}": count for reason, count in reasons.iter_rows()},
         missing={**alone, **proposals.missing},
         possible=int((field.size * (field.size - 1) // 2).sum()),
+        prompts=prompts,
     )
 
 
 def _tables(
     run: Run, pools: Pools, spec: PairSpec, source: Partition, said: pl.DataFrame | None
 ) -> Generator[pa.Table, None, Report]:
-    whole, largest = Account(), 0
+    whole, several = Account(), False
     scorer = str(spec.reference) if spec.trust_reference else pools.scorer or source.name
     make: Callable[[pl.DataFrame], tuple[pl.DataFrame, Account]]
     make = (
@@ -172,12 +177,12 @@ def _tables(
     for pool in itertools.chain.from_iterable(_portions(whole_pool, spec) for whole_pool in pools):
         rows, account = make(pool)
         whole += account
-        largest = max(largest, int(pool.group_by("prompt_id").len()["len"].max() or 0))  # type: ignore[arg-type]
+        several = several or pool.height > how_many_prompts(pool)
         if spec.balance == "none":
             yield rows.with_columns(scorer=pl.lit(scorer)).to_arrow()
         else:
             pieces.append(rows)
-    if largest == 1 and spec.as_ in ("pairs", "groups"):
+    if whole.rows_in and not several and spec.as_ in ("pairs", "groups"):
         raise InputError(
             f"{source} keeps one candidate a prompt, so there is nothing to pair it with. "
             "Pair among all scored candidates with --selector all, or select more of them."
