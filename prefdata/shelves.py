@@ -20,6 +20,9 @@ import pyarrow as pa
 from prefdata.disk import refused, written_by_the_living
 from prefdata.store import Run
 
+TOGETHER = 500_000
+"""Rows that are cut into shares at a time: small pieces cost more to write and to read than their rows."""
+
 _OPEN: set[Path] = set()  # this process's rooms: several threads may be at it
 
 
@@ -31,6 +34,7 @@ class Shelves:
         self.shares = shares
         self._folder = folder
         self._held = [empty.clear()]
+        self._uncut: list[pl.DataFrame] = []
         self._open: dict[int, tuple[Any, Any]] = {}
 
     def put(self, rows: pl.DataFrame) -> None:
@@ -38,9 +42,17 @@ class Shelves:
         if self.shares == 1:
             self._held.append(rows)
             return
+        self._uncut.append(rows)
+        if sum(some.height for some in self._uncut) >= TOGETHER:
+            self._cut()
+
+    def _cut(self) -> None:
+        if not self._uncut:
+            return
         digits = pl.col("prompt_id").str.slice(0, 8).str.to_integer(base=16, dtype=pl.UInt64)
-        numbered = rows.with_columns(_share=digits * self.shares // 2**32)
-        for (share,), some in numbered.partition_by("_share", as_dict=True, include_key=False).items():
+        rows = pl.concat(self._uncut).with_columns(_share=digits * self.shares // 2**32)
+        self._uncut = []
+        for (share,), some in rows.partition_by("_share", as_dict=True, include_key=False).items():
             self.put_in(int(share), some)
 
     def put_in(self, number: int, rows: pl.DataFrame) -> None:
@@ -62,6 +74,7 @@ class Shelves:
         """All rows of a share, in the order in which they came; more may be put there later."""
         if self.shares == 1:
             return pl.concat(self._held)
+        self._cut()
         if number not in self._open:
             return self._held[0]
         with refused(self._folder):
