@@ -11,20 +11,15 @@ import json
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import polars as pl
 import pytest
+from shells import start
 
 KILLS = 10
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "prefdata.cli", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(*arguments: object) -> tuple[str, float]:

@@ -9,30 +9,14 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import polars as pl
 import pytest
+from shells import finish, killed_at, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 PROMPTS, N = 300, 16
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "prefdata.cli", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(*arguments: object) -> float:
-    began = time.monotonic()
-    process = start(*arguments)
-    _, err = process.communicate(timeout=900)
-    assert process.returncode == 0, err
-    return time.monotonic() - began
 
 
 @pytest.fixture
@@ -56,16 +40,6 @@ def stored(run: Path) -> pl.DataFrame:
     empty = pl.DataFrame(schema={"candidate_id": pl.String, "text": pl.String, "token_ids": pl.List(pl.Int32)})
     frames = [pl.read_parquet(part, hive_partitioning=False, columns=empty.columns) for part in parts]
     return pl.concat(frames) if frames else empty
-
-
-def killed_at(process: subprocess.Popen[str], seconds: float) -> bool:
-    try:
-        process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return True
-    return False
 
 
 @pytest.mark.parametrize(
