@@ -26,7 +26,10 @@ def uniforms(row_ids: pl.Series, seed: int, *key: str | int) -> NDArray[np.float
 
 def gumbels(uniform: NDArray[np.float64]) -> NDArray[np.float64]:
     """Standard Gumbel noise from uniforms: -log(-log u)."""
-    noise: NDArray[np.float64] = -np.log(-np.log(uniform))
+    noise: NDArray[np.float64] = np.log(uniform)
+    np.negative(noise, out=noise)
+    np.log(noise, out=noise)
+    np.negative(noise, out=noise)
     return noise
 
 

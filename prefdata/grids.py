@@ -70,16 +70,18 @@ def sizes(rows: pl.DataFrame) -> Ints:
 class Grid:
     """The prompts of a frame that have about equally many rows, as a (prompts, candidates) grid.
 
-    `numbers` are their rows' numbers in the frame. Places of the grid that no row has come last in each line.
+    `numbers` are their rows' numbers in the frame, as an index. Places of the grid that no row has come last in each
+    line.
     """
 
-    def __init__(self, numbers: Ints, size: Ints) -> None:
+    def __init__(self, numbers: Ints | slice, size: Ints) -> None:
         self.numbers = numbers
         self.shape = (int(size.size), int(size.max()))
-        self._full = len(numbers) == self.shape[0] * self.shape[1]
+        rows = int(size.sum())
+        self._full = rows == self.shape[0] * self.shape[1]
         if not self._full:
             self._row = np.repeat(np.arange(size.size), size)
-            self._column = np.arange(len(numbers)) - np.repeat(_before(size), size)
+            self._column = np.arange(rows) - np.repeat(_before(size), size)
 
     def spread(self, values: NDArray[T], fill: T | float) -> NDArray[T]:
         """The frame's values, of shape (rows,), on the grid, and `fill` where there is no row."""
@@ -102,9 +104,11 @@ def grids(size: Ints) -> Iterator[Grid]:
     So half of a grid is full at least.
     """
     kind = np.ceil(np.log2(size)).astype(np.int64)
-    of_row = np.repeat(kind, size)
-    for one in np.unique(kind):
-        yield Grid(np.flatnonzero(of_row == one), size[kind == one])
+    kinds = np.unique(kind)
+    of_row = np.repeat(kind, size) if len(kinds) > 1 else None
+    for one in kinds:
+        # Where all prompts are alike nothing needs to be gathered.
+        yield Grid(slice(None) if of_row is None else np.flatnonzero(of_row == one), size[kind == one])
 
 
 def descending(values: Floats) -> Ints:

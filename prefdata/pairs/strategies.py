@@ -50,7 +50,6 @@ class Field:
         spec: what is asked.
         row: the row of each number, shape (answers,).
         start, size: each prompt's first number and how many it has, shape (prompts,).
-        of: each number's prompt; place: its place in the prompt from 0. Shape (answers,).
         best_first: numbers by prompt with those that may be chosen first.
     """
 
@@ -59,8 +58,6 @@ class Field:
     row: Ints
     start: Ints
     size: Ints
-    of: Ints
-    place: Ints
     best_first: Ints
 
     @classmethod
@@ -73,12 +70,21 @@ class Field:
         for grid in grids(size):
             best = descending(grid.spread(score, -np.inf))
             row[grid.numbers] = grid.flat(np.take_along_axis(grid.spread(order, -1), best, axis=1))
-        start = np.cumsum(size) - size
-        of = np.repeat(np.arange(len(size)), size)
-        number = np.arange(len(of))
-        may = rows["may_be_chosen"].to_numpy()[row]
-        best_first = number if may.all() else np.lexsort((number, ~may, of))
-        return cls(rows, spec, row, start, size, of, number - start[of], best_first)
+        number = np.arange(rows.height)
+        may = rows["may_be_chosen"].to_numpy()
+        best_first = number if may.all() else np.lexsort((number, ~may[row], np.repeat(np.arange(len(size)), size)))
+        return cls(rows, spec, row, _before(size), size, best_first)
+
+    @cached_property
+    def of(self) -> Ints:
+        """Each answer's prompt, by number."""
+        return np.repeat(np.arange(len(self.size)), self.size)
+
+    @cached_property
+    def place(self) -> Ints:
+        """Each answer's place in its prompt, from 0, by number."""
+        place: Ints = np.arange(len(self.row)) - self.start[self.of]
+        return place
 
     def column(self, name: str) -> NDArray[Any]:
         """A column of the answers, by number."""
@@ -137,9 +143,9 @@ def propose(field: Field, spec: PairSpec) -> Proposals:
 
 def _best_worst(field: Field, spec: PairSpec) -> Proposals:
     half = np.minimum(spec.per_prompt, field.size // 2)
-    chosen = field.best_first[field.place < half[field.of]]
-    prompt = field.of[chosen]
-    turn = np.arange(len(chosen)) - _before(half)[prompt]
+    prompt = np.repeat(np.arange(len(half)), half)
+    turn = np.arange(len(prompt)) - _before(half)[prompt]
+    chosen = field.best_first[field.start[prompt] + turn]
     rejected = field.start[prompt] + field.size[prompt] - 1 - turn
     # Where the worst is the only one that may be chosen, the best, which was cut off, stands for what cannot be.
     rejected = np.where((chosen == rejected) & (turn == 0), field.start[prompt], rejected)

@@ -160,8 +160,14 @@ def _prompts(rows: pl.DataFrame) -> NDArray[np.int64]:
 
 
 def _noisy(scores: Scores, beta: float, uniform: Scores) -> Scores:
-    noisy = scores if beta == 0 else _scaled(scores, beta) + gumbels(uniform)
-    return np.where(np.isneginf(scores), -np.inf, noisy)
+    if beta == 0:
+        return scores
+    noisy = gumbels(uniform)
+    if np.isinf(beta):
+        noisy[np.isneginf(scores)] = -np.inf
+    else:
+        noisy += scores / beta  # -inf (no candidate) stays -inf
+    return noisy
 
 
 def _scaled(scores: Scores, beta: float) -> Scores:
