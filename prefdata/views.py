@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,8 @@ def matching(tables: Mapping[str, Sequence[Partition]], key: str, rows: str, con
                 raise UsageError("--where takes one condition, such as \"split = 'test' and len(messages) > 1\".")
             frame = pl.from_arrow(connection.sql(query).to_arrow_table())
         except duckdb.Error as error:
-            raise UsageError(f"--where: {' '.join(str(error).split('LINE 1')[0].split())}") from None
+            said = re.split(r"LINE \d+:", str(error))[0]
+            raise UsageError(f"--where: {' '.join(said.split())}") from None
     assert isinstance(frame, pl.DataFrame)
     return frame[key]
 
