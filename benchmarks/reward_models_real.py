@@ -9,7 +9,8 @@ models that saw no pair of its prompt. All read the answer alone, since what bot
 equal score counts one half; intervals are the 95% bootstrap over prompts.
 
 - `bag of words`: linear Bradley-Terry on the difference of the counts of words, with an L2 penalty.
-- `prefdata`: one Llama layer over words, from random weights; settings chosen on two folds of another draw.
+- `prefdata`: the mean of five models of one Llama layer over words, from random weights. Their settings were chosen on
+  folds of the same pairs: this is no independent test.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +45,11 @@ RARE = 30
 """Answers of the training folds that a word must be in to be a token of its own."""
 WIDTH = 64
 SETTINGS = {"epochs": 2, "lr": 3e-4, "max-grad-norm": 0, "save-every": 0, "device": "cpu"}
+SEEDS = 5
+"""Models whose scores are averaged, as `prefdata rank --combine mean(a, b, …)` does; they differ in their seed."""
 ASKED = "Answer:"
+REPEATED = {"pandalm": 32, "hh_harmless_test": 1}
+"""How often that stands before each answer: the more of it, the more of an answer's length the mean over words tells."""
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 
@@ -123,23 +129,28 @@ def bag_of_words(train: Sequence[Pair], held: Sequence[Pair]) -> Margins:
     return (differences(held) @ weights).detach().numpy()
 
 
-def reward_model(train: Sequence[Pair], held: Sequence[Pair]) -> Margins:
-    """The margins of a model that `prefdata train rm` makes, scored by transformers one text at a time."""
+def reward_model(asked: str, train: Sequence[Pair], held: Sequence[Pair]) -> Margins:
+    """The mean margins of models that `prefdata train rm` makes, scored by transformers one text at a time."""
     with tempfile.TemporaryDirectory() as folder:
-        data, start, out = (Path(folder) / name for name in ("pairs.jsonl", "start", "model"))
-        rows = [{"prompt": ASKED, "chosen": f" {p.chosen}", "rejected": f" {p.rejected}"} for p in train]
+        data, start = Path(folder) / "pairs.jsonl", Path(folder) / "start"
+        rows = [{"prompt": asked, "chosen": f" {p.chosen}", "rejected": f" {p.rejected}"} for p in train]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         new_model(start, (answer for pair in train for answer in pair[1:]))
-        command = ["train", "rm", str(data), "--model", str(start), "--out", str(out), "--from-scratch"]
-        command += [f"--{name}={value}" for name, value in SETTINGS.items()]
-        subprocess.run([sys.executable, "-m", "prefdata.cli", *command], check=True, capture_output=True)
-        model, tokenizer = AutoModelForSequenceClassification.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+        every = [_margins(asked, data, start, Path(folder) / str(seed), seed, held) for seed in range(SEEDS)]
+        return np.mean(every, axis=0)
 
-        @torch.no_grad()
-        def score(answer: str) -> float:
-            return float(model(**tokenizer(f"{ASKED} {answer}", return_tensors="pt")).logits)
 
-        return np.array([score(pair.chosen) - score(pair.rejected) for pair in held])
+def _margins(asked: str, data: Path, start: Path, out: Path, seed: int, held: Sequence[Pair]) -> Margins:
+    command = ["train", "rm", str(data), "--model", str(start), "--out", str(out), "--from-scratch", f"--seed={seed}"]
+    command += [f"--{name}={value}" for name, value in SETTINGS.items()]
+    subprocess.run([sys.executable, "-m", "prefdata.cli", *command], check=True, capture_output=True)
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+
+    @torch.no_grad()
+    def score(answer: str) -> float:
+        return float(model(**tokenizer(f"{asked} {answer}", return_tensors="pt")).logits)
+
+    return np.array([score(pair.chosen) - score(pair.rejected) for pair in held])
 
 
 def new_model(folder: Path, answers: Iterable[str]) -> None:
@@ -192,7 +203,8 @@ def main() -> None:
     for name, every in {"pandalm": pandalm(data), "hh_harmless_test": harmless(data)}.items():
         pairs = [p for p in every if p.chosen.strip() and p.rejected.strip() and p.chosen != p.rejected]
         words_right = None
-        for label, judge in {"bag of words": bag_of_words, "longer": longer, "prefdata": reward_model}.items():
+        ours = partial(reward_model, " ".join([ASKED] * REPEATED[name]))
+        for label, judge in {"bag of words": bag_of_words, "longer": longer, "prefdata": ours}.items():
             right, seconds = held_out(pairs, judge)
             words_right = right if words_right is None else words_right
             told = f"{with_interval(right, pairs)} | {with_interval(right - words_right, pairs)}"

@@ -21,7 +21,7 @@ from shells import finish, killed_at, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 KILLS = 10
-PAIRWISE, JUDGED = 300, 150
+PAIRWISE, JUDGED = 300, 500
 """Prompts with six answers each: some seconds of work, so that kills hit it."""
 SLOW = """
 import time
