@@ -49,7 +49,7 @@ SEEDS = 5
 """Models whose scores are averaged, as `prefdata rank --combine mean(a, b, …)` does; they differ in their seed."""
 ASKED = "Answer:"
 REPEATED = {"pandalm": 32, "hh_harmless_test": 1}
-"""How often that stands before each answer: the more of it, the more of an answer's length the mean over words tells."""
+"""How often that stands before an answer: the more of it, the more of the length the mean over words tells."""
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 
