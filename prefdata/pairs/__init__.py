@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -315,10 +315,10 @@ def _columns(kept: pl.DataFrame, spec: PairSpec) -> pl.DataFrame:
     )
 
 
-def pair_ids(chosen: Iterable[str], rejected: Iterable[str]) -> pl.Series:
+def pair_ids(chosen: pl.Series, rejected: pl.Series) -> pl.Series:
     """`ids.pair_id` of many: ids need no escapes, so that their JSON can be written as it is."""
-    both = (
-        b'{"chosen_id":"%b","rejected_id":"%b"}' % (c.encode(), r.encode())
-        for c, r in zip(chosen, rejected, strict=True)
+    text = pl.concat_str(
+        pl.lit('{"chosen_id":"'), pl.lit(chosen), pl.lit('","rejected_id":"'), pl.lit(rejected), pl.lit('"}')
     )
+    both = pl.select(text.cast(pl.Binary)).to_series()
     return pl.Series("pair_id", [hashlib.sha256(one).hexdigest()[:ID_DIGITS] for one in both], dtype=pl.String)
