@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,12 +104,15 @@ class Shelves:
 
 @contextmanager
 def shelf_room(run: Run) -> Iterator[Path]:
-    """Room for shelves in the run's folder, cleared at the end; what killed processes left goes as well."""
+    """Room for shelves in the run's folder, cleared at the end; what killed processes left goes as well.
+
+    It is made when something is put there: a run whose rows are few is not touched.
+    """
     with refused(run.path):
         for left in run.path.glob("_tmp-*-shelves"):
             if left not in _OPEN and not written_by_the_living(left.name):
                 shutil.rmtree(left, ignore_errors=True)
-        room = Path(tempfile.mkdtemp(prefix=f"_tmp-{os.getpid()}-", suffix="-shelves", dir=run.path))
+    room = run.path / f"_tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}-shelves"
     _OPEN.add(room)
     try:
         yield room

@@ -356,3 +356,11 @@ def test_killed_in_the_middle_nothing_stays(tmp_path: Path) -> None:
     assert select(run, SelectSpec()).did == "made"
     assert not list(run.path.glob("_tmp-*"))
     assert json.loads((run.path / "selections/selector=rso-8/_SUCCESS").read_text())["report"]["rows_in"] == 160
+
+
+def test_a_run_whose_rows_are_few_is_not_touched(tmp_path: Path) -> None:
+    run = scored_run(tmp_path / "run", [answer("p", i, float(i)) for i in range(3)])
+    select(run, SelectSpec(method="best-of-n"))
+    before = run.path.stat().st_mtime_ns
+    assert select(run, SelectSpec(method="best-of-n")).did == "kept"
+    assert run.path.stat().st_mtime_ns == before
