@@ -80,6 +80,7 @@ NO_PAIR = {
     "max_margin": "their margin is above --max-margin",
     "per_prompt_limit": "the prompt has --max-pairs-per-prompt better pairs",
     "per_candidate_limit": "one of them is in --max-per-candidate better pairs",
+    "unsure": "the label's probability is below --min-probability",
     "balance": "it was left out by lot, to balance sources",
     "not_proposed": "the strategy does not bring them together",
 }

@@ -79,6 +79,10 @@ class Pools:
             if pool.height:
                 yield pool
 
+    def whole(self) -> pl.DataFrame:
+        """All pools as one: for a few prompts; without rows where there are none."""
+        return pl.concat([self._shelves.share(share) for share in range(self._shelves.shares)])
+
 
 @contextmanager
 def open_pools(

@@ -66,7 +66,7 @@ def possibility(run: Run, first: str, second: str, pairing: str | None = None) -
     with open_pools(
         run, spec, source, beside=(spec.reference,) if spec.reference else (), prompt_id=prompts[0]
     ) as pools:
-        judged = judge(pl.concat(list(pools)), spec, said)
+        judged = judge(pools.whole(), spec, said)
     both = judged.proposals.filter(pl.col("chosen_id").is_in(ids) & pl.col("rejected_id").is_in(ids))
     if both.height:
         row = both.row(0, named=True)

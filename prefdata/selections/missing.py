@@ -34,7 +34,7 @@ def reasons(run: Run, selector: str, prompt_id: str) -> dict[str, str | None]:
         with open_pools(run, spec, scores) as pools:
             latest = pools.latest_round
     with open_pools(run, spec, scores, texts=spec.diverse > 0, prompt_id=prompt_id) as pools:
-        pool = ordered(pl.concat(list(pools)))
+        pool = ordered(pools.whole())
     return why(pool, spec, latest)
 
 

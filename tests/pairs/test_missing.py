@@ -131,3 +131,11 @@ def test_why_something_was_not_selected(run: Run, prefdata) -> None:
     }.items():
         code, out, _ = prefdata("explain", run, named("a"), named(name))
         assert (code, out.splitlines()[-1]) == (0, f"{named(name)} {said}")
+
+
+def test_a_prompt_without_any_score(run: Run) -> None:
+    unscored = ids.digest("unscored")
+    row = {"prompt_id": unscored, "status": "ok", "model": "m", "engine": "ingest", "round": 0, "finish_reason": "stop"}
+    rows = [{**row, "candidate_id": named(f"u{i}"), "sample_index": i, "text": f"text {i}"} for i in range(2)]
+    put(run, "candidates", "more", rows)
+    assert why(run, "u0", "u1") == "not_scored"
