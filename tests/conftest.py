@@ -169,3 +169,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs the right to mount a small disk")
     yield disk
     subprocess.run(["umount", disk], check=True)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    """Rows as a JSONL file (films.jsonl unless named otherwise); gives its path."""
+
+    def write(*rows: Any, name: str = "films.jsonl") -> str:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    return write

@@ -27,15 +27,6 @@ AS = IngestSpec(kind="candidates", source="films")
 Write = Callable[..., str]
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    def write(*rows: Any, name: str = "films.jsonl") -> str:
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(tmp_path / name)
-
-    return write
-
-
 def answers(run: Run) -> dict[str, list[tuple[str, int, str, str]]]:
     """(prompt, index, text, model) of each sampler."""
     asked = {

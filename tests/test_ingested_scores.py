@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,6 @@ Write = Callable[..., str]
 
 def spec(*columns: str, **more: Any) -> IngestSpec:
     return IngestSpec(kind="candidates", source="films", score=columns, **more)
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    def write(*rows: Any, name: str = "films.jsonl") -> str:
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(tmp_path / name)
-
-    return write
 
 
 @pytest.fixture
