@@ -7,7 +7,7 @@ arrays.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -26,24 +26,31 @@ def ordered(rows: pl.DataFrame) -> pl.DataFrame:
     return rows if order is None else rows[order]
 
 
-def order_of(rows: pl.DataFrame) -> tuple[Ints | None, Ints]:
+def order_of(rows: pl.DataFrame, *, prompts_anyhow: bool = False) -> tuple[Ints | None, Ints]:
     """The order by prompt_id, each prompt's rows as they were generated: by sample_index, and then by candidate_id.
 
     None where the rows stand so; and how many rows each prompt has, in that order, shape (prompts,). Rows are moved by
     runs of one prompt, and then sorted within their prompts where they must be: a sort of all of them costs many times
-    more.
+    more. With `prompts_anyhow` rows that need no more than that their prompts change places stay where they are.
     """
     runs = rows.select(pl.col("prompt_id").rle()).unnest("prompt_id")
     size = runs["len"].to_numpy().astype(np.int64)
+    if prompts_anyhow and runs["value"].n_unique() == len(size) and _ascending(rows["sample_index"].to_numpy(), size):
+        return None, size
     prompt = runs["value"].rank("dense").to_numpy()
     by_prompt = np.argsort(prompt, kind="stable")  # a prompt's runs stay as they came
     order = np.arange(rows.height) + np.repeat((_before(size)[by_prompt] - _before(size[by_prompt])), size[by_prompt])
-    of = np.repeat(prompt[by_prompt], size[by_prompt])
     each = np.bincount(prompt, size)[1:].astype(np.int64)
     index = rows["sample_index"].to_numpy()[order]
-    if not ((index[1:] > index[:-1]) | (of[1:] != of[:-1])).all():
+    if not _ascending(index, each):
         order = _sorted_within(order, each, index, leading_bits(rows["candidate_id"])[order])
     return None if (np.diff(order) == 1).all() else order, each
+
+
+def _ascending(values: NDArray[Any], size: Ints) -> bool:
+    """Whether each prompt's values rise, for rows that stand by prompt; `size` rows of each."""
+    falls = np.flatnonzero(values[1:] <= values[:-1]) + 1
+    return bool(np.isin(falls, _before(size), assume_unique=True).all())
 
 
 def _sorted_within(order: Ints, size: Ints, index: NDArray[np.int32], name: NDArray[np.uint64]) -> Ints:
@@ -70,12 +77,13 @@ def sizes(rows: pl.DataFrame) -> Ints:
 class Grid:
     """The prompts of a frame that have about equally many rows, as a (prompts, candidates) grid.
 
-    `numbers` are their rows' numbers in the frame, as an index. Places of the grid that no row has come last in each
-    line.
+    `numbers` are their rows' numbers in the frame and `prompts` which ones they are of all, both as an index. Places of
+    the grid that no row has come last in each line.
     """
 
-    def __init__(self, numbers: Ints | slice, size: Ints) -> None:
+    def __init__(self, numbers: Ints | slice, size: Ints, prompts: Ints | slice) -> None:
         self.numbers = numbers
+        self.prompts = prompts
         self.shape = (int(size.size), int(size.max()))
         rows = int(size.sum())
         self._full = rows == self.shape[0] * self.shape[1]
@@ -105,10 +113,13 @@ def grids(size: Ints) -> Iterator[Grid]:
     """
     kind = np.ceil(np.log2(size)).astype(np.int64)
     kinds = np.unique(kind)
-    of_row = np.repeat(kind, size) if len(kinds) > 1 else None
+    if len(kinds) == 1:
+        yield Grid(slice(None), size, slice(None))  # nothing needs to be gathered
+        return
+    of_row = np.repeat(kind, size)
     for one in kinds:
-        # Where all prompts are alike nothing needs to be gathered.
-        yield Grid(slice(None) if of_row is None else np.flatnonzero(of_row == one), size[kind == one])
+        prompts = np.flatnonzero(kind == one)
+        yield Grid(np.flatnonzero(of_row == one), size[prompts], prompts)
 
 
 def descending(values: Floats) -> Ints:
@@ -119,6 +130,15 @@ def descending(values: Floats) -> Ints:
     if tied.any():
         order[tied] = np.argsort(-values[tied], axis=1, kind="stable")
     return order
+
+
+def last_argmin(values: Floats) -> Ints:
+    """Where the smallest value of each row of a grid is; of equals the last place."""
+    place: Ints = values.argmin(axis=1)
+    same = values == np.take_along_axis(values, place[:, None], axis=1)
+    if np.count_nonzero(same) > len(values):
+        place = values.shape[1] - 1 - same[:, ::-1].argmax(axis=1)
+    return place
 
 
 def _before(size: Ints) -> Ints:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdata import ids
-from prefdata.grids import Grid, descending, grids, order_of, ordered, sizes
+from prefdata.grids import Grid, descending, grids, last_argmin, order_of, ordered, sizes
 
 prompts = st.lists(st.integers(1, 9), max_size=8)
 
@@ -40,6 +40,22 @@ def test_rows_in_any_order_come_in_one(size: list[int], tied: bool, seed: int, b
     assert sizes(wanted).tolist() == each.tolist()
 
 
+@settings(max_examples=150, deadline=None)
+@given(size=prompts.filter(len), tied=st.booleans(), seed=st.integers(0, 99))
+def test_prompts_that_lie_together_may_stay_where_they_are(size: list[int], tied: bool, seed: int) -> None:
+    plain, random = rows(size, tied=tied), np.random.default_rng(seed)
+    blocks = plain.partition_by("prompt_id")
+    moved = pl.concat([blocks[i] for i in random.permutation(len(blocks))])
+    order, _ = order_of(moved, prompts_anyhow=True)
+    assert order is None or tied
+    for some in (moved, plain[random.permutation(plain.height)]):
+        order, each = order_of(some, prompts_anyhow=True)
+        came = (some if order is None else some[order]).with_row_index("at")
+        came = came.with_columns(first=pl.col("at").min().over("prompt_id"), size=pl.len().over("prompt_id"))
+        assert came.equals(came.sort("first", "sample_index", "candidate_id"))
+        assert each.tolist() == came.filter(pl.col("at") == pl.col("first"))["size"].to_list()
+
+
 @settings(max_examples=100, deadline=None)
 @given(size=prompts)
 def test_grids_hold_every_row_once(size: list[int]) -> None:
@@ -62,7 +78,7 @@ def test_grids_hold_every_row_once(size: list[int]) -> None:
 
 
 def test_a_grid_by_hand() -> None:
-    grid = Grid(np.array([2, 3, 4, 7, 8]), np.array([3, 2]))
+    grid = Grid(np.array([2, 3, 4, 7, 8]), np.array([3, 2]), np.array([0, 4]))
     assert grid.spread(np.arange(10), -1).tolist() == [[2, 3, 4], [7, 8, -1]]
     assert grid.flat(np.array([[1, 2, 3], [4, 5, 6]])).tolist() == [1, 2, 3, 4, 5]
 
@@ -81,3 +97,10 @@ def test_descending_keeps_equals_in_their_order(values: list[list[float]]) -> No
         finite = [i for i in places if line[i] > -np.inf]
         assert finite == sorted((i for i, v in enumerate(line) if v > -np.inf), key=lambda i: (-line[i], i))
         assert sorted(places) == list(range(len(line)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 5).flatmap(lambda n: st.lists(st.lists(st.integers(0, 2), min_size=n, max_size=n), min_size=1)))
+def test_the_last_of_the_smallest(values: list[list[int]]) -> None:
+    wanted = [max(i for i, value in enumerate(line) if value == min(line)) for line in values]
+    assert last_argmin(np.array(values, np.float64)).tolist() == wanted

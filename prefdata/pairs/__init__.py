@@ -320,5 +320,9 @@ def pair_ids(chosen: pl.Series, rejected: pl.Series) -> pl.Series:
     text = pl.concat_str(
         pl.lit('{"chosen_id":"'), pl.lit(chosen), pl.lit('","rejected_id":"'), pl.lit(rejected), pl.lit('"}')
     )
-    both = pl.select(text.cast(pl.Binary)).to_series()
-    return pl.Series("pair_id", [hashlib.sha256(one).hexdigest()[:ID_DIGITS] for one in both], dtype=pl.String)
+    both = pl.select(text.cast(pl.Binary)).to_series().to_list()
+    digests = np.frombuffer(b"".join([hashlib.sha256(one).digest() for one in both]), np.uint8).reshape(-1, 32)
+    digits = digests[:, : ID_DIGITS // 2].tobytes().hex().encode()
+    ends = np.arange(len(both) + 1, dtype=np.int64) * ID_DIGITS
+    ids = pa.LargeStringArray.from_buffers(len(both), pa.py_buffer(ends), pa.py_buffer(digits))
+    return pl.Series("pair_id", ids, dtype=pl.String)

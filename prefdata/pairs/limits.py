@@ -21,8 +21,8 @@ def over_the_limits(prompt: Ints, chosen: Ints, rejected: Ints, answers: int, sp
     """
     most, each = spec.max_pairs_per_prompt or len(prompt), spec.max_per_candidate or len(prompt)
     why = np.zeros(len(prompt), np.int8)
-    size = np.unique(prompt, return_counts=True)[1]
-    start = np.cumsum(size) - size
+    start = np.flatnonzero(np.diff(prompt, prepend=-1))
+    size = np.diff(start, append=len(prompt))
     taken, used = np.zeros(len(size), np.int64), np.zeros(answers, np.int64)
     for turn in range(int(size.max(initial=0))):
         there = np.flatnonzero(size > turn)

@@ -34,7 +34,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prefdata.draws import uniforms
-from prefdata.grids import descending, grids, order_of
+from prefdata.grids import descending, grids, last_argmin, order_of
 from prefdata.specs import PairSpec
 
 Floats = NDArray[np.float64]
@@ -43,37 +43,26 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Field:
-    """The answers of some prompts by number: prompt by prompt, best first, of equals the earlier draw.
+    """The answers of some prompts by number: prompt by prompt, each prompt's as they were generated.
 
     Attributes:
         rows: the answers, in any order.
         spec: what is asked.
-        row: the row of each number, shape (answers,).
+        row: the row of each number, shape (answers,); None where they are the same.
         start, size: each prompt's first number and how many it has, shape (prompts,).
-        best_first: numbers by prompt with those that may be chosen first.
     """
 
     rows: pl.DataFrame
     spec: PairSpec
-    row: Ints
+    row: Ints | None
     start: Ints
     size: Ints
-    best_first: Ints
 
     @classmethod
     def of_rows(cls, rows: pl.DataFrame, spec: PairSpec) -> Field:
         """`rows` as a field; they have candidate_id, prompt_id, score, sample_index and may_be_chosen."""
-        order, size = order_of(rows)
-        order = np.arange(rows.height) if order is None else order
-        score = rows["score"].fill_null(np.finfo(np.float64).min).to_numpy()[order]  # what has none comes last
-        row = np.empty(rows.height, np.int64)
-        for grid in grids(size):
-            best = descending(grid.spread(score, -np.inf))
-            row[grid.numbers] = grid.flat(np.take_along_axis(grid.spread(order, -1), best, axis=1))
-        number = np.arange(rows.height)
-        may = rows["may_be_chosen"].to_numpy()
-        best_first = number if may.all() else np.lexsort((number, ~may[row], np.repeat(np.arange(len(size)), size)))
-        return cls(rows, spec, row, _before(size), size, best_first)
+        row, size = order_of(rows, prompts_anyhow=True)
+        return cls(rows, spec, row, _before(size), size)
 
     @cached_property
     def of(self) -> Ints:
@@ -81,24 +70,68 @@ class Field:
         return np.repeat(np.arange(len(self.size)), self.size)
 
     @cached_property
-    def place(self) -> Ints:
-        """Each answer's place in its prompt, from 0, by number."""
-        place: Ints = np.arange(len(self.row)) - self.start[self.of]
-        return place
+    def turn(self) -> Ints:
+        """0, 1, … for each prompt's first, second, … number, shape (answers,)."""
+        turn: Ints = np.arange(self.rows.height) - self.start[self.of]
+        return turn
+
+    @cached_property
+    def ranked(self) -> Ints:
+        """Numbers by prompt, best first, of equals the earlier draw."""
+        ranked = np.arange(self.rows.height)
+        for grid in grids(self.size):
+            best = descending(grid.spread(self._score, -np.inf))
+            ranked[grid.numbers] = grid.flat(np.take_along_axis(grid.spread(ranked, -1), best, axis=1))
+        return ranked
+
+    @cached_property
+    def rank(self) -> Ints:
+        """How many numbers come before each in `ranked`."""
+        return _inverse(self.ranked)
+
+    @cached_property
+    def best_first(self) -> Ints:
+        """Numbers as in `ranked`, but each prompt's that may be chosen before those that may not."""
+        if self.all_may_be_chosen:
+            return self.ranked
+        best_first: Ints = np.lexsort((self.rank, ~self.column("may_be_chosen"), self.of))
+        return best_first
+
+    @cached_property
+    def all_may_be_chosen(self) -> bool:
+        """Whether each answer may be a pair's chosen one."""
+        return bool(self.rows["may_be_chosen"].all())
+
+    def best_and_worst(self) -> tuple[Ints, Ints]:
+        """The first and the last of each prompt in `ranked`, without ranking all that is between; shape (prompts,)."""
+        best, worst = np.empty_like(self.start), np.empty_like(self.start)
+        for grid in grids(self.size):
+            first = self.start[grid.prompts]
+            best[grid.prompts] = first + grid.spread(self._score, -np.inf).argmax(axis=1)
+            worst[grid.prompts] = first + last_argmin(grid.spread(self._score, np.inf))
+        return best, worst
+
+    @cached_property
+    def _score(self) -> Floats:
+        """Scores by number; what has none comes last."""
+        return self.by_number(self.rows["score"].fill_null(np.finfo(np.float64).min).to_numpy())
 
     def column(self, name: str) -> NDArray[Any]:
         """A column of the answers, by number."""
-        values: NDArray[Any] = self.rows[name].to_numpy()[self.row]
-        return values
+        return self.by_number(self.rows[name].to_numpy())
 
     def take(self, numbers: Ints, *columns: str) -> pl.DataFrame:
         """Columns of some answers."""
-        return self.rows.select(columns)[self.row[numbers]]
+        return self.rows.select(columns)[numbers if self.row is None else self.row[numbers]]
+
+    def by_number(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Values of the rows, by number."""
+        return values if self.row is None else values[self.row]
 
     @cached_property
     def coin(self) -> NDArray[np.float64]:
         """Each answer's own number in (0, 1)."""
-        return uniforms(self.rows["candidate_id"], self.spec.seed, "pair", self.spec.strategy)[self.row]
+        return self.by_number(uniforms(self.rows["candidate_id"], self.spec.seed, "pair", self.spec.strategy))
 
     def of_each(self, choose: np.ufunc, values: Floats) -> Floats:
         """Each prompt's least, largest, … of `values`, which has one for each answer; shape (prompts,)."""
@@ -106,10 +139,11 @@ class Field:
         return chosen
 
     def without(self, some: Ints) -> Ints:
-        """The other answers."""
+        """The other answers, by prompt, best first."""
         other = np.ones(len(self.of), bool)
         other[some] = False
-        return np.flatnonzero(other)
+        others: Ints = self.ranked[other[self.ranked]]
+        return others
 
     def shuffled(self) -> Ints:
         """The answers by prompt, each prompt's in the order of their coins."""
@@ -142,14 +176,17 @@ def propose(field: Field, spec: PairSpec) -> Proposals:
 
 
 def _best_worst(field: Field, spec: PairSpec) -> Proposals:
+    if spec.per_prompt == 1 and field.all_may_be_chosen:
+        best, worst = field.best_and_worst()
+        return Proposals(best[field.size > 1], worst[field.size > 1], decided=True)
     half = np.minimum(spec.per_prompt, field.size // 2)
     prompt = np.repeat(np.arange(len(half)), half)
     turn = np.arange(len(prompt)) - _before(half)[prompt]
     chosen = field.best_first[field.start[prompt] + turn]
-    rejected = field.start[prompt] + field.size[prompt] - 1 - turn
+    rejected = field.ranked[field.start[prompt] + field.size[prompt] - 1 - turn]
     # Where the worst is the only one that may be chosen, the best, which was cut off, stands for what cannot be.
-    rejected = np.where((chosen == rejected) & (turn == 0), field.start[prompt], rejected)
-    met = (chosen < rejected) | (turn == 0)  # else the best and the worst have passed each other
+    rejected = np.where((chosen == rejected) & (turn == 0), field.ranked[field.start[prompt]], rejected)
+    met = (field.rank[chosen] < field.rank[rejected]) | (turn == 0)  # else best and worst have passed each other
     return Proposals(chosen[met], rejected[met], decided=True)
 
 
@@ -177,7 +214,8 @@ def _random_labelled(field: Field, spec: PairSpec) -> Proposals:
     second = ((1 + np.sqrt(1 + 8 * number)) // 2).astype(np.int64)  # the number-th of (0,1), (0,2), (1,2), (0,3), …
     first = number - second * (second - 1) // 2
     order = np.lexsort((second, first, prompt))
-    return Proposals((field.start[prompt] + first)[order], (field.start[prompt] + second)[order])
+    first, second = ((field.start[prompt] + one)[order] for one in (first, second))
+    return Proposals(field.ranked[first], field.ranked[second])
 
 
 def _first_round(field: Field, spec: PairSpec) -> Proposals:
@@ -186,8 +224,7 @@ def _first_round(field: Field, spec: PairSpec) -> Proposals:
 
 def _tournament(field: Field, spec: PairSpec) -> Proposals:
     standing, rounds = field.shuffled(), []
-    rank = np.empty_like(field.best_first)
-    rank[field.best_first] = np.arange(len(rank))
+    rank = _inverse(field.best_first)
     goes_on = np.ones(len(rank), bool)
     while True:
         first, second = _neighbours(standing, field.of)
@@ -201,8 +238,8 @@ def _tournament(field: Field, spec: PairSpec) -> Proposals:
 
 
 def _adjacent(field: Field, spec: PairSpec) -> Proposals:
-    first = np.flatnonzero(field.place + 1 < field.size[field.of])
-    return Proposals(first, first + 1)
+    first = np.flatnonzero(field.turn + 1 < field.size[field.of])
+    return Proposals(field.ranked[first], field.ranked[first + 1])
 
 
 def _all(field: Field, spec: PairSpec) -> Proposals:
@@ -211,7 +248,7 @@ def _all(field: Field, spec: PairSpec) -> Proposals:
 
 def _top_bottom(field: Field, spec: PairSpec) -> Proposals:
     top = np.minimum(spec.top, field.size - 1)  # one is left for the bottom
-    best = field.best_first[field.place < top[field.of]]
+    best = field.best_first[field.turn < top[field.of]]
     rest = field.without(best)
     from_the_end = (np.cumsum(field.size - top)[field.of[rest]] - 1) - np.arange(len(rest))
     return Proposals(*_every_meeting(field, best, rest[from_the_end < spec.bottom]), decided=True)
@@ -235,7 +272,7 @@ def _length_matched(field: Field, spec: PairSpec) -> Proposals:
         near = apart / np.maximum(chars, chars[mine]) <= spec.length_tolerance
         fits = np.flatnonzero(free & (mine >= 0) & near)
         # Who scores less goes before who does not, so that the latter is named only where it is the reason for no pair.
-        order = fits[np.lexsort((-fits, apart[fits], score[fits] >= score[mine[fits]], field.of[fits]))]
+        order = fits[np.lexsort((-field.rank[fits], apart[fits], score[fits] >= score[mine[fits]], field.of[fits]))]
         found, at = np.unique(field.of[order], return_index=True)
         firsts.append(best[found])
         seconds.append(order[at])
@@ -246,7 +283,7 @@ def _length_matched(field: Field, spec: PairSpec) -> Proposals:
 
 
 def _against_reference(field: Field, spec: PairSpec) -> Proposals:
-    is_reference = (field.rows["sampler"] == spec.reference).to_numpy()[field.row]
+    is_reference = field.by_number((field.rows["sampler"] == spec.reference).to_numpy())
     references = np.flatnonzero(is_reference)
     first, second = _every_meeting(field, references, field.without(references))
     has = np.bincount(field.of[references], minlength=len(field.size))
@@ -260,7 +297,7 @@ def _against_reference(field: Field, spec: PairSpec) -> Proposals:
 
 
 def _cross_sampler(field: Field, spec: PairSpec) -> Proposals:
-    sampler = field.rows["sampler"].rank("dense").to_numpy().astype(np.int64)[field.row]
+    sampler = field.by_number(field.rows["sampler"].rank("dense").to_numpy().astype(np.int64))
     key = field.of[field.best_first] * (int(sampler.max(initial=0)) + 1) + sampler[field.best_first]
     best = field.best_first[np.unique(key, return_index=True)[1]]
     samplers = np.bincount(field.of[best], minlength=len(field.size))
@@ -311,6 +348,13 @@ def _every_meeting(field: Field, some: Ints, others: Ints) -> tuple[Ints, Ints]:
     meets = there[field.of[some]]
     turn = np.arange(meets.sum()) - np.repeat(_before(meets), meets)
     return np.repeat(some, meets), others[np.repeat(_before(there)[field.of[some]], meets) + turn]
+
+
+def _inverse(order: Ints) -> Ints:
+    """The place of each number in an order of all of them."""
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return place
 
 
 def _joined(arrays: list[Ints]) -> Ints:
