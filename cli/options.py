@@ -82,7 +82,7 @@ def resolve(spec_type: type[S], flags: Mapping[str, Any], config: Path | None) -
     names = {name: field.alias or name for name, field in spec_type.model_fields.items()}
     given = {names[name]: value for name, value in flags.items() if value is not None and value != []}
     if config is None:
-        return spec_type.parse(given, where=spec_type.step)
+        return spec_type.parse(given, where=spec_type.step, flags=True)
     section = _section(config, spec_type.step)
     if unknown := [key for key in section if key not in names.values()]:
         hint = did_you_mean(str(unknown[0]), names.values())

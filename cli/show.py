@@ -30,13 +30,17 @@ def outcome(done: Outcome) -> None:
     report = done.report
     typer.echo(f"{report.step}: {_DID[done.did]} {done.path}")
     lines = [(report.unit, f"{report.rows_in:,} in, {report.rows_out:,} out")]
-    lines += [(f"dropped: {reason.replace('_', ' ')}", f"{count:,}") for reason, count in report.dropped.items()]
-    lines += [(name.replace("_", " "), number(value)) for name, value in report.figures.items() if value is not None]
+    lines += [(f"dropped: {_words(reason)}", f"{count:,}") for reason, count in report.dropped.items()]
+    lines += [(_words(name), number(value)) for name, value in report.figures.items() if value is not None]
     if report.seconds:
         lines.append(("time", f"{report.seconds:,.1f} s ({report.per_second:,.0f} {report.unit}/s)"))
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         typer.echo(f"  {name:<{width}}  {value}")
+
+
+def _words(name: str) -> str:
+    return name.replace("left_out_", "left out: ").replace("_", " ")
 
 
 def number(value: Any) -> str:

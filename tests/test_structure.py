@@ -71,7 +71,7 @@ FOR_SCORERS = {"chat", "loading", "protocol"}
 """What every scorer may take from the engines."""
 
 MORE = {
-    "pooling": {"vllm", "vllm_settings", "guard"},  # runs on vLLM, and starts it as the engine does
+    "pooling": {"vllm_start"},  # runs on vLLM, and starts it as the engine does
     "__init__": {"choose_engine", "open_generator", "served", "revive"},  # opens the engine that a judge asks
 }
 """What some take besides."""

@@ -20,6 +20,7 @@ OWN_OPTIONS = {
     "tensor_parallel_size": "--tensor-parallel-size",
     "enable_prefix_caching": "--enable-prefix-caching",
     "max_num_seqs": "--max-num-seqs",
+    "batch_invariant": "--batch-invariant",
     "quantization": "--quantization",
     "enable_lora": "--lora",
     "max_lora_rank": "--lora",

@@ -157,7 +157,7 @@ def judge(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
     return Judged(
         proposals=_limited(both, field, spec),
         answers=pool.select("candidate_id", "why"),
-        left_out={f"answers_{reason}": count for reason, count in reasons.iter_rows()},
+        left_out={f"left_out_{reason}": count for reason, count in reasons.iter_rows()},
         missing={**alone, **proposals.missing},
         possible=int((field.size * (field.size - 1) // 2).sum()),
         prompts=prompts,

@@ -94,7 +94,7 @@ def groups(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]:
         dropped=Counter(dropped | {"no_candidate": prompts - made.height}),
         counts=Counter(
             answers=int(kept["ranks"].list.len().sum()),
-            **{f"answers_{reason}": count for reason, count in left_out.items() if count},
+            **{f"left_out_{reason}": count for reason, count in left_out.items() if count},
         ),
     )
     return kept, account

@@ -159,6 +159,7 @@ def _classifier(spec: RankSpec, files: ModelFiles, where: dict[str, Any], **read
             tensor_parallel_size=spec.tensor_parallel_size,
             enable_prefix_caching=spec.enable_prefix_caching,
             max_num_seqs=spec.max_num_seqs,
+            batch_invariant=spec.batch_invariant,
             quantization=spec.quantization,
             options=spec.engine_option,
             **read,

@@ -2,14 +2,13 @@
 
 vLLM applies an activation to a classifier's logits unless it is told not to (`use_activation`), and so would give
 probabilities; here it is told. Token ids go in, so that a text has one begin token and no other tokenisation. What
-starts and ends the engine is `engines.vllm`'s.
+starts and ends the engine is `engines.vllm_start`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from inspect import signature
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefdata.engines import vllm as engine
 from prefdata.engines.chat import Chat
-from prefdata.engines.guard import Guard
-from prefdata.engines.vllm_settings import parse_options
-from prefdata.errors import EngineError
+from prefdata.engines.vllm_start import broken, import_vllm, start, untested, versions
 from prefdata.model_files import ModelFiles
 from prefdata.scorers.classifier import Classifier
 from prefdata.scorers.labels import Activation, Labels
@@ -47,6 +43,7 @@ class PoolingRewardModel(Classifier):
         tensor_parallel_size: int = 1,
         enable_prefix_caching: bool | None = None,
         max_num_seqs: int | None = None,
+        batch_invariant: bool = False,
         quantization: str | None = None,
         options: tuple[str, ...] = (),
     ) -> None:
@@ -63,47 +60,41 @@ class PoolingRewardModel(Classifier):
             tensor_parallel_size: GPUs that share the model.
             enable_prefix_caching: compute a shared beginning once.
             max_num_seqs: texts computed at a time.
+            batch_invariant: the same scores whatever is computed beside them; needs a GPU that can.
             quantization: how the weights are quantised.
             options: any other of vLLM's settings, as `KEY=VALUE`.
 
         Raises:
             ModelError: the tokenizer cannot be loaded, or the model has several labels and none is named.
-            UsageError: an option or a label that is not there.
+            UsageError: an option or a label that is not there, or no GPU that can do what is asked.
             InputError: the text format cannot be read.
             EngineError: vLLM cannot be imported, lacks what is needed, or cannot start.
         """
         self.labels = Labels.of(files, label, activation)
         self.outputs = self.labels.outputs
         self.texts = Texts(Chat.load(files.folder(), name=files.name), text_format)
-        vllm = engine._import()
-        on_cpu = bool(vllm.platforms.current_platform.is_cpu())
-        wanted = {
-            "model": str(files.folder()),
-            "runner": "pooling",
-            "dtype": "float32" if dtype == "auto" and on_cpu else dtype,
-            "max_model_len": context_length,
-            "gpu_memory_utilization": gpu_memory_utilization,
-            "tensor_parallel_size": tensor_parallel_size,
-            "enable_prefix_caching": enable_prefix_caching,
-            "max_num_seqs": max_num_seqs,
-            "quantization": quantization,
-            "use_tqdm_on_load": False,
-            "disable_log_stats": True,
-            **parse_options(options, signature(vllm.EngineArgs).parameters),
-        }
+        vllm = import_vllm()
+        self._engine, self._guard = start(
+            vllm,
+            files,
+            options,
+            dtype=dtype,
+            batch_invariant=batch_invariant,
+            runner="pooling",
+            max_model_len=context_length,
+            gpu_memory_utilization=gpu_memory_utilization,
+            tensor_parallel_size=tensor_parallel_size,
+            enable_prefix_caching=enable_prefix_caching,
+            max_num_seqs=max_num_seqs,
+            quantization=quantization,
+        )
         self._params = vllm.PoolingParams(use_activation=False, task="classify")
         self._vllm = vllm
-        self._guard = Guard()
-        try:
-            self._engine = engine._start(vllm, {key: value for key, value in wanted.items() if value is not None})
-        except BaseException:
-            self._guard.release()
-            raise
         config = self._engine.vllm_config
         self.context_length = int(config.model_config.max_model_len)
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
-        self.versions = {"vllm": vllm.__version__, **engine._versions("torch", "transformers")}
-        self.notes = engine._untested(vllm.__version__)
+        self.versions = {"vllm": vllm.__version__, **versions("torch", "transformers")}
+        self.notes = untested(vllm.__version__)
         self._most = max(HANDED, int(config.scheduler_config.max_num_seqs))
         self._numbers = count()
 
@@ -145,7 +136,4 @@ class PoolingRewardModel(Classifier):
         try:
             return call(*arguments)
         except Exception as error:
-            raise EngineError(
-                f"vLLM {self.versions['vllm']} broke down: {engine._line(error)}. "
-                "Run the same command again to continue."
-            ) from error
+            raise broken(self.versions["vllm"], error) from error

@@ -46,8 +46,8 @@ class Spec(BaseModel):
         return data
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], *, where: str | None = None) -> Self:
-        """The spec from plain values; `where` says where they came from (a file, "the flags") in the message.
+    def parse(cls, values: Mapping[str, Any], *, where: str | None = None, flags: bool = False) -> Self:
+        """The spec from plain values; `where` says where they came from in the message, which names `flags` or keys.
 
         Raises:
             UsageError: an unknown key (with the nearest known one) or a value that does not fit, all of them at once.
@@ -55,12 +55,14 @@ class Spec(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            problems = "; ".join(cls._problem(e) for e in error.errors())
+            problems = "; ".join(cls._problem(e, flags) for e in error.errors())
             raise UsageError(f"{where or cls.step}: {problems}") from None
 
     @classmethod
-    def _problem(cls, error: Mapping[str, Any]) -> str:
+    def _problem(cls, error: Mapping[str, Any], flags: bool) -> str:
         name = ".".join(str(part) for part in error["loc"])
+        if flags and name:
+            name = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
         if error["type"] == "extra_forbidden":
             return f'unknown key "{name}".{did_you_mean(name, cls.model_fields)}'
         if error["type"] == "missing":

@@ -86,6 +86,9 @@ class EngineSpec(Spec):
     gpu_memory_utilization: float | None = how(None, "vllm: share of a GPU's memory to take.", gt=0, le=1)
     enable_prefix_caching: bool | None = how(None, "vllm: compute shared beginnings of prompts once.")
     max_num_seqs: int | None = how(None, "vllm: requests computed at a time.", ge=1)
+    batch_invariant: bool = how(
+        False, "vllm: the same answers whatever else is computed beside them (GPUs from H100 on; slower)."
+    )
     device: str | None = how(None, "transformers: cpu, cuda, cuda:1, …; the best there is unless given.")
     batch_tokens: int | None = how(
         None, "transformers: rows times positions of a batch (made for the device unless given).", ge=1

@@ -93,7 +93,7 @@ class RankSpec(EngineSpec):
         **dict.fromkeys(("time_limit", "workers"), ("verifier",)),
         **dict.fromkeys(
             ("engine", "max_model_len", "quantization", "engine_option", "tensor_parallel_size",
-             "gpu_memory_utilization", "enable_prefix_caching", "max_num_seqs"),
+             "gpu_memory_utilization", "enable_prefix_caching", "max_num_seqs", "batch_invariant"),
             ("judge", "reward_model", "pairwise"),
         ),
         **dict.fromkeys(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from prefdata import ids
 from prefdata.engines.protocol import Completion, Request, Sampling
+from prefdata.engines.vllm import VllmGenerator
 from prefdata.engines.vllm_settings import lora_rank, parse_options
+from prefdata.engines.vllm_start import TESTED_VERSIONS, start
 from prefdata.errors import EngineError, ModelError, UsageError
 from prefdata.model_files import identify
 
@@ -72,19 +76,46 @@ def test_the_rank_of_an_adapter_is_rounded_up_to_one_that_vllm_has(tmp_path):
 
 @pytest.mark.vllm
 def test_another_version_is_said_and_one_that_lacks_something_is_refused(monkeypatch):
-    from prefdata.engines import vllm as adapter
+    from prefdata.engines import vllm_start as adapter
 
-    assert adapter._untested(adapter._import().__version__) == ()
-    assert adapter._untested("0.33.1+cpu") == ("vLLM 0.33.1+cpu is untested here; tested: 0.32.0.",)
+    assert adapter.untested(adapter.import_vllm().__version__) == ()
+    assert adapter.untested("0.33.1+cpu") == ("vLLM 0.33.1+cpu is untested here; tested: 0.32.0.",)
     monkeypatch.setattr(adapter, "NEEDED", (*adapter.NEEDED, "LLMEngine.step_twice"))
     with pytest.raises(EngineError, match=r"vllm cannot be used: .*step_twice.*--engine transformers"):
-        adapter._import()
+        adapter.import_vllm()
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_the_batch_invariant_mode_is_asked_of_vllm_where_the_gpu_can_and_else_refused(monkeypatch, tiny_policy, can):
+    # The GPU is played; that vLLM then answers alike can be seen on a real one alone.
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "0")
+    said = {}
+
+    def started(args: dict[str, Any]) -> Any:
+        said.update(model=args["model"], dtype=args.get("dtype"), mode=os.environ["VLLM_BATCH_INVARIANT"])
+        raise RuntimeError("far enough")
+
+    platform = SimpleNamespace(has_device_capability=lambda capability: can and capability <= 90, is_cpu=lambda: False)
+    vllm = SimpleNamespace(
+        platforms=SimpleNamespace(current_platform=platform),
+        EngineArgs=lambda **args: args,
+        LLMEngine=SimpleNamespace(from_engine_args=started),
+        __version__=TESTED_VERSIONS[0],
+    )
+    with pytest.raises(EngineError if can else UsageError, match="far enough" if can else "compute capability 9.0"):
+        start(vllm, identify(str(tiny_policy), "causal-lm"), (), dtype="auto", batch_invariant=True)
+    assert said == ({"model": str(tiny_policy), "dtype": "auto", "mode": "1"} if can else {})
+    assert os.environ["VLLM_BATCH_INVARIANT"] == "01"[can]
+
+
+@pytest.mark.vllm
+def test_the_batch_invariant_mode_is_refused_on_a_cpu(tiny_policy):
+    with pytest.raises(UsageError, match="--batch-invariant needs an NVIDIA GPU"):
+        VllmGenerator(identify(str(tiny_policy), "causal-lm"), batch_invariant=True)
 
 
 @pytest.mark.vllm
 def test_an_unknown_option_is_refused_before_anything_starts(tiny_policy):
-    from prefdata.engines.vllm import VllmGenerator
-
     with pytest.raises(UsageError, match='Did you mean "kv_cache_dtype"'):
         VllmGenerator(identify(str(tiny_policy), "causal-lm"), options=("kv-cache-dtyp=fp8",))
 
@@ -101,8 +132,6 @@ def policy(make_policy, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(policy) -> Iterator[Any]:
-    from prefdata.engines.vllm import VllmGenerator
-
     generator = VllmGenerator(identify(str(policy), "causal-lm"), max_num_seqs=16)
     yield generator
     generator.close()
@@ -208,7 +237,6 @@ def test_an_adapter_is_as_good_as_merged_into_the_model(tiny_policy, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from prefdata.engines.transformers import TransformersGenerator
-    from prefdata.engines.vllm import VllmGenerator
 
     added = write_adapter(tmp_path / "adapter", rank=5, seed=1)
     model = AutoModelForCausalLM.from_pretrained(tiny_policy)

@@ -141,7 +141,7 @@ def test_a_cut_off_answer_may_be_the_last_of_a_group_only() -> None:
     rows = selected([9, 5, 1], [3, 2, 1], [2, 1], cut="0a 1b 1c 2a")
     assert order(rows)[0] == ["0b 0c", "1a 1c"]
     assert order(rows)[2] == {"one_candidate": 1}
-    assert groups(rows, PairSpec(as_="groups"))[1].counts["answers_truncated"] == 3
+    assert groups(rows, PairSpec(as_="groups"))[1].counts["left_out_truncated"] == 3
     assert order(rows, truncated="keep")[0] == ["0a 0b 0c", "1a 1b 1c", "2a 2b"]
     assert order(rows, truncated="drop") == (["0b 0c"], [[1, 2]], {"one_candidate": 2})
 
