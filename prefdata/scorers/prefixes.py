@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from itertools import takewhile
+from threading import Lock, local
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from prefdata.scorers.cores import each
 from prefdata.scorers.texts import Row
 
 T = TypeVar("T")
@@ -124,6 +127,9 @@ class Branching:
     def __init__(self, backbone: Any, pad: int, device: torch.device) -> None:
         """Wrap a network without its head; `pad` fills the rows."""
         self._backbone, self._pad, self._device = backbone, pad, device
+        self._read = local()  # batches run in several threads
+        self._counting = Lock()
+        self._finish_last_only()
         self.computed = self.needed = 0
 
     def fits(self) -> str | None:
@@ -138,29 +144,35 @@ class Branching:
             return "the model's cache does not hold every position (a sliding window, a recurrence or an encoder)"
         return None
 
-    @torch.inference_mode()
     def states(self, group: list[Family], budget: int) -> Iterator[tuple[list[Row], Tensor]]:
         """Rows of the families with the hidden state at each one's last token, shape (rows, hidden)."""
         group = sorted(group, key=lambda family: len(family.prefix), reverse=True)
-        kept, lengths = self._beginnings(group, budget)
+        begun = self._beginnings(group, budget)
         width = len(group[0].prefix)
         branches = [(number, row, ids) for number, family in enumerate(group) for row, ids in family.branches]
-        for batch in batches(branches, lambda branch: len(branch[2]), budget, beside=width):
-            of = torch.tensor([number for number, _, _ in batch], device=self._device)
-            ids, ends = padded([ids for _, _, ids in batch], self._pad, self._device)
-            begun, own = lengths[of], torch.arange(ids.shape[1], device=self._device)
-            seen = torch.arange(int(begun.max()), device=self._device) < begun[:, None]
-            with self._last_only(ends - 1):
-                hidden = self._backbone(
-                    input_ids=ids,
-                    attention_mask=torch.cat([seen, own < ends[:, None]], 1).long(),
-                    position_ids=begun[:, None] + own,
-                    past_key_values=_cache((k[of, :, : seen.shape[1]], v[of, :, : seen.shape[1]]) for k, v in kept),
-                    use_cache=True,
-                ).last_hidden_state
-            self.count(ids, int(ends.sum()))
-            yield [row for _, row, _ in batch], hidden[torch.arange(len(batch), device=self._device), ends - 1]
+        planned = batches(branches, lambda branch: len(branch[2]), budget, beside=width)
+        yield from each((partial(self._branches, batch, *begun) for batch in planned), self._device)
 
+    @torch.inference_mode()
+    def _branches(
+        self, batch: list[tuple[int, Row, list[int]]], kept: list[tuple[Tensor, Tensor]], lengths: Tensor
+    ) -> tuple[list[Row], Tensor]:
+        of = torch.tensor([number for number, _, _ in batch], device=self._device)
+        ids, ends = padded([ids for _, _, ids in batch], self._pad, self._device)
+        begun, own = lengths[of], torch.arange(ids.shape[1], device=self._device)
+        seen = torch.arange(int(begun.max()), device=self._device) < begun[:, None]
+        with self._last_only(ends - 1):
+            hidden = self._backbone(
+                input_ids=ids,
+                attention_mask=torch.cat([seen, own < ends[:, None]], 1).long(),
+                position_ids=begun[:, None] + own,
+                past_key_values=_cache((k[of, :, : seen.shape[1]], v[of, :, : seen.shape[1]]) for k, v in kept),
+                use_cache=True,
+            ).last_hidden_state
+        self.count(ids, int(ends.sum()))
+        return [row for _, row, _ in batch], hidden[torch.arange(len(batch), device=self._device), ends - 1]
+
+    @torch.inference_mode()
     def _beginnings(self, group: list[Family], budget: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Each layer's keys and values of the families' beginnings, shape (families, heads, width, size), and lengths.
 
@@ -169,12 +181,9 @@ class Branching:
         kept: list[tuple[Tensor, Tensor]] = []
         lengths = torch.tensor([len(family.prefix) for family in group], device=self._device)
         done = 0
-        for batch in batches(group, lambda family: len(family.prefix), budget):
-            ids, ends = padded([family.prefix for family in batch], self._pad, self._device)
-            own = torch.arange(ids.shape[1], device=self._device)
-            mask = None if bool((ends == ids.shape[1]).all()) else (own < ends[:, None]).long()
-            with self._last_only(ends - 1):
-                cache = self._backbone(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+        planned = list(batches(group, lambda family: len(family.prefix), budget))
+        caches = each((partial(self._beginning, batch) for batch in planned), self._device)
+        for batch, cache in zip(planned, caches, strict=True):
             for number, layer in enumerate(cache.layers):
                 if number == len(kept):
                     shape = (len(group), layer.keys.shape[1], len(group[0].prefix), layer.keys.shape[3])
@@ -182,37 +191,52 @@ class Branching:
                         (layer.keys.new_zeros(shape), layer.values.new_zeros((*shape[:3], layer.values.shape[3])))
                     )
                 for into, found in zip(kept[number], (layer.keys, layer.values), strict=True):
-                    into[done : done + len(batch), :, : ids.shape[1]] = found
-            self.count(ids, int(ends.sum()))
+                    into[done : done + len(batch), :, : found.shape[2]] = found
             done += len(batch)
         return kept, lengths
 
+    @torch.inference_mode()
+    def _beginning(self, batch: list[Family]) -> Any:
+        ids, ends = padded([family.prefix for family in batch], self._pad, self._device)
+        own = torch.arange(ids.shape[1], device=self._device)
+        mask = None if bool((ends == ids.shape[1]).all()) else (own < ends[:, None]).long()
+        with self._last_only(ends - 1):
+            cache = self._backbone(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+        self.count(ids, int(ends.sum()))
+        return cache
+
     def count(self, ids: Tensor, needed: int) -> None:
         """Account for token rows that went through the network."""
-        self.computed += ids.numel()
-        self.needed += needed
+        with self._counting:
+            self.computed += ids.numel()
+            self.needed += needed
 
     @contextmanager
     def _last_only(self, last: Tensor) -> Iterator[None]:
-        """Within it the last layer finishes one token a row, the one that is read: only its keys need the others.
+        """Within it, in this thread, the last layer finishes one token a row, the one that is read."""
+        self._read.at = torch.arange(len(last), device=last.device), last
+        try:
+            yield
+        finally:
+            self._read.at = None
 
-        What attention and feed-forward network say of that token is added to all, and the others' states mean nothing.
+    def _finish_last_only(self) -> None:
+        """Make the last layer heed `_last_only`: of the tokens that are not read only their keys are needed.
+
+        What attention and feed-forward network say of the one is added to all, and the others' states mean nothing.
         """
         layers = getattr(self._backbone, "layers", None) or getattr(self._backbone, "h", None)
         final = layers[-1] if layers else None
         project = getattr(getattr(final, "self_attn", None), "o_proj", None)
-        rows = torch.arange(len(last), device=last.device)
+        read = self._read
 
-        def pick(_: Any, said: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (said[0][rows, last][:, None], *said[1:])
+        def pick(_: Any, said: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            at = getattr(read, "at", None)
+            return None if at is None else (said[0][at][:, None], *said[1:])
 
-        parts = [part for part in (project, getattr(final, "mlp", None)) if isinstance(part, torch.nn.Module)]
-        hooks = [part.register_forward_pre_hook(pick) for part in parts]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        for part in (project, getattr(final, "mlp", None)):
+            if isinstance(part, torch.nn.Module):
+                part.register_forward_pre_hook(pick)
 
 
 def _cache(kept: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:

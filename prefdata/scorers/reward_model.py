@@ -9,6 +9,7 @@ it (`prefixes`); the first prompts are computed both ways, and where these diffe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from prefdata.engines.chat import Chat
 from prefdata.engines.loading import load, pick_device, pick_dtype
 from prefdata.model_files import ModelFiles
 from prefdata.scorers.classifier import Classifier
+from prefdata.scorers.cores import each
 from prefdata.scorers.labels import Activation, Labels
 from prefdata.scorers.prefixes import Branching, Family, batches, chunks, families, padded
 from prefdata.scorers.texts import Row, Texts
@@ -114,11 +116,12 @@ class RewardModel(Classifier):
             yield rows, self._read(states)
 
     def _padded(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
-        for batch in batches(rows, lambda row: len(row.ids), self.batch_tokens):
-            if self._pads:
-                yield batch, self._forward(batch)
-            else:
-                yield from ((part, self._forward(part)) for part in _of_one_length(batch))
+        planned = batches(rows, lambda row: len(row.ids), self.batch_tokens)
+        parts = planned if self._pads else (part for batch in planned for part in _of_one_length(batch))
+        yield from each((partial(self._with_rows, part) for part in parts), self.device)
+
+    def _with_rows(self, rows: list[Row]) -> tuple[list[Row], Tensor]:
+        return rows, self._forward(rows)
 
     @torch.inference_mode()
     def _forward(self, rows: list[Row]) -> Tensor:

@@ -1,0 +1,47 @@
+"""Batches side by side, one on each core of a CPU.
+
+A small network's matrix products are over before a second core has taken its part of them, so that one batch at a time
+leaves the other cores idle; several batches at a time, each on threads of its own, do not. A GPU gets one after the
+other.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+MOST_AT_A_TIME = 8
+"""Batches at a time; with more of them, Python's own lock is what they wait for. More cores share a batch."""
+
+
+def each(tasks: Iterable[Callable[[], T]], device: torch.device) -> Iterator[T]:
+    """The results of tasks, in their order; on a CPU several of them run at a time, in threads.
+
+    A task says by itself that it needs no gradients. Fewer tasks than there are cores share them one after the other.
+    """
+    stream = iter(tasks)
+    threads = torch.get_num_threads()
+    at_a_time = min(threads, MOST_AT_A_TIME) if device.type == "cpu" else 1
+    first = list(islice(stream, at_a_time))
+    if at_a_time == 1 or len(first) < at_a_time:
+        yield from (task() for task in chain(first, stream))
+        return
+    own = ThreadPoolExecutor(at_a_time, "prefdata-batch", torch.set_num_threads, (threads // at_a_time,))
+    waiting: deque[Future[T]] = deque()
+    try:
+        for task in chain(first, stream):
+            waiting.append(own.submit(task))
+            if len(waiting) > 2 * at_a_time:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        own.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # what a thread sets for itself is every later thread's default
