@@ -262,7 +262,7 @@ class Appender:
 MADE_BY = {
     "prompts": "prefdata ingest",
     "candidates": "prefdata sample",
-    "comparisons": "prefdata rank --pairwise JUDGE",
+    "comparisons": "prefdata rank --judge|--pairwise MODEL",
     "scores": "prefdata rank",
     "selections": "prefdata select",
     "pairs": "prefdata pair",

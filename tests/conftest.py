@@ -129,6 +129,16 @@ def tiny_reward_model(tmp_path_factory: pytest.TempPathFactory, make_reward_mode
 
 
 @pytest.fixture
+def cores() -> Iterator[Callable[[int], None]]:
+    """`cores(4)`: let torch use so many threads, for the time of a test."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def edit_json() -> Callable[..., None]:
     """`edit_json(path, key=value, …)`: change keys of a JSON file; a value of None removes the key."""
 

@@ -224,3 +224,10 @@ def test_one_scorer_is_named(run: Run) -> None:
     for said in ({}, {"function": "f.py:f", "reward_model": "m"}):
         with pytest.raises(UsageError, match="name one scorer"):
             RankSpec.parse(said)
+
+
+@pytest.mark.parametrize("setting", [{"max_num_seqs": 3}, {"batch_invariant": True}, {"quantization": "fp8"}])
+def test_a_setting_of_vllm_is_refused_where_transformers_scores(run: Run, tiny_reward_model: Path, setting) -> None:
+    with pytest.raises(UsageError, match=r"is for the vllm engine, and this is transformers\. Leave it out"):
+        rank(run, RankSpec(reward_model=str(tiny_reward_model), **setting))
+    assert run.partitions("scores") == []

@@ -72,7 +72,13 @@ FOR_SCORERS = {"chat", "loading", "protocol"}
 
 MORE = {
     "pooling": {"vllm_start"},  # runs on vLLM, and starts it as the engine does
-    "__init__": {"choose_engine", "open_generator", "served", "revive"},  # opens the engine that a judge asks
+    "__init__": {
+        "choose_engine",
+        "open_generator",
+        "refuse_foreign",
+        "served",
+        "revive",
+    },  # opens the engine that a judge asks
 }
 """What some take besides."""
 

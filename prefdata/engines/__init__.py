@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from prefdata.errors import UsageError
 from prefdata.model_files import ModelFiles
-from prefdata.specs import ModelSpec
+from prefdata.specs import EngineSpec, ModelSpec
 
 if TYPE_CHECKING:
     from prefdata.engines.protocol import Generator
@@ -115,13 +115,13 @@ _OWN: dict[Engine, tuple[str, ...]] = {
 """Settings that one engine alone understands."""
 
 
-def refuse_foreign(spec: ModelSpec, engine: Engine) -> None:
+def refuse_foreign(spec: EngineSpec, engine: Engine) -> None:
     """Refuse settings that this engine would pass over in silence.
 
     Raises:
         UsageError: a setting of another engine was given.
     """
-    fields = ModelSpec.model_fields
+    fields = EngineSpec.model_fields
     for other, names in _OWN.items():
         given = [name for name in names if other != engine and getattr(spec, name) != fields[name].default]
         if given:

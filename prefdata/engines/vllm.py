@@ -87,6 +87,9 @@ class VllmGenerator:
         self.model = model
         self.chat = Chat.load(model.folder(), name=model.name, raw=raw)
         self.template_hash = self.chat.template_hash
+        self._vllm = vllm
+        self._adapter = None if lora is None else vllm.lora.request.LoRARequest("adapter", 1, str(Path(lora).resolve()))
+        generation = _generation_config(model)
         self._engine, self._guard = start(
             vllm,
             model,
@@ -107,8 +110,6 @@ class VllmGenerator:
             enable_chunked_prefill=False if vllm.platforms.current_platform.is_cpu() else None,
             structured_outputs_config=STRUCTURED_OUTPUTS,
         )
-        self._vllm = vllm
-        self._adapter = None if lora is None else vllm.lora.request.LoRARequest("adapter", 1, str(Path(lora).resolve()))
         config = self._engine.vllm_config
         self._context = int(config.model_config.max_model_len)
         self.context_length: int | None = self._context
@@ -118,7 +119,7 @@ class VllmGenerator:
         self._vocabulary = int(config.model_config.get_vocab_size())
         self._stops = StopTexts(self.chat, self._vocabulary)
         self._in_flight = IN_FLIGHT * int(config.scheduler_config.max_num_seqs)
-        self._ends = frozenset(self.chat.end_ids(config.model_config.hf_config, _generation_config(model)))
+        self._ends = frozenset(self.chat.end_ids(config.model_config.hf_config, generation))
 
     def render(self, messages: Sequence[Message], tools: str | None = None) -> tuple[int, ...]:
         """The token ids of a prompt; see the protocol."""

@@ -41,8 +41,11 @@ NEEDED = (
 CPU_CACHE_GIB = "2"
 """Memory for keys and values on a CPU, where VLLM_CPU_KVCACHE_SPACE does not say."""
 
-BATCH_INVARIANT_CAPABILITY = 90
+BATCH_INVARIANT_CAPABILITY = 80
 """The compute capability (times ten) from which on vLLM 0.32 has kernels that do not mind their neighbours."""
+
+BATCH_INVARIANT = "VLLM_BATCH_INVARIANT"
+"""The environment variable by which vLLM is told to use them; its processes inherit it when they start."""
 
 
 def import_vllm() -> Any:
@@ -100,14 +103,15 @@ def start(
         "disable_log_stats": True,
         **parse_options(options, signature(vllm.EngineArgs).parameters),
     }
+    # On a CPU vLLM takes the setting and does nothing about it.
+    if batch_invariant and not (platform.is_cuda() and platform.has_device_capability(BATCH_INVARIANT_CAPABILITY)):
+        raise UsageError(
+            "--batch-invariant needs an NVIDIA GPU of compute capability 8.0 or more (A100, H100 and later); "
+            "there is none here. Leave it out."
+        )
+    before = os.environ.get(BATCH_INVARIANT)
     if batch_invariant:
-        # Elsewhere vLLM takes the setting and does nothing about it.
-        if not platform.has_device_capability(BATCH_INVARIANT_CAPABILITY):
-            raise UsageError(
-                "--batch-invariant needs an NVIDIA GPU of compute capability 9.0 or more (H100 and later); "
-                "there is none here. Leave it out."
-            )
-        os.environ["VLLM_BATCH_INVARIANT"] = "1"
+        os.environ[BATCH_INVARIANT] = "1"
     guard = Guard()
     try:
         given = {key: value for key, value in settings.items() if value is not None}
@@ -124,6 +128,11 @@ def start(
             f"vLLM {vllm.__version__} cannot start: {first_line(error)}.{notes} "
             "See its own words with VLLM_LOGGING_LEVEL=INFO, or use --engine transformers."
         ) from error
+    finally:
+        if before is None:
+            os.environ.pop(BATCH_INVARIANT, None)
+        else:
+            os.environ[BATCH_INVARIANT] = before
 
 
 def broken(version: str, error: Exception) -> EngineError:

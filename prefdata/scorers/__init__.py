@@ -148,6 +148,9 @@ def _reward_model(spec: RankSpec, where: dict[str, Any]) -> Scorer:
 
 def _classifier(spec: RankSpec, files: ModelFiles, where: dict[str, Any], **read: Any) -> Classifier:
     """A classifier on its engine; `read` says what is read, and how."""
+    from prefdata.engines import refuse_foreign
+
+    refuse_foreign(spec, "vllm" if spec.engine == "vllm" else "transformers")
     if spec.engine == "vllm":
         from prefdata.scorers.pooling import PoolingRewardModel
 

@@ -74,6 +74,8 @@ class PoolingRewardModel(Classifier):
         self.outputs = self.labels.outputs
         self.texts = Texts(Chat.load(files.folder(), name=files.name), text_format)
         vllm = import_vllm()
+        self._params = vllm.PoolingParams(use_activation=False, task="classify")
+        self._vllm = vllm
         self._engine, self._guard = start(
             vllm,
             files,
@@ -88,8 +90,6 @@ class PoolingRewardModel(Classifier):
             max_num_seqs=max_num_seqs,
             quantization=quantization,
         )
-        self._params = vllm.PoolingParams(use_activation=False, task="classify")
-        self._vllm = vllm
         config = self._engine.vllm_config
         self.context_length = int(config.model_config.max_model_len)
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")

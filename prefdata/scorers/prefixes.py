@@ -129,11 +129,10 @@ class Branching:
         self._backbone, self._pad, self._device = backbone, pad, device
         self._read = local()  # batches run in several threads
         self._counting = Lock()
-        self._finish_last_only()
         self.computed = self.needed = 0
 
     def fits(self) -> str | None:
-        """Why this network cannot do it, or None where it may."""
+        """Why this network cannot do it, or None where it may: then it is ready. To be asked once, before `states`."""
         parameters = signature(self._backbone.forward).parameters
         if not {"past_key_values", "position_ids", "attention_mask"} <= set(parameters):
             return "the model takes no cache and positions"
@@ -142,6 +141,7 @@ class Branching:
             cache = getattr(self._backbone(input_ids=one, use_cache=True), "past_key_values", None)
         if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
             return "the model's cache does not hold every position (a sliding window, a recurrence or an encoder)"
+        self._finish_last_only()
         return None
 
     def states(self, group: list[Family], budget: int) -> Iterator[tuple[list[Row], Tensor]]:
@@ -165,7 +165,8 @@ class Branching:
             hidden = self._backbone(
                 input_ids=ids,
                 attention_mask=torch.cat([seen, own < ends[:, None]], 1).long(),
-                position_ids=begun[:, None] + own,
+                # What is padding stays within the context.
+                position_ids=begun[:, None] + torch.minimum(own, ends[:, None] - 1),
                 past_key_values=_cache((k[of, :, : seen.shape[1]], v[of, :, : seen.shape[1]]) for k, v in kept),
                 use_cache=True,
             ).last_hidden_state

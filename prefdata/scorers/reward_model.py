@@ -84,9 +84,11 @@ class RewardModel(Classifier):
         self._pad = self.chat.tokenizer.pad_token_id or 0
         self._head: Any = getattr(self._net, "score", None)
         self._branching = Branching(self._net.base_model, self._pad, self.device)
-        self._unchecked = True
-        self._pads = True
-        self._shares = share_prompts and self._head is not None
+        self._stretches = _stretches(self._net)
+        self._unchecked = self._pads = not self._stretches
+        self._shares = share_prompts and self._head is not None and not self._stretches
+        if self._stretches:
+            self.notes += ("Only whole texts of one length are computed together: positions stretch with the longest.",)
         if self._shares and (why := self._branching.fits()):
             self._whole_rows(why)
 
@@ -118,7 +120,8 @@ class RewardModel(Classifier):
     def _padded(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
         planned = batches(rows, lambda row: len(row.ids), self.batch_tokens)
         parts = planned if self._pads else (part for batch in planned for part in _of_one_length(batch))
-        yield from each((partial(self._with_rows, part) for part in parts), self.device)
+        tasks = (partial(self._with_rows, part) for part in parts)
+        yield from (task() for task in tasks) if self._stretches else each(tasks, self.device)
 
     def _with_rows(self, rows: list[Row]) -> tuple[list[Row], Tensor]:
         return rows, self._forward(rows)
@@ -176,6 +179,12 @@ class RewardModel(Classifier):
     def _whole_rows(self, why: str) -> None:
         self._shares = False
         self.notes += (f"A prompt is computed anew for each candidate: {why}.",)
+
+
+def _stretches(net: torch.nn.Module) -> bool:
+    """Whether a longer text beside it turns a text's positions: transformers keeps their frequencies in the network."""
+    kinds = [str(getattr(module, "rope_type", "")) for module in net.modules()]  # of each type of layer, or one for all
+    return any("longrope" in kind for kind in kinds)
 
 
 def _of_one_length(rows: list[Row]) -> list[list[Row]]:

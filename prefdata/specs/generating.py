@@ -87,7 +87,7 @@ class EngineSpec(Spec):
     enable_prefix_caching: bool | None = how(None, "vllm: compute shared beginnings of prompts once.")
     max_num_seqs: int | None = how(None, "vllm: requests computed at a time.", ge=1)
     batch_invariant: bool = how(
-        False, "vllm: the same answers whatever else is computed beside them (GPUs from H100 on; slower)."
+        False, "vllm: the same answers whatever else is computed beside them (NVIDIA GPUs from A100 on; slower)."
     )
     device: str | None = how(None, "transformers: cpu, cuda, cuda:1, …; the best there is unless given.")
     batch_tokens: int | None = how(

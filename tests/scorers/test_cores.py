@@ -18,14 +18,6 @@ from prefdata.scorers.reward_model import RewardModel
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def cores() -> Iterator[Callable[[int], None]]:
-    """Set how many threads torch may use, for the time of a test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def test_results_come_in_the_order_of_tasks_whichever_ends_first(cores) -> None:
     cores(4)
 

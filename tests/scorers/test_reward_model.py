@@ -274,6 +274,53 @@ def test_other_networks_score_as_one_by_one_and_say_where_they_share_nothing(nam
         assert [found[key] for key in row.keys] == pytest.approx([expected] * len(row.keys), abs=1e-5)
 
 
+def test_a_long_text_does_not_stretch_the_positions_of_others(tiny_reward_model, tmp_path, cores):
+    """Where one text of a batch is longer than 40 tokens, transformers turns the positions of all of them."""
+    from transformers import Phi3Config, Phi3ForSequenceClassification
+
+    torch.manual_seed(0)
+    stretched = {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "short_factor": [1.0] * 16,
+        "long_factor": [4.0] * 16,
+    }
+    config = Phi3Config(
+        vocab_size=260, num_labels=1, pad_token_id=0, hidden_size=64, num_attention_heads=2, intermediate_size=96,
+        num_hidden_layers=2, max_position_embeddings=128, original_max_position_embeddings=40,
+        rope_parameters=stretched, initializer_range=0.2,
+    )  # fmt: skip
+    net = Phi3ForSequenceClassification(config).eval()
+    folder = shutil.copytree(tiny_reward_model, tmp_path / "m")
+    net.save_pretrained(folder)
+    cores(4)
+    model = open_model(folder)
+    asked = [Item(str(i), PROMPT, f"{i:02}", False) for i in range(62)] + [Item("long", PROMPT, "y" * 80, False)]
+    found = scored(model, asked)
+    for row in model.texts.prepare(asked).rows:
+        with torch.inference_mode():
+            expected = float(net.score(net.base_model(torch.tensor([row.ids])).last_hidden_state[0, -1]))
+        assert [found[key] for key in row.keys] == pytest.approx([expected] * len(row.keys), abs=1e-5)
+    assert "positions stretch with the longest" in model.notes[0]
+
+
+def test_the_padding_of_a_short_answer_to_a_long_prompt_stays_within_the_context(tiny_reward_model, tmp_path):
+    """Learned positions end with the context: a place beyond it, though of padding alone, is an error."""
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=260, num_labels=1, pad_token_id=0, n_embd=64, n_layer=2, n_head=2, n_positions=128)
+    folder = shutil.copytree(tiny_reward_model, tmp_path / "m")
+    GPT2ForSequenceClassification(config).save_pretrained(folder)
+    long, short = (({"role": "user", "content": "p" * length},) for length in (90, 10))
+    asked = [Item(f"long {k}", long, str(k), False) for k in range(9)]
+    asked += [Item(f"short {k}", short, str(k) * (1 + 60 * k), False) for k in range(2)]
+    model = open_model(folder)
+    found = scored(model, asked)
+    assert (model._shares, model.notes) == (True, ())
+    assert found == pytest.approx(scored(open_model(folder, share_prompts=False), asked), abs=1e-5)
+
+
 def test_a_network_whose_answers_look_past_their_prompt_is_found_out(tiny_reward_model, monkeypatch):
     """Keys and values that are wrong: the first prompts tell, and whole texts are scored."""
     from prefdata.scorers import prefixes
