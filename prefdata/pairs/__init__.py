@@ -10,11 +10,11 @@ From the same selections `listings` makes unpaired labels, groups and demonstrat
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 import polars as pl
@@ -108,7 +108,7 @@ def match(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
         ),
         sums={"mean_margin": (float(kept["margin"].sum()), kept["margin"].count())},
     )
-    return _columns(kept, spec), account
+    return _ordered(_columns(kept, spec)), account
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Judged:
     """What became of everything: the proposals, each with the reason why it is no pair, and who took no part.
 
     Attributes:
-        proposals: prompt_id, chosen and rejected ids, scores, margin, probability and `dropped`, ordered as kept.
+        proposals: prompt_id, chosen and rejected ids, scores, margin, probability and `dropped`.
         answers: candidate_id and `why` it takes no part, or null.
         left_out: answers that take no part, by reason, as figures.
         missing: what no pair was proposed for, by reason: prompts of one answer or of none, and those of `Proposals`.
@@ -151,8 +151,6 @@ def judge(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
         alone["no_candidate"] = prompts - len(field.size)
     scored = proposals.probability is None
     both = _both(field, proposals, spec).with_columns(dropped=_why_not(spec, scored=scored))
-    order = ["prompt_id", "probability", "margin", "chosen_id", "rejected_id"]
-    both = both.sort(order, descending=[False, True, True, False, False], nulls_last=[False, True, True, False, False])
     reasons = pool["why"].drop_nulls().value_counts(name="n").sort("why")
     return Judged(
         proposals=_limited(both, field, spec),
@@ -290,12 +288,19 @@ def _why_not(spec: PairSpec, *, scored: bool) -> pl.Expr:
 def _limited(both: pl.DataFrame, field: Field, spec: PairSpec) -> pl.DataFrame:
     if spec.max_pairs_per_prompt is None and spec.max_per_candidate is None:
         return both
+    both = _ordered(both)
     good = both.with_row_index("at").filter(pl.col("dropped").is_null())
     chosen, rejected = (good[f"{side}_number"].to_numpy() for side in ("chosen", "rejected"))
     why = over_the_limits(field.of[chosen], chosen, rejected, len(field.of), spec)
     over = good.select("at", over=why)
     joined = both.with_row_index("at").join(over, on="at", how="left", maintain_order="left")
     return joined.with_columns(dropped=pl.coalesce("dropped", "over")).drop("at", "over")
+
+
+def _ordered(both: pl.DataFrame) -> pl.DataFrame:
+    """By prompt, the surest first, of equals the widest apart."""
+    order = ["prompt_id", "probability", "margin", "chosen_id", "rejected_id"]
+    return both.sort(order, descending=[False, True, True, False, False], nulls_last=[False, True, True, False, False])
 
 
 def _columns(kept: pl.DataFrame, spec: PairSpec) -> pl.DataFrame:
@@ -321,7 +326,7 @@ def pair_ids(chosen: pl.Series, rejected: pl.Series) -> pl.Series:
         pl.lit('{"chosen_id":"'), pl.lit(chosen), pl.lit('","rejected_id":"'), pl.lit(rejected), pl.lit('"}')
     )
     both = pl.select(text.cast(pl.Binary)).to_series().to_list()
-    digests = np.frombuffer(b"".join([hashlib.sha256(one).digest() for one in both]), np.uint8).reshape(-1, 32)
+    digests = np.frombuffer(b"".join([sha256(one).digest() for one in both]), np.uint8).reshape(-1, 32)
     digits = digests[:, : ID_DIGITS // 2].tobytes().hex().encode()
     ends = np.arange(len(both) + 1, dtype=np.int64) * ID_DIGITS
     ids = pa.LargeStringArray.from_buffers(len(both), pa.py_buffer(ends), pa.py_buffer(digits))
