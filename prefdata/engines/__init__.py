@@ -61,20 +61,7 @@ def open_generator(spec: ModelSpec, files: ModelFiles, engine: Engine) -> Genera
     if engine == "vllm":
         from prefdata.engines.vllm import VllmGenerator
 
-        return VllmGenerator(
-            files,
-            raw=spec.raw,
-            dtype=spec.dtype,
-            context_length=spec.max_model_len,
-            gpu_memory_utilization=spec.gpu_memory_utilization,
-            tensor_parallel_size=spec.tensor_parallel_size,
-            enable_prefix_caching=spec.enable_prefix_caching,
-            max_num_seqs=spec.max_num_seqs,
-            batch_invariant=spec.batch_invariant,
-            lora=spec.lora,
-            quantization=spec.quantization,
-            options=spec.engine_option,
-        )
+        return VllmGenerator(files, spec)
     from prefdata.engines.transformers import TransformersGenerator
 
     return TransformersGenerator(
@@ -102,13 +89,13 @@ def served(spec: ModelSpec) -> ModelFiles:
 _OWN: dict[Engine, tuple[str, ...]] = {
     "transformers": ("device", "batch_tokens"),
     "vllm": (
+        "quantization",
+        "engine_option",
         "tensor_parallel_size",
         "gpu_memory_utilization",
         "enable_prefix_caching",
         "max_num_seqs",
         "batch_invariant",
-        "quantization",
-        "engine_option",
     ),
     "openai": ("base_url", "tokenizer", "api_key_env", "concurrency", "timeout", "retries"),
 }

@@ -14,8 +14,8 @@ vLLM's version is in `vllm_start`, and in what is called of the engine here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from itertools import count
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from prefdata.engines.chat import Chat
 from prefdata.engines.protocol import Completion, Rejection, Request, refusal, room
 from prefdata.engines.stops import StopTexts
 from prefdata.engines.vllm_settings import lora_rank
-from prefdata.engines.vllm_start import broken, import_vllm, start, untested, versions
+from prefdata.engines.vllm_start import import_vllm, start
 from prefdata.ids import Message
 from prefdata.model_files import ModelFiles
+from prefdata.specs import EngineSpec
 
 IN_FLIGHT = 4
 """Requests inside the engine, as a multiple of what it computes at a time: enough to never run dry."""
@@ -46,35 +47,15 @@ class VllmGenerator:
     def __init__(
         self,
         model: ModelFiles,
+        spec: EngineSpec | None = None,
         *,
-        raw: bool = False,
-        dtype: str = "auto",
-        context_length: int | None = None,
-        gpu_memory_utilization: float | None = None,
-        tensor_parallel_size: int = 1,
-        enable_prefix_caching: bool | None = None,
-        max_num_seqs: int | None = None,
-        batch_invariant: bool = False,
-        lora: str | None = None,
-        quantization: str | None = None,
-        options: Sequence[str] = (),
         notes: Sequence[str] = (),
     ) -> None:
         """Start the engine, which takes half a minute or more.
 
         Args:
             model: what `identify` found.
-            raw: continue plain text although the model has a chat template.
-            dtype: `auto` is float32 on a CPU and the model's own type on a GPU.
-            context_length: use less of the context than the model was made for (vLLM's `max_model_len`).
-            gpu_memory_utilization: share of a GPU's memory to take; vLLM's own default unless given.
-            tensor_parallel_size: GPUs that share the model.
-            enable_prefix_caching: compute a shared beginning once; vLLM's own default unless given.
-            max_num_seqs: requests computed at a time; vLLM's own default unless given.
-            batch_invariant: the same answers whatever else is computed beside them (vLLM's VLLM_BATCH_INVARIANT).
-            lora: the folder of a LoRA adapter, in PEFT's format, to put on the model.
-            quantization: how the weights are quantised; vLLM's own reading of the model unless given.
-            options: any other of vLLM's settings, as `KEY=VALUE`, the value in JSON or as text.
+            spec: how vLLM is to run it; by its defaults unless given.
             notes: sentences to carry along.
 
         Raises:
@@ -83,42 +64,35 @@ class VllmGenerator:
                 is asked.
             EngineError: vLLM cannot be imported, lacks what is needed, or cannot start.
         """
-        vllm = import_vllm()
+        vllm, spec = import_vllm(), spec or EngineSpec()
         self.model = model
-        self.chat = Chat.load(model.folder(), name=model.name, raw=raw)
+        self.chat = Chat.load(model.folder(), name=model.name, raw=spec.raw)
         self.template_hash = self.chat.template_hash
         self._vllm = vllm
-        self._adapter = None if lora is None else vllm.lora.request.LoRARequest("adapter", 1, str(Path(lora).resolve()))
+        adapter = spec.lora and Path(spec.lora).resolve()
+        self._adapter = adapter and vllm.lora.request.LoRARequest("adapter", 1, str(adapter))
         generation = _generation_config(model)
-        self._engine, self._guard = start(
+        self._running = start(
             vllm,
             model,
-            options,
-            dtype=dtype,
-            batch_invariant=batch_invariant,
-            max_model_len=context_length,
-            gpu_memory_utilization=gpu_memory_utilization,
-            tensor_parallel_size=tensor_parallel_size,
-            enable_prefix_caching=enable_prefix_caching,
-            max_num_seqs=max_num_seqs,
-            quantization=quantization,
+            spec,
             generation_config="vllm",
             logprobs_mode="raw_logprobs",
-            max_lora_rank=None if lora is None else lora_rank(Path(lora)),
-            enable_lora=None if lora is None else True,
+            max_lora_rank=adapter and lora_rank(adapter),
+            enable_lora=True if adapter else None,
             # vLLM 0.32 rewinds a request's generator after a partial prefill, which a CPU's cannot do: the engine dies.
             enable_chunked_prefill=False if vllm.platforms.current_platform.is_cpu() else None,
             structured_outputs_config=STRUCTURED_OUTPUTS,
         )
-        config = self._engine.vllm_config
+        config = self._running.config
         self._context = int(config.model_config.max_model_len)
         self.context_length: int | None = self._context
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
-        self.versions = {"vllm": vllm.__version__, **versions("torch", "transformers")}
-        self.notes = (*notes, *untested(vllm.__version__))
+        self.versions = self._running.versions
+        self.notes = (*notes, *self._running.notes)
         self._vocabulary = int(config.model_config.get_vocab_size())
         self._stops = StopTexts(self.chat, self._vocabulary)
-        self._in_flight = IN_FLIGHT * int(config.scheduler_config.max_num_seqs)
+        self._most = IN_FLIGHT * int(config.scheduler_config.max_num_seqs)
         self._ends = frozenset(self.chat.end_ids(config.model_config.hf_config, generation))
 
     def render(self, messages: Sequence[Message], tools: str | None = None) -> tuple[int, ...]:
@@ -127,32 +101,13 @@ class VllmGenerator:
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Rejection]:
         """Answer every request once, as the engine finishes them; see the protocol."""
-        stream = iter(requests)
-        numbers = count()
-        flying: dict[str, Request] = {}
-        more = True
-        try:
-            while more or flying:
-                while more and len(flying) < self._in_flight:
-                    request = next(stream, None)
-                    if request is None:
-                        more = False
-                    elif (no := self._add(str(number := next(numbers)), request)) is not None:
-                        yield no
-                    else:
-                        flying[str(number)] = request
-                for output in self._step() if flying else ():
-                    yield self._answer(flying.pop(output.request_id), output.outputs[0])
-        finally:
-            with suppress(Exception):  # of an engine that is dead: nothing runs in it any more
-                self._engine.abort_request(list(flying))
+        with closing(self._running.answers(requests, self._add, self._most)) as done:
+            for request, said in chain.from_iterable(done):
+                yield said if isinstance(said, Rejection) else self._answer(request, said.outputs[0])
 
     def close(self) -> None:
         """Stop the engine and its processes."""
-        if self._engine is not None:
-            self._engine.engine_core.shutdown()
-            self._guard.release()
-        self._engine = None
+        self._running.close()
 
     def _add(self, number: str, request: Request) -> Rejection | None:
         """Hand a request to the engine; what we or the engine refuse comes back as a Rejection."""
@@ -164,11 +119,9 @@ class VllmGenerator:
             return Rejection(request.key, "rejected", detail)
         prompt = self._vllm.TokensPrompt(prompt_token_ids=list(request.prompt_ids))
         try:
-            self._engine.add_request(number, prompt, self._params(request), lora_request=self._adapter)
+            self._running.engine.add_request(number, prompt, self._params(request), lora_request=self._adapter)
         except (ValueError, self._vllm.exceptions.VLLMClientError) as error:
             return Rejection(request.key, "rejected", f"vLLM: {error}")
-        except Exception as error:
-            raise broken(self.versions["vllm"], error) from error
         return None
 
     def _params(self, request: Request) -> Any:
@@ -194,13 +147,6 @@ class VllmGenerator:
             stop_token_ids=sorted(self._ends),
             output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
-
-    def _step(self) -> list[Any]:
-        try:
-            outputs: list[Any] = self._engine.step()
-        except Exception as error:
-            raise broken(self.versions["vllm"], error) from error
-        return [output for output in outputs if output.finished]
 
     def _answer(self, request: Request, output: Any) -> Completion | Rejection:
         if output.finish_reason not in ("stop", "length"):

@@ -1,4 +1,4 @@
-"""vLLM found, its version checked, an engine started: the layer that has to fit vLLM's version.
+"""vLLM found, its version checked, an engine started and kept full: the layer that has to fit vLLM's version.
 
 The tests run against `TESTED_VERSIONS`. What else the adapters use of vLLM is among `NEEDED`, so that a version that
 lacks some of it is refused before anything is begun.
@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import metadata
 from inspect import signature
+from itertools import count
 from multiprocessing import connection
 from operator import attrgetter
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 from prefdata.engines.guard import Guard
 from prefdata.engines.vllm_settings import parse_options
 from prefdata.errors import EngineError, UsageError
 from prefdata.model_files import ModelFiles
+from prefdata.specs import EngineSpec
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 TESTED_VERSIONS = ("0.32.0",)
 
@@ -77,18 +82,14 @@ def import_vllm() -> Any:
     return vllm
 
 
-def start(
-    vllm: Any, model: ModelFiles, options: Sequence[str], *, dtype: str, batch_invariant: bool, **settings: Any
-) -> tuple[Any, Guard]:
-    """A running LLMEngine, and the guard of its processes, which is released when it is shut down.
+def start(vllm: Any, model: ModelFiles, spec: EngineSpec, **settings: Any) -> Running:
+    """An engine that runs `model`.
 
     Args:
         vllm: what `import_vllm` gave.
         model: what `identify` found.
-        options: what the user says of vLLM's settings, as `KEY=VALUE`.
-        dtype: `auto` is float32 on a CPU and the model's own type on a GPU.
-        batch_invariant: ask for the same results whatever else is computed beside them.
-        settings: EngineArgs; those that are None are vLLM's own affair.
+        spec: what the user says of it; settings that are None are vLLM's own affair.
+        settings: EngineArgs besides.
 
     Raises:
         UsageError: an option that this vLLM does not have, or that is prefdata's own, or no GPU that can do what is
@@ -96,29 +97,30 @@ def start(
         EngineError: it did not start.
     """
     platform = vllm.platforms.current_platform
-    settings |= {
+    wanted = {
         "model": str(model.folder()),
-        "dtype": "float32" if dtype == "auto" and platform.is_cpu() else dtype,
+        "dtype": "float32" if spec.dtype == "auto" and platform.is_cpu() else spec.dtype,
+        **{name: getattr(spec, name) for name in _AS_THEY_ARE},
         "use_tqdm_on_load": False,
         "disable_log_stats": True,
-        **parse_options(options, signature(vllm.EngineArgs).parameters),
+        **settings,
+        **parse_options(spec.engine_option, signature(vllm.EngineArgs).parameters),
     }
     # On a CPU vLLM takes the setting and does nothing about it.
-    if batch_invariant and not (platform.is_cuda() and platform.has_device_capability(BATCH_INVARIANT_CAPABILITY)):
+    can = platform.is_cuda() and platform.has_device_capability(BATCH_INVARIANT_CAPABILITY)
+    if spec.batch_invariant and not can:
         raise UsageError(
             "--batch-invariant needs an NVIDIA GPU of compute capability 8.0 or more (A100, H100 and later); "
             "there is none here. Leave it out."
         )
-    before = os.environ.get(BATCH_INVARIANT)
-    if batch_invariant:
-        os.environ[BATCH_INVARIANT] = "1"
     guard = Guard()
     try:
-        given = {key: value for key, value in settings.items() if value is not None}
-        engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**given))
+        with _batch_invariant() if spec.batch_invariant else nullcontext():
+            given = {key: value for key, value in wanted.items() if value is not None}
+            engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**given))
         engine.get_supported_tasks()  # which add_request would ask for, and wait for in vain of a dead engine
         _wake_when_dead(engine.engine_core)
-        return engine, guard
+        return Running(engine, guard, vllm.__version__)
     except BaseException as error:
         guard.release()
         if not isinstance(error, Exception):
@@ -128,19 +130,96 @@ def start(
             f"vLLM {vllm.__version__} cannot start: {first_line(error)}.{notes} "
             "See its own words with VLLM_LOGGING_LEVEL=INFO, or use --engine transformers."
         ) from error
+
+
+_AS_THEY_ARE = (
+    "max_model_len",
+    "quantization",
+    "tensor_parallel_size",
+    "gpu_memory_utilization",
+    "enable_prefix_caching",
+    "max_num_seqs",
+)
+
+
+@contextmanager
+def _batch_invariant() -> Iterator[None]:
+    before = os.environ.get(BATCH_INVARIANT)
+    os.environ[BATCH_INVARIANT] = "1"
+    try:
+        yield
     finally:
         if before is None:
-            os.environ.pop(BATCH_INVARIANT, None)
+            del os.environ[BATCH_INVARIANT]
         else:
             os.environ[BATCH_INVARIANT] = before
 
 
-def broken(version: str, error: Exception) -> EngineError:
-    """What to say when a running engine fails."""
-    notes = "".join(f" {note}" for note in untested(version))
-    return EngineError(
-        f"vLLM {version} broke down: {first_line(error)}.{notes} Run the same command again to continue."
-    )
+class Running:
+    """An engine of vLLM with its processes.
+
+    Attributes:
+        engine: the LLMEngine.
+        config: its VllmConfig.
+        versions: of vLLM and of what else decides the results.
+        notes: sentences about them.
+    """
+
+    def __init__(self, engine: Any, guard: Guard, version: str) -> None:
+        """Take over an engine that was started under a guard."""
+        self.engine, self.config = engine, engine.vllm_config
+        self.versions = {"vllm": version, **versions("torch", "transformers")}
+        self.notes = untested(version)
+        self._guard = guard
+        self._numbers = count()
+
+    def answers(
+        self, things: Iterable[T], add: Callable[[str, T], R | None], most: int
+    ) -> Generator[list[tuple[T, R | Any]], None, None]:
+        """Each thing with the engine's output for it, as they are finished; the engine is kept full.
+
+        `add` hands a thing to the engine under a number, or says why not, which is its answer then. `most` are inside
+        at a time.
+
+        Raises:
+            EngineError: the engine broke down.
+        """
+        stream = iter(things)
+        inside: dict[str, T] = {}
+        more = True
+        try:
+            while more or inside:
+                while more and len(inside) < most:
+                    thing = next(stream, None)
+                    if thing is None:
+                        more = False
+                    elif (no := self._do(add, number := str(next(self._numbers)), thing)) is not None:
+                        yield [(thing, no)]
+                    else:
+                        inside[number] = thing
+                done = [output for output in self._do(self.engine.step) if output.finished] if inside else []
+                if done:
+                    yield [(inside.pop(output.request_id), output) for output in done]
+        finally:
+            with suppress(Exception):  # of an engine that is dead: nothing runs in it any more
+                self.engine.abort_request(list(inside))
+
+    def close(self) -> None:
+        """Stop the engine and its processes; again does nothing."""
+        if self.engine is not None:
+            self.engine.engine_core.shutdown()
+            self._guard.release()
+        self.engine = None
+
+    def _do(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except Exception as error:
+            notes = "".join(f" {note}" for note in self.notes)
+            raise EngineError(
+                f"vLLM {self.versions['vllm']} broke down: {first_line(error)}.{notes} "
+                "Run the same command again to continue."
+            ) from error
 
 
 def _wake_when_dead(core: Any) -> None:

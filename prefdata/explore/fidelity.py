@@ -24,6 +24,7 @@ from prefdata.scorers.labels import ALL
 from prefdata.scorers.protocol import Item
 from prefdata.scorers.reward_model import TOLERANCE, RewardModel
 from prefdata.scorers.texts import Row
+from prefdata.specs import EngineSpec
 
 Engine = Literal["auto", "transformers", "vllm"]
 
@@ -236,7 +237,7 @@ def _through_vllm(
         return Check(name, None, "vLLM is not installed")
     from prefdata.scorers.pooling import PoolingRewardModel
 
-    scorer = PoolingRewardModel(files, dtype=dtype, **settings)
+    scorer = PoolingRewardModel(files, EngineSpec(dtype=dtype), **settings)
     try:
         return _apart(name, _scores(scorer, items), truth, 10 * EXACT[dtype])
     finally:

@@ -154,19 +154,7 @@ def _classifier(spec: RankSpec, files: ModelFiles, where: dict[str, Any], **read
     if spec.engine == "vllm":
         from prefdata.scorers.pooling import PoolingRewardModel
 
-        return PoolingRewardModel(
-            files,
-            dtype=spec.dtype,
-            context_length=spec.max_model_len,
-            gpu_memory_utilization=spec.gpu_memory_utilization,
-            tensor_parallel_size=spec.tensor_parallel_size,
-            enable_prefix_caching=spec.enable_prefix_caching,
-            max_num_seqs=spec.max_num_seqs,
-            batch_invariant=spec.batch_invariant,
-            quantization=spec.quantization,
-            options=spec.engine_option,
-            **read,
-        )
+        return PoolingRewardModel(files, spec, **read)
     from prefdata.scorers.reward_model import RewardModel
 
     return RewardModel(files, **where, **read)

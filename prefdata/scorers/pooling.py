@@ -8,20 +8,19 @@ starts and ends the engine is `engines.vllm_start`'s.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
-from itertools import count
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from prefdata.engines.chat import Chat
-from prefdata.engines.vllm_start import broken, import_vllm, start, untested, versions
+from prefdata.engines.vllm_start import import_vllm, start
 from prefdata.model_files import ModelFiles
 from prefdata.scorers.classifier import Classifier
 from prefdata.scorers.labels import Activation, Labels
 from prefdata.scorers.texts import Row, Texts
+from prefdata.specs import EngineSpec
 
 HANDED = 256
 """Texts inside the engine at a time, or what the engine computes at a time where that is more."""
@@ -33,36 +32,20 @@ class PoolingRewardModel(Classifier):
     def __init__(
         self,
         files: ModelFiles,
+        spec: EngineSpec | None = None,
         *,
-        dtype: str = "auto",
         label: str | None = None,
         activation: Activation = "logit",
         text_format: Path | None = None,
-        context_length: int | None = None,
-        gpu_memory_utilization: float | None = None,
-        tensor_parallel_size: int = 1,
-        enable_prefix_caching: bool | None = None,
-        max_num_seqs: int | None = None,
-        batch_invariant: bool = False,
-        quantization: str | None = None,
-        options: tuple[str, ...] = (),
     ) -> None:
-        """Start the engine, which takes half a minute or more; the settings are those of `VllmGenerator`.
+        """Start the engine, which takes half a minute or more.
 
         Args:
             files: what `identify` found.
-            dtype: `auto` is float32 on a CPU and the model's own type on a GPU.
+            spec: how vLLM is to run it; by its defaults unless given.
             label: which label of several, by name or number; `all` makes each an output.
             activation: the raw logit, or the probability.
             text_format: a file that says how prompt and answer become text, instead of the chat template.
-            context_length: use less of the context than the model was made for.
-            gpu_memory_utilization: share of a GPU's memory to take.
-            tensor_parallel_size: GPUs that share the model.
-            enable_prefix_caching: compute a shared beginning once.
-            max_num_seqs: texts computed at a time.
-            batch_invariant: the same scores whatever is computed beside them; needs a GPU that can.
-            quantization: how the weights are quantised.
-            options: any other of vLLM's settings, as `KEY=VALUE`.
 
         Raises:
             ModelError: the tokenizer cannot be loaded, or the model has several labels and none is named.
@@ -73,67 +56,28 @@ class PoolingRewardModel(Classifier):
         self.labels = Labels.of(files, label, activation)
         self.outputs = self.labels.outputs
         self.texts = Texts(Chat.load(files.folder(), name=files.name), text_format)
-        vllm = import_vllm()
-        self._params = vllm.PoolingParams(use_activation=False, task="classify")
-        self._vllm = vllm
-        self._engine, self._guard = start(
-            vllm,
-            files,
-            options,
-            dtype=dtype,
-            batch_invariant=batch_invariant,
-            runner="pooling",
-            max_model_len=context_length,
-            gpu_memory_utilization=gpu_memory_utilization,
-            tensor_parallel_size=tensor_parallel_size,
-            enable_prefix_caching=enable_prefix_caching,
-            max_num_seqs=max_num_seqs,
-            quantization=quantization,
-        )
-        config = self._engine.vllm_config
+        self._vllm = import_vllm()
+        self._params = self._vllm.PoolingParams(use_activation=False, task="classify")
+        self._running = start(self._vllm, files, spec or EngineSpec(), runner="pooling")
+        config = self._running.config
         self.context_length = int(config.model_config.max_model_len)
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
-        self.versions = {"vllm": vllm.__version__, **versions("torch", "transformers")}
-        self.notes = untested(vllm.__version__)
+        self.versions, self.notes = self._running.versions, self._running.notes
         self._most = max(HANDED, int(config.scheduler_config.max_num_seqs))
-        self._numbers = count()
 
     def logits(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
         """The rows with their logits, as the engine finishes them; see `Classifier.logits`."""
         # Those of one prompt come together, so that the engine finds their beginning in its cache.
-        waiting = iter(sorted(rows, key=lambda row: row.prompt))
-        flying: dict[str, Row] = {}
-        more = True
-        try:
-            while more or flying:
-                while more and len(flying) < self._most:
-                    row = next(waiting, None)
-                    if row is None:
-                        more = False
-                    else:
-                        flying[number := str(next(self._numbers))] = row
-                        self._do(self._add, number, row)
-                done = [output for output in self._do(self._engine.step) if output.finished] if flying else []
-                if done:
-                    found = [flying.pop(output.request_id) for output in done]
-                    yield found, torch.stack([output.outputs.data.float().reshape(-1).cpu() for output in done])
-        finally:
-            with suppress(Exception):  # of an engine that is dead: nothing runs in it any more
-                self._engine.abort_request(list(flying))
+        together = sorted(rows, key=lambda row: row.prompt)
+        with closing(self._running.answers(together, self._add, self._most)) as answers:
+            for done in answers:
+                found = torch.stack([output.outputs.data.float().reshape(-1).cpu() for _, output in done])
+                yield [row for row, _ in done], found
 
     def close(self) -> None:
         """Stop the engine and its processes."""
-        if self._engine is not None:
-            self._engine.engine_core.shutdown()
-            self._guard.release()
-        self._engine = None
+        self._running.close()
 
     def _add(self, number: str, row: Row) -> None:
         prompt = self._vllm.TokensPrompt(prompt_token_ids=row.ids)
-        self._engine.add_request(number, prompt, self._params)
-
-    def _do(self, call: Any, *arguments: Any) -> Any:
-        try:
-            return call(*arguments)
-        except Exception as error:
-            raise broken(self.versions["vllm"], error) from error
+        self._running.engine.add_request(number, prompt, self._params)

@@ -17,7 +17,7 @@ from prefdata import ids
 from prefdata.engines import open_generator, served
 from prefdata.engines.protocol import Completion, Rejection, Request, Sampling
 from prefdata.model_files import identify
-from prefdata.specs import ModelSpec
+from prefdata.specs import EngineSpec, ModelSpec
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=40)
 GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, max_tokens=40)
@@ -41,7 +41,7 @@ def engine(request, tiny_policy, serve):
     if request.param == "vllm":
         from prefdata.engines.vllm import VllmGenerator
 
-        generator = VllmGenerator(files, dtype="float32")
+        generator = VllmGenerator(files, EngineSpec(dtype="float32"))
     else:
         from prefdata.engines.transformers import TransformersGenerator
 
@@ -232,7 +232,7 @@ def test_vllm_and_transformers_take_the_same_likeliest_tokens(tiny_policy):
     both = []
     for generator in (
         TransformersGenerator(files, device="cpu", dtype="float32"),
-        VllmGenerator(files, dtype="float32", max_num_seqs=16),
+        VllmGenerator(files, EngineSpec(dtype="float32", max_num_seqs=16)),
     ):
         both.append(answers(generator, requests(generator, 1, GREEDY)))
         generator.close()

@@ -14,6 +14,7 @@ from prefdata.engines.protocol import Completion, Rejection, Request, Sampling
 from prefdata.engines.revive import revived
 from prefdata.errors import EngineError
 from prefdata.model_files import ModelFiles, identify
+from prefdata.specs import EngineSpec
 
 SAMPLING = Sampling(1.0, 1.0, 0, 40)
 
@@ -185,7 +186,7 @@ def test_vllm_killed_in_the_middle(tiny_policy):
     opened = []
 
     def start() -> VllmGenerator:
-        opened.append(VllmGenerator(identify(str(tiny_policy), "causal-lm"), max_num_seqs=8))
+        opened.append(VllmGenerator(identify(str(tiny_policy), "causal-lm"), EngineSpec(max_num_seqs=8)))
         return opened[-1]
 
     generator = revived(start)
@@ -193,7 +194,7 @@ def test_vllm_killed_in_the_middle(tiny_policy):
     def asked() -> Iterator[Request]:
         for i in range(400):
             if i in (100, 300):
-                (process,) = opened[-1]._engine.engine_core.resources.engine_manager.processes
+                (process,) = opened[-1]._running.engine.engine_core.resources.engine_manager.processes
                 os.kill(process.pid, signal.SIGKILL)
             yield Request(str(i), (1, 4 + i % 200), i, Sampling(1.0, 1.0, 0, 40))
 

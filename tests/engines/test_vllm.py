@@ -19,6 +19,7 @@ from prefdata.engines.vllm_settings import lora_rank, parse_options
 from prefdata.engines.vllm_start import TESTED_VERSIONS, start
 from prefdata.errors import EngineError, ModelError, UsageError
 from prefdata.model_files import identify
+from prefdata.specs import EngineSpec
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=40)
 GREEDY = replace(PLAIN, temperature=0.0)
@@ -105,7 +106,7 @@ def test_the_batch_invariant_mode_is_asked_of_vllm_where_the_gpu_can_and_else_re
         __version__=TESTED_VERSIONS[0],
     )
     with pytest.raises(EngineError if can else UsageError, match="far enough" if can else "compute capability 8.0"):
-        start(vllm, identify(str(tiny_policy), "causal-lm"), (), dtype="auto", batch_invariant=True)
+        start(vllm, identify(str(tiny_policy), "causal-lm"), EngineSpec(batch_invariant=True))
     assert said == ({"model": str(tiny_policy), "dtype": "auto", "mode": "1"} if can else {})
     assert os.environ["VLLM_BATCH_INVARIANT"] == "0"  # for the engine that was started, and no other
 
@@ -113,13 +114,13 @@ def test_the_batch_invariant_mode_is_asked_of_vllm_where_the_gpu_can_and_else_re
 @pytest.mark.vllm
 def test_the_batch_invariant_mode_is_refused_on_a_cpu(tiny_policy):
     with pytest.raises(UsageError, match="--batch-invariant needs an NVIDIA GPU"):
-        VllmGenerator(identify(str(tiny_policy), "causal-lm"), batch_invariant=True)
+        VllmGenerator(identify(str(tiny_policy), "causal-lm"), EngineSpec(batch_invariant=True))
 
 
 @pytest.mark.vllm
 def test_an_unknown_option_is_refused_before_anything_starts(tiny_policy):
     with pytest.raises(UsageError, match='Did you mean "kv_cache_dtype"'):
-        VllmGenerator(identify(str(tiny_policy), "causal-lm"), options=("kv-cache-dtyp=fp8",))
+        VllmGenerator(identify(str(tiny_policy), "causal-lm"), EngineSpec(engine_option=("kv-cache-dtyp=fp8",)))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,7 @@ def policy(make_policy, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(policy) -> Iterator[Any]:
-    generator = VllmGenerator(identify(str(policy), "causal-lm"), max_num_seqs=16)
+    generator = VllmGenerator(identify(str(policy), "causal-lm"), EngineSpec(max_num_seqs=16))
     yield generator
     generator.close()
 
@@ -254,12 +255,14 @@ def test_an_adapter_is_as_good_as_merged_into_the_model(tiny_policy, tmp_path):
     merged, plain = (answers(one, asked) for one in local)
     generator = VllmGenerator(
         identify(str(tiny_policy), "causal-lm"),
-        lora=str(tmp_path / "adapter"),
-        options=("max-num-batched-tokens=1024", "enforce_eager=true"),
-        max_num_seqs=8,
+        EngineSpec(
+            engine_option=("max-num-batched-tokens=1024", "enforce_eager=true"),
+            max_num_seqs=8,
+            lora=str(tmp_path / "adapter"),
+        ),
     )
     adapted = answers(generator, asked)
-    settings = generator._engine.vllm_config
+    settings = generator._running.config
     generator.close()
     assert settings.scheduler_config.max_num_batched_tokens == 1024
     assert settings.lora_config.max_lora_rank == 8

@@ -19,6 +19,7 @@ from prefdata.model_files import ModelFiles, identify
 from prefdata.scorers.judge import RETRY_TEMPERATURE, AbsoluteJudge, PairwiseJudge
 from prefdata.scorers.protocol import Item, Match
 from prefdata.scorers.rubrics import Rubric, load_rubric
+from prefdata.specs import EngineSpec
 
 ABSOLUTE = Rubric.parse(
     {
@@ -261,7 +262,7 @@ def vllm_policy():
     from prefdata.engines.vllm import VllmGenerator
 
     folder = Path(__file__).parents[2] / "sample_data" / "policy"
-    engine = VllmGenerator(identify(str(folder), "causal-lm"), max_num_seqs=8)
+    engine = VllmGenerator(identify(str(folder), "causal-lm"), EngineSpec(max_num_seqs=8))
     yield engine
     engine.close()
 

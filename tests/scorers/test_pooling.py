@@ -7,6 +7,7 @@ import pytest
 from prefdata.model_files import identify
 from prefdata.scorers.protocol import Item
 from prefdata.scorers.reward_model import RewardModel
+from prefdata.specs import EngineSpec
 
 pytestmark = pytest.mark.vllm
 
@@ -25,7 +26,7 @@ def both(request, make_reward_model, tmp_path_factory):
     files = identify(str(folder), "reward-model")
     label = None if request.param == 1 else "all"
     ours = list(RewardModel(files, device="cpu", label=label).score(ASKED))
-    scorer = PoolingRewardModel(files, label=label, max_num_seqs=8)
+    scorer = PoolingRewardModel(files, EngineSpec(max_num_seqs=8), label=label)
     try:
         yield ours, list(scorer.score(ASKED)), scorer
     finally:
