@@ -111,7 +111,7 @@ def open_pools(
     if beside and source.table.name == "selections" and scorer:
         scores = run.partition("scores", scorer)
         named += [(scores, part, True) for part in scores.readable()]
-    rows = max(_rows(part for _, part, _ in named), _rows(part for one in samplers for part in one.parts()))
+    rows = max(_rows(part for _, part, _ in named), _rows(part for one in samplers for part in one.readable()))
     joining = _Joining(run, spec, source, scorer, beside, texts)
     nothing_known = joining.known("", pl.DataFrame(TABLES["candidates"].empty()))
     with shelf_room(run) as room, ExitStack() as stack:

@@ -109,7 +109,7 @@ def _fill(run: Run, spec: ExportSpec, source: Partition, lineage: Lineage, path:
     dialect = DIALECTS[spec.dialect]
     joined, dropped = _joined(run, source)
     if joined.height == 0:
-        raise InputError(f"{source} has no row to export. Look at its counts with `prefdata status {run}`.")
+        raise InputError(f"{source} has no row to export. The same `{MADE_BY[source.table.name]}` again says why.")
     rows = dialect.rows(joined, strict=spec.strict_columns)
     signed = rows.replace_schema_metadata({"prefdata": lineage.model_dump_json()})
     splits = {}

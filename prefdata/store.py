@@ -74,7 +74,7 @@ class Partition(Folder):
         """The parts, in order, for whoever reads them one by one.
 
         Raises:
-            InputError: a part was written by another version of the contract.
+            InputError: a part is damaged, or was written by another version of the contract.
         """
         parts = self.parts()
         for part in parts:
@@ -144,7 +144,7 @@ class Partition(Folder):
         """All rows; one row a key, even if two processes did the same work.
 
         Raises:
-            InputError: a part was written by another version of the contract.
+            InputError: a part is damaged, or was written by another version of the contract.
         """
         parts = self.readable()
         wanted = None if columns is None else list(dict.fromkeys([*columns, *self.table.key]))
@@ -197,7 +197,15 @@ class Partition(Folder):
                 part.unlink()
 
     def _check_version(self, part: Path) -> None:
-        said = (pq.read_schema(part).metadata or {}).get(b"version", b"").decode()
+        try:
+            said = (pq.read_schema(part).metadata or {}).get(b"version", b"").decode()
+        except pa.ArrowInvalid as error:
+            same = f"the same `{MADE_BY[self.table.name]}` command again"
+            streamed = self.table.name in ("candidates", "comparisons", "scores")
+            todo = (
+                f"Remove it and run {same}: it makes what is missing." if streamed else f"Run {same}, with --replace."
+            )
+            raise InputError(f"{part} is damaged: {str(error).splitlines()[0].rstrip('.')}. {todo}") from None
         if said != str(self.table.version):
             raise InputError(
                 f"{part} has version {said or 'none'} of the {self.table.name} contract, and this prefdata "
@@ -272,6 +280,9 @@ MADE_BY = {
 }
 """The command that makes each table."""
 
+_MAY_BE_PARTIAL = ("prompts", "candidates", "comparisons", "scores", "selections")
+"""What the steps that read it take unfinished with `--partial`; export and train want all of it."""
+
 
 class Run:
     """A run directory; it needs no making, the first step creates it."""
@@ -333,8 +344,8 @@ class Run:
         """
         if partition.state != "finished" and not partial:
             raise NotReady(
-                f"{partition} is unfinished: run the same `{MADE_BY[partition.table.name]}` command again to "
-                "finish it, or take what is there with --partial."
+                f"{partition} is unfinished: run the same `{MADE_BY[partition.table.name]}` command again to finish it"
+                + (", or take what is there with --partial." if partition.table.name in _MAY_BE_PARTIAL else ".")
             )
         return partition
 

@@ -11,9 +11,11 @@ import torch
 from prefdata import ids
 from prefdata.candidates import sample
 from prefdata.errors import InputError, ModelError, NotReady, SpecConflict, UsageError
+from prefdata.pairs import pair
 from prefdata.prompts import ingest
 from prefdata.scores import rank
-from prefdata.specs import IngestSpec, RankSpec, SampleSpec
+from prefdata.selections import select
+from prefdata.specs import IngestSpec, PairSpec, RankSpec, SampleSpec, SelectSpec
 from prefdata.store import Run
 
 
@@ -231,3 +233,24 @@ def test_a_setting_of_vllm_is_refused_where_transformers_scores(run: Run, tiny_r
     with pytest.raises(UsageError, match=r"is for the vllm engine, and this is transformers\. Leave it out"):
         rank(run, RankSpec(reward_model=str(tiny_reward_model), **setting))
     assert run.partitions("scores") == []
+
+
+def test_a_damaged_part_is_named_and_what_it_held_is_made_again(run: Run, tiny_reward_model: Path) -> None:
+    spec = RankSpec(reward_model=str(tiny_reward_model), name="rm")
+    rank(run, spec)
+    before = scores(run, "rm")
+    (part,) = run.partition("scores", "rm").parts()
+    part.write_bytes(part.read_bytes()[:200])
+    for step in (lambda: select(run, SelectSpec()), lambda: pair(run, PairSpec(selector="all"))):
+        with pytest.raises(InputError, match=r"part-00000\.parquet is damaged: .* run the same `prefdata rank`"):
+            step()
+    part.unlink()
+    rank(run, spec)
+    assert scores(run, "rm") == before
+
+
+def test_what_a_function_says_in_several_lines_is_a_note_of_one(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "f.py"
+    file.write_text("def f(messages, answer):\n    raise ValueError('boom\\nline two')\n")
+    (note,) = [rank(run, RankSpec(function=f"{file}:f")).report.figures["note"]]
+    assert "boom line two" in note

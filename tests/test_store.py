@@ -107,9 +107,12 @@ def test_only(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match=r"run `prefdata rank .*` first"):
         run.only("scores")
     run.partition("scores", "rm").begin(Lineage.of(ToySpec()))
-    with pytest.raises(NotReady, match="unfinished"):
+    with pytest.raises(NotReady, match=r"unfinished.*, or take what is there with --partial\.$"):
         run.only("scores")
     assert run.only("scores", partial=True).name == "rm"
+    run.partition("pairs", "rm").begin(Lineage.of(ToySpec()))
+    with pytest.raises(NotReady, match=r"command again to finish it\.$"):  # export takes no --partial
+        run.only("pairs")
     run.partition("scores", "rm").finish(report(0))
     assert run.only("scores").name == "rm"
     run.partition("scores", "rn").begin(Lineage.of(ToySpec()))

@@ -146,7 +146,8 @@ def _why_none(partition: Partition) -> str:
     (row, *_) = pl.read_parquet(partition.parts()[0], columns=["reason", "details"], hive_partitioning=False).to_dicts()
     details = json.loads(row["details"] or "{}")
     said = next((": " + str(details[key]) for key in ("error", "returned", "reply") if details.get(key)), "")
-    return f"No candidate has a score; of the first one was said: {row['reason']}{said[:200]}".strip() + "."
+    one_line = " ".join(f"{row['reason']}{said[:200]}".split())
+    return f"No candidate has a score; of the first one was said: {one_line}."
 
 
 def _drop_orphans(run: Run, partition: Partition, lineage: Lineage) -> None:
