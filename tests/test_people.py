@@ -82,6 +82,10 @@ def test_bad_rows_are_told_all_at_once(run: Run, tmp_path: Path) -> None:
         ingest_comparisons(run, [more], SPEC)
     again = ingest_comparisons(run, [more], SPEC, replace=True)
     assert (again.report.rows_out, again.report.dropped) == (2, {"duplicate": 1})
+    torn = write(tmp_path / "x.jsonl", [{**rows[0], "winner": said} for said in "ABA"])
+    said_twice = ingest_comparisons(run, [torn], SPEC, replace=True)
+    assert said_twice.report.dropped == {"contradiction": 1, "duplicate": 1}  # what was said first stands
+    assert [row["verdict"] for row in run.partition("comparisons", "people").read().to_pylist()] == ["first"]
 
 
 def test_before_there_are_candidates(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ A row names two answers that are candidates of the run, and says which is better
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from pathlib import Path
@@ -56,6 +57,7 @@ def ingest_comparisons(run: Run, files: Sequence[str], spec: IngestSpec, *, repl
     known = _Known(read_candidates(run, ["candidate_id", "prompt_id", "text"]))
     bad: list[tuple[str, BadRow]] = []
     found: dict[tuple[str, ...], dict[str, Any]] = {}
+    reasons: Counter[str] = Counter()
     read_rows = 0
     for row, layout in _with_layouts(chain.from_iterable(read(file) for file in files), spec.layout):
         read_rows += 1
@@ -64,14 +66,13 @@ def ingest_comparisons(run: Run, files: Sequence[str], spec: IngestSpec, *, repl
         except Unusable as error:
             bad.append((error.reason, BadRow(row.file, row.row, str(error))))
             continue
-        found.setdefault((said["first_id"], said["second_id"], said["order"], said["annotator"]), said)
+        before = found.setdefault((said["first_id"], said["second_id"], said["order"], said["annotator"]), said)
+        if before is not said:  # what was said first stands
+            reasons["duplicate" if before["probability"] == said["probability"] else "contradiction"] += 1
     if bad and (spec.on_bad_rows == "error" or not found):
         raise BadRows([row for _, row in bad], hint="Nothing was written; mend them, or use --on-bad-rows drop.")
     table = COMPARISONS.from_rows(list(found.values()))
-    reasons: dict[str, int] = {}
-    for reason, _ in bad:
-        reasons[reason] = reasons.get(reason, 0) + 1
-    reasons["duplicate"] = read_rows - len(bad) - len(found)
+    reasons.update(reason for reason, _ in bad)
     verdicts = {name: sum(one["verdict"] == name for one in found.values()) for name in _PROBABILITY}
     figures = {**nonzero(verdicts), "annotators": len({one["annotator"] for one in found.values()})}
     report = Report(
