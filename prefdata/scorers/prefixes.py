@@ -124,9 +124,9 @@ class Branching:
         needed: those that were not padding.
     """
 
-    def __init__(self, backbone: Any, pad: int, device: torch.device) -> None:
-        """Wrap a network without its head; `pad` fills the rows."""
-        self._backbone, self._pad, self._device = backbone, pad, device
+    def __init__(self, backbone: Any, pad: int, device: torch.device, *, several: bool = False) -> None:
+        """Wrap a network without its head; `pad` fills the rows, `several` batches run at a time."""
+        self._backbone, self._pad, self._device, self._several = backbone, pad, device, several
         self._read = local()  # batches run in several threads
         self._counting = Lock()
         self.computed = self.needed = 0
@@ -151,7 +151,7 @@ class Branching:
         width = len(group[0].prefix)
         branches = [(number, row, ids) for number, family in enumerate(group) for row, ids in family.branches]
         planned = batches(branches, lambda branch: len(branch[2]), budget, beside=width)
-        yield from each((partial(self._branches, batch, *begun) for batch in planned), self._device)
+        yield from each((partial(self._branches, batch, *begun) for batch in planned), several=self._several)
 
     @torch.inference_mode()
     def _branches(
@@ -183,7 +183,7 @@ class Branching:
         lengths = torch.tensor([len(family.prefix) for family in group], device=self._device)
         done = 0
         planned = list(batches(group, lambda family: len(family.prefix), budget))
-        caches = each((partial(self._beginning, batch) for batch in planned), self._device)
+        caches = each((partial(self._beginning, batch) for batch in planned), several=self._several)
         for batch, cache in zip(planned, caches, strict=True):
             for number, layer in enumerate(cache.layers):
                 if number == len(kept):

@@ -22,7 +22,7 @@ from prefdata.engines.chat import Chat
 from prefdata.engines.loading import load, pick_device, pick_dtype
 from prefdata.model_files import ModelFiles
 from prefdata.scorers.classifier import Classifier
-from prefdata.scorers.cores import each
+from prefdata.scorers.cores import each, is_small
 from prefdata.scorers.labels import Activation, Labels
 from prefdata.scorers.prefixes import Branching, Family, batches, chunks, families, padded
 from prefdata.scorers.texts import Row, Texts
@@ -83,8 +83,9 @@ class RewardModel(Classifier):
         self._net: Any = load(AutoModelForSequenceClassification, files, self.dtype, self.device)
         self._pad = self.chat.tokenizer.pad_token_id or 0
         self._head: Any = getattr(self._net, "score", None)
-        self._branching = Branching(self._net.base_model, self._pad, self.device)
         self._stretches = _stretches(self._net)
+        self._several = is_small(self._net, self.device) and not self._stretches
+        self._branching = Branching(self._net.base_model, self._pad, self.device, several=self._several)
         self._unchecked = self._pads = not self._stretches
         self._shares = share_prompts and self._head is not None and not self._stretches
         if self._stretches:
@@ -121,7 +122,7 @@ class RewardModel(Classifier):
         planned = batches(rows, lambda row: len(row.ids), self.batch_tokens)
         parts = planned if self._pads else (part for batch in planned for part in _of_one_length(batch))
         tasks = (partial(self._with_rows, part) for part in parts)
-        yield from (task() for task in tasks) if self._stretches else each(tasks, self.device)
+        yield from each(tasks, several=self._several)
 
     def _with_rows(self, rows: list[Row]) -> tuple[list[Row], Tensor]:
         return rows, self._forward(rows)

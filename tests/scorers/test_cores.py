@@ -11,11 +11,20 @@ import pytest
 import torch
 
 from prefdata.model_files import identify
-from prefdata.scorers.cores import each
+from prefdata.scorers import cores as cores_module
+from prefdata.scorers.cores import each, is_small
 from prefdata.scorers.protocol import Item
 from prefdata.scorers.reward_model import RewardModel
 
 CPU = torch.device("cpu")
+
+
+def test_a_small_network_on_a_cpu_gains(monkeypatch) -> None:
+    net = torch.nn.Linear(10, 10)
+    assert is_small(net, CPU)
+    assert not is_small(net, torch.device("cuda"))
+    monkeypatch.setattr(cores_module, "SMALL", 109)  # it has 110
+    assert not is_small(net, CPU)
 
 
 def test_results_come_in_the_order_of_tasks_whichever_ends_first(cores) -> None:
@@ -25,13 +34,13 @@ def test_results_come_in_the_order_of_tasks_whichever_ends_first(cores) -> None:
         time.sleep(0.002 * (number % 3 == 0))
         return number
 
-    assert list(each((partial(task, i) for i in range(50)), CPU)) == list(range(50))
+    assert list(each((partial(task, i) for i in range(50)), several=True)) == list(range(50))
 
 
 @pytest.mark.parametrize(
-    ("threads", "device", "at_a_time", "own"), [(4, "cpu", 4, 1), (20, "cpu", 8, 2), (4, "cuda", 1, 4)]
+    ("threads", "several", "at_a_time", "own"), [(4, True, 4, 1), (20, True, 8, 2), (4, False, 1, 4)]
 )
-def test_cores_are_shared_out(cores, threads: int, device: str, at_a_time: int, own: int) -> None:
+def test_cores_are_shared_out(cores, threads: int, several: bool, at_a_time: int, own: int) -> None:
     cores(threads)
     meet = threading.Barrier(at_a_time)
 
@@ -39,9 +48,9 @@ def test_cores_are_shared_out(cores, threads: int, device: str, at_a_time: int, 
         meet.wait(timeout=30)  # passes only where so many run at the same time
         return torch.get_num_threads()
 
-    assert set(each([task] * (3 * at_a_time), torch.device(device))) == {own}
+    assert set(each([task] * (3 * at_a_time), several=several)) == {own}
     assert torch.get_num_threads() == threads
-    assert next(each([torch.get_num_threads], CPU)) == threads  # one task has all of them
+    assert next(each([torch.get_num_threads], several=True)) == threads  # one task has all of them
 
 
 def test_tasks_are_taken_as_they_are_needed(cores) -> None:
@@ -53,7 +62,7 @@ def test_tasks_are_taken_as_they_are_needed(cores) -> None:
             taken.append(i)
             yield lambda: 1
 
-    results = each(tasks(), CPU)
+    results = each(tasks(), several=True)
     next(results)
     assert len(taken) < 10
     results.close()
@@ -69,7 +78,7 @@ def test_a_failure_is_raised_and_nothing_is_left_running(cores) -> None:
         return number
 
     with pytest.raises(ValueError, match="the fifth"):
-        list(each((partial(task, i) for i in range(100)), CPU))
+        list(each((partial(task, i) for i in range(100)), several=True))
     assert torch.get_num_threads() == 3
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefdata-batch")]
 
