@@ -30,7 +30,10 @@ def explain(
         ),
     ],
     pairing: Annotated[
-        str | None, typer.Option("--pairing", help="Which pairs, for two answers (the only ones unless given).")
+        str | None,
+        typer.Option(
+            "--pairing", help="Which pairs, where several hold the pair or, for two answers, where there are several."
+        ),
     ] = None,
 ) -> None:
     """Show why one answer was chosen and the other rejected, or why two answers are no pair.
@@ -44,11 +47,13 @@ def explain(
     if len(ids) > 2:
         raise UsageError("explain takes a pair's id, or the ids of two answers.")
     if len(ids) == 1:
-        lines = _lines(explore(Run(run), ids[0]))
+        lines = _lines(explore(Run(run), ids[0], pairing))
     else:
         found = possibility(Run(run), ids[0], ids[1], pairing)
-        lines = _lines(explore(Run(run), pair_id(found.chosen_id, found.rejected_id))) if found.reason is None else []
-        lines = lines or _missing(found, Run(run))
+        if found.reason is None:
+            lines = _lines(explore(Run(run), pair_id(found.chosen_id, found.rejected_id), found.pairing))
+        else:
+            lines = _missing(found, Run(run))
     for line in lines:
         typer.echo(line)
 
@@ -117,9 +122,9 @@ def _lines(told: Explanation) -> list[str]:
     lines += [
         "",
         f"why: {_why(pair)} (probability {pair['probability']:.3f} that the label is right, weight {pair['weight']:g})",
-        "",
-        f"all {told.standing.height} scored answers to this prompt, best first:",
     ]
+    if told.standing.height:
+        lines += ["", f"all {told.standing.height} scored answers to this prompt, best first:"]
     selected = told.standing["selected"].count() > 0
     lines += [_standing(row, pair, selected=selected) for row in told.standing.iter_rows(named=True)]
     lines += ["", "made by:"]

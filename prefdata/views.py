@@ -43,15 +43,24 @@ def read_prompts(run: Run, split: str = "all", *, partial: bool = False) -> pl.D
     return chosen
 
 
-def read_candidates(run: Run, columns: list[str], samplers: tuple[str, ...] = ()) -> pl.DataFrame:
+def read_candidates(
+    run: Run, columns: list[str], samplers: tuple[str, ...] = (), *, of_each: bool = False
+) -> pl.DataFrame:
     """Columns of the candidates of some samplers or of all, with the column `sampler`; they may be unfinished.
+
+    A candidate that several samplers drew, because they have the same settings, is one row, the first sampler's;
+    with `of_each` it is a row of each.
 
     Raises:
         NotReady: there are no candidates.
         UsageError: there is no such sampler.
     """
-    frames = ((_frame(one, columns), one.name) for one in chosen_samplers(run, samplers))
-    return pl.concat([frame.with_columns(sampler=pl.lit(name)) for frame, name in frames])
+    chosen = chosen_samplers(run, samplers)
+    needed = list(dict.fromkeys([*columns, "candidate_id"]))
+    rows = pl.concat([_frame(one, needed).with_columns(sampler=pl.lit(one.name)) for one in chosen])
+    if len(chosen) > 1 and not of_each:
+        rows = rows.unique("candidate_id", keep="first", maintain_order=True)
+    return rows.select(*columns, "sampler")
 
 
 def chosen_samplers(run: Run, samplers: tuple[str, ...] = ()) -> list[Partition]:

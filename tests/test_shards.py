@@ -466,3 +466,13 @@ def test_trl_trains_on_it_and_adds_no_margin_unasked(
     )
     batch = next(iter(reward.get_train_dataloader()))
     assert "margin" not in batch
+
+
+def test_answers_that_two_samplers_drew_by_the_same_law_are_exported_once(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    export(run, ExportSpec(), tmp_path / "once")
+    put(run, "candidates", "again", run.partition("candidates", "policy").read())
+    export(run, ExportSpec(), tmp_path / "twice")
+    once, twice = (pq.read_table(next((tmp_path / name / "data").glob("train-*"))) for name in ("once", "twice"))
+    assert twice["chosen"].equals(once["chosen"])
+    assert twice["rejected"].equals(once["rejected"])

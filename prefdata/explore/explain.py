@@ -7,8 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from prefdata.errors import InputError, NotReady
-from prefdata.store import Lineage, Run
+from prefdata.errors import InputError, UsageError
+from prefdata.store import MADE_BY, Lineage, Run
 from prefdata.tables import TABLES
 
 
@@ -18,7 +18,8 @@ class Explanation:
 
     `pair`, `prompt`, `chosen` and `rejected` are rows of their tables (the candidates with their `sampler`);
     `standing` is the prompt's scored candidates, best first, with `selected` (the rank in the selection) where there is
-    one; `lineages` are the steps that made the pair, newest first.
+    one, and without rows where no scores stand behind the label; `lineages` are the steps that made the pair, newest
+    first.
     """
 
     pair: dict[str, Any]
@@ -29,64 +30,99 @@ class Explanation:
     lineages: list[tuple[str, Lineage]]
 
 
-def explain(run: Run, pair_id: str) -> Explanation:
-    """Everything about the pair whose id is, or begins with, `pair_id`.
+def explain(run: Run, pair_id: str, pairing: str | None = None) -> Explanation:
+    """Everything about the pair whose id is, or begins with, `pair_id`, in a pairing (the only one that holds it).
 
     Raises:
         NotReady: there are no pairs.
-        InputError: no pair has that id, or several begin with it.
+        UsageError: several pairings hold the pair and none was named, or none has that name.
+        InputError: no pair has that id, several begin with it, or the run does not hold its prompt or its answers.
     """
-    pair = _find(run, pair_id)
+    pair = _find(run, pair_id, pairing)
     asked = pl.col("prompt_id") == pair["prompt_id"]
-    prompt = _rows(run, "prompts", asked).row(0, named=True)
-    candidates = _rows(run, "candidates", asked)
+    prompts = _rows(run, "prompts", asked)
+    # Where two samplers drew by the same law, a candidate is the first one's.
+    candidates = _rows(run, "candidates", asked).unique("candidate_id", keep="first", maintain_order=True)
     by_id = {row["candidate_id"]: row for row in candidates.iter_rows(named=True)}
+    lost = [] if prompts.height else [f"prompt {pair['prompt_id']}"]
+    lost += [f"candidate {pair[side]}" for side in ("chosen_id", "rejected_id") if pair[side] not in by_id]
+    if lost:
+        raise InputError(
+            f"pair {pair['pair_id']} of pairs/{pair['pairing']} names what {run} does not hold ({', '.join(lost)}). "
+            f"Run `{MADE_BY['pairs']}` again."
+        )
     lineages = _lineages(run, "pairs", pair["pairing"])
     selector = next((lineage.spec.get("selector") for _, lineage in lineages if lineage.step == "pair"), None)
-    scores = _rows(run, "scores", asked).filter(pl.col("scorer") == pair["scorer"])
+    # A judge may have the name of a scorer; where the label is a verdict, those scores had no part in it.
+    scored = pair["margin"] is not None
+    scores = _rows(run, "scores", asked).filter(pl.lit(scored) & (pl.col("scorer") == pair["scorer"]))
     standing = scores.join(candidates, on="candidate_id").sort("score", descending=True, nulls_last=True)
     standing = standing.join(_ranks(run, pair["prompt_id"], selector), on="candidate_id", how="left")
     for side in ("chosen", "rejected"):
         name = by_id[pair[f"{side}_id"]]["sampler"]
         lineages += [found for found in _lineages(run, "candidates", name) if found not in lineages]
-    lineages += _lineages(run, "scores", pair["scorer"])
+    lineages += _lineages(run, "scores", pair["scorer"]) if scored else []
     columns = ["candidate_id", "sampler", "sample_index", "score", "selected", "finish_reason", "text"]
     return Explanation(
-        pair, prompt, by_id[pair["chosen_id"]], by_id[pair["rejected_id"]], standing.select(columns), lineages
+        pair,
+        prompts.row(0, named=True),
+        by_id[pair["chosen_id"]],
+        by_id[pair["rejected_id"]],
+        standing.select(columns),
+        lineages,
     )
 
 
-def _find(run: Run, pair_id: str) -> dict[str, Any]:
-    found = _rows(run, "pairs", pl.col("pair_id").str.starts_with(pair_id))
+def _find(run: Run, pair_id: str, pairing: str | None) -> dict[str, Any]:
+    # One id may stand in several pairings: it is made of the two answers, and each pairing has its own label for them.
+    asked = run.all("pairs", partial=True) if pairing is None else [run.only("pairs", pairing, partial=True)]
+    held = _rows(run, "pairs", pl.col("pair_id").str.starts_with(pair_id))
+    found = held.filter(pl.col("pairing").is_in([one.name for one in asked]))
     if found["pair_id"].n_unique() > 1:
         some = ", ".join(found["pair_id"].unique().sort().head(3))
         raise InputError(
             f"{found['pair_id'].n_unique()} pairs begin with {pair_id!r} ({some}, …). Give more of the id."
         )
-    if found.height == 0:
+    if found.height > 1:
+        names = ", ".join(found["pairing"])
+        raise UsageError(
+            f"pair {found['pair_id'][0]} stands in {found.height} pairings ({names}): say which with --pairing."
+        )
+    if held.height and not found.height:
+        names = ", ".join(held["pairing"].unique().sort())
+        raise InputError(f"pairs/{pairing} has no pair {pair_id!r}: name with --pairing one that has it ({names}).")
+    if not found.height:
+        if _begins_an_answer(run, pair_id):
+            raise InputError(f"{pair_id!r} is an answer and no pair. Give the ids of two answers, or that of a pair.")
         raise InputError(
-            f'{run} has no pair {pair_id!r}. List them with: prefdata sql {run} "select pair_id, margin from pairs"'
+            f"{run} has no pair {pair_id!r}. "
+            f'List them with: prefdata sql {run} "select pairing, pair_id, margin from pairs"'
         )
     return found.row(0, named=True)
 
 
+def _begins_an_answer(run: Run, beginning: str) -> bool:
+    fits = pl.col("candidate_id").str.starts_with(beginning)
+    parts = [part for sampler in run.partitions("candidates") for part in sampler.readable()]
+    return any(pl.scan_parquet(part, hive_partitioning=False).select(fits.any()).collect().item() for part in parts)
+
+
 def _rows(run: Run, table: str, fits: pl.Expr) -> pl.DataFrame:
     """The rows of a table for which an expression holds, with the partition's name; only those are read."""
+    key = TABLES[table].partition
     frames = []
-    for partition in run.all(table, partial=True):
+    for partition in run.partitions(table):
         if parts := partition.readable():
             rows = pl.scan_parquet(parts, hive_partitioning=False).filter(fits).collect()
             rows = rows.unique(list(partition.table.key), keep="last", maintain_order=True)
-            frames.append(rows.with_columns(pl.lit(partition.name).alias(partition.table.partition)))
-    return pl.concat(frames) if frames else pl.DataFrame(pl.from_arrow(TABLES[table].empty()))
+            frames.append(rows.with_columns(pl.lit(partition.name).alias(key)))
+    return pl.concat(frames) if frames else pl.DataFrame(TABLES[table].empty()).with_columns(pl.lit("").alias(key))
 
 
 def _ranks(run: Run, prompt_id: str, selector: str | None) -> pl.DataFrame:
-    try:
-        selections = _rows(run, "selections", pl.col("prompt_id") == prompt_id).filter(pl.col("selector") == selector)
-    except NotReady:
-        selections = pl.DataFrame(schema={"candidate_id": pl.String, "rank": pl.Int32})
-    return selections.select("candidate_id", selected="rank")
+    selections = _rows(run, "selections", pl.col("prompt_id") == prompt_id)
+    asked = selections.filter(pl.col("selector").eq_missing(selector))
+    return asked.select("candidate_id", selected="rank")
 
 
 def _lineages(run: Run, table: str, name: str) -> list[tuple[str, Lineage]]:
@@ -94,6 +130,7 @@ def _lineages(run: Run, table: str, name: str) -> list[tuple[str, Lineage]]:
     lineage = partition.lineage()
     if lineage is None:
         return []
-    parents = [parent.split("/", 1) for parent in lineage.parents if parent.startswith(("selections/", "scores/"))]
-    above = [found for table_, name_ in parents if table_ == "selections" for found in _lineages(run, table_, name_)]
+    # The scores come last, after the samplers that they follow.
+    parents = [parent.split("/", 1) for parent in lineage.parents if parent.startswith(("selections/", "comparisons/"))]
+    above = [found for table_, name_ in parents for found in _lineages(run, table_, name_)]
     return [(str(partition), lineage), *above]

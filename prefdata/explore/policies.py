@@ -63,7 +63,7 @@ def _beats(name: str, drawn: pl.DataFrame, baseline: pl.DataFrame, scorer: str) 
 
 def _answers(run: Run, scorers: list[str], split: str) -> pl.DataFrame:
     prompts = read_prompts(run, split).select("prompt_id")
-    answers = read_candidates(run, ["candidate_id", "prompt_id", "completion_tokens"])
+    answers = read_candidates(run, ["candidate_id", "prompt_id", "completion_tokens"], of_each=True)
     answers = answers.join(prompts, on="prompt_id", how="semi")
     for scorer in scorers:
         scores = pl.from_arrow(run.only("scores", scorer).read(["candidate_id", "score"]))
@@ -81,4 +81,5 @@ def _draws(run: Run, answers: pl.DataFrame, policy: str) -> pl.DataFrame:
         raise UsageError(f"{run} has no sampler or selection {policy!r}.{did_you_mean(policy, samplers | selections)}")
     kept = pl.from_arrow(run.only("selections", policy).read(["candidate_id", "rank"]))
     assert isinstance(kept, pl.DataFrame)
-    return answers.join(kept.filter(pl.col("rank") == 1), on="candidate_id", how="semi")
+    drawn = answers.join(kept.filter(pl.col("rank") == 1), on="candidate_id", how="semi")
+    return drawn.unique("candidate_id", keep="first", maintain_order=True)

@@ -121,7 +121,7 @@ def stored_pairs(run: Run, scorer: str, part: str | None = None) -> tuple[list[P
 
 def sampler_scores(run: Run, scorer: str) -> dict[str, list[float]]:
     """The scores that a run holds of each sampler's answers."""
-    answers = read_candidates(run, ["candidate_id"])
+    answers = read_candidates(run, ["candidate_id"], of_each=True)
     held = _frame(run.only("scores", scorer).read(["candidate_id", "score"]))
     joined = answers.join(held, on="candidate_id").drop_nulls("score")
     return {str(name): part["score"].to_list() for (name,), part in joined.group_by("sampler", maintain_order=True)}

@@ -12,6 +12,7 @@ from prefdata.pairs.verdicts import verdicts
 from prefdata.pools import open_pools
 from prefdata.specs import PairSpec
 from prefdata.store import Partition, Run
+from prefdata.tables import CANDIDATES
 
 NOT_PROPOSED = "not_proposed"
 """The reason where both answers take part, and the strategy does not bring them together."""
@@ -46,13 +47,16 @@ def possibility(run: Run, first: str, second: str, pairing: str | None = None) -
 
     Raises:
         NotReady: there are no pairs yet.
-        InputError: no candidate has such an id, several begin with it, or the two answer different prompts.
+        InputError: no candidate has such an id, several begin with it, the two answer different prompts, or they are
+            one.
     """
     made = run.only("pairs", pairing, partial=True)
     lineage = made.lineage()
     if lineage is None:
         raise NotReady(f"{made} was begun and never made: run `prefdata pair {run} …` first.")
     ids, prompts = zip(*(_find(run, one) for one in (first, second)), strict=True)
+    if ids[0] == ids[1]:
+        raise InputError(f"that is the same answer twice ({ids[0]}). Give the ids of two.")
     if prompts[0] != prompts[1]:
         raise InputError(
             f"{ids[0]} answers prompt {prompts[0]} and {ids[1]} answers {prompts[1]}: a pair has one prompt."
@@ -102,7 +106,8 @@ def _dropped(made: Partition, spec: PairSpec, row: dict[str, object]) -> str | N
 def _find(run: Run, candidate_id: str) -> tuple[str, str]:
     """The candidate whose id is or begins with this, and its prompt."""
     parts = [part for sampler in run.all("candidates", partial=True) for part in sampler.readable()]
-    rows = pl.scan_parquet(parts, hive_partitioning=False).select("candidate_id", "prompt_id")
+    every = pl.scan_parquet(parts, hive_partitioning=False) if parts else pl.LazyFrame(CANDIDATES.empty())
+    rows = every.select("candidate_id", "prompt_id")
     found = rows.filter(pl.col("candidate_id").str.starts_with(candidate_id)).unique().limit(4).collect()
     if found.height == 0:
         raise InputError(f"{run} has no candidate {candidate_id!r}.")

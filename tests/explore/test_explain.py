@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
-from prefdata.errors import InputError, NotReady
+from prefdata import ids
+from prefdata.errors import InputError, NotReady, UsageError
 from prefdata.explore.explain import explain
-from prefdata.store import Run
+from prefdata.pairs import pair as make_pairs
+from prefdata.reports import Report
+from prefdata.specs import IngestSpec, PairSpec, RankSpec, SampleSpec
+from prefdata.store import Lineage, Run
+from prefdata.tables import TABLES
 
 
 def pairs(run: Run) -> list[dict]:
@@ -39,3 +46,106 @@ def test_by_the_beginning_of_the_id(run: Run) -> None:
 def test_no_pairs_yet(tmp_path) -> None:
     with pytest.raises(NotReady, match="prefdata pair"):
         explain(Run(tmp_path), "x")
+
+
+def put(run: Run, table: str, name: str, spec, rows: list[dict]) -> None:
+    report = Report(step=spec.step, unit="rows", rows_in=len(rows), rows_out=len(rows))
+    run.partition(table, name).rewrite(TABLES[table].from_rows(rows), Lineage.of(spec), report)
+
+
+@pytest.fixture
+def paired_twice(run: Run) -> Run:
+    """The pairs `main`, of margin 2, and the same ones once more in `twice`, whose scorer doubles every score."""
+    rows = run.partition("scores", "rm").read().to_pylist()
+    put(
+        run, "scores", "doubled", RankSpec(reward_model="doubled"), [{**row, "score": 2 * row["score"]} for row in rows]
+    )
+    make_pairs(run, PairSpec(selector="all", scorer="doubled", sampler=("policy",), name="twice"))
+    assert [row["pair_id"] for row in run.partition("pairs", "twice").read().to_pylist()] == [
+        row["pair_id"] for row in pairs(run)
+    ]
+    return run
+
+
+def test_each_pairing_has_its_own_label_for_a_pair(paired_twice: Run, prefdata) -> None:
+    pair = pairs(paired_twice)[0]
+    for pairing, scorer, margin in (("main", "rm", 2.0), ("twice", "doubled", 4.0)):
+        told = explain(paired_twice, pair["pair_id"], pairing)
+        assert (told.pair["pairing"], told.pair["scorer"], told.pair["margin"]) == (pairing, scorer, margin)
+        assert told.lineages[-1][0] == f"scores/{scorer}"
+        for asked in ([pair["pair_id"]], [pair["rejected_id"], pair["chosen_id"]]):
+            code, out, _ = prefdata("explain", paired_twice.path, *asked, "--pairing", pairing)
+            assert (code, out.splitlines()[0]) == (0, f"pair {pair['pair_id']} of {pairing}")
+            assert f"{scorer} scores the chosen one {margin:g} higher" in out
+
+
+def test_which_pairing_must_be_said_where_several_hold_the_pair(paired_twice: Run, prefdata) -> None:
+    pair_id = pairs(paired_twice)[0]["pair_id"]
+    code, out, err = prefdata("explain", paired_twice.path, pair_id[:12])
+    assert (code, out) == (2, "")
+    assert err == f"prefdata: pair {pair_id} stands in 2 pairings (main, twice): say which with --pairing.\n"
+    with pytest.raises(UsageError, match=r'no pairs named \'twise\'. Did you mean "twice"'):
+        explain(paired_twice, pair_id, "twise")
+
+
+def test_a_pair_of_another_pairing(run: Run) -> None:
+    make_pairs(run, PairSpec(selector="all", name="of-all"))
+    (alone,) = {row["pair_id"] for row in run.partition("pairs", "of-all").read().to_pylist()[:1]}
+    assert explain(run, alone).pair["pairing"] == "of-all"
+    with pytest.raises(InputError, match=rf"pairs/main has no pair '{alone}': .* --pairing .*\(of-all\)"):
+        explain(run, alone, "main")
+
+
+@pytest.mark.parametrize("gone", ["candidates/sampler=policy", "candidates", "prompts"])
+def test_what_the_run_does_not_hold_any_more(run: Run, prefdata, gone: str) -> None:
+    pair = pairs(run)[0]
+    shutil.rmtree(run.path / gone)
+    lost = {"prompts": f"prompt {pair['prompt_id']}"}.get(
+        gone, f"candidate {pair['chosen_id']}, candidate {pair['rejected_id']}"
+    )
+    code, out, err = prefdata("explain", run.path, pair["pair_id"])
+    assert (code, out) == (2, "")
+    assert err == (
+        f"prefdata: pair {pair['pair_id']} of pairs/main names what {run} does not hold ({lost}). "
+        "Run `prefdata pair` again.\n"
+    )
+
+
+def test_an_answer_is_no_pair(run: Run) -> None:
+    answer = pairs(run)[0]["chosen_id"]
+    for given in (answer, answer[:12]):
+        with pytest.raises(InputError, match=f"'{given}' is an answer and no pair. Give the ids of two answers"):
+            explain(run, given)
+
+
+@pytest.mark.parametrize("scores", ["of others", "of the judge's name", "none"])
+def test_a_pair_from_comparisons_has_no_scores_behind_it(run: Run, prefdata, scores: str) -> None:
+    """Also where a scorer has the judge's name: its scores had no part in the label."""
+    scored = pairs(run)[0]
+    judge = "rm" if scores == "of the judge's name" else "people"
+    # the verdict turns the scores' preference round
+    verdict = {"first_id": scored["rejected_id"], "second_id": scored["chosen_id"], "prompt_id": scored["prompt_id"]}
+    said = {"order": "first-second", "annotator": judge, "probability": 1.0, "verdict": "first"}
+    put(run, "comparisons", judge, IngestSpec.parse({"as": "comparisons"}), [{**verdict, **said}])
+    make_pairs(run, PairSpec(strategy="comparisons", name="said"))
+    if scores == "none":
+        shutil.rmtree(run.path / "scores")
+    pair_id = ids.pair_id(scored["rejected_id"], scored["chosen_id"])
+    told = explain(run, pair_id)
+    assert told.standing.height == 0
+    assert [name for name, _ in told.lineages] == ["pairs/said", f"comparisons/{judge}", "candidates/policy"]
+    code, out, err = prefdata("explain", run.path, pair_id)
+    assert (code, err) == (0, "")
+    assert "best first" not in out
+    assert (
+        f"why: {judge} prefers the chosen one (probability 1.000 that the label is right, weight 1)\n\nmade by:\n"
+        in out
+    )
+
+
+def test_an_answer_that_two_samplers_drew_stands_once(run: Run) -> None:
+    again = run.partition("candidates", "policy").read().to_pylist()
+    put(run, "candidates", "the-same-law", SampleSpec(model="policy"), again)
+    told = explain(run, pairs(run)[0]["pair_id"])
+    assert told.standing.height == 6
+    assert told.chosen["sampler"] == "policy"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,19 @@ def test_a_prompt_without_any_score(run: Run) -> None:
     rows = [{**row, "candidate_id": named(f"u{i}"), "sample_index": i, "text": f"text {i}"} for i in range(2)]
     put(run, "candidates", "more", rows)
     assert why(run, "u0", "u1") == "not_scored"
+
+
+def test_one_answer_given_twice(run: Run, prefdata) -> None:
+    pair(run, PairSpec(selector="all"))
+    for again in (named("a"), named("a")[:12]):
+        code, out, err = prefdata("explain", run, named("a"), again)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert f"the same answer twice ({named('a')})" in err
+
+
+def test_answers_that_are_gone(run: Run) -> None:
+    pair(run, PairSpec(selector="all"))
+    shutil.rmtree(run.path / "candidates")
+    run.partition("candidates", "begun").begin(Lineage.of(Made()))
+    with pytest.raises(InputError, match=f"has no candidate '{named('a')}'"):
+        possibility(run, named("a"), named("d"))
