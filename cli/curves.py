@@ -13,7 +13,7 @@ import typer
 from prefdata.errors import InputError, UsageError, storage_error
 
 from . import show
-from .options import Partial
+from .options import Partial, whole
 
 if TYPE_CHECKING:
     from prefdata.explore.curves import Curves
@@ -47,12 +47,20 @@ def curves(
     ] = "sampler",
     n: Annotated[
         int | None,
-        typer.Option("-n", "--n", help="Take prompts with this many scored candidates (what most have unless given)."),
+        typer.Option(
+            "-n",
+            "--n",
+            metavar="INT",
+            parser=whole,
+            help="Take prompts with this many scored candidates (what most have unless given).",
+        ),
     ] = None,
     plan: Annotated[
         str | None, typer.Option("--plan", help="Tell reward and cost for these N, as 8,16,32,64; also beyond n.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap over prompts.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="INT", parser=whole, help="Of the bootstrap over prompts.")
+    ] = 0,
     partial: Partial = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Also write all points into this file (.csv, .parquet, .jsonl, …).")
@@ -66,10 +74,17 @@ def curves(
     Unbiased for every n up to the number of candidates that there are; with --plan extrapolated beyond, and marked so.
     """
     form = _form(out, format)
+    planned = _numbers(plan)
+    for flag, value, least in (("-n", n, 1), ("--seed", seed, 0)):
+        if value is not None and value < least:
+            raise UsageError(f"curves: {flag}: should be greater than or equal to {least}, not {value}")
     from prefdata.explore.curves import curves as explore
     from prefdata.store import Run
 
-    planned = _numbers(plan)
+    if gold is not None and gold == (scorer if scorer is not None else Run(run).only("scores", partial=partial).name):
+        raise UsageError(
+            f"--gold {gold} is the scorer itself: name another, which says how good its choices really are."
+        )
     found = explore(
         Run(run), scorer, gold=gold, samplers=tuple(sampler or ()), by=by, n=n, plan=planned, seed=seed, partial=partial
     )  # fmt: skip

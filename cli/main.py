@@ -25,6 +25,17 @@ class InOrder(typer.core.TyperGroup):
         """The commands' names as FLOW has them."""
         return [name for name in FLOW if name in self.commands]
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; a closed pipe gets a name that typer does not know, because it would exit with 1."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise ReaderGone from None
+
+
+class ReaderGone(Exception):
+    """Whoever read our output has had enough of it."""
+
 
 FLOW = (
     "demo",
@@ -45,6 +56,9 @@ FLOW = (
 
 INTERRUPTED = 130
 """The exit code of a command that was stopped by Ctrl-C."""
+
+UNREAD = 141
+"""The exit code of a command whose output was closed: what the shell gives for those that SIGPIPE ends."""
 
 app = typer.Typer(
     name="prefdata",
@@ -91,7 +105,10 @@ def common(
 
 
 def main() -> None:
-    """Run the command line: exit 0 when done, 2 for wrong usage or bad input, 1 for a failure, 130 for Ctrl-C."""
+    """Run the command line.
+
+    Exit 0 when done, 2 for wrong usage or bad input, 1 for a failure, 130 for Ctrl-C, 141 for a closed pipe.
+    """
     # Threads that wait by spinning make a busy machine ten times slower; torch reads this when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -104,15 +121,16 @@ def main() -> None:
     except PrefdataError as error:
         code = _fail(f"prefdata: {error}", error.exit_code, debug)
     except UsageProblem as error:
-        code = _fail(f"prefdata: {_usage(error)}", 2, debug)
+        # A command group by itself has shown its help, and that says it all.
+        code = _fail(f"prefdata: {_usage(error)}", 2, debug) if str(error) else 2
     except (KeyboardInterrupt, typer.Abort):
         code = _fail(
             "prefdata: stopped; what was finished is kept, and the same command continues.", INTERRUPTED, debug
         )
-    except BrokenPipeError:
-        # Whoever read our output has had enough of it; say nothing more to a closed pipe.
+    except ReaderGone:
+        # Say nothing more to a closed pipe, also when Python flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+        code = UNREAD
     except Exception as error:
         if debug:
             raise
@@ -133,4 +151,5 @@ def _usage(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "prefdata"
     said = error.format_message() if hasattr(error, "format_message") else str(error)
+    said = said.replace("Value error, ", "")  # pydantic's, in a choice that typer refuses
     return f"{' '.join(said.split()).rstrip('.')}. See {command} --help."

@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -83,7 +83,7 @@ def resolve(spec_type: type[S], flags: Mapping[str, Any], config: Path | None) -
     given = {names[name]: value for name, value in flags.items() if value is not None and value != []}
     if config is None:
         return spec_type.parse(given, where=spec_type.step, flags=True)
-    section = _section(config, spec_type.step)
+    section = _section(config, spec_type.step, names.values())
     if unknown := [key for key in section if key not in names.values()]:
         hint = did_you_mean(str(unknown[0]), names.values())
         raise UsageError(f'{config}: {spec_type.step}: unknown key "{unknown[0]}".{hint}')
@@ -104,18 +104,18 @@ COMMANDS = ("ingest", "sample", "rank", "select", "pair", "export", "train")
 """The sections that a YAML file may have."""
 
 
-def _section(config: Path, step: str) -> dict[str, Any]:
-    import yaml
+def _section(config: Path, step: str, keys: Collection[str]) -> dict[str, Any]:
+    """What the file says to a command; `keys` are its settings.
 
-    try:
-        said = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise InputError(f"there is no file {config}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise InputError(f"{config} is not YAML: {' '.join(str(error).split())}") from None
+    Raises:
+        InputError: there is no such file, or it is not as it should be.
+    """
+    said = _said(config)
     if not isinstance(said, dict):
         raise InputError(f"{config} should hold one section a command (sample:, rank:, …).")
     for key in said:
+        if key not in COMMANDS and key in keys:
+            raise UsageError(f'{config}: "{key}" is a setting of {step}: put it under `{step.replace(" ", ": ")}:`.')
         if key not in COMMANDS:
             raise UsageError(f'{config}: unknown section "{key}".{did_you_mean(str(key), COMMANDS)}')
     for word in step.split():
@@ -123,6 +123,34 @@ def _section(config: Path, step: str) -> dict[str, Any]:
         if not isinstance(said, dict):
             raise InputError(f"{config}: {word} should hold keys and values.")
     return said
+
+
+def _said(config: Path) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that a mapping has twice, of which YAML would take the last."""
+
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            met = set()
+            for key, _ in node.value:
+                if (said := (key.tag, str(key.value))) in met:
+                    line = key.start_mark.line + 1
+                    raise InputError(f'{config}: line {line} gives "{key.value}" again: leave one of the two out.')
+                met.add(said)
+            return node
+
+    try:
+        return yaml.load(config.read_text(encoding="utf-8"), Loader) or {}
+    except FileNotFoundError:
+        raise InputError(f"there is no file {config}.") from None
+    except IsADirectoryError:
+        raise InputError(f"{config} is a folder: name a YAML file.") from None
+    except OSError as error:
+        raise InputError(f"cannot read {config}: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{config} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def _option(name: str, field: Any) -> inspect.Parameter:
@@ -133,7 +161,13 @@ def _option(name: str, field: Any) -> inspect.Parameter:
         flags.insert(0, f"-{name}")
     default = None if field.is_required() else field.default
     shown = "" if default in (None, ()) or kind is bool else f" [default: {default}]"
-    option = typer.Option(*flags, help=f"{field.description}{shown}", show_default=False, metavar=_metavar(kind))
+    option = typer.Option(
+        *flags,
+        help=f"{field.description}{shown}",
+        show_default=False,
+        metavar=_metavar(kind),
+        parser=_parser(kind),
+    )
     return _keyword(name, Annotated[kind | None, option], None)
 
 
@@ -150,6 +184,37 @@ def _metavar(kind: Any) -> str | None:
     if typing.get_origin(kind) is Literal:
         return "|".join(typing.get_args(kind))
     return {int: "INT", float: "NUMBER", str: "TEXT"}.get(kind)
+
+
+def _parser(kind: Any) -> Callable[[str], Any] | None:
+    """How a flag's text is read where a text will not do; messages as a spec has them."""
+    if typing.get_origin(kind) is Literal:
+        return functools.partial(choice, typing.get_args(kind))
+    return {int: whole, float: number}.get(kind)
+
+
+def whole(said: str) -> int:
+    """A flag's value as an integer."""
+    try:
+        return int(said)
+    except ValueError:
+        raise typer.BadParameter(f"should be a valid integer, not {said!r}") from None
+
+
+def number(said: str) -> float:
+    """A flag's value as a number."""
+    try:
+        return float(said)
+    except ValueError:
+        raise typer.BadParameter(f"should be a valid number, not {said!r}") from None
+
+
+def choice(values: tuple[str, ...], said: str) -> str:
+    """A flag's value as one of some."""
+    if said not in values:
+        known = " or ".join(part for part in (", ".join(values[:-1]), values[-1]) if part)
+        raise typer.BadParameter(f"should be {known}, not {said!r}")
+    return said
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
+from datetime import time as time_of_day
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -47,6 +51,8 @@ def number(value: Any) -> str:
     """A figure as a person reads it."""
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, Decimal):
+        return f"{value:,f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -130,7 +136,7 @@ def table(rows: pa.Table, form: str | None) -> None:
         for row in frame.iter_rows(named=True):
             typer.echo(_json(row))
     elif form == "csv":
-        nested = [name for name, kind in frame.schema.items() if kind.is_nested()]
+        nested = [name for name, kind in frame.schema.items() if kind.to_python() in (list, dict)]
         as_text = [pl.Series(name, [_json(v) for v in frame[name].to_list()], pl.String) for name in nested]
         typer.echo(frame.with_columns(as_text).write_csv(), nl=False)
     else:
@@ -138,9 +144,32 @@ def table(rows: pa.Table, form: str | None) -> None:
 
 
 def _json(value: Any, indent: int | None = None) -> str:
+    """JSON as its standard has it: NaN and infinity, which it does not know, are null."""
     import json
 
-    return json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+    def dumped(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False, default=_plain)
+
+    try:
+        return dumped(value)
+    except (ValueError, TypeError):  # looked for only where there are some: it takes long
+        return dumped(_strict(value))
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has no word for, in one that it has."""
+    if isinstance(value, Decimal):
+        return int(value) if value == int(value) else float(value)
+    return str(value)
+
+
+def _strict(value: Any) -> Any:
+    """`value` with null for NaN and infinity, and text for the keys of maps."""
+    if isinstance(value, dict):
+        return {str(key): _strict(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [_strict(inside) for inside in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _grid(frame: pl.DataFrame, form: str) -> None:
@@ -161,10 +190,13 @@ def _grid(frame: pl.DataFrame, form: str) -> None:
         typer.echo(line(cells))
 
 
+_WITHOUT_QUOTES = (str, date, time_of_day)
+
+
 def _cell(value: Any, form: str) -> str:
     if value is None:
         return ""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         return number(value)
-    text = printable(value if isinstance(value, str) else _json(value))
+    text = printable(str(value) if isinstance(value, _WITHOUT_QUOTES) else _json(value))
     return text.replace("|", "\\|") if form == "markdown" else text

@@ -19,7 +19,11 @@ def sql(
     query: Annotated[str | None, typer.Argument(help="One query; without it, the views and their columns.")] = None,
     format: Annotated[
         Literal["table", "csv", "json", "jsonl", "markdown", "parquet"] | None,
-        typer.Option("--format", "-f", help="table on a terminal and csv in a pipe unless given."),
+        typer.Option(
+            "--format",
+            "-f",
+            help="table on a terminal and csv in a pipe unless given; NaN and infinity are null in json and jsonl.",
+        ),
     ] = None,
 ) -> None:
     """Ask the run's tables with SQL (DuckDB), read-only."""

@@ -43,6 +43,7 @@ JOINED_ROWS = 100_000
 """Rows at which a joined part is full: texts that are much alike take little room on disk and much in memory."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST_NAME = 100  # file systems take 255 with what stands around it
 
 
 class Partition(Folder):
@@ -52,6 +53,11 @@ class Partition(Folder):
         if not _NAME.fullmatch(name):
             raise UsageError(
                 f"{name!r} cannot name a {table.partition}: use letters, digits, dots, dashes, underscores."
+            )
+        if len(name) > LONGEST_NAME:
+            raise UsageError(
+                f"{name[:20]}… cannot name a {table.partition}: it has {len(name)} characters, {LONGEST_NAME} are the "
+                f"most. Give a shorter one with --{'source' if table.partition == 'source' else 'name'}."
             )
         super().__init__(run / table.name / f"{table.partition}={name}")
         self.table = table
@@ -199,7 +205,9 @@ class Partition(Folder):
     def _check_version(self, part: Path) -> None:
         try:
             said = (pq.read_schema(part).metadata or {}).get(b"version", b"").decode()
-        except pa.ArrowInvalid as error:
+        except FileNotFoundError:
+            raise  # another process has joined it with others
+        except (pa.ArrowInvalid, OSError) as error:
             same = f"the same `{MADE_BY[self.table.name]}` command again"
             streamed = self.table.name in ("candidates", "comparisons", "scores")
             todo = (
@@ -381,7 +389,7 @@ def superseded(parts: Sequence[Path], key: list[str]) -> dict[int, list[int]]:
 def name_of(path: str) -> str:
     """A partition's name made from a model's or a file's: its last component, with dashes for what no name may have."""
     last = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name.partition(":")[0]).strip("-._")
-    return last or "unnamed"
+    return last[:LONGEST_NAME] or "unnamed"
 
 
 def _last_of_each(rows: pa.Table, key: Sequence[str]) -> pa.Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -164,6 +165,53 @@ def test_sql_formats(form, prefdata, prompts, tmp_path) -> None:
     assert out == wanted[form]
 
 
+SUMS = "select sum(n) as s, 10.00::decimal(9, 2) as ten, 1.50::decimal(9, 2) as d from range(2000) as t(n)"
+DATES = "select date '2020-01-02' as day, time '10:00:00' as hour, timestamp '2020-01-02 10:00:00' as at"
+NOT_JSON = "select 'nan'::double as x, ['-inf'::double, 1] as list, map {date '2020-01-02': 'inf'::float} as map"
+
+
+@pytest.mark.parametrize(
+    ("query", "form", "wanted"),
+    [
+        (SUMS, "jsonl", '{"s": 1999000, "ten": 10, "d": 1.5}\n'),
+        (SUMS, "csv", "s,ten,d\n1999000,10.00,1.50\n"),
+        (SUMS, "table", "        s    ten     d\n---------  -----  ----\n1,999,000  10.00  1.50\n"),
+        (f"select {'9' * 38}::hugeint as n, [2.5::decimal(2, 1)] as l", "jsonl", f'{{"n": {"9" * 38}, "l": [2.5]}}\n'),
+        (DATES, "jsonl", '{"day": "2020-01-02", "hour": "10:00:00", "at": "2020-01-02 10:00:00"}\n'),
+        (DATES, "markdown", "| 2020-01-02 | 10:00:00 | 2020-01-02 10:00:00 |\n"),
+        (NOT_JSON, "jsonl", '{"x": null, "list": [null, 1.0], "map": {"2020-01-02": null}}\n'),
+        (NOT_JSON, "csv", 'NaN,"[null, 1.0]","{""2020-01-02"": null}"\n'),
+        ("select 'nan'::float as x", "json", '[\n  {\n    "x": null\n  }\n]\n'),
+        ("select 'nan'::float as x, 'inf'::double as y", "table", "nan  inf\n"),
+    ],
+)
+def test_what_each_form_makes_of_a_value(query, form, wanted, prefdata, prompts, tmp_path) -> None:
+    prefdata("ingest", tmp_path / "r", prompts)
+    code, out, _ = prefdata("sql", tmp_path / "r", query, "--format", form)
+    assert code == 0
+    assert out.endswith(wanted)
+
+
+@pytest.mark.parametrize("group", [(), ("eval",), ("train",), ("check",)], ids=" ".join)
+def test_a_group_by_itself_shows_its_help_and_no_more(group, prefdata) -> None:
+    code, out, err = prefdata(*group)
+    assert code == 2
+    assert "Usage: prefdata" in out
+    assert err == ""
+
+
+def test_status_of_what_is_no_run(prefdata, prompts, tmp_path) -> None:
+    (tmp_path / "folder/models/mine").mkdir(parents=True)
+    code, out, err = prefdata("status", tmp_path / "folder")
+    assert (code, out) == (2, "")
+    assert f"{tmp_path / 'folder'} is no run: none of a run's tables (prompts, " in err
+    for command in ("status", "sql"):
+        code, out, err = prefdata(command, prompts)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"prefdata: {prompts} is a file and no run")
+        assert err.count("\n") == 1
+
+
 def test_terminal_escapes_of_a_model_are_shown_and_not_obeyed(prefdata, tmp_path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text(json.dumps({"prompt": "red \x1b[31m and bell \x07"}) + "\n")
@@ -176,7 +224,10 @@ def test_terminal_escapes_of_a_model_are_shown_and_not_obeyed(prefdata, tmp_path
 def test_a_closed_pipe_is_no_error(prompts, tmp_path) -> None:
     process("ingest", tmp_path / "r", prompts)
     query = "select * from range(200000)"
-    shell = f"{sys.executable} -m prefdata.cli sql {tmp_path / 'r'} '{query}' | head -1"
-    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+    shell = f"set -o pipefail; {sys.executable} -m prefdata.cli sql {tmp_path / 'r'} '{query}' | head -1"
+    # Unbuffered, Python itself takes a write that a closed pipe cut short for a whole one.
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env=buffered)
     assert done.stdout == "range\n"
     assert done.stderr == ""
+    assert done.returncode == 141

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from prefdata.candidates import swept
 from prefdata.errors import UsageError
 from prefdata.reports import Report
-from prefdata.specs import PairSpec, RankSpec, SampleSpec, SelectSpec, difference, what
+from prefdata.specs import IngestSpec, PairSpec, RankSpec, SampleSpec, SelectSpec, difference, what
 
 
 def test_unknown_keys_are_refused_with_the_nearest() -> None:
@@ -78,3 +79,47 @@ def test_a_new_setting_that_is_off_changes_no_fingerprint() -> None:
 
     assert Before(model="m").fingerprint() == After(model="m").fingerprint()
     assert After(model="m").fingerprint() != After(model="m", novelty=0.5).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("longest", "shortest"),
+    [(32, 33), ("32,64", 40), ("32:64", 33), (50, "40,60"), (50, "40:51"), ("64,32", "16,48"), ("8,9", "1,2,9")],
+)
+def test_no_answer_is_longer_at_least_than_at_most(longest, shortest) -> None:
+    with pytest.raises(UsageError, match=r"--max-tokens .* is below --min-tokens .* could not end"):
+        SampleSpec.parse({"model": "m", "max_tokens": longest, "min_tokens": shortest})
+
+
+@pytest.mark.parametrize(
+    ("longest", "shortest"),
+    [(32, 32), ("32,64", 32), ("32:64", 32), (50, "40:50"), ("32,64", "16,48"), (1 << 40, f"1:{1 << 40}")],
+)
+def test_answers_that_can_end(longest, shortest) -> None:
+    SampleSpec.parse({"model": "m", "max_tokens": longest, "min_tokens": shortest})
+
+
+def test_the_samplers_of_a_sweep_are_asked_by_themselves() -> None:
+    spec = SampleSpec(model="m", min_tokens=600, sweep=("max_tokens=700,800",))
+    assert [one.max_tokens for one in swept(spec)] == [700, 800]
+    with pytest.raises(UsageError, match="--max-tokens 500 is below --min-tokens 600"):
+        swept(SampleSpec(model="m", min_tokens=600, sweep=("max_tokens=500,800",)))
+
+
+def test_scaled_scores_are_within_0_and_1() -> None:
+    for threshold in (0.0, 1.0):
+        SelectSpec(method="threshold", threshold=threshold, scale="min-max")
+    SelectSpec(method="threshold", threshold=2.0)
+    for threshold in (-0.1, 1.1):
+        with pytest.raises(UsageError, match="is not within 0 and 1"):
+            SelectSpec.parse({"method": "threshold", "threshold": threshold, "scale": "min-max"})
+
+
+@pytest.mark.parametrize("name", ["scorer", "name", "selector", "judge", "refusal_phrases"])
+def test_an_empty_text_is_not_taken_for_none(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name}: should not be an empty text"):
+        PairSpec.parse({name: ""})
+
+
+def test_an_empty_text_that_says_something() -> None:
+    assert IngestSpec(system="").system == ""
+    assert SampleSpec(model="m", api_key_env="").api_key_env == ""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from prefdata.errors import EngineError, ModelError
+from prefdata.errors import EngineError, ModelError, UsageError
 from prefdata.model_files import ModelFiles
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -24,15 +24,20 @@ def pick_device(device: str | None) -> torch.device:
     """The device asked for, or the first CUDA GPU, or the CPU.
 
     Raises:
-        EngineError: there is no such device.
+        UsageError: that is no device.
+        EngineError: this machine has none such.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         picked = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"--device should be cpu, cuda, cuda:1, …, not {device!r}.") from None
+    try:
         torch.empty(0, device=picked)
     except (RuntimeError, AssertionError) as error:
-        raise EngineError(f'device "{device}": {str(error).splitlines()[0]}. Use --device cpu.') from None
+        said = str(error).splitlines()[0].rstrip(".")
+        raise EngineError(f"--device {device}: {said}. Use --device cpu.") from None
     return picked
 
 
@@ -40,12 +45,12 @@ def pick_dtype(dtype: str, device: torch.device) -> str:
     """The name of the type asked for; `auto` is float32 on a CPU and bfloat16 on a GPU.
 
     Raises:
-        EngineError: there is no such type here.
+        UsageError: there is no such type here.
     """
     if dtype == "auto":
         return "bfloat16" if device.type == "cuda" else "float32"
     if dtype not in _DTYPES:
-        raise EngineError(f'dtype "{dtype}" is not known. Use auto, {", ".join(_DTYPES)}.')
+        raise UsageError(f"--dtype should be auto, {', '.join(_DTYPES)}, not {dtype!r}.")
     return dtype
 
 

@@ -6,16 +6,21 @@ One view a table, with its partition key as a column, and two that join what is 
 - `preferences`: a row a pair: the prompt's text, both answers, both scores, both samplers.
 
 A query can only read, and only inside the run directory.
+
+SQL lets two columns have one name and a table does not: the later ones are numbered, as DuckDB does (`a`, `a_1`).
 """
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from prefdata.errors import InputError, NotReady, UsageError
+from prefdata.explore.status import existing
 from prefdata.store import MADE_BY, Run
 from prefdata.tables import TABLES
 from prefdata.views import sql_text
@@ -37,6 +42,9 @@ _JOINS = {
            where x.verdict <> 'tie'""",
     ),
 }
+
+_AS_TEXT = ("bignum", "bit", "interval", "time with time zone", "uhugeint", "union", "variant")
+"""DuckDB's types that Arrow, or those who read it, do not have: their values are given as DuckDB writes them."""
 
 
 def query(run: Run, sql: str) -> pa.Table:
@@ -71,13 +79,18 @@ def connect(run: Run) -> duckdb.DuckDBPyConnection:
 
     Raises:
         NotReady: there is no run at that path.
+        InputError: a part of a table is damaged.
     """
-    if not run.path.is_dir():
-        raise NotReady(f"there is no run {run}: `prefdata ingest {run} FILE…` starts one.")
+    existing(run)
     connection = duckdb.connect(":memory:")
     there = [name for name in TABLES if any(partition.parts() for partition in run.partitions(name))]
     for name in there:
-        connection.execute(f"create view {name} as {_scan(run.path, name)}")
+        try:
+            connection.execute(f"create view {name} as {_scan(run.path, name)}")
+        except duckdb.Error as error:
+            for partition in run.partitions(name):
+                partition.readable()  # says which part is damaged, and what to do about it
+            raise InputError(_first_lines(error)) from None
     for name, (needs, select) in _JOINS.items():
         if all(need in there for need in needs):
             connection.execute(f"create view {name} as {select}")
@@ -109,7 +122,8 @@ def _query(connection: duckdb.DuckDBPyConnection, run: Run, sql: str) -> pa.Tabl
             duckdb.StatementType.EXPLAIN,
         ):
             raise UsageError("give one query that reads (select …); a run is only changed by the steps.")
-        return connection.sql(statements[0].query).to_arrow_table()
+        answer = connection.sql(statements[0].query)
+        return _portable(answer).to_arrow_table().rename_columns(_numbered(answer.columns))
     except duckdb.CatalogException as error:
         for name in [*TABLES, *_JOINS]:
             if f"name {name} " in str(error):
@@ -123,6 +137,28 @@ def _query(connection: duckdb.DuckDBPyConnection, run: Run, sql: str) -> pa.Tabl
         raise InputError(_first_lines(error)) from None
     except duckdb.Error as error:
         raise UsageError(_first_lines(error)) from None
+
+
+def _portable(answer: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """`answer` with text in the columns whose types are in `_AS_TEXT`, by themselves or inside a list or the like."""
+    # Columns go by number: two of them may have one name.
+    columns = (f"#{i}::varchar" if _as_text(kind) else f"#{i}" for i, kind in enumerate(answer.types, start=1))
+    return answer.project(", ".join(columns))
+
+
+def _as_text(kind: Any) -> bool:
+    inside = kind.children if kind.id in ("array", "list", "map", "struct") else []
+    # An array has its length there too.
+    return kind.id in _AS_TEXT or any(_as_text(part) for _, part in inside if isinstance(part, type(kind)))
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """`names`, each once: `a, a` is `a, a_1`."""
+    given: list[str] = []
+    for name in names:
+        later = (f"{name}_{i}" for i in count(1))
+        given.append(name if name not in given else next(new for new in later if new not in given and new not in names))
+    return given
 
 
 def _first_lines(error: Exception) -> str:

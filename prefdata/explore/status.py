@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefdata.errors import NotReady
+from prefdata.errors import InputError, NotReady
 from prefdata.store import MADE_BY, Folder, Partition, Run
 from prefdata.tables import TABLES
 
@@ -17,24 +18,59 @@ _SIDES = {"models": "train", "exports": "export"}
 def status(run: Run) -> list[dict[str, Any]]:
     """One row for each partition, model and export: table, name, state, rows, parts, made_by, finished, next.
 
-    `next` says what to do where there is something to do.
+    `next` says what to do where there is something to do. The state of a partition with a part that cannot be read is
+    damaged, and its rows are not counted.
 
     Raises:
         NotReady: there is no run at that path.
     """
-    if not run.path.is_dir():
-        raise NotReady(f"there is no run {run}: `prefdata ingest {run} FILE…` starts one.")
+    existing(run)
     rows = [_partition(partition) for table in TABLES for partition in run.partitions(table)]
+    if not rows:
+        raise NotReady(
+            f"{run} is no run: none of a run's tables ({', '.join(TABLES)}) is in it. "
+            "`prefdata ingest RUN FILE…` starts a run."
+        )
     for side in _SIDES:
         rows += [_folder(side, folder) for folder in sorted((run.path / side).glob("*")) if folder.is_dir()]
     return rows
 
 
+def existing(run: Run) -> Run:
+    """`run`, if there is a folder at its path.
+
+    Raises:
+        NotReady: there is nothing there, or a file.
+    """
+    if run.path.is_dir():
+        return run
+    if run.path.exists():
+        raise NotReady(f"{run} is a file and no run: a run is the folder that `prefdata ingest RUN FILE…` makes.")
+    raise NotReady(f"there is no run {run}: `prefdata ingest {run} FILE…` starts one.")
+
+
 def _partition(partition: Partition) -> dict[str, Any]:
-    parts = partition.parts()
-    rows = sum(pq.read_metadata(part).num_rows for part in parts)
-    todo = _todo(partition, MADE_BY[partition.table.name])
-    return _row(partition.table.name, partition.name, partition, todo, rows=rows, parts=len(parts))
+    table, parts = partition.table.name, partition.parts()
+    rows = 0
+    for part in parts:
+        try:
+            rows += pq.read_metadata(part).num_rows
+        except (pa.ArrowInvalid, OSError) as error:
+            damage = _damage(partition, part, error)
+            row = _row(table, partition.name, partition, damage, rows=None, parts=len(parts))
+            return {**row, "state": "damaged"}
+    return _row(table, partition.name, partition, _todo(partition, MADE_BY[table]), rows=rows, parts=len(parts))
+
+
+def _damage(partition: Partition, part: Path, error: Exception) -> str:
+    """What is wrong with a part that cannot be read, and what to do: as the steps that read it say it, if they do."""
+    try:
+        partition.readable()
+    except InputError as said:
+        return str(said)
+    except OSError:
+        pass
+    return f"{part} is damaged: {' '.join(str(error).split())}"
 
 
 def _folder(side: str, path: Path) -> dict[str, Any]:

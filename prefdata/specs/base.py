@@ -10,9 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from prefdata.errors import UsageError, did_you_mean
 from prefdata.ids import digest
@@ -28,14 +37,26 @@ def how(default: Any = ..., description: str = "", **bounds: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"how": True}, **bounds)
 
 
+def _no_empty_condition(said: str | None) -> str | None:
+    if said is not None and not said.strip():
+        raise ValueError("the condition is empty: give one, or leave it out")
+    return said
+
+
+Condition = Annotated[str | None, AfterValidator(_no_empty_condition)]
+"""An SQL condition that says something, or none."""
+
+
 class Spec(BaseModel):
     """The base of all specs.
 
-    `step` names the command that the spec belongs to, in words as typed (`"sample"`, `"train dpo"`).
+    `step` names the command that the spec belongs to, in words as typed (`"sample"`, `"train dpo"`); `may_be_empty` the
+    texts whose being empty says something.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
     step: ClassVar[str]
+    may_be_empty: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -44,6 +65,15 @@ class Spec(BaseModel):
         if isinstance(data, Mapping):
             return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
         return data
+
+    @field_validator("*")
+    @classmethod
+    def _no_empty_texts(cls, value: Any, info: ValidationInfo) -> Any:
+        # Taken for "not given", it would hide a variable that the shell does not have.
+        empty = value == "" or (isinstance(value, tuple) and "" in value)
+        if empty and info.field_name not in cls.may_be_empty:
+            raise ValueError("should not be an empty text: give one, or leave it out")
+        return value
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, where: str | None = None, flags: bool = False) -> Self:
@@ -67,12 +97,13 @@ class Spec(BaseModel):
             return f'unknown key "{name}".{did_you_mean(name, cls.model_fields)}'
         if error["type"] == "missing":
             return f"{name} is needed"
-        said = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-        if not name:
-            return said
-        return f"{name}: {'should be ' if said != error['msg'] and 'Value' not in error['msg'] else ''}{said}" + (
-            "" if error["type"] == "value_error" else f", not {error['input']!r}"
-        )
+        said = str(error["msg"]).removeprefix("Value error, ")
+        if error["type"] == "value_error":
+            return f"{name}: {said}" if name else said
+        if error["type"] == "tuple_type":
+            said = "should be a list, [a, b, …]"
+        given = list(error["input"]) if isinstance(error["input"], tuple) else error["input"]  # as YAML has it
+        return f"{name}: {said.replace('Input should be ', 'should be ', 1)}, not {given!r}"
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the result, as JSON values."""

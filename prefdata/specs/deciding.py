@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from prefdata.specs.base import Spec, how, what
+from prefdata.specs.base import Condition, Spec, how, what
 
 
 class PoolSpec(Spec):
@@ -14,7 +14,7 @@ class PoolSpec(Spec):
 
     scorer: str | None = what(None, "Which scores (the only ones unless given).")
     sampler: tuple[str, ...] = what((), "Only candidates of these samplers (all unless given).")
-    where: str | None = what(
+    where: Condition = what(
         None, "Only candidates for which this SQL condition holds, on columns of candidates, scores and prompts."
     )
     refusals: Literal["keep", "drop"] = what("keep", "Answers that refuse, by the phrases of --refusal-phrases.")
@@ -85,6 +85,11 @@ class SelectSpec(PoolSpec):
         self.check_use("pool", quota=("mix",))
         if self.method == "threshold" and self.threshold is None:
             raise ValueError("--method threshold needs --threshold, the lowest score that is kept")
+        if self.scale == "min-max" and self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(
+                f"--threshold {self.threshold:g} is not within 0 and 1, and scores with --scale min-max are: "
+                "give a share, as 0.7"
+            )
         if (self.distance == "embedding") != (self.embeddings is not None):
             raise ValueError("--distance embedding and --embeddings FILE go together")
         if self.embeddings is not None and not self.diverse:

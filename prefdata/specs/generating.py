@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal, Self
 
 from pydantic import ConfigDict, model_validator
 
-from prefdata.specs.base import Spec, how, what
-from prefdata.spreads import Count, CountOrNone, NotNegative, Penalty, Positive, Share, ShareOrNone
+from prefdata.specs.base import Condition, Spec, how, what
+from prefdata.spreads import (
+    Count,
+    CountOrNone,
+    NotNegative,
+    Penalty,
+    Positive,
+    Share,
+    ShareOrNone,
+    is_spread,
+    value_of,
+)
 
 
 class IngestSpec(Spec):
@@ -15,6 +26,7 @@ class IngestSpec(Spec):
 
     model_config = ConfigDict(populate_by_name=True)
     step: ClassVar[str] = "ingest"
+    may_be_empty: ClassVar[tuple[str, ...]] = ("system",)
 
     kind: Literal["prompts", "candidates", "comparisons"] = what(
         "prompts",
@@ -65,6 +77,8 @@ class IngestSpec(Spec):
 
 class EngineSpec(Spec):
     """Behind which engine a generating model runs, and how: what every step with such a model shares."""
+
+    may_be_empty: ClassVar[tuple[str, ...]] = ("api_key_env",)
 
     engine: Literal["auto", "vllm", "transformers", "openai"] = what(
         "auto",
@@ -148,8 +162,28 @@ class SampleSpec(ModelSpec):
     )
     logprobs: bool = what(False, "Store the log-probability of every token, and not only their sum.")
     split: Literal["all", "train", "test"] = how("all", "Which prompts.")
-    where: str | None = how(None, "Only prompts for which this SQL condition on the prompts table holds.")
+    where: Condition = how(None, "Only prompts for which this SQL condition on the prompts table holds.")
     limit: int | None = how(None, "Only this many prompts: a fair sample, the same every time.", ge=1)
     sweep: tuple[str, ...] = how((), "One sampler for each value, as SETTING=A,B,C; several sweeps are crossed.")
     retry_truncated: bool = how(False, "Draw again, with the larger --max-tokens, what the smaller one cut off.")
     name: str | None = how(None, "Name of this sampler (the model folder's name unless given).")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        self.check_use("search", diversity_penalty=("diverse-beam",))
+        if not self.sweep:  # each sampler of a sweep is asked by itself
+            self._check_lengths()
+        return self
+
+    def _check_lengths(self) -> None:
+        """That every candidate's longest answer is no shorter than its shortest; of ranges the worst that may be drawn.
+
+        Raises:
+            ValueError: one's is.
+        """
+        longest, shortest = self.max_tokens, self.min_tokens
+        turns = math.lcm(*(str(setting).count(",") + 1 for setting in (longest, shortest)))
+        top = math.nextafter(1, 0)
+        if any(value_of(longest, i, 0) < value_of(shortest, i, top) for i in range(turns)):
+            which = "an answer of some candidates" if is_spread(longest) or is_spread(shortest) else "an answer"
+            raise ValueError(f"--max-tokens {longest} is below --min-tokens {shortest}, so that {which} could not end")

@@ -1,4 +1,4 @@
-"""LoRA adapters: the sum by hand, an adapter in PEFT's format, and what is refused."""
+"""Devices, types and LoRA adapters: the sum by hand, an adapter in PEFT's format, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from prefdata.engines.loading import merge_lora
+from prefdata.engines.loading import merge_lora, pick_device, pick_dtype
 from prefdata.engines.protocol import Request, Sampling
 from prefdata.engines.transformers import TransformersGenerator
-from prefdata.errors import ModelError
+from prefdata.errors import EngineError, ModelError, UsageError
 from prefdata.model_files import identify
 
 QUERY, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
@@ -150,3 +150,15 @@ def test_a_folder_that_is_no_adapter_is_refused(tmp_path, adapter):
     (folder / "adapter_model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ModelError, match=r"cannot read the LoRA adapter .* as PEFT saves them"):
         merge_lora(Small(), folder)
+
+
+def test_what_is_no_device_or_no_type_is_wrong_usage():
+    with pytest.raises(UsageError, match=r"^--device should be cpu, cuda, cuda:1, …, not 'foo'\.$"):
+        pick_device("foo")
+    with pytest.raises(UsageError, match=r"^--dtype should be auto, float32, bfloat16, float16, not 'float12'\.$"):
+        pick_dtype("float12", torch.device("cpu"))
+
+
+def test_a_device_that_this_machine_has_not():
+    with pytest.raises(EngineError, match=r"^--device cuda:99: .*\. Use --device cpu\.$"):
+        pick_device("cuda:99")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefdata.errors import NotReady, UsageError
+from prefdata.errors import InputError, NotReady, UsageError
 from prefdata.explore.sql import query, tables
 from prefdata.store import Run
 
@@ -35,6 +35,38 @@ def test_joins(run: Run) -> None:
 def test_a_name_that_looks_like_a_number_stays_text(run: Run) -> None:
     (run.path / "scores/scorer=rm").rename(run.path / "scores/scorer=2024")
     assert rows(run, "select distinct scorer from scores") == [("2024",)]
+
+
+def test_columns_of_one_name_are_numbered(run: Run) -> None:
+    sql = "select a.text, b.text, 3 as text_1, a.text from candidates a join candidates b using (candidate_id) limit 1"
+    assert query(run, sql).column_names == ["text", "text_2", "text_1", "text_3"]
+    twice = query(run, "select prompt_id, * from prompts")
+    assert twice.column_names[:2] == ["prompt_id", "prompt_id_1"]
+    assert twice["prompt_id"] == twice["prompt_id_1"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("interval 1 day", "1 day"),
+        ("[interval 1 day]", "[1 day]"),
+        ("{'a': {'b': interval 1 day}}", "{'a': {'b': 1 day}}"),
+        ("timetz '10:00:00+02'", "10:00:00+02"),
+        ("'0101'::bit", "0101"),
+        (f"{2**128 - 1}::uhugeint", str(2**128 - 1)),
+        (f"{10**60}::bignum", str(10**60)),
+        ("union_value(number := 1)", "1"),
+    ],
+)
+def test_types_that_arrow_has_not_come_as_text(run: Run, value: str, text: str) -> None:
+    assert query(run, f"select {value} as x, 1 as y").to_pylist() == [{"x": text, "y": 1}]
+
+
+def test_a_damaged_part_is_named(run: Run) -> None:
+    (part,) = (run.path / "scores/scorer=rm").glob("part-*")
+    part.write_bytes(part.read_bytes()[:200])
+    with pytest.raises(InputError, match=f"{part} is damaged"):
+        query(run, "select * from scores")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
 from prefdata.explore.status import status
 from prefdata.store import Run
 
@@ -23,3 +27,15 @@ def test_finished_and_unfinished(run: Run) -> None:
     assert rows["candidates", "policy"]["made_by"] == "sample"
     assert rows["scores", "rm"]["state"] == "unfinished"
     assert rows["scores", "rm"]["next"] == "run the same `prefdata rank` command again to finish it"
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:200], lambda whole: whole[:-200] + b"\xa5" * 192 + whole[-8:]])
+def test_a_damaged_part_is_named_and_the_others_are_told(run: Run, damage: Callable[[bytes], bytes]) -> None:
+    (part,) = (run.path / "scores/scorer=rm").glob("part-*")
+    part.write_bytes(damage(part.read_bytes()))
+    rows = {(row["table"], row["name"]): row for row in status(run)}
+    assert rows["scores", "rm"]["state"] == "damaged"
+    assert rows["scores", "rm"]["rows"] is None
+    assert rows["scores", "rm"]["next"].startswith(f"{part} is damaged: ")
+    assert rows["pairs", "main"]["state"] == "finished"
+    assert len(rows) == 7
