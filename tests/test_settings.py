@@ -31,7 +31,7 @@ SAMPLE = ("sample", "r", "--model", "m")
         (("pair", "r", "--sampler", ""), "pair: --sampler: should not be an empty text"),
         (("rank", "r", "--function", ""), "rank: --function: should not be an empty text"),
         (("ingest", "r", "PROMPTS", "--source", ""), "ingest: --source: should not be an empty text"),
-        (("ingest", "r", "PROMPTS", "--source", "s" * 300), "it has 300 characters, and 100 are the most"),
+        (("ingest", "r", "PROMPTS", "--source", "s" * 300), "it has 300 characters, 100 are the most"),
         (
             ("select", "r", "--method", "threshold", "--threshold", "2", "--scale", "min-max"),
             "--threshold 2 is not within 0 and 1",
