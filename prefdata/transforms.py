@@ -33,6 +33,7 @@ class Preprompt(Spec):
     """One entry of a file of preprompts; an empty text is no preprompt."""
 
     step: ClassVar[str] = "preprompt"
+    may_be_empty: ClassVar[tuple[str, ...]] = ("text",)
 
     text: str = what(..., "What the model is told.")
     weight: float = what(1.0, "How often, against the others.", gt=0, allow_inf_nan=False)

@@ -92,6 +92,7 @@ class Example(Spec):
     """One worked example: a prompt, what was answered, and the verdict as the judge should give it."""
 
     step: ClassVar[str] = "example"
+    may_be_empty: ClassVar[tuple[str, ...]] = ("prompt", "response", "first", "second", "reference")
 
     prompt: str = what(..., "The user's message.")
     response: str | None = what(None, "absolute: the answer.")
