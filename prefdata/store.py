@@ -54,12 +54,13 @@ class Partition(Folder):
             raise UsageError(
                 f"{name!r} cannot name a {table.partition}: use letters, digits, dots, dashes, underscores."
             )
-        if len(name) > LONGEST_NAME:
+        path = run / table.name / f"{table.partition}={name}"
+        if len(name) > LONGEST_NAME and not os.path.lexists(path):
             raise UsageError(
                 f"{name[:20]}… cannot name a {table.partition}: it has {len(name)} characters, {LONGEST_NAME} are the "
                 f"most. Give a shorter one with --{'source' if table.partition == 'source' else 'name'}."
             )
-        super().__init__(run / table.name / f"{table.partition}={name}")
+        super().__init__(path)
         self.table = table
         self.name = name
 
@@ -208,11 +209,11 @@ class Partition(Folder):
         except FileNotFoundError:
             raise  # another process has joined it with others
         except (pa.ArrowInvalid, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # the disk's or the system's fault, and not the file's
+                raise InputError(f"cannot read {part}: {error}.") from None
             same = f"the same `{MADE_BY[self.table.name]}` command again"
             streamed = self.table.name in ("candidates", "comparisons", "scores")
-            todo = (
-                f"Remove it and run {same}: it makes what is missing." if streamed else f"Run {same}, with --replace."
-            )
+            todo = f"Remove it and run {same} for what is missing." if streamed else f"Run {same}, with --replace."
             raise InputError(f"{part} is damaged: {str(error).splitlines()[0].rstrip('.')}. {todo}") from None
         if said != str(self.table.version):
             raise InputError(
@@ -389,7 +390,7 @@ def superseded(parts: Sequence[Path], key: list[str]) -> dict[int, list[int]]:
 def name_of(path: str) -> str:
     """A partition's name made from a model's or a file's: its last component, with dashes for what no name may have."""
     last = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name.partition(":")[0]).strip("-._")
-    return last[:LONGEST_NAME] or "unnamed"
+    return (last if len(last) <= LONGEST_NAME else f"{last[:79]}-{digest(last)}") or "unnamed"
 
 
 def _last_of_each(rows: pa.Table, key: Sequence[str]) -> pa.Table:

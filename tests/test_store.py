@@ -14,7 +14,7 @@ import pytest
 from prefdata.errors import InputError, NotReady, SpecConflict, StorageError, UsageError
 from prefdata.reports import Report
 from prefdata.specs import Spec, how, what
-from prefdata.store import Lineage, Run
+from prefdata.store import Lineage, Run, name_of
 from prefdata.tables import SCORES
 
 
@@ -212,3 +212,26 @@ def test_rows_that_come_in_pieces_are_the_same_bytes(tmp_path: Path, monkeypatch
         assert [pq.read_metadata(one).num_rows for one in part.parts()] == [200_000, 50_000]
         found.append([one.read_bytes() for one in part.parts()])
     assert found[0] == found[1] == found[2]
+
+
+def test_what_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch) -> None:
+    part = Run(tmp_path).partition("scores", "rm")
+    part.begin(Lineage.of(ToySpec()))
+    part.append(scores("a"))
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(pq, "read_schema", refuse)
+    with pytest.raises(InputError, match=r"^cannot read .*part-00000\.parquet: .*Permission denied"):
+        part.readable()
+
+
+def test_a_long_name_is_refused_for_what_is_new_and_read_where_it_is(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(UsageError, match="101 characters"):
+        run.partition("scores", "n" * 101)
+    (tmp_path / "scores" / f"scorer={'n' * 101}").mkdir(parents=True)
+    assert [one.name for one in run.partitions("scores")] == ["n" * 101]
+    assert len(name_of("n" * 300)) == 100
+    assert name_of("n" * 300 + "a") != name_of("n" * 300 + "b")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from inspect import signature
 from itertools import count
@@ -107,24 +107,23 @@ def start(vllm: Any, model: ModelFiles, spec: EngineSpec, **settings: Any) -> Ru
         **parse_options(spec.engine_option, signature(vllm.EngineArgs).parameters),
     }
     # On a CPU vLLM takes the setting and does nothing about it.
-    can = platform.is_cuda() and platform.has_device_capability(BATCH_INVARIANT_CAPABILITY)
+    can = platform.is_cuda_alike() and platform.has_device_capability(BATCH_INVARIANT_CAPABILITY)
     if spec.batch_invariant and not can:
         raise UsageError(
-            "--batch-invariant needs an NVIDIA GPU of compute capability 8.0 or more (A100, H100 and later); "
-            "there is none here. Leave it out."
+            "--batch-invariant needs a GPU that vLLM has such kernels for (NVIDIA's of compute capability 8.0 or more: "
+            "A100, H100 and later); there is none here. Leave it out."
         )
-    guard = Guard()
     try:
-        with _batch_invariant() if spec.batch_invariant else nullcontext():
+        with ExitStack() as started:
+            if spec.batch_invariant:
+                started.enter_context(_batch_invariant())
+            started.callback(Guard().release)
             given = {key: value for key, value in wanted.items() if value is not None}
             engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**given))
-        engine.get_supported_tasks()  # which add_request would ask for, and wait for in vain of a dead engine
-        _wake_when_dead(engine.engine_core)
-        return Running(engine, guard, vllm.__version__)
-    except BaseException as error:
-        guard.release()
-        if not isinstance(error, Exception):
-            raise
+            engine.get_supported_tasks()  # which add_request would ask for, and wait for in vain of a dead engine
+            _wake_when_dead(engine.engine_core)
+            return Running(engine, started.pop_all(), vllm.__version__)
+    except Exception as error:
         notes = "".join(f" {note}" for note in untested(vllm.__version__))
         raise EngineError(
             f"vLLM {vllm.__version__} cannot start: {first_line(error)}.{notes} "
@@ -165,12 +164,12 @@ class Running:
         notes: sentences about them.
     """
 
-    def __init__(self, engine: Any, guard: Guard, version: str) -> None:
-        """Take over an engine that was started under a guard."""
+    def __init__(self, engine: Any, started: ExitStack, version: str) -> None:
+        """Take over an engine, and what is to be undone when it is stopped."""
         self.engine, self.config = engine, engine.vllm_config
         self.versions = {"vllm": version, **versions("torch", "transformers")}
         self.notes = untested(version)
-        self._guard = guard
+        self._started = started
         self._numbers = count()
 
     def answers(
@@ -208,7 +207,7 @@ class Running:
         """Stop the engine and its processes; again does nothing."""
         if self.engine is not None:
             self.engine.engine_core.shutdown()
-            self._guard.release()
+            self._started.close()
         self.engine = None
 
     def _do(self, call: Callable[..., Any], *arguments: Any) -> Any:

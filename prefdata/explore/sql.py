@@ -122,7 +122,7 @@ def _query(connection: duckdb.DuckDBPyConnection, run: Run, sql: str) -> pa.Tabl
             duckdb.StatementType.EXPLAIN,
         ):
             raise UsageError("give one query that reads (select …); a run is only changed by the steps.")
-        answer = connection.sql(statements[0].query)
+        answer = connection.sql(_without_end(statements[0].query))
         return _portable(answer).to_arrow_table().rename_columns(_numbered(answer.columns))
     except duckdb.CatalogException as error:
         for name in [*TABLES, *_JOINS]:
@@ -137,6 +137,17 @@ def _query(connection: duckdb.DuckDBPyConnection, run: Run, sql: str) -> pa.Tabl
         raise InputError(_first_lines(error)) from None
     except duckdb.Error as error:
         raise UsageError(_first_lines(error)) from None
+
+
+def _without_end(query: str) -> str:
+    """A query without its semicolon and what comments stand after it: it is asked for inside another one."""
+    text = query.encode()  # places are counted in bytes
+    for place, kind in reversed(duckdb.tokenize(query)):
+        if text[place : place + 1] == b";":
+            return text[:place].decode()
+        if kind != duckdb.token_type.comment:
+            break
+    return query
 
 
 def _portable(answer: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:

@@ -55,6 +55,8 @@ def _partition(partition: Partition) -> dict[str, Any]:
     for part in parts:
         try:
             rows += pq.read_metadata(part).num_rows
+        except FileNotFoundError:
+            continue  # who is at work there has joined it with others
         except (pa.ArrowInvalid, OSError) as error:
             damage = _damage(partition, part, error)
             row = _row(table, partition.name, partition, damage, rows=None, parts=len(parts))

@@ -132,7 +132,13 @@ class Spec(BaseModel):
         fields = cls.model_fields
         known = {name: value for name, value in identity.items() if name in fields}
         infinite = {name: float(value) for name, value in known.items() if value in ("inf", "-inf")}
-        return cls.model_validate({**known, **infinite}, by_name=True, by_alias=False)
+        try:
+            return cls.model_validate({**known, **infinite}, by_name=True, by_alias=False)
+        except ValidationError as error:
+            problems = "; ".join(cls._problem(e, False) for e in error.errors())
+            raise UsageError(
+                f"it was made with settings that this prefdata refuses ({problems}). Make it anew with --replace."
+            ) from None
 
     def fingerprint(self) -> str:
         """The id of the spec's identity: equal fingerprints, equal results from equal inputs."""

@@ -97,7 +97,7 @@ def test_the_batch_invariant_mode_is_asked_of_vllm_where_the_gpu_can_and_else_re
         raise RuntimeError("far enough")
 
     platform = SimpleNamespace(
-        is_cuda=lambda: True, is_cpu=lambda: False, has_device_capability=lambda least: can and least <= 80
+        is_cuda_alike=lambda: True, is_cpu=lambda: False, has_device_capability=lambda least: can and least <= 80
     )
     vllm = SimpleNamespace(
         platforms=SimpleNamespace(current_platform=platform),
@@ -113,7 +113,7 @@ def test_the_batch_invariant_mode_is_asked_of_vllm_where_the_gpu_can_and_else_re
 
 @pytest.mark.vllm
 def test_the_batch_invariant_mode_is_refused_on_a_cpu(tiny_policy):
-    with pytest.raises(UsageError, match="--batch-invariant needs an NVIDIA GPU"):
+    with pytest.raises(UsageError, match="--batch-invariant needs a GPU that vLLM"):
         VllmGenerator(identify(str(tiny_policy), "causal-lm"), EngineSpec(batch_invariant=True))
 
 

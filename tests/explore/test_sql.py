@@ -108,3 +108,8 @@ def test_a_run_whose_path_has_quotes_and_stars(tmp_path: Path, run: Run) -> None
     odd = tmp_path / "o'hara [1] *"
     run.path.rename(odd)
     assert rows(Run(odd), "select count(*) from prompts") == [(4,)]
+
+
+@pytest.mark.parametrize("end", ["", ";", "; -- hi", ";\n-- end\n", " -- hi", "; /* x */ "])
+def test_a_query_may_end_in_a_comment(run: Run, end: str) -> None:
+    assert rows(run, f"select '🎬;' as film, 1{end}") == [("🎬;", 1)]
