@@ -84,7 +84,7 @@ def test_the_page_on_pairing(home: Path) -> None:
     matched = next(out for command, out in said.items() if "length-matched" in command)
     assert "dropped: no length match" in matched
     counted = next(out for command, out in said.items() if "--min-chars" in command)
-    assert "answers too short" in counted
+    assert "left out: too short" in counted
 
 
 @pytest.mark.vllm
