@@ -219,7 +219,7 @@ def test_what_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch)
     part.begin(Lineage.of(ToySpec()))
     part.append(scores("a"))
 
-    def refuse(path: Path) -> None:
+    def refuse(path: Path) -> None:  # a file's own mode stops nobody who is root, as tests often are
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(pq, "read_schema", refuse)

@@ -85,8 +85,11 @@ class Spec(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            problems = "; ".join(cls._problem(e, flags) for e in error.errors())
-            raise UsageError(f"{where or cls.step}: {problems}") from None
+            raise UsageError(f"{where or cls.step}: {cls._problems(error, flags)}") from None
+
+    @classmethod
+    def _problems(cls, error: ValidationError, flags: bool) -> str:
+        return "; ".join(cls._problem(one, flags) for one in error.errors())
 
     @classmethod
     def _problem(cls, error: Mapping[str, Any], flags: bool) -> str:
@@ -135,7 +138,7 @@ class Spec(BaseModel):
         try:
             return cls.model_validate({**known, **infinite}, by_name=True, by_alias=False)
         except ValidationError as error:
-            problems = "; ".join(cls._problem(e, False) for e in error.errors())
+            problems = cls._problems(error, flags=False)
             raise UsageError(
                 f"it was made with settings that this prefdata refuses ({problems}). Make it anew with --replace."
             ) from None
