@@ -74,10 +74,10 @@ def import_vllm() -> Any:
             import vllm.sampling_params
         attrgetter(*NEEDED)(vllm)
     except Exception as error:
-        notes = "".join(f" {note}" for note in untested(versions("vllm").get("vllm", "of no known version")))
+        installed = versions("vllm").get("vllm", "of no known version")
         raise EngineError(
-            f"vllm cannot be used: {first_line(error)}.{notes} Install it again (pip install 'prefdata[vllm]'), "
-            "or use --engine transformers."
+            f"vllm cannot be used: {first_line(error)}.{_warning(installed)} "
+            "Install it again (pip install 'prefdata[vllm]'), or use --engine transformers."
         ) from error
     return vllm
 
@@ -124,9 +124,8 @@ def start(vllm: Any, model: ModelFiles, spec: EngineSpec, **settings: Any) -> Ru
             _wake_when_dead(engine.engine_core)
             return Running(engine, started.pop_all(), vllm.__version__)
     except Exception as error:
-        notes = "".join(f" {note}" for note in untested(vllm.__version__))
         raise EngineError(
-            f"vLLM {vllm.__version__} cannot start: {first_line(error)}.{notes} "
+            f"vLLM {vllm.__version__} cannot start: {first_line(error)}.{_warning(vllm.__version__)} "
             "See its own words with VLLM_LOGGING_LEVEL=INFO, or use --engine transformers."
         ) from error
 
@@ -214,9 +213,8 @@ class Running:
         try:
             return call(*arguments)
         except Exception as error:
-            notes = "".join(f" {note}" for note in self.notes)
             raise EngineError(
-                f"vLLM {self.versions['vllm']} broke down: {first_line(error)}.{notes} "
+                f"vLLM {self.versions['vllm']} broke down: {first_line(error)}.{_warning(self.versions['vllm'])} "
                 "Run the same command again to continue."
             ) from error
 
@@ -241,6 +239,11 @@ def untested(version: str) -> tuple[str, ...]:
     if version.split("+")[0] in TESTED_VERSIONS:
         return ()
     return (f"vLLM {version} is untested here; tested: {', '.join(TESTED_VERSIONS)}.",)
+
+
+def _warning(version: str) -> str:
+    """`untested` as the end of a sentence before it: a blank and the sentence, or nothing."""
+    return "".join(f" {note}" for note in untested(version))
 
 
 def versions(*packages: str) -> dict[str, str]:
