@@ -49,8 +49,9 @@ def order_of(rows: pl.DataFrame, *, prompts_anyhow: bool = False) -> tuple[Ints 
 
 def _ascending(values: NDArray[Any], size: Ints) -> bool:
     """Whether each prompt's values rise, for rows that stand by prompt; `size` rows of each."""
-    falls = np.flatnonzero(values[1:] <= values[:-1]) + 1
-    return bool(np.isin(falls, _before(size), assume_unique=True).all())
+    falls = values[1:] <= values[:-1]
+    falls[_before(size)[1:] - 1] = False  # from one prompt to the next they may
+    return not falls.any()
 
 
 def _sorted_within(order: Ints, size: Ints, index: NDArray[np.int32], name: NDArray[np.uint64]) -> Ints:

@@ -11,6 +11,7 @@ From the same selections `listings` makes unpaired labels, groups and demonstrat
 from __future__ import annotations
 
 import itertools
+from binascii import hexlify
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from hashlib import sha256
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from prefdata.draws import Content
 from prefdata.errors import InputError, UsageError
@@ -38,6 +40,12 @@ ALL = "all"
 
 PROPOSALS = 2_000_000
 """Proposals that are held at a time, about, where a strategy makes many more of them than there are answers."""
+
+_PAIR = b'{"chosen_id":"%b","rejected_id":"%b"}' % (b"A" * ID_DIGITS, b"B" * ID_DIGITS)
+"""What a pair's id is the digest of, with places for two ids."""
+
+_DIGEST = np.dtype({"names": ["id"], "formats": [f"V{ID_DIGITS // 2}"], "itemsize": sha256().digest_size})
+"""A digest's bytes, of which an id is the first."""
 
 _SIDES = {"first": "chosen", "second": "rejected"}
 
@@ -321,13 +329,19 @@ def _columns(kept: pl.DataFrame, spec: PairSpec) -> pl.DataFrame:
 
 
 def pair_ids(chosen: pl.Series, rejected: pl.Series) -> pl.Series:
-    """`ids.pair_id` of many: ids need no escapes, so that their JSON can be written as it is."""
-    text = pl.concat_str(
-        pl.lit('{"chosen_id":"'), pl.lit(chosen), pl.lit('","rejected_id":"'), pl.lit(rejected), pl.lit('"}')
-    )
-    both = pl.select(text.cast(pl.Binary)).to_series().to_list()
-    digests = np.frombuffer(b"".join([sha256(one).digest() for one in both]), np.uint8).reshape(-1, 32)
-    digits = digests[:, : ID_DIGITS // 2].tobytes().hex().encode()
-    ends = np.arange(len(both) + 1, dtype=np.int64) * ID_DIGITS
-    ids = pa.LargeStringArray.from_buffers(len(both), pa.py_buffer(ends), pa.py_buffer(digits))
+    """`ids.pair_id` of many: ids need no escapes and are equally long, so that their JSON can be written in place."""
+    texts = np.empty((len(chosen), len(_PAIR)), np.uint8)
+    texts[:] = np.frombuffer(_PAIR, np.uint8)
+    for side, at in ((chosen, _PAIR.index(b"A")), (rejected, _PAIR.index(b"B"))):
+        texts[:, at : at + ID_DIGITS] = _letters(side)
+    digests = [sha256(text).digest() for text in texts.view(f"S{len(_PAIR)}").ravel().tolist()]
+    digits = hexlify(np.frombuffer(b"".join(digests), _DIGEST)["id"].tobytes())
+    ends = np.arange(len(chosen) + 1, dtype=np.int64) * ID_DIGITS
+    ids = pa.LargeStringArray.from_buffers(len(chosen), pa.py_buffer(ends), pa.py_buffer(digits))
     return pl.Series("pair_id", ids, dtype=pl.String)
+
+
+def _letters(ids: pl.Series) -> NDArray[np.uint8]:
+    """The letters of ids, shape (ids, ID_DIGITS)."""
+    letters = ids.to_arrow(compat_level=pl.CompatLevel.oldest()).buffers()[-1]
+    return np.frombuffer(letters or b"", np.uint8).reshape(len(ids), ID_DIGITS)
