@@ -1,4 +1,4 @@
-"""Reward models against the usual ways: texts a second, both alternately in one process.
+"""Reward models against the usual ways: texts a second, alternately, each in a process and an environment of its own.
 
 python benchmarks/ranking.py [--model FOLDER] [--prompts 100] [-n 16] [--rounds 5]
 
@@ -6,17 +6,22 @@ python benchmarks/ranking.py [--model FOLDER] [--prompts 100] [-n 16] [--rounds 
 batch_size=32)` on the same texts in the order of the candidates. `long prompts`: 16 answers of about 200 tokens to
 prompts of about 200, against batches sorted by length and padded, on a random model of 8 layers. The limit is the time
 that the needed FLOPs (2 a parameter and token, and attention) take at the rate of this machine's matrix product.
+
+prefdata's threads wait as its command line tells them to (`WAITING`), the others' as torch does by itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -24,6 +29,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 from transformers import pipeline as make_pipeline
 
 from prefdata import sample_data
+from prefdata.cli.main import WAITING
 from prefdata.engines.protocol import Completion, Request, Sampling
 from prefdata.engines.transformers import TransformersGenerator
 from prefdata.ids import seed
@@ -141,26 +147,51 @@ def needed_flops(model: RewardModel, items: list[Item]) -> float:
     return 2.0 * weights * sum(own for _, own in spans) + 4.0 * config.num_hidden_layers * width * attended
 
 
-def compare(name: str, model: RewardModel, items: list[Item], usual: Callable, rounds: int) -> None:
-    sides = {usual.__name__.removeprefix("by_").replace("_", " "): usual, "prefdata": by_prefdata}
+def compare(name: str, folder: Path, items: list[Item], usual: Callable, rounds: int) -> None:
+    ways = {usual.__name__.removeprefix("by_").replace("_", " "): usual, "prefdata": by_prefdata}
+    sides = {side: started(way, folder, items) for side, way in ways.items()}
     times: dict[str, list[float]] = {side: [] for side in sides}
     said: dict[str, dict[str, float]] = {}
     for number in range(rounds + 1):  # the first round warms up
-        for side, run in sides.items():
-            began = time.perf_counter()
-            said[side] = run(model, items)
+        for side, asked in sides.items():
+            asked.send("again")
+            seconds, said[side], padding = asked.recv()
             if number:
-                times[side].append(time.perf_counter() - began)
-    limit = needed_flops(model, items) / matmul_rate()
+                times[side].append(seconds)
+    for asked in sides.values():
+        asked.send(None)
+    limit = needed_flops(opened(folder), items) / matmul_rate()
     one, other = said.values()
     apart = max(abs(one[key] - other[key]) for key in one)
     ratios = [a / b for a, b in zip(*times.values(), strict=True)]
-    print(f"\n{name}: {len(items)} texts; scores apart by {apart:.1e} at most; padding {model.padding:.1%}")
+    print(f"\n{name}: {len(items)} texts; scores apart by {apart:.1e} at most; padding {padding:.1%}")
     print("\n| | texts/s, median | ratio |\n|---|--:|--:|")
     for side, spent in times.items():
         ratio = statistics.median(ratios) if side == "prefdata" else 1.0
         print(f"| {side} | {len(items) / statistics.median(spent):,.0f} | {ratio:.2f} |")
     print(f"| the limit | {len(items) / limit:,.0f} | |")
+
+
+def started(way: Callable, folder: Path, items: list[Item]) -> Connection:
+    """A process that computes the scores each time that it is asked."""
+    ours, theirs = multiprocessing.Pipe()
+    for name, value in WAITING.items():
+        os.environ.pop(name, None)
+        if way is by_prefdata:
+            os.environ[name] = value
+    multiprocessing.get_context("spawn").Process(
+        target=answering, args=(theirs, way, folder, items), daemon=True
+    ).start()
+    return ours
+
+
+def answering(asked: Connection, way: Callable, folder: Path, items: list[Item]) -> None:
+    """Send the seconds, the scores and the share of padding, again and again."""
+    model = opened(folder)
+    while asked.recv():
+        began = time.perf_counter()
+        said = way(model, items)
+        asked.send((time.perf_counter() - began, said, model.padding))
 
 
 def main() -> None:
@@ -173,12 +204,11 @@ def main() -> None:
     said = parser.parse_args()
     print(f"{torch.get_num_threads()} threads, matrix product {matmul_rate() / 1e9:.0f} GFLOP/s")
     if said.prompts:
-        model = opened(Path(said.model))
-        compare("answers", model, sampled(said.prompts, said.n), by_pipeline, said.rounds)
+        compare("answers", Path(said.model), sampled(said.prompts, said.n), by_pipeline, said.rounds)
     if said.long_prompts:
         with tempfile.TemporaryDirectory() as folder:
-            model = opened(larger_model(Path(folder)))
-            compare("long prompts", model, long_prompts(said.long_prompts, said.n), by_sorted_batches, said.rounds)
+            items = long_prompts(said.long_prompts, said.n)
+            compare("long prompts", larger_model(Path(folder)), items, by_sorted_batches, said.rounds)
 
 
 def opened(folder: Path) -> RewardModel:

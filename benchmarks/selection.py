@@ -240,12 +240,8 @@ def _of_group(rows: Any) -> Any:
 
 def _polars(frame: pl.DataFrame) -> pl.DataFrame:
     """The highest against the lowest, and nothing else."""
-    both = frame.group_by("prompt_id").agg(
-        pl.col("candidate_id", "score").get(pl.col("score").arg_max()).name.prefix("chosen_"),
-        pl.col("candidate_id", "score").get(pl.col("score").arg_min()).name.prefix("rejected_"),
-    )
-    margin = pl.col("chosen_score") - pl.col("rejected_score")
-    return _identified(both.with_columns(margin=margin).filter(pl.col("margin") > 0))
+    score = pl.col("score")
+    return _identified(_sides(frame, frame.lazy(), best=score.arg_max(), worst=score.arg_min()))
 
 
 def _polars_whole(pool: pl.DataFrame) -> pl.DataFrame:
@@ -254,17 +250,29 @@ def _polars_whole(pool: pl.DataFrame) -> pl.DataFrame:
     The rows must stand in the order of generation.
     """
     able = pool.filter(pl.col("left_out").is_null() & (pl.col("chars") > 0))
-    whole = pl.col("finish_reason").ne_missing("length")
-    fields = pl.col("candidate_id", "score", "text_key")
-    worst = pl.len() - 1 - pl.col("score").reverse().arg_min()
-    both = able.group_by("prompt_id").agg(
-        fields.filter(whole).get(pl.col("score").filter(whole).arg_max(), null_on_oob=True).name.prefix("chosen_"),
-        fields.get(worst).name.prefix("rejected_"),
+    whole = pl.when(pl.col("finish_reason").ne_missing("length")).then("score")
+    both = _sides(
+        able,
+        able.lazy().with_columns(whole=whole),
+        best=pl.col("whole").arg_max(),
+        worst=pl.len() - 1 - pl.col("score").reverse().arg_min(),
     )
+    both = both.with_columns(probability=1 / (1 + (-pl.col("margin")).exp()))
+    return _identified(both.filter(pl.col("chosen_text_key") != pl.col("rejected_text_key"))).sort("prompt_id")
+
+
+def _sides(rows: pl.DataFrame, grouped: pl.LazyFrame, *, best: pl.Expr, worst: pl.Expr) -> pl.DataFrame:
+    """The best and the worst row of each prompt, found as numbers: to group what they hold as well takes longer."""
+    at = grouped.with_row_index("at").group_by("prompt_id", maintain_order=True)
+    numbers = at.agg(best=pl.col("at").get(best, null_on_oob=True), worst=pl.col("at").get(worst)).collect()
+    fields = [name for name in ("candidate_id", "score", "text_key") if name in rows.columns]
+    sides = [
+        rows.select(pl.col(fields).name.prefix(f"{side}_"))[numbers[number]]
+        for side, number in (("chosen", "best"), ("rejected", "worst"))
+    ]
+    both = pl.concat([numbers.select("prompt_id"), *sides], how="horizontal")
     margin = pl.col("chosen_score") - pl.col("rejected_score")
-    both = both.with_columns(margin=margin, probability=1 / (1 + (-margin).exp()))
-    differ = pl.col("chosen_text_key") != pl.col("rejected_text_key")
-    return _identified(both.filter((pl.col("margin") > 0) & differ)).sort("prompt_id")
+    return both.with_columns(margin=margin).filter(pl.col("margin") > 0)
 
 
 def _identified(both: pl.DataFrame) -> pl.DataFrame:

@@ -92,6 +92,10 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+"""How torch's threads wait, which it reads when it is imported: spinning makes a busy machine ten times slower."""
+
+
 @app.callback()
 def common(
     debug: Annotated[
@@ -109,9 +113,8 @@ def main() -> None:
 
     Exit 0 when done, 2 for wrong usage or bad input, 1 for a failure, 130 for Ctrl-C, 141 for a closed pipe.
     """
-    # Threads that wait by spinning make a busy machine ten times slower; torch reads this when it is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    for name, value in WAITING.items():
+        os.environ.setdefault(name, value)
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
@@ -130,6 +133,8 @@ def main() -> None:
     except ReaderGone:
         # Say nothing more to a closed pipe, also when Python flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = UNREAD
+    except SystemExit:  # rich's way out of a closed pipe, while it shows help; all others return their code
         code = UNREAD
     except Exception as error:
         if debug:

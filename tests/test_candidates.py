@@ -178,6 +178,13 @@ def test_an_engine_that_dies_is_started_again(run: Run, spec, monkeypatch: pytes
     assert "died 2 times" in done.report.figures["note"]
 
 
+@pytest.mark.parametrize(("said", "one"), [({"temperature": 0}, 4), ({"top_k": 1}, 4), ({"temperature": 0, "n": 1}, 0)])
+def test_answers_that_are_all_the_same_are_noted(run: Run, spec, said, one) -> None:
+    done = sample(run, spec(**said))
+    assert done.report.figures.get("note", "").count(f"The {one} answers of a prompt are one") == (one > 0)
+    assert len({row["text"] for row in rows(run).values()}) <= len(TEXTS)
+
+
 def test_prompts_that_cannot_be_answered_are_rows(run: Run, spec, tmp_path: Path) -> None:
     long = [{"role": "user", "content": "x" * 500}]
     turns = [("user", "a"), ("assistant", "b"), ("tool", "c"), ("assistant", "d"), ("user", "e")]

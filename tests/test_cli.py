@@ -221,13 +221,21 @@ def test_terminal_escapes_of_a_model_are_shown_and_not_obeyed(prefdata, tmp_path
     assert "\x07" not in out
 
 
-def test_a_closed_pipe_is_no_error(prompts, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("command", "reader", "read"),
+    [
+        ("sql {run} 'select * from range(200000)'", "head -1", "range\n"),
+        ("--help", "sleep 0", ""),
+        ("sample --help", "sleep 0", ""),
+    ],
+)
+def test_a_closed_pipe_is_no_error(prompts, tmp_path, command, reader, read) -> None:
     process("ingest", tmp_path / "r", prompts)
-    query = "select * from range(200000)"
-    shell = f"set -o pipefail; {sys.executable} -m prefdata.cli sql {tmp_path / 'r'} '{query}' | head -1"
+    command = command.format(run=tmp_path / "r")
+    shell = f"set -o pipefail; {sys.executable} -m prefdata.cli {command} | {reader}"
     # Unbuffered, Python itself takes a write that a closed pipe cut short for a whole one.
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env=buffered)
-    assert done.stdout == "range\n"
+    assert done.stdout == read
     assert done.stderr == ""
     assert done.returncode == 141

@@ -158,6 +158,7 @@ def test_the_same_answer_twice_keeps_the_first_number(run: Run, write: Write) ->
     said = [{"prompt": "a", "response": "x", "score": number} for number in (None, 1, 1, 2)]
     done = ingest(run, [write(*said)], spec("score"))
     assert done.report.figures["scores_not_kept"] == 1
+    assert done.report.figures["scored_by_films-score"] == 1
     assert scores(run, "films-score") == {"x": (1.0, None)}
 
 

@@ -230,5 +230,9 @@ def _said(job: Job, engine: _Engine, drawing: Drawing, seconds: float, last: boo
     said: dict[str, Any] = {"engine": f"{job.engine} ({job.why})"}
     if drawing.tokens:
         said["tokens_per_second"] = round(drawing.tokens / seconds, 1)
-    notes = [*engine.notes, *([] if last else ["Another process is still at work here, and will finish it."])]
+    notes = list(engine.notes)
+    if job.spec.repeats_itself:
+        notes.append(f"The {job.spec.n} answers of a prompt are one: sample at a --temperature above 0, or with -n 1.")
+    if not last:
+        notes.append("Another process is still at work here, and will finish it.")
     return said | ({"note": " ".join(notes)} if notes else {})

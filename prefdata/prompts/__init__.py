@@ -87,7 +87,7 @@ def ingest(run: Run, files: Sequence[str], spec: IngestSpec, *, replace: bool = 
     if gathered is not None:
         beside = answered(run, partition.name, gathered, spec)
         resolved["answers"] = {kind: gathered.content(kind) for kind in gathered.kinds}
-        report = report.timed(0, **told(gathered))
+        report = report.timed(0, **told(gathered, beside))
     report = report.timed(time.monotonic() - began)
     lineage = Lineage.of(spec, resolved=resolved)
     if not replace:

@@ -80,11 +80,13 @@ def forget(run: Run, name: str, made: Sequence[Derived]) -> None:
             shutil.rmtree(partition.path)
 
 
-def told(gathered: Gathered) -> dict[str, int]:
-    """How many answers of each kind there are, and what became of others, as figures."""
+def told(gathered: Gathered, made: Sequence[Derived]) -> dict[str, int]:
+    """How many answers of each kind there are and how many of them have scores, and what became of others."""
     others = {
         "duplicate_answers": len(gathered.twice),
         "rows_without_answers": gathered.rows_without,
         "scores_not_kept": gathered.scores_not_kept,
     }
-    return {str(kind): gathered.counts(kind)[0] for kind in gathered.kinds} | nonzero(others)
+    reports = {partition.name: compute()[1] for partition, _, compute in made if partition.table is SCORES}
+    scored = {f"scored_by_{name}": report.figures["scored"] for name, report in reports.items()}
+    return {str(kind): gathered.counts(kind)[0] for kind in gathered.kinds} | scored | nonzero(others)

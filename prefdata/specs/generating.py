@@ -175,6 +175,12 @@ class SampleSpec(ModelSpec):
             self._check_lengths()
         return self
 
+    @property
+    def repeats_itself(self) -> bool:
+        """Whether every draw gives a prompt's same answer, and there are several: no pair can be made of them."""
+        greedy = self.temperature == 0 or self.top_k == 1
+        return greedy and self.n > 1 and self.search == "sample" and self.preprompts is None
+
     def _check_lengths(self) -> None:
         """That every candidate's longest answer is no shorter than its shortest; of ranges the worst that may be drawn.
 
