@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from prefdata.draws import Bits, Content, leading_bits
 from prefdata.errors import InputError, UsageError
 from prefdata.ids import digest
-from prefdata.shelves import Shelves, shelf_room
+from prefdata.shelves import Shelves, how_many_shares, shelf_room
 from prefdata.specs import PoolSpec
 from prefdata.store import MADE_BY, Partition, Run
 from prefdata.tables import TABLES
@@ -115,7 +115,7 @@ def open_pools(
     joining = _Joining(run, spec, source, scorer, beside, texts)
     nothing_known = joining.known("", pl.DataFrame(TABLES["candidates"].empty()))
     with shelf_room(run) as room, ExitStack() as stack:
-        shares = max(1, -(-rows // POOL_ROWS))
+        shares = how_many_shares(rows, POOL_ROWS)
         asked = Shelves(room / "asked", shares, _ASKED)
         there = Shelves(room / "there", shares, nothing_known)
         pools = Shelves(room / "pools", shares, joining.join(_ASKED, nothing_known))

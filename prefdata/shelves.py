@@ -23,7 +23,15 @@ from prefdata.store import Run
 TOGETHER = 500_000
 """Rows that are cut into shares at a time: small pieces cost more to write and to read than their rows."""
 
+MOST_SHARES = 256
+"""Each has a file that is open; three shelves stay below the 1,024 that a process is commonly allowed."""
+
 _OPEN: set[Path] = set()  # this process's rooms: several threads may be at it
+
+
+def how_many_shares(rows: int, each: int) -> int:
+    """How many shares rows are cut into: of about `each` rows, and of more where there would be too many."""
+    return min(MOST_SHARES, max(1, -(-rows // each)))
 
 
 class Shelves:

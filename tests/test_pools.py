@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 from scored_runs import answer, scored_run, write
 
-from prefdata import pools
+from prefdata import pools, shelves
 from prefdata.errors import InputError, NotReady, UsageError
 from prefdata.selections import select
 from prefdata.specs import PoolSpec, SelectSpec
@@ -94,6 +94,19 @@ def test_parts_are_the_same_bytes_on_any_number_of_threads(tmp_path: Path) -> No
         subprocess.run([sys.executable, "-c", code, run.path, repr(SPECS)], env=env, check=True)
     for name in SPECS:
         assert bytes_of(Run(tmp_path / "1"), name) == bytes_of(Run(tmp_path / "2"), name)
+
+
+def test_a_run_of_any_size_keeps_few_files_open(tmp_path: Path) -> None:
+    """1,200 rows that would be 1,200 pools, where a process may have 200 files."""
+    run = scored_run(tmp_path / "run", names(300, each=4))
+    code = (
+        "import resource, sys; from prefdata import Run, SelectSpec, select, pools, shelves\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)); pools.POOL_ROWS, shelves.MOST_SHARES = 1, 40\n"
+        "print(select(Run(sys.argv[1]), SelectSpec(method='best-of-n', name='x')).report.rows_out)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, run.path], capture_output=True, text=True, check=True)
+    assert done.stdout == "300\n"
+    assert shelves.MOST_SHARES * 3 < 1024 - 200
 
 
 def test_top_k_overall_across_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from prefdata.draws import Content, uniforms
 from prefdata.errors import InputError
 from prefdata.ids import Message
 from prefdata.scorers.protocol import Match
-from prefdata.shelves import Shelves, shelf_room
+from prefdata.shelves import Shelves, how_many_shares, shelf_room
 from prefdata.specs import RankSpec
 from prefdata.store import Partition, Run
 from prefdata.tables import TABLES
@@ -27,9 +27,6 @@ from prefdata.views import WHITESPACE, blank
 
 SHARE = 8192
 """Candidates whose texts are held at a time, about."""
-
-MOST_SHARES = 512
-"""Files that are open at a time, at most."""
 
 BATCH = 16_384
 """Rows that are read at a time."""
@@ -87,7 +84,8 @@ class Board:
         """The candidates of some samplers, for the schedule of `spec`."""
         self._run, self._samplers, self._spec = run, samplers, spec
         self._parts = [part for sampler in samplers for part in sampler.readable()]
-        self.shares = min(MOST_SHARES, max(1, -(-sum(pq.read_metadata(p).num_rows for p in self._parts) // SHARE)))
+        rows = sum(pq.read_metadata(part).num_rows for part in self._parts)
+        self.shares = how_many_shares(rows, SHARE)
         self.players = self.comparisons = 0
         self.content = ""
         self._read: set[Path] = set()
