@@ -163,7 +163,7 @@ class Branching:
         seen = torch.arange(int(begun.max()), device=self._device) < begun[:, None]
 
         def of_each(part: Tensor) -> Tensor:
-            return part.index_select(0, of)[:, :, : seen.shape[1]]  # at once, all three would take twice as long
+            return part.index_select(0, of)[:, :, : seen.shape[1]]  # as one index it would take twice as long
 
         with self._last_only(ends - 1):
             hidden = self._backbone(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdata import ids
-from prefdata.pairs import match
+from prefdata.pairs import match, pair_ids
 from prefdata.reports import nonzero
 from prefdata.specs import PairSpec
 
@@ -129,6 +129,17 @@ def test_probability_is_the_sigmoid_of_the_margin() -> None:
     assert rows["margin"][0] == pytest.approx(1.0)
     assert rows["probability"][0] == pytest.approx(1 / (1 + math.exp(-1.0)))
     assert rows["pair_id"][0] == ids.pair_id(rows["chosen_id"][0], rows["rejected_id"][0])
+
+
+@pytest.mark.parametrize("kept", [slice(0, 0), slice(3, 41), slice(None)])
+def test_ids_of_many_pairs_are_those_of_each(kept: slice) -> None:
+    """However the ids lie in memory: in slices, in pieces, every other one."""
+    every = pl.Series([ids.digest(number) for number in range(80)])
+    pieces = pl.concat([every[:50], every[60:]], rechunk=False)
+    for chosen, rejected in ((every[:41], every[39:]), (pieces, pieces.reverse()), (every[::2], every[1::2])):
+        chosen, rejected = chosen[kept], rejected[kept]
+        known = [ids.pair_id(*pair) for pair in zip(chosen, rejected, strict=True)]
+        assert pair_ids(chosen, rejected).to_list() == known
 
 
 grids = st.lists(st.lists(st.integers(-3, 3), min_size=1, max_size=6), min_size=1, max_size=5)
