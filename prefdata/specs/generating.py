@@ -105,7 +105,10 @@ class EngineSpec(Spec):
     )
     device: str | None = how(None, "transformers: cpu, cuda, cuda:1, …; the best there is unless given.")
     batch_tokens: int | None = how(
-        None, "transformers: rows times positions of a batch (made for the device unless given).", ge=1
+        None,
+        "transformers: rows times positions of a batch (made for the device unless given); `rank` computes one on each "
+        "core of a CPU.",
+        ge=1,
     )
     base_url: str | None = how(None, "openai: where the server is, as http://HOST:PORT/v1.")
     tokenizer: str | None = how(
