@@ -21,7 +21,7 @@ from shells import finish, killed_at, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 KILLS = 10
-PAIRWISE, JUDGED = 300, 500
+PAIRWISE, JUDGED = 600, 500
 """Prompts with six answers each: some seconds of work, so that kills hit it."""
 SLOW = """
 import time
@@ -115,7 +115,7 @@ def killed(process: subprocess.Popen[str], run: Path, table: str, dice: random.R
     parts = set(run.glob(f"{table}/*/part-*.parquet"))
     while at_work and process.poll() is None and set(run.glob(f"{table}/*/part-*.parquet")) <= parts:
         time.sleep(0.05)
-    return killed_at(process, dice.uniform(0.0, 1.5) if at_work else dice.uniform(0.5, 4.0))
+    return killed_at(process, dice.uniform(0.0, 0.7) if at_work else dice.uniform(0.5, 4.0))
 
 
 def test_killed_at_random_moments(ask: Ask, tmp_path: Path) -> None:
