@@ -147,7 +147,7 @@ def needed_flops(model: RewardModel, items: list[Item]) -> float:
     return 2.0 * weights * sum(own for _, own in spans) + 4.0 * config.num_hidden_layers * width * attended
 
 
-def compare(name: str, folder: Path, items: list[Item], usual: Callable, rounds: int) -> None:
+def compare(name: str, folder: Path, items: list[Item], usual: Callable, rounds: int, rate: float) -> None:
     ways = {usual.__name__.removeprefix("by_").replace("_", " "): usual, "prefdata": by_prefdata}
     sides = {side: started(way, folder, items) for side, way in ways.items()}
     times: dict[str, list[float]] = {side: [] for side in sides}
@@ -160,7 +160,7 @@ def compare(name: str, folder: Path, items: list[Item], usual: Callable, rounds:
                 times[side].append(seconds)
     for asked in sides.values():
         asked.send(None)
-    limit = needed_flops(opened(folder), items) / matmul_rate()
+    limit = needed_flops(opened(folder), items) / rate
     one, other = said.values()
     apart = max(abs(one[key] - other[key]) for key in one)
     ratios = [a / b for a, b in zip(*times.values(), strict=True)]
@@ -202,13 +202,14 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=16, help="answers a prompt")
     parser.add_argument("--rounds", type=int, default=5)
     said = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads, matrix product {matmul_rate() / 1e9:.0f} GFLOP/s")
+    rate = matmul_rate()
+    print(f"{torch.get_num_threads()} threads, matrix product {rate / 1e9:.0f} GFLOP/s")
     if said.prompts:
-        compare("answers", Path(said.model), sampled(said.prompts, said.n), by_pipeline, said.rounds)
+        compare("answers", Path(said.model), sampled(said.prompts, said.n), by_pipeline, said.rounds, rate)
     if said.long_prompts:
         with tempfile.TemporaryDirectory() as folder:
             items = long_prompts(said.long_prompts, said.n)
-            compare("long prompts", larger_model(Path(folder)), items, by_sorted_batches, said.rounds)
+            compare("long prompts", larger_model(Path(folder)), items, by_sorted_batches, said.rounds, rate)
 
 
 def opened(folder: Path) -> RewardModel:

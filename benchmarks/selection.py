@@ -241,7 +241,7 @@ def _of_group(rows: Any) -> Any:
 def _polars(frame: pl.DataFrame) -> pl.DataFrame:
     """The highest against the lowest, and nothing else."""
     score = pl.col("score")
-    return _identified(_sides(frame, frame.lazy(), best=score.arg_max(), worst=score.arg_min()))
+    return _identified(_sides(frame, frame.select("prompt_id", "score"), best=score.arg_max(), worst=score.arg_min()))
 
 
 def _polars_whole(pool: pl.DataFrame) -> pl.DataFrame:
@@ -253,7 +253,7 @@ def _polars_whole(pool: pl.DataFrame) -> pl.DataFrame:
     whole = pl.when(pl.col("finish_reason").ne_missing("length")).then("score")
     both = _sides(
         able,
-        able.lazy().with_columns(whole=whole),
+        able.select("prompt_id", "score", whole=whole),
         best=pl.col("whole").arg_max(),
         worst=pl.len() - 1 - pl.col("score").reverse().arg_min(),
     )
@@ -261,10 +261,10 @@ def _polars_whole(pool: pl.DataFrame) -> pl.DataFrame:
     return _identified(both.filter(pl.col("chosen_text_key") != pl.col("rejected_text_key"))).sort("prompt_id")
 
 
-def _sides(rows: pl.DataFrame, grouped: pl.LazyFrame, *, best: pl.Expr, worst: pl.Expr) -> pl.DataFrame:
+def _sides(rows: pl.DataFrame, grouped: pl.DataFrame, *, best: pl.Expr, worst: pl.Expr) -> pl.DataFrame:
     """The best and the worst row of each prompt, found as numbers: to group what they hold as well takes longer."""
     at = grouped.with_row_index("at").group_by("prompt_id", maintain_order=True)
-    numbers = at.agg(best=pl.col("at").get(best, null_on_oob=True), worst=pl.col("at").get(worst)).collect()
+    numbers = at.agg(best=pl.col("at").get(best, null_on_oob=True), worst=pl.col("at").get(worst))
     fields = [name for name in ("candidate_id", "score", "text_key") if name in rows.columns]
     sides = [
         rows.select(pl.col(fields).name.prefix(f"{side}_"))[numbers[number]]
