@@ -1,25 +1,22 @@
 """A prompt is computed once for its candidates: its keys and values are kept, and each answer attends to them.
 
 Planning is pure: rows become families (a common beginning and its branches) and batches of little padding. `Branching`
-runs them on a causal network whose cache holds every position (`DynamicCache` of plain layers); sliding windows,
-recurrent states and encoders keep something else, and there the caller computes whole rows.
+runs them on a `Backbone`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from inspect import signature
 from itertools import takewhile
-from threading import Lock, local
-from typing import Any, TypeVar
+from threading import Lock
+from typing import TypeVar
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from prefdata.scorers.backbones import Backbone, KeysValues
 from prefdata.scorers.cores import each
 from prefdata.scorers.texts import Row
 
@@ -116,69 +113,70 @@ def padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[T
     return ids, torch.tensor([len(row) for row in rows], device=device)
 
 
-class Branching:
-    """Runs families on a causal backbone.
+class Computed:
+    """What went through a network.
 
     Attributes:
-        computed: tokens that went through the network, padding included.
-        needed: those that were not padding.
+        tokens: how many, padding included.
+        needed: how many of them were no padding.
     """
 
-    def __init__(self, backbone: Any, pad: int, device: torch.device, *, several: bool = False) -> None:
-        """Wrap a network without its head; `pad` fills the rows, `several` batches run at a time."""
-        self._backbone, self._pad, self._device, self._several = backbone, pad, device, several
-        self._read = local()  # batches run in several threads
-        self._counting = Lock()
-        self.computed = self.needed = 0
+    def __init__(self) -> None:
+        """Nothing so far."""
+        self._counting = Lock()  # batches run in several threads
+        self.tokens = self.needed = 0
 
-    def fits(self) -> str | None:
-        """Why this network cannot do it, or None where it may: then it is ready. To be asked once, before `states`."""
-        parameters = signature(self._backbone.forward).parameters
-        if not {"past_key_values", "position_ids", "attention_mask"} <= set(parameters):
-            return "the model takes no cache and positions"
-        with torch.inference_mode():
-            one = torch.tensor([[self._pad]], device=self._device)
-            cache = getattr(self._backbone(input_ids=one, use_cache=True), "past_key_values", None)
-        if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
-            return "the model's cache does not hold every position (a sliding window, a recurrence or an encoder)"
-        self._finish_last_only()
-        return None
+    def add(self, ids: Tensor, needed: int) -> None:
+        """Account for token rows, of which so many were no padding."""
+        with self._counting:
+            self.tokens += ids.numel()
+            self.needed += needed
 
-    def states(self, group: list[Family], budget: int) -> Iterator[tuple[list[Row], Tensor]]:
-        """Rows of the families with the hidden state at each one's last token, shape (rows, hidden)."""
+    @property
+    def padding(self) -> float:
+        """The share of padding."""
+        return 1 - self.needed / max(1, self.tokens)
+
+
+class Branching:
+    """Runs families on a causal backbone."""
+
+    def __init__(self, backbone: Backbone, pad: int, device: torch.device, *, several: bool = False) -> None:
+        """`pad` fills the rows, `several` batches run at a time."""
+        self.backbone, self._pad, self._device, self._several = backbone, pad, device, several
+
+    def states(self, group: list[Family], budget: int, computed: Computed) -> Iterator[tuple[list[Row], Tensor]]:
+        """Rows of the families with the hidden state at each one's last token, shape (rows, hidden).
+
+        Where the backbone computes whole rows, beginnings may be empty.
+        """
         group = sorted(group, key=lambda family: len(family.prefix), reverse=True)
-        begun = self._beginnings(group, budget)
+        begun = self._beginnings(group, budget, computed)
         width = len(group[0].prefix)
         branches = [(number, row, ids) for number, family in enumerate(group) for row, ids in family.branches]
         planned = batches(branches, lambda branch: len(branch[2]), budget, beside=width)
-        yield from each((partial(self._branches, batch, *begun) for batch in planned), several=self._several)
+        tasks = (partial(self._branches, batch, *begun, computed) for batch in planned)
+        yield from each(tasks, several=self._several)
 
     @torch.inference_mode()
     def _branches(
-        self, batch: list[tuple[int, Row, list[int]]], kept: list[tuple[Tensor, Tensor]], lengths: Tensor
+        self, batch: list[tuple[int, Row, list[int]]], kept: KeysValues, lengths: Tensor, computed: Computed
     ) -> tuple[list[Row], Tensor]:
         of = torch.tensor([number for number, _, _ in batch], device=self._device)
         ids, ends = padded([ids for _, _, ids in batch], self._pad, self._device)
-        begun, own = lengths[of], torch.arange(ids.shape[1], device=self._device)
-        seen = torch.arange(int(begun.max()), device=self._device) < begun[:, None]
+        begun = lengths[of]
+        width = int(begun.max())
 
         def of_each(part: Tensor) -> Tensor:
-            return part.index_select(0, of)[:, :, : seen.shape[1]]  # as one index it would take twice as long
+            return part.index_select(0, of)[:, :, :width]  # as one index it would take twice as long
 
-        with self._last_only(ends - 1):
-            hidden = self._backbone(
-                input_ids=ids,
-                attention_mask=torch.cat([seen, own < ends[:, None]], 1).long(),
-                # What is padding stays within the context.
-                position_ids=begun[:, None] + torch.minimum(own, ends[:, None] - 1),
-                past_key_values=_cache((of_each(keys), of_each(values)) for keys, values in kept),
-                use_cache=True,
-            ).last_hidden_state
-        self.count(ids, int(ends.sum()))
-        return [row for _, row, _ in batch], hidden[torch.arange(len(batch), device=self._device), ends - 1]
+        mine = ((of_each(keys), of_each(values)) for keys, values in kept)
+        states = self.backbone.go_on(ids, ends, begun, mine)
+        computed.add(ids, int(ends.sum()))
+        return [row for _, row, _ in batch], states
 
     @torch.inference_mode()
-    def _beginnings(self, group: list[Family], budget: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    def _beginnings(self, group: list[Family], budget: int, computed: Computed) -> tuple[KeysValues, Tensor]:
         """Each layer's keys and values of the families' beginnings, shape (families, heads, width, size), and lengths.
 
         The group has its longest beginning first.
@@ -186,66 +184,27 @@ class Branching:
         kept: list[tuple[Tensor, Tensor]] = []
         lengths = torch.tensor([len(family.prefix) for family in group], device=self._device)
         done = 0
-        planned = list(batches(group, lambda family: len(family.prefix), budget))
-        caches = each((partial(self._beginning, batch) for batch in planned), several=self._several)
-        for batch, cache in zip(planned, caches, strict=True):
-            for number, layer in enumerate(cache.layers):
+        begun = [family for family in group if family.prefix]
+        planned = list(batches(begun, lambda family: len(family.prefix), budget))
+        found = each((partial(self._beginning, batch, computed) for batch in planned), several=self._several)
+        for batch, layers in zip(planned, found, strict=True):
+            for number, both in enumerate(layers):
                 if number == len(kept):
-                    shape = (len(group), layer.keys.shape[1], len(group[0].prefix), layer.keys.shape[3])
-                    kept.append(
-                        (layer.keys.new_zeros(shape), layer.values.new_zeros((*shape[:3], layer.values.shape[3])))
-                    )
-                for into, found in zip(kept[number], (layer.keys, layer.values), strict=True):
-                    into[done : done + len(batch), :, : found.shape[2]] = found
+                    keys, values = (_room(one, len(group), len(group[0].prefix)) for one in both)
+                    kept.append((keys, values))
+                for into, one in zip(kept[number], both, strict=True):
+                    into[done : done + len(batch), :, : one.shape[2]] = one
             done += len(batch)
         return kept, lengths
 
     @torch.inference_mode()
-    def _beginning(self, batch: list[Family]) -> Any:
+    def _beginning(self, batch: list[Family], computed: Computed) -> KeysValues:
         ids, ends = padded([family.prefix for family in batch], self._pad, self._device)
-        own = torch.arange(ids.shape[1], device=self._device)
-        mask = None if bool((ends == ids.shape[1]).all()) else (own < ends[:, None]).long()
-        with self._last_only(ends - 1):
-            cache = self._backbone(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
-        self.count(ids, int(ends.sum()))
-        return cache
-
-    def count(self, ids: Tensor, needed: int) -> None:
-        """Account for token rows that went through the network."""
-        with self._counting:
-            self.computed += ids.numel()
-            self.needed += needed
-
-    @contextmanager
-    def _last_only(self, last: Tensor) -> Iterator[None]:
-        """Within it, in this thread, the last layer finishes one token a row, the one that is read."""
-        self._read.at = torch.arange(len(last), device=last.device), last
-        try:
-            yield
-        finally:
-            self._read.at = None
-
-    def _finish_last_only(self) -> None:
-        """Make the last layer heed `_last_only`: of the tokens that are not read only their keys are needed.
-
-        What attention and feed-forward network say of the one is added to all, and the others' states mean nothing.
-        """
-        layers = getattr(self._backbone, "layers", None) or getattr(self._backbone, "h", None)
-        final = layers[-1] if layers else None
-        project = getattr(getattr(final, "self_attn", None), "o_proj", None)
-        read = self._read
-
-        def pick(_: Any, said: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            at = getattr(read, "at", None)
-            return None if at is None else (said[0][at][:, None], *said[1:])
-
-        for part in (project, getattr(final, "mlp", None)):
-            if isinstance(part, torch.nn.Module):
-                part.register_forward_pre_hook(pick)
+        layers = self.backbone.begin(ids, ends)
+        computed.add(ids, int(ends.sum()))
+        return layers
 
 
-def _cache(kept: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
-    cache = DynamicCache()
-    for layer, (keys, values) in enumerate(kept):
-        cache.update(keys, values, layer)
-    return cache
+def _room(like: Tensor, rows: int, width: int) -> Tensor:
+    """Zeros for as many rows and places; heads and their size as those of `like`."""
+    return like.new_zeros((rows, like.shape[1], width, like.shape[3]))

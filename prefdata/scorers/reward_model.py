@@ -8,6 +8,7 @@ it (`prefixes`); the first prompts are computed both ways, and where these diffe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,12 @@ from transformers import AutoModelForSequenceClassification
 from prefdata.engines.chat import Chat
 from prefdata.engines.loading import load, pick_device, pick_dtype
 from prefdata.model_files import ModelFiles
+from prefdata.scorers.backbones import Backbone, Cached
 from prefdata.scorers.classifier import Classifier
 from prefdata.scorers.cores import each, is_small
 from prefdata.scorers.labels import Activation, Labels
-from prefdata.scorers.prefixes import Branching, Family, batches, chunks, families, padded
+from prefdata.scorers.lean import Lean
+from prefdata.scorers.prefixes import Branching, Computed, Family, batches, chunks, families, padded
 from prefdata.scorers.texts import Row, Texts
 
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
@@ -85,38 +88,51 @@ class RewardModel(Classifier):
         self._head: Any = getattr(self._net, "score", None)
         self._stretches = _stretches(self._net)
         self._several = is_small(self._net, self.device) and not self._stretches
-        self._branching = Branching(self._net.base_model, self._pad, self.device, several=self._several)
         self._unchecked = self._pads = not self._stretches
-        self._shares = share_prompts and self._head is not None and not self._stretches
+        self._computed = Computed()
         if self._stretches:
             self.notes += ("Only whole texts of one length are computed together: positions stretch with the longest.",)
-        if self._shares and (why := self._branching.fits()):
-            self._whole_rows(why)
+        self._ways: list[Branching] = []
+        if share_prompts and self._head is not None and not self._stretches:
+            self._ways = self._branchings()
 
     @property
     def padding(self) -> float:
         """The share of padding among the tokens that were computed so far, after the check of the first prompts."""
-        return 1 - self._branching.needed / max(1, self._branching.computed)
+        return self._computed.padding
 
     def logits(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
         """The rows with their logits, some at a time; see `Classifier.logits`."""
         if rows and self._unchecked:
             self._check_ways(rows)
-        shared, whole = families(rows) if self._shares else ([], rows)
-        for group in chunks(shared, self.batch_tokens):
-            yield from self._branched(group)
-        yield from self._padded(whole)
+        shared, whole = families(rows) if self._ways else ([], rows)
+        yield from self._branched(shared)
+        if self._ways and self._ways[0].backbone.whole:
+            yield from self._branched([_alone(row) for row in whole])
+        else:
+            yield from self._padded(whole)
 
     def close(self) -> None:
         """Give back the model's memory."""
         self._net = self._head = None
-        del self._branching
+        self._ways = []
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _branched(self, group: list[Family]) -> Iterator[tuple[list[Row], Tensor]]:
-        for rows, states in self._branching.states(group, self.batch_tokens):
-            yield rows, self._read(states)
+    def _branchings(self) -> list[Branching]:
+        """The ways to compute a prompt once, the quickest first; an earlier one is left where its scores are wrong."""
+        net = self._net.base_model
+        if why := Cached.unfit(net, self._pad, self.device):
+            self._anew(why)
+            return []
+        ways: list[Backbone] = [Lean(net)] if self._several and Lean.fits(net) else []
+        ways.append(Cached(net))
+        return [Branching(way, self._pad, self.device, several=self._several) for way in ways]
+
+    def _branched(self, found: list[Family]) -> Iterator[tuple[list[Row], Tensor]]:
+        for group in chunks(found, self.batch_tokens):
+            for rows, states in self._ways[0].states(group, self.batch_tokens, self._computed):
+                yield rows, self._read(states)
 
     def _padded(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
         planned = batches(rows, lambda row: len(row.ids), self.batch_tokens)
@@ -133,7 +149,7 @@ class RewardModel(Classifier):
         ids, lengths = padded([row.ids for row in rows], self._pad, self.device)
         at = torch.arange(len(rows), device=self.device)
         mask = (torch.arange(ids.shape[1], device=self.device) < lengths[:, None]).long()
-        self._branching.count(ids, int(lengths.sum()))
+        self._computed.add(ids, int(lengths.sum()))
         if self._head is None:  # BERT and its kin read a pooled first token
             logits: Tensor = self._net(input_ids=ids, attention_mask=mask).logits
             return logits
@@ -151,8 +167,8 @@ class RewardModel(Classifier):
     def _check_ways(self, rows: list[Row]) -> None:
         """Compare padded and branched rows with rows that are computed alone, and leave what differs."""
         self._unchecked = False
-        shared = families(rows)[0][:SELF_CHECKED] if self._shares else []
-        pairs = [row for family in shared for row, _ in family.branches[:2]]
+        shared = [Family(one.prefix, one.branches[:2]) for one in families(rows)[0][:SELF_CHECKED] if self._ways]
+        pairs = [row for family in shared for row, _ in family.branches]
         ordered = sorted(rows, key=lambda row: len(row.ids))
         some = [*pairs, *ordered[:: max(1, len(ordered) // SELF_CHECKED)]][: 4 * SELF_CHECKED]
         alone = {row.text: self._forward([row])[0].float() for row in some}
@@ -160,12 +176,15 @@ class RewardModel(Classifier):
         if worst > TOLERANCE[self.dtype]:
             self._pads = False
             self.notes += (f"Only texts of one length are computed together: padding moves scores by {worst:.2g}.",)
-        if shared:
-            group = [Family(family.prefix, family.branches[:2]) for family in shared]
-            worst = self._apart(self._branched(group), alone)
-            if worst > TOLERANCE[self.dtype]:
-                self._whole_rows(f"the scores differ by {worst:.2g}")
-        self._branching.computed = self._branching.needed = 0
+        while self._ways:
+            whole = [_alone(row) for row in some if self._ways[0].backbone.whole]
+            worst = self._apart(itertools.chain(self._branched(shared), self._branched(whole)), alone)
+            if worst <= TOLERANCE[self.dtype]:
+                break
+            self._ways.pop(0)
+            if not self._ways:
+                self._anew(f"the scores differ by {worst:.2g}")
+        self._computed = Computed()
 
     def _apart(self, found: Any, alone: dict[str, Tensor]) -> float:
         """How far logits are from those of rows alone, at most: relative where they are above 1."""
@@ -177,8 +196,7 @@ class RewardModel(Classifier):
             worst = max(worst, float(differs.nan_to_num(torch.inf).max()))
         return worst
 
-    def _whole_rows(self, why: str) -> None:
-        self._shares = False
+    def _anew(self, why: str) -> None:
         self.notes += (f"A prompt is computed anew for each candidate: {why}.",)
 
 
@@ -186,6 +204,10 @@ def _stretches(net: torch.nn.Module) -> bool:
     """Whether a longer text beside it turns a text's positions: transformers keeps their frequencies in the network."""
     kinds = [str(getattr(module, "rope_type", "")) for module in net.modules()]  # of each type of layer, or one for all
     return any("longrope" in kind for kind in kinds)
+
+
+def _alone(row: Row) -> Family:
+    return Family([], [(row, row.ids)])
 
 
 def _of_one_length(rows: list[Row]) -> list[list[Row]]:
