@@ -27,6 +27,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from prefdata.ahead import ahead, cores
 from prefdata.draws import Bits, Content, leading_bits
 from prefdata.errors import InputError, UsageError
 from prefdata.ids import digest
@@ -118,17 +119,17 @@ def open_pools(
         shares = how_many_shares(rows, POOL_ROWS)
         asked = Shelves(room / "asked", shares, _ASKED)
         there = Shelves(room / "there", shares, nothing_known)
-        pools = Shelves(room / "pools", shares, joining.join(_ASKED, nothing_known))
+        pools = Shelves(room / "pools", shares, joining.join((_ASKED, nothing_known)))
         for shelves in (asked, there, pools):
             stack.callback(shelves.close)
-        for table, part, extra in named:
-            asked.put(_of(prompt_id, _asked(table, part).with_columns(extra=pl.lit(extra))))
-        for sampler in samplers:
-            for part in sampler.readable():
-                there.put(_of(prompt_id, joining.candidates(sampler.name, part)))
+        for some in ahead(named, _asked, cores()):
+            asked.put(_of(prompt_id, some))
+        drawn = [(sampler.name, part) for sampler in samplers for part in sampler.readable()]
+        for some in ahead(drawn, joining.candidates, cores()):
+            there.put(_of(prompt_id, some))
         content, rounds = _RowsAndReasons(), set[int]()
-        for share in range(shares):
-            pool = joining.join(asked.take(share), there.take(share))
+        both = ((asked.take(share), there.take(share)) for share in range(shares))
+        for share, pool in enumerate(ahead(both, joining.join, cores())):
             content.add(pool)
             rounds.update(pool.select(pl.col("round").filter(pl.col("left_out").is_null())).to_series().unique())
             pools.put_in(share, pool)
@@ -164,8 +165,9 @@ class _Joining:
         # A source that was stopped in the middle, or that names one candidate in many rows, may have rows twice.
         self._repeats = source.state != "finished" or source.table.name == "comparisons" or bool(beside)
 
-    def candidates(self, sampler: str, part: Path) -> pl.DataFrame:
-        """What is known of the candidates of a part; texts that nobody asks for are not read."""
+    def candidates(self, drawn: tuple[str, Path]) -> pl.DataFrame:
+        """What is known of the candidates of a sampler's part; texts that nobody asks for are not read."""
+        sampler, part = drawn
         used = self._wanted is None or sampler in self._wanted
         columns = [*_CANDIDATE, *(["text"] if used else [])]
         return self.known(sampler, pl.read_parquet(part, columns=columns, hive_partitioning=False))
@@ -189,7 +191,9 @@ class _Joining:
         start = texts.str.head(REFUSAL_CHARS).str.replace_all("’", "'", literal=True)
         return start.str.contains_any(self._phrases, ascii_case_insensitive=True)
 
-    def join(self, asked: pl.DataFrame, there: pl.DataFrame) -> pl.DataFrame:
+    def join(self, both: tuple[pl.DataFrame, pl.DataFrame]) -> pl.DataFrame:
+        """What was asked for of a share, with what is there."""
+        asked, there = both
         if self._repeats:
             # Of a selection and the scores beside it, the selection; of what was written twice, the last.
             asked = asked.unique("candidate_id", keep="first" if self._beside else "last", maintain_order=True)
@@ -258,17 +262,20 @@ def _one_spaced(texts: pl.Series) -> pl.Series:
     return texts.clone().scatter(odd, texts.gather(odd).str.replace_all(_SPACES, " "))
 
 
-def _asked(source: Partition, part: Path) -> pl.DataFrame:
-    """The candidates that a part names: candidate_id, prompt_id, score, draws."""
+def _asked(named: tuple[Partition, Path, bool]) -> pl.DataFrame:
+    """The candidates that a part names: candidate_id, prompt_id, score, draws, and whether they are extra."""
+    source, part, extra = named
+    none = {"score": pl.lit(None, pl.Float64), "draws": pl.lit(None, pl.Int32)}
     if source.table.name == "comparisons":
         both = pl.read_parquet(part, columns=["first_id", "second_id", "prompt_id"], hive_partitioning=False)
         sides = [both.select("prompt_id", candidate_id=side) for side in ("first_id", "second_id")]
-        rows = pl.concat(sides).unique("candidate_id", maintain_order=True)
-        return rows.select("candidate_id", "prompt_id", score=pl.lit(None, pl.Float64), draws=pl.lit(None, pl.Int32))
-    draws = [] if source.table.name == "scores" else ["draws"]
-    rows = pl.read_parquet(part, columns=["candidate_id", "prompt_id", "score", *draws], hive_partitioning=False)
-    rows = rows if draws else rows.with_columns(draws=pl.lit(None, pl.Int32))
-    return rows.select("candidate_id", "prompt_id", "score", "draws")
+        rows = pl.concat(sides).unique("candidate_id", maintain_order=True).with_columns(**none)
+    else:
+        draws = [] if source.table.name == "scores" else ["draws"]
+        columns = ["candidate_id", "prompt_id", "score", *draws]
+        rows = pl.read_parquet(part, columns=columns, hive_partitioning=False)
+        rows = rows if draws else rows.with_columns(draws=none["draws"])
+    return rows.select("candidate_id", "prompt_id", "score", "draws", extra=pl.lit(extra))
 
 
 def _of(prompt_id: str | None, rows: pl.DataFrame) -> pl.DataFrame:

@@ -87,7 +87,8 @@ def test_parts_are_the_same_bytes_on_any_number_of_threads(tmp_path: Path) -> No
     for threads in (1, 2):
         run = scored_run(tmp_path / str(threads), names(40, "policy", "hot"), parts=3)
         code = (
-            "import sys; from prefdata import Run, SelectSpec, select, pools; pools.POOL_ROWS = 50\n"
+            "import sys; from prefdata import Run, SelectSpec, ahead, select, pools; pools.POOL_ROWS = 50\n"
+            f"ahead.os.sched_getaffinity = lambda _: range({threads}); assert ahead.cores() == {threads}\n"
             "for name, said in eval(sys.argv[2]).items(): select(Run(sys.argv[1]), SelectSpec(name=name, **said))"
         )
         env = {**os.environ, "POLARS_MAX_THREADS": str(threads)}

@@ -17,7 +17,7 @@ ADAPTERS = {"engines", "scorers", "formats"}
 TOPS = {"explore", "train"}
 GROUND = {
     "errors", "ids", "specs", "reports", "tables", "disk", "folders", "store", "model_files", "draws", "views",
-    "progress", "claims", "shares", "spreads", "transforms", "template_files", "pools", "grids", "shelves",
+    "progress", "ahead", "claims", "shares", "spreads", "transforms", "template_files", "pools", "grids", "shelves",
 }  # fmt: skip
 SOURCES = sorted([*ROOT.glob("prefdata/**/*.py"), *ROOT.glob("cli/*.py"), *ROOT.glob("sample_data/*.py")])
 

@@ -22,6 +22,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from prefdata.ahead import ahead, cores
 from prefdata.draws import Content
 from prefdata.errors import InputError, UsageError
 from prefdata.grids import how_many_prompts
@@ -180,10 +181,10 @@ def _tables(
         (lambda pool: match(pool, spec, said)) if spec.as_ == "pairs" else (lambda pool: LISTINGS[spec.as_](pool, spec))
     )
     pieces = []
-    for pool in itertools.chain.from_iterable(_portions(whole_pool, spec) for whole_pool in pools):
-        rows, account = make(pool)
+    portions = itertools.chain.from_iterable(_portions(pool, spec) for pool in pools)
+    for several_here, (rows, account) in ahead(portions, lambda pool: (_has_several(pool), make(pool)), cores()):
         whole += account
-        several = several or pool.height > how_many_prompts(pool)
+        several = several or several_here
         if spec.balance == "none":
             yield rows.with_columns(scorer=pl.lit(scorer)).to_arrow()
         else:
@@ -197,6 +198,11 @@ def _tables(
         rows = _balanced(run, pl.concat(pieces), spec, whole)
         yield rows.with_columns(scorer=pl.lit(scorer)).to_arrow()
     return _reported(whole, spec)
+
+
+def _has_several(pool: pl.DataFrame) -> bool:
+    """Whether a prompt has more than one answer."""
+    return pool.height > how_many_prompts(pool)
 
 
 def _portions(pool: pl.DataFrame, spec: PairSpec) -> Iterator[pl.DataFrame]:

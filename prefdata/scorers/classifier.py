@@ -13,9 +13,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from prefdata import ids
+from prefdata.ahead import ahead
 from prefdata.scorers.labels import Labels
 from prefdata.scorers.protocol import Item, Scored
-from prefdata.scorers.texts import Row, Texts, Window, ahead, windows
+from prefdata.scorers.texts import Row, Texts, Window, windows
 
 
 class Classifier(ABC):

@@ -7,13 +7,14 @@ get one after the other.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import chain, islice
 from typing import TypeVar
 
 import torch
+
+from prefdata.ahead import ahead
 
 T = TypeVar("T")
 
@@ -42,15 +43,12 @@ def each(tasks: Iterable[Callable[[], T]], *, several: bool) -> Iterator[T]:
     if at_a_time == 1 or len(first) < at_a_time:
         yield from (task() for task in chain(first, stream))
         return
-    own = ThreadPoolExecutor(at_a_time, "prefdata-batch", torch.set_num_threads, (threads // at_a_time,))
-    waiting: deque[Future[T]] = deque()
+    alone = partial(torch.set_num_threads, threads // at_a_time)
     try:
-        for task in chain(first, stream):
-            waiting.append(own.submit(task))
-            if len(waiting) > 2 * at_a_time:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from ahead(chain(first, stream), _done, at_a_time, most=2 * at_a_time, begin=alone)
     finally:
-        own.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # what a thread sets for itself is every later thread's default
+
+
+def _done(task: Callable[[], T]) -> T:
+    return task()

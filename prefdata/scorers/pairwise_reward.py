@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefdata.ahead import ahead
 from prefdata.engines.chat import Chat
 from prefdata.engines.protocol import TemplateRefusal
 from prefdata.errors import ModelError
@@ -22,7 +23,7 @@ from prefdata.scorers.classifier import Classifier
 from prefdata.scorers.labels import Labels
 from prefdata.scorers.pairwise import verdict_of
 from prefdata.scorers.protocol import Match, Verdict
-from prefdata.scorers.texts import Row, Texts, ahead, fill, read_format, windows
+from prefdata.scorers.texts import Row, Texts, fill, read_format, windows
 
 LAYOUT = "{conversation}\n\nAnswer A:\n{first}\n\nAnswer B:\n{second}"
 """What is read without a text format; `{conversation}` is its turns, each as `role: content`, a blank line between."""

@@ -8,8 +8,7 @@ works on this one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,7 +21,6 @@ from prefdata.ids import Message
 from prefdata.scorers.protocol import Item, Scored
 
 T = TypeVar("T")
-U = TypeVar("U")
 
 _PLACE = re.compile(r"\{([a-z]+)\}")
 
@@ -147,22 +145,6 @@ def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
     stream = iter(items)
     while window := list(islice(stream, size)):
         yield window
-
-
-def ahead(stream: Iterable[T], work: Callable[[T], U]) -> Iterator[U]:
-    """`work` of each, in order, the next one in a thread while the caller is busy with this one.
-
-    The stream itself is read in the caller's thread.
-    """
-    with ThreadPoolExecutor(1, thread_name_prefix="prefdata-texts") as thread:
-        last = None
-        for one in stream:
-            this = thread.submit(work, one)
-            if last is not None:
-                yield last.result()
-            last = this
-        if last is not None:
-            yield last.result()
 
 
 def _one_begin(ids: list[int], begin: int | None) -> list[int]:

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Iterable
+from functools import partial
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from prefdata.ahead import ahead, cores
 from prefdata.grids import grids, ordered, sizes
 from prefdata.pools import Pools, open_pools
 from prefdata.reports import Account, Report
@@ -86,8 +88,8 @@ def _tables(pools: Pools, spec: SelectSpec, distance: Distance) -> Generator[pa.
 
 
 def _pieces(pools: Pools, spec: SelectSpec, distance: Distance, whole: Account) -> Iterable[pl.DataFrame]:
-    for pool in pools:
-        rows, account = keep(pool, spec, latest_round=pools.latest_round, distance=distance)
+    rule = partial(keep, spec=spec, latest_round=pools.latest_round, distance=distance)
+    for rows, account in ahead(pools, rule, cores()):
         whole += account
         yield rows
 

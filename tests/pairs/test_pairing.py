@@ -81,7 +81,10 @@ def test_the_same_bytes_however_much_is_held_and_in_however_many_parts(
     assert pair(whole, spec).did == "kept"
     monkeypatch.setattr(pools, "POOL_ROWS", 20)
     monkeypatch.setattr(pairs, "PROPOSALS", 30)
-    assert written(parts, spec) == made
+    for cores in (1, 3):
+        monkeypatch.setattr(pools, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(pairs, "cores", lambda cores=cores: cores)
+        assert written(parts, spec) == made
 
 
 def test_rso_makes_four_disjoint_pairs_or_a_tournament_of_seven(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_failure_is_raised_and_nothing_is_left_running(cores) -> None:
     with pytest.raises(ValueError, match="the fifth"):
         list(each((partial(task, i) for i in range(100)), several=True))
     assert torch.get_num_threads() == 3
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefdata-batch")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefdata-ahead")]
 
 
 @pytest.mark.parametrize("share", [True, False])

@@ -1,8 +1,6 @@
-"""The exact texts and token ids of a classifier, prepared a window ahead."""
+"""The exact texts and token ids of a classifier."""
 
 from __future__ import annotations
-
-import threading
 
 import pytest
 
@@ -10,7 +8,7 @@ from prefdata.engines.chat import Chat
 from prefdata.engines.protocol import TemplateRefusal
 from prefdata.errors import InputError
 from prefdata.scorers.protocol import Item
-from prefdata.scorers.texts import Texts, ahead, fill, read_format, windows
+from prefdata.scorers.texts import Texts, fill, read_format, windows
 
 USER = ({"role": "user", "content": "Q {response}"},)
 SYSTEM = ({"role": "system", "content": "S"}, *USER)
@@ -74,21 +72,5 @@ def test_one_text_is_one_row_and_what_cannot_be_rendered_has_a_reason(tiny_rewar
     assert [(s.key, s.reason) for s in found.refused] == [("e", "refused_by_template"), ("f", "not_unicode")]
 
 
-def test_the_next_window_is_prepared_while_this_one_is_used():
-    begun = threading.Event()
-
-    def work(number: int) -> int:
-        if number == 1:
-            begun.set()
-        return -number
-
-    stream = ahead(range(4), work)
-    assert next(stream) == 0
-    assert begun.wait(5)
-    assert list(stream) == [-1, -2, -3]
+def test_windows_are_whole_but_the_last():
     assert list(windows(range(5), 2)) == [[0, 1], [2, 3], [4]]
-
-
-def test_what_fails_in_the_thread_is_raised_here():
-    with pytest.raises(ZeroDivisionError):
-        list(ahead([1, 0], lambda x: 1 // x))

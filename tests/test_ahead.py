@@ -1,0 +1,78 @@
+"""Work in threads, ahead of the caller."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from prefdata.ahead import ahead
+
+
+def test_the_next_is_worked_on_while_this_one_is_used() -> None:
+    begun = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 1:
+            begun.set()
+        return -number
+
+    stream = ahead(range(4), work)
+    assert next(stream) == 0
+    assert begun.wait(5)
+    assert list(stream) == [-1, -2, -3]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_results_come_in_order_whoever_is_done_first(workers: int) -> None:
+    def work(number: int) -> int:
+        time.sleep(0.02 * (number % 3 == 0))
+        return number
+
+    assert list(ahead(range(30), work, workers)) == list(range(30))
+
+
+@pytest.mark.parametrize(("workers", "most", "pulled"), [(1, None, 2), (3, None, 4), (2, 6, 7)])
+def test_no_more_is_pulled_than_is_asked_for(workers: int, most: int | None, pulled: int) -> None:
+    seen: list[int] = []
+
+    def endless() -> Iterator[int]:
+        for number in itertools.count():
+            seen.append(number)
+            yield number
+
+    stream = ahead(endless(), str, workers, most=most)
+    assert next(stream) == "0"
+    assert len(seen) == pulled
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_workers_work_at_a_time() -> None:
+    """Each waits for the other: one after the other they would never be done."""
+    both = threading.Barrier(2)
+    assert sorted(ahead([0, 1], lambda _: both.wait(10), 2)) == [0, 1]
+
+
+def test_what_fails_in_a_thread_is_raised_here_and_nothing_more_begins() -> None:
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        done.append(number)
+        if number == 1:
+            raise ZeroDivisionError
+        time.sleep(0.05)
+
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(range(100), work, 2))
+    assert max(done) < 10
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefdata-ahead")]
+
+
+def test_a_caller_that_leaves_leaves_nothing_running() -> None:
+    stream = ahead(itertools.count(), str, 2)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefdata-ahead")]
