@@ -9,8 +9,8 @@ rules alone against other ways to write them.
 - end to end: `prefdata select --method rso --k 8`, `prefdata pair --strategy first-round`; and best-worst pairing among
   all scored candidates, beside the time to scan the columns that it needs and to write its pairs.
 - Algorithm 1 as the paper has it, a Python loop over prompts: from a list of scores to the accepted.
-- best-worst: pandas' groupby-apply, and the best plain Polars expressions that we could write: of the bare idea, and of
-  one that makes the same pairs.
+- best-worst: pandas' groupby-apply, and the best plain Polars that we could write: one expression that makes the same
+  pairs, a way that finds the rows of these pairs by number and gathers what they hold, and the bare idea so written.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ import polars as pl
 import pyarrow as pa
 
 from prefdata import PairSpec, Run, SelectSpec, pair, select
+from prefdata.ahead import ahead, cores
 from prefdata.pairs import match, pair_ids
+from prefdata.pools import POOL_ROWS
 from prefdata.reports import Report
 from prefdata.selections.rules import algorithm1_ranks, gumbel_ranks
 from prefdata.specs import Spec
@@ -166,37 +168,51 @@ def rules(each: int) -> None:
         "rso (Gumbel), all prompts at once": (len(many), lambda: gumbel_ranks(many, 0.5, coins)),
     }  # fmt: skip
     _compare(f"acceptance of 8 of {each}", ways)
-    pool = _pool(many[:20_000])
+    pool = _pool(many)
     frame = pool.select("prompt_id", "candidate_id", "score", "sample_index")
-    ours = {"prefdata, every proposal with its reason": (20_000, lambda: match(pool, PairSpec()))}
-    assert _polars_whole(pool)["pair_id"].equals(match(pool, PairSpec())[0]["pair_id"])
+    step = POOL_ROWS // each
+    pools = [pool[start * each : (start + step) * each] for start in range(0, len(many), step)]
+    assert _polars_whole(pools[0])["pair_id"].equals(match(pools[0], PairSpec())[0]["pair_id"])
+    assert _polars_expression(pools[0])["pair_id"].equals(match(pools[0], PairSpec())[0]["pair_id"])
     _compare(
         f"best-worst of {each}, rows in memory",
         {
-            "Polars, the same pairs as prefdata": (20_000, lambda: _polars_whole(pool)),
-            "Polars, the highest against the lowest": (20_000, lambda: _polars(frame)),
-            **ours,
+            "Polars, one expression, the same pairs": (len(many), lambda: _polars_expression(pool)),
+            "Polars, rows by number, the same pairs": (len(many), lambda: _polars_whole(pool)),
+            "Polars, the highest against the lowest": (len(many), lambda: _polars(frame)),
+            "prefdata, with every proposal's reason": (len(many), lambda: _by_pools(pools, cores())),
+            "prefdata, in one thread": (len(many), lambda: _by_pools(pools, 1)),
         },
-        rounds=15,
+        rounds=9,
     )
-    data = frame.to_pandas()  # its million strings slow down what stands beside them
+    few_rows = frame[: 20_000 * each]
+    data = few_rows.to_pandas()  # its million strings slow down what stands beside them
     pandas = {
-        "pandas groupby-apply": (20_000, lambda: data.groupby("prompt_id").apply(_of_group, include_groups=False))
+        "pandas groupby-apply": (20_000, lambda: data.groupby("prompt_id").apply(_of_group, include_groups=False)),
+        "prefdata, with every proposal's reason": (len(many), lambda: _by_pools(pools, cores())),
     }
-    _compare(f"best-worst of {each}, rows in memory", {**pandas, **ours})
+    _compare(f"best-worst of {each}, rows in memory", pandas)
+
+
+def _by_pools(pools: list[pl.DataFrame], workers: int) -> pl.DataFrame:
+    """As `pair` does it: pools of its size, some ahead."""
+    return pl.concat(rows for rows, _ in ahead(pools, lambda pool: match(pool, PairSpec()), workers))
 
 
 def _compare(what: str, ways: dict[str, tuple[int, Callable[[], Any]]], rounds: int = 5) -> None:
     taken: dict[str, list[float]] = {name: [] for name in ways}
+    worked: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, (prompts, way) in ways.items():
-            began = time.perf_counter()
+            began, on_cores = time.perf_counter(), time.process_time()
             way()
             taken[name].append((time.perf_counter() - began) / prompts * 1e6)
+            worked[name].append((time.process_time() - on_cores) / prompts * 1e6)
     base = statistics.median(next(iter(taken.values())))
-    print(f"\n{what:<44} {'us/prompt':>10} {'times faster':>13}")
+    print(f"\n{what:<44} {'us/prompt':>10} {'times faster':>13} {'CPU us':>8}")
     for name, values in taken.items():
-        print(f"{name:<44} {statistics.median(values):>10.2f} {base / statistics.median(values):>13.1f}")
+        median, cpu = statistics.median(values), statistics.median(worked[name])
+        print(f"{name:<44} {median:>10.2f} {base / median:>13.1f} {cpu:>8.2f}")
 
 
 def algorithm1(scores: list[float], k: int, beta: float) -> list[int]:
@@ -242,6 +258,29 @@ def _polars(frame: pl.DataFrame) -> pl.DataFrame:
     """The highest against the lowest, and nothing else."""
     score = pl.col("score")
     return _identified(_sides(frame, frame.select("prompt_id", "score"), best=score.arg_max(), worst=score.arg_min()))
+
+
+def _polars_expression(pool: pl.DataFrame) -> pl.DataFrame:
+    """What `match` makes, as one would write it: one query that groups by prompt. Rows stand as they were generated."""
+    score, whole = pl.col("score"), pl.when(pl.col("finish_reason").ne_missing("length")).then("score")
+    best, worst = pl.col("whole").arg_max(), pl.len() - 1 - score.reverse().arg_min()
+    fields = ("candidate_id", "score", "text_key")
+    margin = pl.col("chosen_score") - pl.col("rejected_score")
+    grouped = (
+        pool.lazy()
+        .filter(pl.col("left_out").is_null() & (pl.col("chars") > 0))
+        .select("prompt_id", *fields, whole=whole)
+        .group_by("prompt_id", maintain_order=True)
+        .agg(
+            *(pl.col(name).get(best, null_on_oob=True).alias(f"chosen_{name}") for name in fields),
+            *(pl.col(name).get(worst).alias(f"rejected_{name}") for name in fields),
+        )
+        .with_columns(margin=margin)
+        .filter((pl.col("margin") > 0) & (pl.col("chosen_text_key") != pl.col("rejected_text_key")))
+        .with_columns(probability=1 / (1 + (-pl.col("margin")).exp()))
+        .sort("prompt_id")
+    )
+    return _identified(grouped.collect())
 
 
 def _polars_whole(pool: pl.DataFrame) -> pl.DataFrame:
