@@ -261,26 +261,29 @@ def _polars(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _polars_expression(pool: pl.DataFrame) -> pl.DataFrame:
-    """What `match` makes, as one would write it: one query that groups by prompt. Rows stand as they were generated."""
-    score, whole = pl.col("score"), pl.when(pl.col("finish_reason").ne_missing("length")).then("score")
-    best, worst = pl.col("whole").arg_max(), pl.len() - 1 - score.reverse().arg_min()
+    """What `match` makes, as one query that groups by prompt. The rows must stand in the order of generation.
+
+    Of the ways to write it this was the quickest: each side as a struct, by `max_by` and `min_by`.
+    """
+    whole = pl.when(pl.col("finish_reason").ne_missing("length")).then("score")
     fields = ("candidate_id", "score", "text_key")
-    margin = pl.col("chosen_score") - pl.col("rejected_score")
-    grouped = (
+    row, margin = pl.struct(fields), pl.col("chosen_score") - pl.col("rejected_score")
+    sides = [
+        pl.col(side).struct.field(name).alias(f"{side}_{name}") for side in ("chosen", "rejected") for name in fields
+    ]
+    query = (
         pool.lazy()
         .filter(pl.col("left_out").is_null() & (pl.col("chars") > 0))
         .select("prompt_id", *fields, whole=whole)
         .group_by("prompt_id", maintain_order=True)
-        .agg(
-            *(pl.col(name).get(best, null_on_oob=True).alias(f"chosen_{name}") for name in fields),
-            *(pl.col(name).get(worst).alias(f"rejected_{name}") for name in fields),
-        )
+        .agg(chosen=row.max_by("whole"), rejected=row.reverse().min_by(pl.col("score").reverse()))
+        .select("prompt_id", *sides)
         .with_columns(margin=margin)
         .filter((pl.col("margin") > 0) & (pl.col("chosen_text_key") != pl.col("rejected_text_key")))
         .with_columns(probability=1 / (1 + (-pl.col("margin")).exp()))
         .sort("prompt_id")
     )
-    return _identified(grouped.collect())
+    return _identified(query.collect())
 
 
 def _polars_whole(pool: pl.DataFrame) -> pl.DataFrame:
