@@ -182,7 +182,9 @@ def _tables(
     )
     pieces = []
     portions = itertools.chain.from_iterable(_portions(pool, spec) for pool in pools)
-    for several_here, (rows, account) in ahead(portions, lambda pool: (_has_several(pool), make(pool)), cores()):
+    # Prompts are counted until one pool has several answers to one; what is ahead may be counted for nothing.
+    done = ahead(portions, lambda pool: (several or _has_several(pool), make(pool)), cores())
+    for several_here, (rows, account) in done:
         whole += account
         several = several or several_here
         if spec.balance == "none":

@@ -141,26 +141,28 @@ class Computed:
 class Branching:
     """Runs families on a causal backbone."""
 
-    def __init__(self, backbone: Backbone, pad: int, device: torch.device, *, several: bool = False) -> None:
-        """`pad` fills the rows, `several` batches run at a time."""
+    def __init__(
+        self, backbone: Backbone, pad: int, device: torch.device, computed: Computed, *, several: bool = False
+    ) -> None:
+        """`pad` fills the rows, `computed` counts them, `several` batches run at a time."""
         self.backbone, self._pad, self._device, self._several = backbone, pad, device, several
+        self._computed = computed
 
-    def states(self, group: list[Family], budget: int, computed: Computed) -> Iterator[tuple[list[Row], Tensor]]:
+    def states(self, group: list[Family], budget: int) -> Iterator[tuple[list[Row], Tensor]]:
         """Rows of the families with the hidden state at each one's last token, shape (rows, hidden).
 
         Where the backbone computes whole rows, beginnings may be empty.
         """
         group = sorted(group, key=lambda family: len(family.prefix), reverse=True)
-        begun = self._beginnings(group, budget, computed)
+        begun = self._beginnings(group, budget)
         width = len(group[0].prefix)
         branches = [(number, row, ids) for number, family in enumerate(group) for row, ids in family.branches]
         planned = batches(branches, lambda branch: len(branch[2]), budget, beside=width)
-        tasks = (partial(self._branches, batch, *begun, computed) for batch in planned)
-        yield from each(tasks, several=self._several)
+        yield from each((partial(self._branches, batch, *begun) for batch in planned), several=self._several)
 
     @torch.inference_mode()
     def _branches(
-        self, batch: list[tuple[int, Row, list[int]]], kept: KeysValues, lengths: Tensor, computed: Computed
+        self, batch: list[tuple[int, Row, list[int]]], kept: KeysValues, lengths: Tensor
     ) -> tuple[list[Row], Tensor]:
         of = torch.tensor([number for number, _, _ in batch], device=self._device)
         ids, ends = padded([ids for _, _, ids in batch], self._pad, self._device)
@@ -172,11 +174,11 @@ class Branching:
 
         mine = ((of_each(keys), of_each(values)) for keys, values in kept)
         states = self.backbone.go_on(ids, ends, begun, mine)
-        computed.add(ids, int(ends.sum()))
+        self._computed.add(ids, int(ends.sum()))
         return [row for _, row, _ in batch], states
 
     @torch.inference_mode()
-    def _beginnings(self, group: list[Family], budget: int, computed: Computed) -> tuple[KeysValues, Tensor]:
+    def _beginnings(self, group: list[Family], budget: int) -> tuple[KeysValues, Tensor]:
         """Each layer's keys and values of the families' beginnings, shape (families, heads, width, size), and lengths.
 
         The group has its longest beginning first.
@@ -186,7 +188,7 @@ class Branching:
         done = 0
         begun = [family for family in group if family.prefix]
         planned = list(batches(begun, lambda family: len(family.prefix), budget))
-        found = each((partial(self._beginning, batch, computed) for batch in planned), several=self._several)
+        found = each((partial(self._beginning, batch) for batch in planned), several=self._several)
         for batch, layers in zip(planned, found, strict=True):
             for number, both in enumerate(layers):
                 if number == len(kept):
@@ -198,10 +200,10 @@ class Branching:
         return kept, lengths
 
     @torch.inference_mode()
-    def _beginning(self, batch: list[Family], computed: Computed) -> KeysValues:
+    def _beginning(self, batch: list[Family]) -> KeysValues:
         ids, ends = padded([family.prefix for family in batch], self._pad, self._device)
         layers = self.backbone.begin(ids, ends)
-        computed.add(ids, int(ends.sum()))
+        self._computed.add(ids, int(ends.sum()))
         return layers
 
 

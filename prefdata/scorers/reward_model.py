@@ -127,11 +127,11 @@ class RewardModel(Classifier):
             return []
         ways: list[Backbone] = [Lean(net)] if self._several and Lean.fits(net) else []
         ways.append(Cached(net))
-        return [Branching(way, self._pad, self.device, several=self._several) for way in ways]
+        return [Branching(way, self._pad, self.device, self._computed, several=self._several) for way in ways]
 
     def _branched(self, found: list[Family]) -> Iterator[tuple[list[Row], Tensor]]:
         for group in chunks(found, self.batch_tokens):
-            for rows, states in self._ways[0].states(group, self.batch_tokens, self._computed):
+            for rows, states in self._ways[0].states(group, self.batch_tokens):
                 yield rows, self._read(states)
 
     def _padded(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
@@ -167,7 +167,8 @@ class RewardModel(Classifier):
     def _check_ways(self, rows: list[Row]) -> None:
         """Compare padded and branched rows with rows that are computed alone, and leave what differs."""
         self._unchecked = False
-        shared = [Family(one.prefix, one.branches[:2]) for one in families(rows)[0][:SELF_CHECKED] if self._ways]
+        found = families(rows)[0][:SELF_CHECKED] if self._ways else []
+        shared = [Family(one.prefix, one.branches[:2]) for one in found]
         pairs = [row for family in shared for row, _ in family.branches]
         ordered = sorted(rows, key=lambda row: len(row.ids))
         some = [*pairs, *ordered[:: max(1, len(ordered) // SELF_CHECKED)]][: 4 * SELF_CHECKED]
@@ -184,7 +185,7 @@ class RewardModel(Classifier):
             self._ways.pop(0)
             if not self._ways:
                 self._anew(f"the scores differ by {worst:.2g}")
-        self._computed = Computed()
+        self._computed.tokens = self._computed.needed = 0
 
     def _apart(self, found: Any, alone: dict[str, Tensor]) -> float:
         """How far logits are from those of rows alone, at most: relative where they are above 1."""
