@@ -22,6 +22,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,18 @@ from prefdata import PairSpec, Run, SelectSpec, pair, select
 from prefdata.ahead import ahead, cores
 from prefdata.pairs import match, pair_ids
 from prefdata.pools import POOL_ROWS
-from prefdata.reports import Report
+from prefdata.reports import Account, Report
 from prefdata.selections.rules import algorithm1_ranks, gumbel_ranks
 from prefdata.specs import Spec
 from prefdata.store import Lineage
 from prefdata.tables import TABLES
 
 PART = 100_000
+PROMPTS = 100_000
 LOOP_PROMPTS = 2_000
+
+Way = Callable[[], Any]
+Timer = Callable[[], tuple[float, float]]
 
 
 def main() -> None:
@@ -158,61 +164,94 @@ STEPS = {
 def rules(each: int) -> None:
     """The rules alone, on scores in memory; microseconds a prompt, medians, alternately."""
     numbers = np.random.default_rng(0)
-    many, few = numbers.normal(size=(100_000, each)), numbers.normal(size=(LOOP_PROMPTS, each)).tolist()
+    many, few = numbers.normal(size=(PROMPTS, each)), numbers.normal(size=(LOOP_PROMPTS, each)).tolist()
     coins = numbers.random(many.shape)
-    ways: dict[str, tuple[int, Callable[[], Any]]] = {
+    ways: dict[str, tuple[int, Way]] = {
         "Algorithm 1, Python loop": (LOOP_PROMPTS, lambda: [algorithm1(scores, 8, 0.5) for scores in few]),
-        "rso-algorithm1, all prompts at once": (
-            len(many), lambda: algorithm1_ranks(many, 0.5, 8, lambda sweep: coins),
-        ),
-        "rso (Gumbel), all prompts at once": (len(many), lambda: gumbel_ranks(many, 0.5, coins)),
-    }  # fmt: skip
-    _compare(f"acceptance of 8 of {each}", ways)
-    pool = _pool(many)
-    frame = pool.select("prompt_id", "candidate_id", "score", "sample_index")
-    step = POOL_ROWS // each
-    pools = [pool[start * each : (start + step) * each] for start in range(0, len(many), step)]
-    assert _polars_whole(pools[0])["pair_id"].equals(match(pools[0], PairSpec())[0]["pair_id"])
-    assert _polars_expression(pools[0])["pair_id"].equals(match(pools[0], PairSpec())[0]["pair_id"])
-    _compare(
-        f"best-worst of {each}, rows in memory",
-        {
-            "Polars, one expression, the same pairs": (len(many), lambda: _polars_expression(pool)),
-            "Polars, rows by number, the same pairs": (len(many), lambda: _polars_whole(pool)),
-            "Polars, the highest against the lowest": (len(many), lambda: _polars(frame)),
-            "prefdata, with every proposal's reason": (len(many), lambda: _by_pools(pools, cores())),
-            "prefdata, in one thread": (len(many), lambda: _by_pools(pools, 1)),
-        },
-        rounds=9,
-    )
-    few_rows = frame[: 20_000 * each]
-    data = few_rows.to_pandas()  # its million strings slow down what stands beside them
-    pandas = {
-        "pandas groupby-apply": (20_000, lambda: data.groupby("prompt_id").apply(_of_group, include_groups=False)),
-        "prefdata, with every proposal's reason": (len(many), lambda: _by_pools(pools, cores())),
+        "rso-algorithm1, all prompts at once": (PROMPTS, lambda: algorithm1_ranks(many, 0.5, 8, lambda sweep: coins)),
+        "rso (Gumbel), all prompts at once": (PROMPTS, lambda: gumbel_ranks(many, 0.5, coins)),
     }
-    _compare(f"best-worst of {each}, rows in memory", pandas)
+    _compare(f"acceptance of 8 of {each}", {name: (n, partial(_timed, way)) for name, (n, way) in ways.items()})
+    pool = _pool(POOL_ROWS // each, each)
+    for way in (_polars_whole, _polars_expression):
+        assert way(pool)["pair_id"].equals(match(pool, PairSpec())[0]["pair_id"])
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:  # what one way leaves to the allocator does not slow down the next
+        timers: dict[str, tuple[int, Timer]] = {}
+        for name, (prompts, ready) in BEST_WORST.items():
+            process = stack.enter_context(context.Pool(1, _get_ready, (ready, prompts, each)))
+            timers[name] = (prompts, partial(process.apply, _timed))
+        _compare(f"best-worst of {each}, rows in memory", timers, rounds=9)
 
 
-def _by_pools(pools: list[pl.DataFrame], workers: int) -> pl.DataFrame:
-    """As `pair` does it: pools of its size, some ahead."""
-    return pl.concat(rows for rows, _ in ahead(pools, lambda pool: match(pool, PairSpec()), workers))
+_READY: list[Way] = []
+"""What a process of its own does when it is asked."""
 
 
-def _compare(what: str, ways: dict[str, tuple[int, Callable[[], Any]]], rounds: int = 5) -> None:
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    worked: dict[str, list[float]] = {name: [] for name in ways}
+def _get_ready(ready: Callable[[pl.DataFrame], Way], prompts: int, each: int) -> None:
+    _READY.append(ready(_pool(prompts, each)))
+
+
+def _timed(way: Way | None = None) -> tuple[float, float]:
+    """Seconds on the clock, and of the cores."""
+    way = way or _READY[0]
+    began, on_cores = time.perf_counter(), time.process_time()
+    way()
+    return time.perf_counter() - began, time.process_time() - on_cores
+
+
+def _compare(what: str, timers: dict[str, tuple[int, Timer]], rounds: int = 5) -> None:
+    taken: dict[str, list[list[float]]] = {name: [] for name in timers}
     for _ in range(rounds):
-        for name, (prompts, way) in ways.items():
-            began, on_cores = time.perf_counter(), time.process_time()
-            way()
-            taken[name].append((time.perf_counter() - began) / prompts * 1e6)
-            worked[name].append((time.process_time() - on_cores) / prompts * 1e6)
-    base = statistics.median(next(iter(taken.values())))
+        for name, (prompts, timer) in timers.items():
+            taken[name].append([seconds / prompts * 1e6 for seconds in timer()])
+    medians = {
+        name: [statistics.median(values) for values in zip(*times, strict=True)] for name, times in taken.items()
+    }
+    base, _ = next(iter(medians.values()))
     print(f"\n{what:<44} {'us/prompt':>10} {'times faster':>13} {'CPU us':>8}")
-    for name, values in taken.items():
-        median, cpu = statistics.median(values), statistics.median(worked[name])
+    for name, (median, cpu) in medians.items():
         print(f"{name:<44} {median:>10.2f} {base / median:>13.1f} {cpu:>8.2f}")
+
+
+def _pandas(pool: pl.DataFrame) -> Way:
+    data = pool.select("prompt_id", "candidate_id", "score").to_pandas()
+    return lambda: data.groupby("prompt_id").apply(_of_group, include_groups=False)
+
+
+def _whole_expression(pool: pl.DataFrame) -> Way:
+    return lambda: _polars_expression(pool)
+
+
+def _by_number(pool: pl.DataFrame) -> Way:
+    return lambda: _polars_whole(pool)
+
+
+def _bare(pool: pl.DataFrame) -> Way:
+    frame = pool.select("prompt_id", "candidate_id", "score", "sample_index")
+    return lambda: _polars(frame)
+
+
+def _ours(pool: pl.DataFrame, workers: int | None = None) -> Way:
+    """As `pair` does it: pools of its size, some ahead."""
+    each = 1 + pool["sample_index"].max()
+    pools = list(pool.iter_slices(POOL_ROWS // each * each))
+    return lambda: pl.concat(rows for rows, _ in ahead(pools, _match, workers or cores()))
+
+
+def _match(pool: pl.DataFrame) -> tuple[pl.DataFrame, Account]:
+    return match(pool, PairSpec())
+
+
+BEST_WORST: dict[str, tuple[int, Callable[[pl.DataFrame], Way]]] = {
+    "pandas groupby-apply": (20_000, _pandas),
+    "Polars, one expression, the same pairs": (PROMPTS, _whole_expression),
+    "Polars, rows by number, the same pairs": (PROMPTS, _by_number),
+    "Polars, the highest against the lowest": (PROMPTS, _bare),
+    "prefdata, with every proposal's reason": (PROMPTS, _ours),
+    "prefdata, in one thread": (PROMPTS, partial(_ours, workers=1)),
+}
+"""Ways to pair the best with the worst, each with how many prompts it is given."""
 
 
 def algorithm1(scores: list[float], k: int, beta: float) -> list[int]:
@@ -233,13 +272,12 @@ def algorithm1(scores: list[float], k: int, beta: float) -> list[int]:
     return accepted
 
 
-def _pool(scores: np.ndarray) -> pl.DataFrame:
-    prompts, each = scores.shape
+def _pool(prompts: int, each: int) -> pl.DataFrame:
     numbers = np.random.default_rng(1)
     rows = prompts * each
     return pl.DataFrame({"candidate_id": _ids(numbers, rows)}).with_columns(
         prompt_id=_ids(numbers, prompts).gather(np.repeat(np.arange(prompts), each)),
-        score=pl.Series(scores.ravel()),
+        score=pl.Series(numbers.normal(size=rows)),
         sampler=pl.lit("policy"),
         sample_index=pl.Series(np.tile(np.arange(each, dtype=np.int32), prompts)),
         finish_reason=pl.lit("stop"),

@@ -7,10 +7,12 @@ arrays.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefdata.draws import leading_bits
@@ -22,29 +24,47 @@ T = TypeVar("T", bound=np.generic)
 
 def ordered(rows: pl.DataFrame) -> pl.DataFrame:
     """`rows` in the order of `order_of`."""
-    order, _ = order_of(rows)
-    return rows if order is None else rows[order]
+    row = order_of(rows).row
+    return rows if row is None else rows[row]
 
 
-def order_of(rows: pl.DataFrame, *, prompts_anyhow: bool = False) -> tuple[Ints | None, Ints]:
-    """The order by prompt_id, each prompt's rows as they were generated: by sample_index, and then by candidate_id.
+@dataclass(frozen=True)
+class Order:
+    """An order of rows, in which each prompt's stand together, as they were generated.
 
-    None where the rows stand so; and how many rows each prompt has, in that order, shape (prompts,). Rows are moved by
-    runs of one prompt, and then sorted within their prompts where they must be: a sort of all of them costs many times
-    more. With `prompts_anyhow` rows that need no more than that their prompts change places stay where they are.
+    Attributes:
+        row: the row of each place, shape (rows,); None where they are the same.
+        size: how many rows each prompt has, shape (prompts,).
+        by_id: the prompts in the order of their ids, shape (prompts,).
     """
-    runs = rows.select(pl.col("prompt_id").rle()).unnest("prompt_id")
-    size = runs["len"].to_numpy().astype(np.int64)
-    if prompts_anyhow and runs["value"].n_unique() == len(size) and _ascending(rows["sample_index"].to_numpy(), size):
-        return None, size
-    prompt = runs["value"].rank("dense").to_numpy()
+
+    row: Ints | None
+    size: Ints
+    by_id: Ints
+
+
+def order_of(rows: pl.DataFrame, *, prompts_anyhow: bool = False) -> Order:
+    """The order by prompt_id, each prompt's rows by sample_index and then by candidate_id.
+
+    Rows are moved by runs of one prompt, and then sorted within their prompts where they must be: a sort of all of them
+    costs many times more. With `prompts_anyhow` rows that need no more than that their prompts change places stay where
+    they are.
+    """
+    named, size = _runs(rows["prompt_id"])
+    if prompts_anyhow:
+        bits = leading_bits(named)
+        by_id = np.argsort(bits)
+        in_one_run = np.diff(bits[by_id]).all()  # all prompts, as no two runs are of one
+        if in_one_run and _ascending(rows["sample_index"].to_numpy(), size):
+            return Order(None, size, by_id)
+    prompt = named.rank("dense").to_numpy()
     by_prompt = np.argsort(prompt, kind="stable")  # a prompt's runs stay as they came
     order = np.arange(rows.height) + np.repeat((_before(size)[by_prompt] - _before(size[by_prompt])), size[by_prompt])
     each = np.bincount(prompt, size)[1:].astype(np.int64)
     index = rows["sample_index"].to_numpy()[order]
     if not _ascending(index, each):
         order = _sorted_within(order, each, index, leading_bits(rows["candidate_id"])[order])
-    return None if (np.diff(order) == 1).all() else order, each
+    return Order(None if (np.diff(order) == 1).all() else order, each, np.arange(len(each)))
 
 
 def _ascending(values: NDArray[Any], size: Ints) -> bool:
@@ -67,12 +87,45 @@ def _sorted_within(order: Ints, size: Ints, index: NDArray[np.int32], name: NDAr
 
 def how_many_prompts(rows: pl.DataFrame) -> int:
     """How many prompts rows have, that mostly stand by prompt."""
-    return rows["prompt_id"].rle().struct.field("value").n_unique()
+    named, _ = _runs(rows["prompt_id"])
+    return named.n_unique()
 
 
 def sizes(rows: pl.DataFrame) -> Ints:
     """How many rows each prompt has, for rows that stand by prompt; shape (prompts,)."""
-    return rows["prompt_id"].rle().struct.field("len").to_numpy().astype(np.int64)
+    _, size = _runs(rows["prompt_id"])
+    return size
+
+
+def _runs(names: pl.Series) -> tuple[pl.Series, Ints]:
+    """The names of runs of rows with one name, and how many rows each has.
+
+    Rows of one prompt mostly have one copy of its name between them: their views are equal, and only where views differ
+    are letters compared.
+    """
+    if not len(names):
+        return names, np.empty(0, np.int64)
+    views = _views(names)
+    other = (views[1:] != views[:-1]).view(np.uint16).ravel() != 0  # either word: two booleans read as one number
+    first = np.concatenate([[0], np.flatnonzero(other) + 1])
+    named = names.gather(first)
+    begins = views[first, 0]
+    if (begins[1:] == begins[:-1]).any():  # as long, and with the same beginning: perhaps the same name
+        runs = named.rle().struct.unnest()
+        named, first = runs["value"], first[_before(runs["len"].to_numpy().astype(np.int64))]
+    return named, np.diff(first, append=len(names))
+
+
+def _views(names: pl.Series) -> NDArray[np.uint64]:
+    """Arrow's views of names, shape (rows, 2): equal ones are of equal names, but not the other way round.
+
+    Each begins with the length in bytes (32 bits) and the first four of them; the second word has the other eight, or,
+    of what is longer than that, which buffer has all of them and where in it.
+    """
+    strings = names.to_arrow(compat_level=pl.CompatLevel.newest())
+    assert strings.type == pa.string_view(), strings.type
+    views = np.frombuffer(strings.buffers()[1], np.uint64).reshape(-1, 2)
+    return views[strings.offset : strings.offset + len(strings)]
 
 
 class Grid:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdata import ids
-from prefdata.grids import Grid, descending, grids, last_argmin, order_of, ordered, sizes
+from prefdata.grids import Grid, descending, grids, how_many_prompts, last_argmin, order_of, ordered, sizes
 
 prompts = st.lists(st.integers(1, 9), max_size=8)
 
@@ -34,10 +34,11 @@ def test_rows_in_any_order_come_in_one(size: list[int], tied: bool, seed: int, b
     for order in (random.permutation(plain.height), np.concatenate([cut[i] for i in random.permutation(blocks)])):
         some = plain[order.astype(np.int64)]
         assert ordered(some).equals(wanted)
-        moved, each = order_of(some)
-        assert each.tolist() == wanted.group_by("prompt_id", maintain_order=True).len()["len"].to_list()
-        assert (moved is None) == some.equals(wanted)
-    assert sizes(wanted).tolist() == each.tolist()
+        order = order_of(some)
+        assert order.size.tolist() == wanted.group_by("prompt_id", maintain_order=True).len()["len"].to_list()
+        assert (order.row is None) == some.equals(wanted)
+        assert order.by_id.tolist() == list(range(len(order.size)))
+    assert sizes(wanted).tolist() == order.size.tolist()
 
 
 @settings(max_examples=150, deadline=None)
@@ -46,14 +47,32 @@ def test_prompts_that_lie_together_may_stay_where_they_are(size: list[int], tied
     plain, random = rows(size, tied=tied), np.random.default_rng(seed)
     blocks = plain.partition_by("prompt_id")
     moved = pl.concat([blocks[i] for i in random.permutation(len(blocks))])
-    order, _ = order_of(moved, prompts_anyhow=True)
-    assert order is None or tied
+    assert order_of(moved, prompts_anyhow=True).row is None or tied
     for some in (moved, plain[random.permutation(plain.height)]):
-        order, each = order_of(some, prompts_anyhow=True)
-        came = (some if order is None else some[order]).with_row_index("at")
+        order = order_of(some, prompts_anyhow=True)
+        came = (some if order.row is None else some[order.row]).with_row_index("at")
         came = came.with_columns(first=pl.col("at").min().over("prompt_id"), size=pl.len().over("prompt_id"))
         assert came.equals(came.sort("first", "sample_index", "candidate_id"))
-        assert each.tolist() == came.filter(pl.col("at") == pl.col("first"))["size"].to_list()
+        firsts = came.filter(pl.col("at") == pl.col("first"))
+        assert order.size.tolist() == firsts["size"].to_list()
+        assert firsts["prompt_id"][order.by_id].to_list() == sorted(firsts["prompt_id"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    named=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3), st.booleans()), max_size=9), cut=st.integers(0, 4)
+)
+def test_runs_are_of_equal_ids_wherever_their_letters_lie(named: list[tuple[int, int, bool]], cut: int) -> None:
+    names = [ids.digest(0), ids.digest(1), "", "p1"]  # one that is short lies in its view
+    copies = pl.concat(
+        [pl.Series("prompt_id", [], pl.String)]
+        # Each part of the series has its own letters; in some all rows share one copy of them, in others none do.
+        + [pl.Series("prompt_id", [names[p]] * n).gather([0] * n if one else range(n)) for p, n, one in named],
+        rechunk=False,
+    )[cut:]
+    frame = copies.to_frame()
+    assert sizes(frame).tolist() == copies.rle().struct.field("len").to_list()
+    assert how_many_prompts(frame) == copies.n_unique()
 
 
 @settings(max_examples=100, deadline=None)

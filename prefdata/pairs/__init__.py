@@ -20,10 +20,9 @@ from hashlib import sha256
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from prefdata.ahead import ahead, cores
-from prefdata.draws import Content
+from prefdata.draws import Content, letters
 from prefdata.errors import InputError, UsageError
 from prefdata.grids import how_many_prompts
 from prefdata.ids import ID_DIGITS, digest
@@ -100,9 +99,8 @@ def match(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
     strategy `comparisons` reads. Returns the pairs ordered by prompt, then by margin, widest first.
     """
     judged = judge(pool, spec, said)
-    kept = judged.proposals.filter(pl.col("dropped").is_null())
-    reasons = judged.proposals["dropped"].drop_nulls().value_counts(name="n").sort("dropped")
-    dropped = Counter(dict(reasons.iter_rows()))
+    dropped = _counted(judged.proposals["dropped"])
+    kept = judged.proposals.filter(pl.col("dropped").is_null()) if dropped else judged.proposals
     dropped.update(judged.missing)
     account = Account(
         rows_in=judged.proposals.height + sum(judged.missing.values()),
@@ -110,14 +108,15 @@ def match(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
         dropped=dropped,
         counts=Counter(
             prompts=judged.prompts,
-            prompts_with_pairs=kept["prompt_id"].n_unique(),
+            prompts_with_pairs=kept.height if judged.one_each else kept["prompt_id"].n_unique(),
             possible_pairs=judged.possible,
             pairs_not_proposed=judged.possible - judged.proposals.height,
             **judged.left_out,
         ),
         sums={"mean_margin": (float(kept["margin"].sum()), kept["margin"].count())},
     )
-    return _ordered(_columns(kept, spec)), account
+    rows = _columns(kept, spec)
+    return rows if judged.one_each else _ordered(rows), account
 
 
 @dataclass(frozen=True)
@@ -131,6 +130,7 @@ class Judged:
         missing: what no pair was proposed for, by reason: prompts of one answer or of none, and those of `Proposals`.
         possible: pairs that could have been proposed, n(n-1)/2 a prompt.
         prompts: how many there are.
+        one_each: no prompt has two proposals, and they come in the order of the prompts' ids.
     """
 
     proposals: pl.DataFrame
@@ -139,6 +139,7 @@ class Judged:
     missing: dict[str, int]
     possible: int
     prompts: int
+    one_each: bool
 
 
 def judge(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) -> Judged:
@@ -160,15 +161,21 @@ def judge(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
         alone["no_candidate"] = prompts - len(field.size)
     scored = proposals.probability is None
     both = _both(field, proposals, spec).with_columns(dropped=_why_not(spec, scored=scored))
-    reasons = pool["why"].drop_nulls().value_counts(name="n").sort("why")
     return Judged(
         proposals=_limited(both, field, spec),
-        answers=pool.select("candidate_id", "why"),
-        left_out={f"left_out_{reason}": count for reason, count in reasons.iter_rows()},
+        answers=pool[["candidate_id", "why"]],
+        left_out={f"left_out_{reason}": count for reason, count in _counted(pool["why"]).items()},
         missing={**alone, **proposals.missing},
         possible=int((field.size * (field.size - 1) // 2).sum()),
         prompts=prompts,
+        one_each=proposals.one_each,
     )
+
+
+def _counted(reasons: pl.Series) -> Counter[str]:
+    """How many rows there are of each reason; null is none."""
+    there = reasons.drop_nulls()
+    return Counter(dict(there.value_counts(name="n").sort(there.name).iter_rows())) if len(there) else Counter()
 
 
 def _tables(
@@ -264,20 +271,29 @@ def _both(field: Field, proposals: Proposals, spec: PairSpec) -> pl.DataFrame:
         score = field.column("score")
         swap = score[second] > score[first]
         first, second = np.where(swap, second, first), np.where(swap, first, second)
-    columns = ["candidate_id", "score", "text_key", "may_be_chosen"]
-    sides = [
-        field.take(numbers, *columns).select(pl.all().name.prefix(f"{side}_"))
-        for side, numbers in (("chosen", first), ("rejected", second))
-    ]
-    both = pl.concat([field.take(first, "prompt_id"), *sides], how="horizontal")
-    both = both.rename({"chosen_candidate_id": "chosen_id", "rejected_candidate_id": "rejected_id"})
-    both = both.with_columns(chosen_number=pl.Series(first), rejected_number=pl.Series(second))
-    if proposals.probability is None:
-        margin = pl.col("chosen_score") - pl.col("rejected_score")
-        return both.with_columns(margin=margin, probability=1 / (1 + (-margin / spec.temperature).exp()))
-    none = pl.lit(None, pl.Float64)
-    said = pl.Series(proposals.probability, dtype=pl.Float64)
-    return both.with_columns(chosen_score=none, rejected_score=none, margin=none, probability=said)
+    chosen = field.take(first, "prompt_id", "candidate_id", "score", "text_key", "may_be_chosen")
+    rejected = field.take(second, "candidate_id", "score", "text_key")
+    scores = chosen["score"], rejected["score"]
+    if proposals.probability is not None:  # something else than scores decides
+        scores = (pl.repeat(None, len(first), dtype=pl.Float64, eager=True),) * 2
+    both = pl.DataFrame(
+        {
+            "prompt_id": chosen["prompt_id"],
+            "chosen_id": chosen["candidate_id"],
+            "rejected_id": rejected["candidate_id"],
+            "chosen_score": scores[0],
+            "rejected_score": scores[1],
+            "margin": scores[0] - scores[1],
+            "chosen_text_key": chosen["text_key"],
+            "rejected_text_key": rejected["text_key"],
+            "chosen_may_be_chosen": chosen["may_be_chosen"],
+            "chosen_number": first,
+            "rejected_number": second,
+        }
+    )
+    if proposals.probability is not None:
+        return both.with_columns(pl.Series("probability", proposals.probability, pl.Float64))
+    return both.with_columns(probability=1 / (1 + (-pl.col("margin") / spec.temperature).exp()))
 
 
 def _why_not(spec: PairSpec, *, scored: bool) -> pl.Expr:
@@ -292,8 +308,9 @@ def _why_not(spec: PairSpec, *, scored: bool) -> pl.Expr:
             "best_was_truncated": margin < 0,
             "chosen_truncated": ~pl.col("chosen_may_be_chosen"),
             "margin": margin < spec.min_margin,
-            "max_margin": margin > (np.inf if spec.max_margin is None else spec.max_margin),
         }
+        if spec.max_margin is not None:
+            reasons["max_margin"] = margin > spec.max_margin
     else:
         tie = probability == 0.5
         reasons |= {"tie": tie & (spec.ties == "drop"), "chosen_truncated": ~pl.col("chosen_may_be_chosen") & ~tie}
@@ -341,15 +358,9 @@ def pair_ids(chosen: pl.Series, rejected: pl.Series) -> pl.Series:
     texts = np.empty((len(chosen), len(_PAIR)), np.uint8)
     texts[:] = np.frombuffer(_PAIR, np.uint8)
     for side, at in ((chosen, _PAIR.index(b"A")), (rejected, _PAIR.index(b"B"))):
-        texts[:, at : at + ID_DIGITS] = _letters(side)
+        texts[:, at : at + ID_DIGITS] = letters(side)
     digests = [sha256(text).digest() for text in texts.view(f"S{len(_PAIR)}").ravel().tolist()]
     digits = hexlify(np.frombuffer(b"".join(digests), _DIGEST)["id"].tobytes())
     ends = np.arange(len(chosen) + 1, dtype=np.int64) * ID_DIGITS
     ids = pa.LargeStringArray.from_buffers(len(chosen), pa.py_buffer(ends), pa.py_buffer(digits))
     return pl.Series("pair_id", ids, dtype=pl.String)
-
-
-def _letters(ids: pl.Series) -> NDArray[np.uint8]:
-    """The letters of ids, shape (ids, ID_DIGITS)."""
-    letters = ids.to_arrow(compat_level=pl.CompatLevel.oldest()).buffers()[-1]
-    return np.frombuffer(letters or b"", np.uint8).reshape(len(ids), ID_DIGITS)

@@ -50,6 +50,7 @@ class Field:
         spec: what is asked.
         row: the row of each number, shape (answers,); None where they are the same.
         start, size: each prompt's first number and how many it has, shape (prompts,).
+        by_id: the prompts in the order of their ids, shape (prompts,).
     """
 
     rows: pl.DataFrame
@@ -57,12 +58,13 @@ class Field:
     row: Ints | None
     start: Ints
     size: Ints
+    by_id: Ints
 
     @classmethod
     def of_rows(cls, rows: pl.DataFrame, spec: PairSpec) -> Field:
         """`rows` as a field; they have candidate_id, prompt_id, score, sample_index and may_be_chosen."""
-        row, size = order_of(rows, prompts_anyhow=True)
-        return cls(rows, spec, row, _before(size), size)
+        order = order_of(rows, prompts_anyhow=True)
+        return cls(rows, spec, order.row, _before(order.size), order.size, order.by_id)
 
     @cached_property
     def of(self) -> Ints:
@@ -114,7 +116,10 @@ class Field:
     @cached_property
     def _score(self) -> Floats:
         """Scores by number; what has none comes last."""
-        return self.by_number(self.rows["score"].fill_null(np.finfo(np.float64).min).to_numpy())
+        scores = self.rows["score"]
+        if scores.null_count():
+            scores = scores.fill_null(np.finfo(np.float64).min)
+        return self.by_number(scores.to_numpy())
 
     def column(self, name: str) -> NDArray[Any]:
         """A column of the answers, by number."""
@@ -122,7 +127,7 @@ class Field:
 
     def take(self, numbers: Ints, *columns: str) -> pl.DataFrame:
         """Columns of some answers."""
-        return self.rows.select(columns)[numbers if self.row is None else self.row[numbers]]
+        return self.rows[list(columns)][pl.Series(numbers if self.row is None else self.row[numbers])]
 
     def by_number(self, values: NDArray[Any]) -> NDArray[Any]:
         """Values of the rows, by number."""
@@ -158,6 +163,7 @@ class Proposals:
     Attributes:
         first, second: the two of each, shape (pairs,).
         decided: the first is meant as the chosen one; else the higher score decides.
+        one_each: no prompt has two of them, and they come in the order of the prompts' ids.
         probability: that the first is better, where something else than scores says so, shape (pairs,).
         missing: what no pair was proposed for, by reason: no_reference, nothing_but_references, one_sampler (prompts),
             no_length_match (answers), answer_left_out (verdicts).
@@ -166,6 +172,7 @@ class Proposals:
     first: Ints
     second: Ints
     decided: bool = False
+    one_each: bool = False
     probability: Floats | None = None
     missing: Mapping[str, int] = attribute(default_factory=dict)
 
@@ -178,7 +185,8 @@ def propose(field: Field, spec: PairSpec) -> Proposals:
 def _best_worst(field: Field, spec: PairSpec) -> Proposals:
     if spec.per_prompt == 1 and field.all_may_be_chosen:
         best, worst = field.best_and_worst()
-        return Proposals(best[field.size > 1], worst[field.size > 1], decided=True)
+        several = field.by_id[field.size[field.by_id] > 1]
+        return Proposals(best[several], worst[several], decided=True, one_each=True)
     half = np.minimum(spec.per_prompt, field.size // 2)
     prompt = np.repeat(np.arange(len(half)), half)
     turn = np.arange(len(prompt)) - _before(half)[prompt]

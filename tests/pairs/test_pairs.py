@@ -22,7 +22,7 @@ def selected(scores: list[list[float]], texts: dict[str, str] | None = None, cut
     rows = [
         {
             "candidate_id": ids.digest(f"{p}-{i}"),
-            "prompt_id": f"p{p}",
+            "prompt_id": f"{p:020x}",
             "sample_index": i,
             "score": float(score),
             "text_key": ids.seed(0, (texts or {}).get(f"{p}-{i}", f"{p}-{i}").strip()),
@@ -154,6 +154,8 @@ def test_properties(grid, strategy, seed, margin) -> None:
     assert (rows["chosen_score"] - rows["rejected_score"] >= max(margin, 1e-9)).all()
     assert (rows["chosen_id"] != rows["rejected_id"]).all()
     assert rows["pair_id"].is_unique().all()
+    by_margin = rows.sort("prompt_id", "margin", "chosen_id", "rejected_id", descending=[False, True, False, False])
+    assert rows.equals(by_margin)
     assert rows.equals(match(frame.sample(fraction=1.0, shuffle=True, seed=seed), spec)[0])
     prompt_of = dict(zip(frame["candidate_id"], frame["prompt_id"], strict=True))
     assert all(

@@ -1,0 +1,40 @@
+"""Draws by key: an id's leading bits are the beginning of the id, however its letters lie in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefdata import ids
+from prefdata.draws import leading_bits, uniforms
+
+some_ids = st.lists(st.text("0123456789abcdef", min_size=20, max_size=20), max_size=9)
+
+
+@given(some_ids, st.integers(0, 9))
+def test_leading_bits_are_the_first_sixteen_digits(names: list[str], cut: int) -> None:
+    series = pl.Series(names, dtype=pl.String)
+    wanted = [int(name[:16], 16) for name in names]
+    assert leading_bits(series).tolist() == wanted
+    assert leading_bits(series[cut:]).tolist() == wanted[cut:]
+    backwards = np.arange(len(names))[::-1].copy()
+    assert leading_bits(series.gather(backwards)).tolist() == wanted[::-1]
+    assert leading_bits(pl.concat([series, series], rechunk=False)).tolist() == wanted * 2
+
+
+@pytest.mark.parametrize("name", ["p1", "0" * 19, "0" * 21, "g" * 20, "é" * 10])
+def test_what_is_no_id_has_none(name: str) -> None:
+    with pytest.raises(ValueError, match=r"reshape|hexadecimal"):
+        leading_bits(pl.Series([ids.digest(1), name]))
+
+
+def test_a_coin_hangs_on_the_id_the_seed_and_what_it_is_for() -> None:
+    names = pl.Series([ids.digest(i) for i in range(1000)])
+    coins = uniforms(names, 0, "pair", "all")
+    assert np.array_equal(uniforms(names[::-1], 0, "pair", "all")[::-1], coins)
+    assert len({*coins, *uniforms(names, 1, "pair", "all"), *uniforms(names, 0, "pair", "first-round")}) == 3000
+    assert (coins > 0).all()
+    assert (coins < 1).all()
