@@ -9,13 +9,15 @@ rules alone against other ways to write them.
 - end to end: `prefdata select --method rso --k 8`, `prefdata pair --strategy first-round`; and best-worst pairing among
   all scored candidates, beside the time to scan the columns that it needs and to write its pairs.
 - Algorithm 1 as the paper has it, a Python loop over prompts: from a list of scores to the accepted.
-- best-worst: pandas' groupby-apply, and the best plain Polars that we could write: one expression that makes the same
-  pairs, a way that finds the rows of these pairs by number and gathers what they hold, and the bare idea so written.
+- best-worst: pandas' groupby-apply, and the best plain Polars that we could write for the same pairs: as one query, and
+  by finding the rows of these pairs as numbers and gathering what they hold; both for prompts whose rows lie anywhere,
+  and for those whose rows are known to stand together ("in runs"). prefdata takes rows in any order.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import shutil
 import statistics
@@ -173,13 +175,14 @@ def rules(each: int) -> None:
     }
     _compare(f"acceptance of 8 of {each}", {name: (n, partial(_timed, way)) for name, (n, way) in ways.items()})
     pool = _pool(POOL_ROWS // each, each)
-    for way in (_polars_whole, _polars_expression):
-        assert way(pool)["pair_id"].equals(match(pool, PairSpec())[0]["pair_id"])
+    for way, in_runs in itertools.product((_polars_expression, _polars_by_number), (False, True)):
+        assert way(pool, in_runs=in_runs)["pair_id"].equals(match(pool, PairSpec())[0]["pair_id"])
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:  # what one way leaves to the allocator does not slow down the next
         timers: dict[str, tuple[int, Timer]] = {}
         for name, (prompts, ready) in BEST_WORST.items():
-            process = stack.enter_context(context.Pool(1, _get_ready, (ready, prompts, each)))
+            process = stack.enter_context(context.Pool(1))
+            process.apply(_get_ready, (ready, prompts, each))
             timers[name] = (prompts, partial(process.apply, _timed))
         _compare(f"best-worst of {each}, rows in memory", timers, rounds=9)
 
@@ -219,17 +222,8 @@ def _pandas(pool: pl.DataFrame) -> Way:
     return lambda: data.groupby("prompt_id").apply(_of_group, include_groups=False)
 
 
-def _whole_expression(pool: pl.DataFrame) -> Way:
-    return lambda: _polars_expression(pool)
-
-
-def _by_number(pool: pl.DataFrame) -> Way:
-    return lambda: _polars_whole(pool)
-
-
-def _bare(pool: pl.DataFrame) -> Way:
-    frame = pool.select("prompt_id", "candidate_id", "score", "sample_index")
-    return lambda: _polars(frame)
+def _with_polars(write: Callable[..., pl.DataFrame], pool: pl.DataFrame, *, in_runs: bool) -> Way:
+    return lambda: write(pool, in_runs=in_runs)
 
 
 def _ours(pool: pl.DataFrame, workers: int | None = None) -> Way:
@@ -241,17 +235,6 @@ def _ours(pool: pl.DataFrame, workers: int | None = None) -> Way:
 
 def _match(pool: pl.DataFrame) -> tuple[pl.DataFrame, Account]:
     return match(pool, PairSpec())
-
-
-BEST_WORST: dict[str, tuple[int, Callable[[pl.DataFrame], Way]]] = {
-    "pandas groupby-apply": (20_000, _pandas),
-    "Polars, one expression, the same pairs": (PROMPTS, _whole_expression),
-    "Polars, rows by number, the same pairs": (PROMPTS, _by_number),
-    "Polars, the highest against the lowest": (PROMPTS, _bare),
-    "prefdata, with every proposal's reason": (PROMPTS, _ours),
-    "prefdata, in one thread": (PROMPTS, partial(_ours, workers=1)),
-}
-"""Ways to pair the best with the worst, each with how many prompts it is given."""
 
 
 def algorithm1(scores: list[float], k: int, beta: float) -> list[int]:
@@ -292,71 +275,81 @@ def _of_group(rows: Any) -> Any:
     return best["candidate_id"], worst["candidate_id"], best["score"] - worst["score"]
 
 
-def _polars(frame: pl.DataFrame) -> pl.DataFrame:
-    """The highest against the lowest, and nothing else."""
-    score = pl.col("score")
-    return _identified(_sides(frame, frame.select("prompt_id", "score"), best=score.arg_max(), worst=score.arg_min()))
-
-
-def _polars_expression(pool: pl.DataFrame) -> pl.DataFrame:
-    """What `match` makes, as one query that groups by prompt. The rows must stand in the order of generation.
-
-    Of the ways to write it this was the quickest: each side as a struct, by `max_by` and `min_by`.
-    """
-    whole = pl.when(pl.col("finish_reason").ne_missing("length")).then("score")
-    fields = ("candidate_id", "score", "text_key")
-    row, margin = pl.struct(fields), pl.col("chosen_score") - pl.col("rejected_score")
+def _polars_expression(pool: pl.DataFrame, *, in_runs: bool) -> pl.DataFrame:
+    """What `match` makes, as one query that groups by prompt; each side is a struct, by `max_by` and `min_by`."""
+    row = pl.struct(_FIELDS)
     sides = [
-        pl.col(side).struct.field(name).alias(f"{side}_{name}") for side in ("chosen", "rejected") for name in fields
+        pl.col(side).struct.field(name).alias(f"{side}_{name}") for side in ("chosen", "rejected") for name in _FIELDS
     ]
     query = (
         pool.lazy()
-        .filter(pl.col("left_out").is_null() & (pl.col("chars") > 0))
-        .select("prompt_id", *fields, whole=whole)
-        .group_by("prompt_id", maintain_order=True)
-        .agg(chosen=row.max_by("whole"), rejected=row.reverse().min_by(pl.col("score").reverse()))
+        .select(*_able(in_runs=in_runs), *_FIELDS)
+        .group_by("group", maintain_order=True)
+        .agg(
+            pl.col("prompt_id").first(),
+            chosen=row.max_by("whole"),
+            rejected=row.reverse().min_by(pl.col("able").reverse()),
+        )
         .select("prompt_id", *sides)
-        .with_columns(margin=margin)
-        .filter((pl.col("margin") > 0) & (pl.col("chosen_text_key") != pl.col("rejected_text_key")))
-        .with_columns(probability=1 / (1 + (-pl.col("margin")).exp()))
-        .sort("prompt_id")
     )
-    return _identified(query.collect())
+    return _identified(_pairs(query).collect())
 
 
-def _polars_whole(pool: pl.DataFrame) -> pl.DataFrame:
-    """What `match` makes: who takes part, cut-off answers, ties to the earlier and the later draw, same texts, order.
-
-    The rows must stand in the order of generation.
-    """
-    able = pool.filter(pl.col("left_out").is_null() & (pl.col("chars") > 0))
-    whole = pl.when(pl.col("finish_reason").ne_missing("length")).then("score")
-    both = _sides(
-        able,
-        able.select("prompt_id", "score", whole=whole),
-        best=pl.col("whole").arg_max(),
-        worst=pl.len() - 1 - pl.col("score").reverse().arg_min(),
-    )
-    both = both.with_columns(probability=1 / (1 + (-pl.col("margin")).exp()))
-    return _identified(both.filter(pl.col("chosen_text_key") != pl.col("rejected_text_key"))).sort("prompt_id")
-
-
-def _sides(rows: pl.DataFrame, grouped: pl.DataFrame, *, best: pl.Expr, worst: pl.Expr) -> pl.DataFrame:
-    """The best and the worst row of each prompt, found as numbers: to group what they hold as well takes longer."""
-    at = grouped.with_row_index("at").group_by("prompt_id", maintain_order=True)
-    numbers = at.agg(best=pl.col("at").get(best, null_on_oob=True), worst=pl.col("at").get(worst))
-    fields = [name for name in ("candidate_id", "score", "text_key") if name in rows.columns]
+def _polars_by_number(pool: pl.DataFrame, *, in_runs: bool) -> pl.DataFrame:
+    """What `match` makes: the best and the worst are found as numbers, and what they hold is gathered afterwards."""
+    best, worst = pl.col("whole").arg_max(), pl.len() - 1 - pl.col("able").reverse().arg_min()
+    grouped = pool.select(*_able(in_runs=in_runs)).with_row_index("at").group_by("group", maintain_order=True)
+    at = grouped.agg(best=pl.col("at").get(best, null_on_oob=True), worst=pl.col("at").get(worst, null_on_oob=True))
     sides = [
-        rows.select(pl.col(fields).name.prefix(f"{side}_"))[numbers[number]]
+        pool.select(pl.col(_FIELDS).name.prefix(f"{side}_"))[at[number]]
         for side, number in (("chosen", "best"), ("rejected", "worst"))
     ]
-    both = pl.concat([numbers.select("prompt_id"), *sides], how="horizontal")
+    both = pl.concat([pool.select("prompt_id")[at["worst"]], *sides], how="horizontal")
+    return _identified(_pairs(both.lazy()).collect())
+
+
+_FIELDS = ("candidate_id", "score", "text_key")
+
+
+def _able(*, in_runs: bool) -> list[pl.Expr]:
+    """Scores of who may be rejected (`able`) and chosen (`whole`), and what to group by.
+
+    The rows must stand in the order of generation, which decides ties. Where each prompt's stand together as well
+    (`in_runs`), which is not looked at, they are grouped by number many times faster than by name.
+    """
+    able = pl.col("left_out").is_null() & (pl.col("chars") > 0)
+    whole = able & pl.col("finish_reason").ne_missing("length")
+    prompt = pl.col("prompt_id")
+    return [
+        prompt,
+        pl.when(able).then("score").alias("able"),
+        pl.when(whole).then("score").alias("whole"),
+        (prompt.rle_id().set_sorted() if in_runs else prompt).alias("group"),
+    ]
+
+
+def _pairs(both: pl.LazyFrame) -> pl.LazyFrame:
+    """Without ties and equal texts, with margins, in the order of prompts."""
     margin = pl.col("chosen_score") - pl.col("rejected_score")
-    return both.with_columns(margin=margin).filter(pl.col("margin") > 0)
+    other = pl.col("chosen_text_key") != pl.col("rejected_text_key")
+    kept = both.with_columns(margin=margin).filter((pl.col("margin") > 0) & other)
+    return kept.with_columns(probability=1 / (1 + (-pl.col("margin")).exp())).sort("prompt_id")
 
 
 def _identified(both: pl.DataFrame) -> pl.DataFrame:
     return both.with_columns(pair_ids(both["chosen_candidate_id"], both["rejected_candidate_id"]))
+
+
+BEST_WORST: dict[str, tuple[int, Callable[[pl.DataFrame], Way]]] = {
+    "pandas groupby-apply": (20_000, _pandas),
+    "Polars, one expression": (PROMPTS, partial(_with_polars, _polars_expression, in_runs=False)),
+    "Polars, rows by number": (PROMPTS, partial(_with_polars, _polars_by_number, in_runs=False)),
+    "Polars, one expression, in runs": (PROMPTS, partial(_with_polars, _polars_expression, in_runs=True)),
+    "Polars, rows by number, in runs": (PROMPTS, partial(_with_polars, _polars_by_number, in_runs=True)),
+    "prefdata, with every proposal's reason": (PROMPTS, _ours),
+    "prefdata, in one thread": (PROMPTS, partial(_ours, workers=1)),
+}
+"""Ways to pair the best with the worst, each with how many prompts it is given."""
 
 
 if __name__ == "__main__":

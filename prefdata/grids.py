@@ -189,7 +189,7 @@ def descending(values: Floats) -> Ints:
 def last_argmin(values: Floats) -> Ints:
     """Where the smallest value of each row of a grid is; of equals the last place."""
     place: Ints = values.argmin(axis=1)
-    same = values == np.take_along_axis(values, place[:, None], axis=1)
+    same = values == values[np.arange(len(values)), place][:, None]
     if np.count_nonzero(same) > len(values):
         place = values.shape[1] - 1 - same[:, ::-1].argmax(axis=1)
     return place

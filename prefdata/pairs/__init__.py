@@ -11,14 +11,13 @@ From the same selections `listings` makes unpaired labels, groups and demonstrat
 from __future__ import annotations
 
 import itertools
-from binascii import hexlify
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 
 import numpy as np
 import polars as pl
+import polars_hash as plh
 import pyarrow as pa
 
 from prefdata.ahead import ahead, cores
@@ -43,9 +42,6 @@ PROPOSALS = 2_000_000
 
 _PAIR = b'{"chosen_id":"%b","rejected_id":"%b"}' % (b"A" * ID_DIGITS, b"B" * ID_DIGITS)
 """What a pair's id is the digest of, with places for two ids."""
-
-_DIGEST = np.dtype({"names": ["id"], "formats": [f"V{ID_DIGITS // 2}"], "itemsize": sha256().digest_size})
-"""A digest's bytes, of which an id is the first."""
 
 _SIDES = {"first": "chosen", "second": "rejected"}
 
@@ -174,8 +170,9 @@ def judge(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
 
 def _counted(reasons: pl.Series) -> Counter[str]:
     """How many rows there are of each reason; null is none."""
-    there = reasons.drop_nulls()
-    return Counter(dict(there.value_counts(name="n").sort(there.name).iter_rows())) if len(there) else Counter()
+    if reasons.null_count() == len(reasons):
+        return Counter()
+    return Counter(dict(reasons.drop_nulls().value_counts(name="n").sort(reasons.name).iter_rows()))
 
 
 def _tables(
@@ -354,13 +351,15 @@ def _columns(kept: pl.DataFrame, spec: PairSpec) -> pl.DataFrame:
 
 
 def pair_ids(chosen: pl.Series, rejected: pl.Series) -> pl.Series:
-    """`ids.pair_id` of many: ids need no escapes and are equally long, so that their JSON can be written in place."""
+    """`ids.pair_id` of many: ids need no escapes and are equally long, so that their JSON can be written in place.
+
+    They are hashed outside of Python, whose lock lets one thread hash at a time.
+    """
     texts = np.empty((len(chosen), len(_PAIR)), np.uint8)
     texts[:] = np.frombuffer(_PAIR, np.uint8)
     for side, at in ((chosen, _PAIR.index(b"A")), (rejected, _PAIR.index(b"B"))):
         texts[:, at : at + ID_DIGITS] = letters(side)
-    digests = [sha256(text).digest() for text in texts.view(f"S{len(_PAIR)}").ravel().tolist()]
-    digits = hexlify(np.frombuffer(b"".join(digests), _DIGEST)["id"].tobytes())
-    ends = np.arange(len(chosen) + 1, dtype=np.int64) * ID_DIGITS
-    ids = pa.LargeStringArray.from_buffers(len(chosen), pa.py_buffer(ends), pa.py_buffer(digits))
-    return pl.Series("pair_id", ids, dtype=pl.String)
+    ends = np.arange(len(chosen) + 1, dtype=np.int64) * len(_PAIR)
+    said = pa.LargeStringArray.from_buffers(len(chosen), pa.py_buffer(ends), pa.py_buffer(texts))
+    digests = pl.DataFrame({"pair_id": pl.Series(said, dtype=pl.String)})
+    return digests.select(plh.col("pair_id").chash.sha2_256().str.head(ID_DIGITS))["pair_id"]
