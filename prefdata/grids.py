@@ -51,20 +51,24 @@ def order_of(rows: pl.DataFrame, *, prompts_anyhow: bool = False) -> Order:
     they are.
     """
     named, size = _runs(rows["prompt_id"])
-    if prompts_anyhow:
-        bits = leading_bits(named)
-        by_id = np.argsort(bits)
-        in_one_run = np.diff(bits[by_id]).all()  # all prompts, as no two runs are of one
-        if in_one_run and _ascending(rows["sample_index"].to_numpy(), size):
-            return Order(None, size, by_id)
-    prompt = named.rank("dense").to_numpy()
-    by_prompt = np.argsort(prompt, kind="stable")  # a prompt's runs stay as they came
-    order = np.arange(rows.height) + np.repeat((_before(size)[by_prompt] - _before(size[by_prompt])), size[by_prompt])
-    each = np.bincount(prompt, size)[1:].astype(np.int64)
-    index = rows["sample_index"].to_numpy()[order]
-    if not _ascending(index, each):
-        order = _sorted_within(order, each, index, leading_bits(rows["candidate_id"])[order])
+    index = rows["sample_index"].to_numpy()
+    if prompts_anyhow and _all_differ(named) and _ascending(index, size):
+        return Order(None, size, np.argsort(leading_bits(named)))
+    runs = pl.DataFrame({"name": named}).with_row_index("run").group_by("name").agg("run").sort("name")["run"]
+    order = runs.explode(empty_as_null=False).to_numpy().astype(np.int64)  # a prompt's runs stay as they came
+    each = runs.list.len().to_numpy().astype(np.int64)
+    if len(named) < rows.height:  # runs of several rows
+        moved = size[order]
+        each = np.add.reduceat(moved, _before(each))
+        order = np.arange(rows.height) + np.repeat(_before(size)[order] - _before(moved), moved)
+    if not _ascending(index[order], each):
+        order = _sorted_within(order, each, index[order], rows["candidate_id"])
     return Order(None if (np.diff(order) == 1).all() else order, each, np.arange(len(each)))
+
+
+def _all_differ(names: pl.Series) -> bool:
+    """Whether no name comes twice; where rows lie anyhow already the first one mostly does, which is seen at once."""
+    return names.is_empty() or ((names == names[0]).sum() == 1 and names.n_unique() == len(names))
 
 
 def _ascending(values: NDArray[Any], size: Ints) -> bool:
@@ -74,13 +78,21 @@ def _ascending(values: NDArray[Any], size: Ints) -> bool:
     return not falls.any()
 
 
-def _sorted_within(order: Ints, size: Ints, index: NDArray[np.int32], name: NDArray[np.uint64]) -> Ints:
-    """`order` with each prompt's rows by index, and equal indexes by name; `size` rows of each prompt."""
-    within = np.empty_like(order)
+def _sorted_within(order: Ints, size: Ints, index: NDArray[np.int32], ids: pl.Series) -> Ints:
+    """`order` with each prompt's rows by index, and equal indexes by id; `size` rows of each prompt.
+
+    `index` is in the order of `order`, and `ids` are as they came.
+    """
+    within, names = np.empty_like(order), None
     for grid in grids(size):
-        line = np.argsort(grid.spread(name, np.iinfo(name.dtype).max), axis=1)
-        by_index = np.take_along_axis(grid.spread(index, np.iinfo(index.dtype).max), line, axis=1)
-        line = np.take_along_axis(line, np.argsort(by_index, axis=1, kind="stable"), axis=1)
+        indexes = grid.spread(index, np.iinfo(index.dtype).max)
+        line = np.argsort(indexes, axis=1)
+        placed = grid.flat(np.take_along_axis(indexes, line, axis=1))
+        if not _ascending(placed, size[grid.prompts]):
+            names = leading_bits(ids)[order] if names is None else names
+            line = np.argsort(grid.spread(names, np.iinfo(names.dtype).max), axis=1)
+            by_index = np.take_along_axis(indexes, line, axis=1)
+            line = np.take_along_axis(line, np.argsort(by_index, axis=1, kind="stable"), axis=1)
         within[grid.numbers] = grid.flat(np.take_along_axis(grid.spread(order, -1), line, axis=1))
     return within
 
@@ -110,9 +122,11 @@ def _runs(names: pl.Series) -> tuple[pl.Series, Ints]:
     first = np.concatenate([[0], np.flatnonzero(other) + 1])
     named = names.gather(first)
     begins = views[first, 0]
-    if (begins[1:] == begins[:-1]).any():  # as long, and with the same beginning: perhaps the same name
-        runs = named.rle().struct.unnest()
-        named, first = runs["value"], first[_before(runs["len"].to_numpy().astype(np.int64))]
+    near = np.flatnonzero(begins[1:] == begins[:-1])  # as long, and with the same beginning: perhaps the same name
+    again = near[(named[near] == named[near + 1]).to_numpy()] + 1
+    if len(again):
+        first = np.delete(first, again)
+        named = names.gather(first)
     return named, np.diff(first, append=len(names))
 
 
