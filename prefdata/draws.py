@@ -40,8 +40,12 @@ def leading_bits(row_ids: pl.Series) -> Bits:
 
     Two of four million share them with a chance of one in two million, of a hundred million one in four thousand.
     """
-    leading = unhexlify(letters(row_ids)[:, :16].tobytes())
-    return np.frombuffer(leading, ">u8").astype(np.uint64)
+    written = letters(row_ids)
+    bits = np.empty(len(written), np.uint64)
+    for start in range(0, len(bits), _BLOCK):  # Python's lock is held for a moment only
+        leading = written[start : start + _BLOCK, :16].copy()
+        bits[start : start + _BLOCK] = np.frombuffer(unhexlify(leading.data), ">u8")
+    return bits
 
 
 def letters(row_ids: pl.Series) -> NDArray[np.uint8]:

@@ -21,6 +21,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 T = TypeVar("T", bound=np.generic)
 
+_FIRST_ROWS = 4096
+
 
 def ordered(rows: pl.DataFrame) -> pl.DataFrame:
     """`rows` in the order of `order_of`."""
@@ -112,14 +114,14 @@ def sizes(rows: pl.DataFrame) -> Ints:
 def _runs(names: pl.Series) -> tuple[pl.Series, Ints]:
     """The names of runs of rows with one name, and how many rows each has.
 
-    Rows of one prompt mostly have one copy of its name between them: their views are equal, and only where views differ
-    are letters compared.
+    Where rows of one prompt have one copy of its name between them, as the first rows tell, their views are equal, and
+    only where views differ are letters compared.
     """
-    if not len(names):
-        return names, np.empty(0, np.int64)
     views = _views(names)
-    other = (views[1:] != views[:-1]).view(np.uint16).ravel() != 0  # either word: two booleans read as one number
-    first = np.concatenate([[0], np.flatnonzero(other) + 1])
+    if 2 * np.count_nonzero(_changes(views[:_FIRST_ROWS])) >= len(views[:_FIRST_ROWS]):
+        runs = names.rle().struct.unnest()
+        return runs["value"], runs["len"].to_numpy().astype(np.int64)
+    first = np.concatenate([[0], np.flatnonzero(_changes(views)) + 1])
     named = names.gather(first)
     begins = views[first, 0]
     near = np.flatnonzero(begins[1:] == begins[:-1])  # as long, and with the same beginning: perhaps the same name
@@ -130,6 +132,12 @@ def _runs(names: pl.Series) -> tuple[pl.Series, Ints]:
     return named, np.diff(first, append=len(names))
 
 
+def _changes(views: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Whether the next view is another one, of all but the last."""
+    changes: NDArray[np.bool_] = (views[1:] != views[:-1]).view(np.uint16).ravel() != 0  # in either word: two booleans
+    return changes
+
+
 def _views(names: pl.Series) -> NDArray[np.uint64]:
     """Arrow's views of names, shape (rows, 2): equal ones are of equal names, but not the other way round.
 
@@ -138,7 +146,7 @@ def _views(names: pl.Series) -> NDArray[np.uint64]:
     """
     strings = names.to_arrow(compat_level=pl.CompatLevel.newest())
     assert strings.type == pa.string_view(), strings.type
-    views = np.frombuffer(strings.buffers()[1], np.uint64).reshape(-1, 2)
+    views = np.frombuffer(strings.buffers()[1] or b"", np.uint64).reshape(-1, 2)
     return views[strings.offset : strings.offset + len(strings)]
 
 
