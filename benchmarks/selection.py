@@ -174,25 +174,34 @@ def rules(each: int) -> None:
         "rso (Gumbel), all prompts at once": (PROMPTS, lambda: gumbel_ranks(many, 0.5, coins)),
     }
     _compare(f"acceptance of 8 of {each}", {name: (n, partial(_timed, way)) for name, (n, way) in ways.items()})
-    pool = _pool(POOL_ROWS // each, each)
-    for way, in_runs in itertools.product((_polars_expression, _polars_by_number), (False, True)):
-        assert way(pool, in_runs=in_runs)["pair_id"].equals(match(pool, PairSpec())[0]["pair_id"])
+    for by_turns in (False, True):
+        pool = _pool(POOL_ROWS // each, each, by_turns=by_turns)
+        for way, in_runs in itertools.product((_polars_expression, _polars_by_number), {False, not by_turns}):
+            assert way(pool, in_runs=in_runs)["pair_id"].equals(match(pool, PairSpec())[0]["pair_id"])
+    _in_processes(f"best-worst of {each}, rows in memory", BEST_WORST, each)
+    anyhow = {name: way for name, way in BEST_WORST.items() if name in ANYHOW}
+    _in_processes(f"the same, rows in turns of the {each}", anyhow, each, by_turns=True)
+
+
+def _in_processes(
+    what: str, ways: dict[str, tuple[int, Callable[[pl.DataFrame], Way]]], each: int, *, by_turns: bool = False
+) -> None:
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:  # what one way leaves to the allocator does not slow down the next
         timers: dict[str, tuple[int, Timer]] = {}
-        for name, (prompts, ready) in BEST_WORST.items():
+        for name, (prompts, ready) in ways.items():
             process = stack.enter_context(context.Pool(1))
-            process.apply(_get_ready, (ready, prompts, each))
+            process.apply(_get_ready, (ready, prompts, each, by_turns))
             timers[name] = (prompts, partial(process.apply, _timed))
-        _compare(f"best-worst of {each}, rows in memory", timers, rounds=9)
+        _compare(what, timers, rounds=9)
 
 
 _READY: list[Way] = []
 """What a process of its own does when it is asked."""
 
 
-def _get_ready(ready: Callable[[pl.DataFrame], Way], prompts: int, each: int) -> None:
-    _READY.append(ready(_pool(prompts, each)))
+def _get_ready(ready: Callable[[pl.DataFrame], Way], prompts: int, each: int, by_turns: bool) -> None:
+    _READY.append(ready(_pool(prompts, each, by_turns=by_turns)))
 
 
 def _timed(way: Way | None = None) -> tuple[float, float]:
@@ -228,7 +237,7 @@ def _with_polars(write: Callable[..., pl.DataFrame], pool: pl.DataFrame, *, in_r
 
 def _ours(pool: pl.DataFrame, workers: int | None = None) -> Way:
     """As `pair` does it: pools of its size, some ahead."""
-    each = 1 + pool["sample_index"].max()
+    each = pool["sample_index"].max() + 1
     pools = list(pool.iter_slices(POOL_ROWS // each * each))
     return lambda: pl.concat(rows for rows, _ in ahead(pools, _match, workers or cores()))
 
@@ -255,10 +264,11 @@ def algorithm1(scores: list[float], k: int, beta: float) -> list[int]:
     return accepted
 
 
-def _pool(prompts: int, each: int) -> pl.DataFrame:
+def _pool(prompts: int, each: int, *, by_turns: bool = False) -> pl.DataFrame:
+    """Rows prompt by prompt; or, in every pool, by turns: each prompt's first, then the second of each."""
     numbers = np.random.default_rng(1)
     rows = prompts * each
-    return pl.DataFrame({"candidate_id": _ids(numbers, rows)}).with_columns(
+    pool = pl.DataFrame({"candidate_id": _ids(numbers, rows)}).with_columns(
         prompt_id=_ids(numbers, prompts).gather(np.repeat(np.arange(prompts), each)),
         score=pl.Series(numbers.normal(size=rows)),
         sampler=pl.lit("policy"),
@@ -268,6 +278,11 @@ def _pool(prompts: int, each: int) -> pl.DataFrame:
         chars=pl.lit(50, pl.UInt32),
         left_out=pl.lit(None, pl.String),
     )
+    if not by_turns:
+        return pool
+    some = POOL_ROWS // each
+    turns = [np.arange(start * each, min(start + some, prompts) * each) for start in range(0, prompts, some)]
+    return pool[np.concatenate([turn.reshape(-1, each).T.ravel() for turn in turns])]
 
 
 def _of_group(rows: Any) -> Any:
@@ -350,6 +365,9 @@ BEST_WORST: dict[str, tuple[int, Callable[[pl.DataFrame], Way]]] = {
     "prefdata, in one thread": (PROMPTS, partial(_ours, workers=1)),
 }
 """Ways to pair the best with the worst, each with how many prompts it is given."""
+
+ANYHOW = ("Polars, one expression", "Polars, rows by number", "prefdata, with every proposal's reason")
+"""Those that do without prompts whose rows stand together, to compare where they do not."""
 
 
 if __name__ == "__main__":
