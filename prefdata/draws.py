@@ -52,9 +52,12 @@ def letters(row_ids: pl.Series) -> NDArray[np.uint8]:
     """The letters of ids, shape (ids, ID_DIGITS).
 
     Raises:
-        ValueError: some have more letters or fewer.
+        ValueError: one is null, or has more letters or fewer.
     """
-    held = row_ids.to_arrow(compat_level=pl.CompatLevel.oldest()).buffers()[-1]
+    _, ends, held = row_ids.to_arrow(compat_level=pl.CompatLevel.oldest()).buffers()
+    others = np.flatnonzero(np.diff(np.frombuffer(ends or b"", np.int64)) != ids.ID_DIGITS)
+    if len(others):
+        raise ValueError(f"{row_ids[int(others[0])]!r} is no id: ids have {ids.ID_DIGITS} hexadecimal digits.")
     return np.frombuffer(held or b"", np.uint8).reshape(len(row_ids), ids.ID_DIGITS)
 
 

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from prefdata.draws import leading_bits
@@ -20,8 +19,6 @@ from prefdata.draws import leading_bits
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 T = TypeVar("T", bound=np.generic)
-
-_FIRST_ROWS = 4096
 
 
 def ordered(rows: pl.DataFrame) -> pl.DataFrame:
@@ -36,13 +33,13 @@ class Order:
 
     Attributes:
         row: the row of each place, shape (rows,); None where they are the same.
-        size: how many rows each prompt has, shape (prompts,).
-        by_id: the prompts in the order of their ids, shape (prompts,).
+        size: how many rows each prompt has, in that order, shape (prompts,).
+        names: the prompts' ids, in that order, shape (prompts,).
     """
 
     row: Ints | None
     size: Ints
-    by_id: Ints
+    names: pl.Series
 
 
 def order_of(rows: pl.DataFrame, *, prompts_anyhow: bool = False) -> Order:
@@ -55,8 +52,9 @@ def order_of(rows: pl.DataFrame, *, prompts_anyhow: bool = False) -> Order:
     named, size = _runs(rows["prompt_id"])
     index = rows["sample_index"].to_numpy()
     if prompts_anyhow and _all_differ(named) and _ascending(index, size):
-        return Order(None, size, np.argsort(leading_bits(named)))
-    runs = pl.DataFrame({"name": named}).with_row_index("run").group_by("name").agg("run").sort("name")["run"]
+        return Order(None, size, named)
+    prompts = pl.DataFrame({"name": named}).with_row_index("run").group_by("name").agg("run").sort("name")
+    runs = prompts["run"]
     order = runs.explode(empty_as_null=False).to_numpy().astype(np.int64)  # a prompt's runs stay as they came
     each = runs.list.len().to_numpy().astype(np.int64)
     if len(named) < rows.height:  # runs of several rows
@@ -65,11 +63,11 @@ def order_of(rows: pl.DataFrame, *, prompts_anyhow: bool = False) -> Order:
         order = np.arange(rows.height) + np.repeat(_before(size)[order] - _before(moved), moved)
     if not _ascending(index[order], each):
         order = _sorted_within(order, each, index[order], rows["candidate_id"])
-    return Order(None if (np.diff(order) == 1).all() else order, each, np.arange(len(each)))
+    return Order(None if (np.diff(order) == 1).all() else order, each, prompts["name"])
 
 
 def _all_differ(names: pl.Series) -> bool:
-    """Whether no name comes twice; where rows lie anyhow already the first one mostly does, which is seen at once."""
+    """Whether no name comes twice; where rows lie anyhow mostly the first one does, which takes less to see."""
     return names.is_empty() or ((names == names[0]).sum() == 1 and names.n_unique() == len(names))
 
 
@@ -87,7 +85,7 @@ def _sorted_within(order: Ints, size: Ints, index: NDArray[np.int32], ids: pl.Se
     """
     within, names = np.empty_like(order), None
     for grid in grids(size):
-        indexes = grid.spread(index, np.iinfo(index.dtype).max)
+        indexes = grid.spread(index.astype(np.int64), np.iinfo(np.int64).max)  # blanks come after every index
         line = np.argsort(indexes, axis=1)
         placed = grid.flat(np.take_along_axis(indexes, line, axis=1))
         if not _ascending(placed, size[grid.prompts]):
@@ -112,42 +110,9 @@ def sizes(rows: pl.DataFrame) -> Ints:
 
 
 def _runs(names: pl.Series) -> tuple[pl.Series, Ints]:
-    """The names of runs of rows with one name, and how many rows each has.
-
-    Where rows of one prompt have one copy of its name between them, as the first rows tell, their views are equal, and
-    only where views differ are letters compared.
-    """
-    views = _views(names)
-    if 2 * np.count_nonzero(_changes(views[:_FIRST_ROWS])) >= len(views[:_FIRST_ROWS]):
-        runs = names.rle().struct.unnest()
-        return runs["value"], runs["len"].to_numpy().astype(np.int64)
-    first = np.concatenate([[0], np.flatnonzero(_changes(views)) + 1])
-    named = names.gather(first)
-    begins = views[first, 0]
-    near = np.flatnonzero(begins[1:] == begins[:-1])  # as long, and with the same beginning: perhaps the same name
-    again = near[(named[near] == named[near + 1]).to_numpy()] + 1
-    if len(again):
-        first = np.delete(first, again)
-        named = names.gather(first)
-    return named, np.diff(first, append=len(names))
-
-
-def _changes(views: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Whether the next view is another one, of all but the last."""
-    changes: NDArray[np.bool_] = (views[1:] != views[:-1]).view(np.uint16).ravel() != 0  # in either word: two booleans
-    return changes
-
-
-def _views(names: pl.Series) -> NDArray[np.uint64]:
-    """Arrow's views of names, shape (rows, 2): equal ones are of equal names, but not the other way round.
-
-    Each begins with the length in bytes (32 bits) and the first four of them; the second word has the other eight, or,
-    of what is longer than that, which buffer has all of them and where in it.
-    """
-    strings = names.to_arrow(compat_level=pl.CompatLevel.newest())
-    assert strings.type == pa.string_view(), strings.type
-    views = np.frombuffer(strings.buffers()[1] or b"", np.uint64).reshape(-1, 2)
-    return views[strings.offset : strings.offset + len(strings)]
+    """The names of runs of rows with one name, and how many rows each has."""
+    runs = names.rle().struct.unnest()
+    return runs["value"], runs["len"].to_numpy().astype(np.int64)
 
 
 class Grid:

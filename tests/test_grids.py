@@ -31,13 +31,13 @@ def test_rows_in_any_order_come_in_one(size: list[int], tied: bool, seed: int, b
     wanted = plain.sort("prompt_id", "sample_index", "candidate_id")
     random = np.random.default_rng(seed)
     cut = np.array_split(np.arange(plain.height), blocks)
-    for order in (random.permutation(plain.height), np.concatenate([cut[i] for i in random.permutation(blocks)])):
-        some = plain[order.astype(np.int64)]
+    for came in (random.permutation(plain.height), np.concatenate([cut[i] for i in random.permutation(blocks)])):
+        some = plain[came.astype(np.int64)]
         assert ordered(some).equals(wanted)
         order = order_of(some)
         assert order.size.tolist() == wanted.group_by("prompt_id", maintain_order=True).len()["len"].to_list()
         assert (order.row is None) == some.equals(wanted)
-        assert order.by_id.tolist() == list(range(len(order.size)))
+        assert order.names.to_list() == sorted(set(wanted["prompt_id"]))
     assert sizes(wanted).tolist() == order.size.tolist()
 
 
@@ -55,7 +55,22 @@ def test_prompts_that_lie_together_may_stay_where_they_are(size: list[int], tied
         assert came.equals(came.sort("first", "sample_index", "candidate_id"))
         firsts = came.filter(pl.col("at") == pl.col("first"))
         assert order.size.tolist() == firsts["size"].to_list()
-        assert firsts["prompt_id"][order.by_id].to_list() == sorted(firsts["prompt_id"])
+        assert order.names.equals(firsts["prompt_id"])
+
+
+def test_a_prompt_in_two_places_is_seen_behind_others_that_are_in_one() -> None:
+    some = rows([1, 2, 1])[[0, 1, 3, 2]]
+    order = order_of(some, prompts_anyhow=True)
+    assert order.row is not None
+    assert some[order.row].equals(some.sort("prompt_id", "sample_index"))
+
+
+def test_the_largest_sample_index_there_is() -> None:
+    plain = rows([257, 300, 512, 400])
+    last = pl.int_range(pl.len()).over("prompt_id") == pl.len().over("prompt_id") - 1
+    plain = plain.with_columns(sample_index=pl.when(last).then(2**31 - 1).otherwise("sample_index").cast(pl.Int32))
+    came = plain.sample(fraction=1.0, shuffle=True, seed=0)
+    assert ordered(came).equals(plain.sort("prompt_id", "sample_index"))
 
 
 @settings(max_examples=150, deadline=None)

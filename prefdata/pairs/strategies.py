@@ -33,7 +33,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from prefdata.draws import uniforms
+from prefdata.draws import leading_bits, uniforms
 from prefdata.grids import descending, grids, last_argmin, order_of
 from prefdata.specs import PairSpec
 
@@ -50,7 +50,7 @@ class Field:
         spec: what is asked.
         row: the row of each number, shape (answers,); None where they are the same.
         start, size: each prompt's first number and how many it has, shape (prompts,).
-        by_id: the prompts in the order of their ids, shape (prompts,).
+        names: the prompts' ids, shape (prompts,).
     """
 
     rows: pl.DataFrame
@@ -58,18 +58,25 @@ class Field:
     row: Ints | None
     start: Ints
     size: Ints
-    by_id: Ints
+    names: pl.Series
 
     @classmethod
     def of_rows(cls, rows: pl.DataFrame, spec: PairSpec) -> Field:
         """`rows` as a field; they have candidate_id, prompt_id, score, sample_index and may_be_chosen."""
         order = order_of(rows, prompts_anyhow=True)
-        return cls(rows, spec, order.row, _before(order.size), order.size, order.by_id)
+        return cls(rows, spec, order.row, _before(order.size), order.size, order.names)
 
     @cached_property
     def of(self) -> Ints:
         """Each answer's prompt, by number."""
         return np.repeat(np.arange(len(self.size)), self.size)
+
+    @cached_property
+    def by_id(self) -> Ints:
+        """The prompts in the order of their ids, shape (prompts,)."""
+        bits = leading_bits(self.names)
+        by_id = np.argsort(bits)  # several times as fast as a sort of strings, and the same but for equal bits
+        return by_id if np.diff(bits[by_id]).all() else self.names.arg_sort().to_numpy().astype(np.int64)
 
     @cached_property
     def turn(self) -> Ints:

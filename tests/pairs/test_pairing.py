@@ -20,6 +20,7 @@ from prefdata.store import Run
 
 PROMPTS, EACH = 15, 10
 KINDS: list[dict[str, Any]] = [
+    {"strategy": "best-worst"},
     {"strategy": "best-worst", "per_prompt": 2},
     {"strategy": "best-random"},
     {"strategy": "random-labelled", "per_prompt": 5},

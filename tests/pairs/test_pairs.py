@@ -22,7 +22,7 @@ def selected(scores: list[list[float]], texts: dict[str, str] | None = None, cut
     rows = [
         {
             "candidate_id": ids.digest(f"{p}-{i}"),
-            "prompt_id": f"{p:020x}",
+            "prompt_id": f"{(p * 40503) % 2**16:04x}" * 5,  # in another order than they come in
             "sample_index": i,
             "score": float(score),
             "text_key": ids.seed(0, (texts or {}).get(f"{p}-{i}", f"{p}-{i}").strip()),
@@ -162,6 +162,13 @@ def test_properties(grid, strategy, seed, margin) -> None:
         prompt_of[c] == p == prompt_of[r] for p, c, r in rows.select("prompt_id", "chosen_id", "rejected_id").rows()
     )
     assert report.rows_in == report.rows_out + sum(report.dropped.values())
+
+
+def test_prompts_whose_ids_begin_alike_are_in_order_too() -> None:
+    ends = ["0002", "0000", "0001"]  # the first 64 bits of the three are the same
+    frame = selected([[1, 2], [4, 3], [5, 6]])
+    frame = frame.with_columns(prompt_id=pl.Series([f"{'a' * 16}{end}" for end in ends for _ in range(2)]))
+    assert paired(frame)[0] == [("1-0", "1-1"), ("2-1", "2-0"), ("0-1", "0-0")]
 
 
 def test_nothing_in_nothing_out() -> None:
