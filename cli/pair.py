@@ -16,4 +16,6 @@ def pair(run: RunArgument, spec: PairSpec, replace: Replace = False, partial: Pa
     from prefdata.pairs import pair as step
     from prefdata.store import Run
 
-    show.outcome(step(Run(run), spec, replace=replace, partial=partial))
+    with show.progress("pair") as progress:
+        done = step(Run(run), spec, replace=replace, partial=partial, progress=progress)
+    show.outcome(done)

@@ -16,4 +16,6 @@ def select(run: RunArgument, spec: SelectSpec, replace: Replace = False, partial
     from prefdata.selections import select as step
     from prefdata.store import Run
 
-    show.outcome(step(Run(run), spec, replace=replace, partial=partial))
+    with show.progress("select") as progress:
+        done = step(Run(run), spec, replace=replace, partial=partial, progress=progress)
+    show.outcome(done)

@@ -7,6 +7,7 @@ Ids are the first 80 bits of a SHA-256; their first 64 are mixed with the key by
 from __future__ import annotations
 
 from binascii import unhexlify
+from typing import Self
 
 import numpy as np
 import polars as pl
@@ -61,6 +62,17 @@ def letters(row_ids: pl.Series) -> NDArray[np.uint8]:
     return np.frombuffer(held or b"", np.uint8).reshape(len(row_ids), ids.ID_DIGITS)
 
 
+def among(many: Bits, some: Bits) -> NDArray[np.bool_]:
+    """Whether each of `some` is among `many`, which are sorted."""
+    found = np.zeros(len(some), bool)
+    order = np.argsort(some)  # neighbours are looked for one after the other: many times faster
+    some = some[order]
+    place = np.searchsorted(many, some)
+    there = place < len(many)
+    found[order[there]] = many[place[there]] == some[there]
+    return found
+
+
 def mixed(bits: Bits, salt: int) -> Bits:
     """`bits` and a salt of 53 bits, mixed so that each bit of the result hangs on all of theirs."""
     mixture = bits ^ np.uint64(salt << 11)
@@ -76,7 +88,10 @@ def mixed(bits: Bits, salt: int) -> Bits:
 
 
 class Content:
-    """The id of a set of rows (an id and a number each), added some at a time: in any order and cut the same id."""
+    """The id of a set of rows (an id and a number each), added some at a time: in any order and cut the same id.
+
+    Contents of some rows each add up to that of all of them.
+    """
 
     def __init__(self) -> None:
         self._sums = [0, 0]
@@ -91,6 +106,14 @@ class Content:
             # Sums do not hang on the order; twice 64 bits, so that no two sets of rows meet by chance.
             self._sums[i] += int(mixed(mixed(bits, salt) + numbers, salt).sum(dtype=np.uint64))
         self._rows += len(bits)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __iadd__(self, other: Content) -> Self:
+        self._sums = [mine + its for mine, its in zip(self._sums, other._sums, strict=True)]
+        self._rows += other._rows
+        return self
 
     @property
     def id(self) -> str:

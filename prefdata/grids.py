@@ -1,6 +1,6 @@
 """Rows by prompt as grids: what is decided within each prompt is decided for all prompts at once.
 
-`ordered` brings a prompt's rows together in the order of generation; `grids` lays them out as (prompts, candidates)
+`order_of` brings a prompt's rows together in the order of generation; `grids` lays them out as (prompts, candidates)
 arrays.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,12 +20,6 @@ from prefdata.draws import leading_bits
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 T = TypeVar("T", bound=np.generic)
-
-
-def ordered(rows: pl.DataFrame) -> pl.DataFrame:
-    """`rows` in the order of `order_of`."""
-    row = order_of(rows).row
-    return rows if row is None else rows[row]
 
 
 @dataclass(frozen=True)
@@ -103,16 +98,48 @@ def how_many_prompts(rows: pl.DataFrame) -> int:
     return named.n_unique()
 
 
-def sizes(rows: pl.DataFrame) -> Ints:
-    """How many rows each prompt has, for rows that stand by prompt; shape (prompts,)."""
-    _, size = _runs(rows["prompt_id"])
-    return size
-
-
 def _runs(names: pl.Series) -> tuple[pl.Series, Ints]:
     """The names of runs of rows with one name, and how many rows each has."""
     runs = names.rle().struct.unnest()
     return runs["value"], runs["len"].to_numpy().astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Rows that stand by prompt, each prompt's in the order of generation, and how many each prompt has."""
+
+    rows: pl.DataFrame
+    size: Ints
+
+    @classmethod
+    def of(cls, rows: pl.DataFrame) -> Standing:
+        """Rows that lie anyhow, with the columns of `order_of`; prompts come in no particular order."""
+        order = order_of(rows, prompts_anyhow=True)
+        return cls(rows if order.row is None else rows[order.row], order.size)
+
+    @cached_property
+    def prompt(self) -> Ints:
+        """The number of each row's prompt, shape (rows,)."""
+        return np.repeat(np.arange(len(self.size)), self.size)
+
+    def only(self, mask: NDArray[np.bool_]) -> Standing:
+        """The rows where `mask` holds; prompts without any are gone."""
+        if mask.all():
+            return self
+        size = np.bincount(self.prompt[mask], minlength=len(self.size))
+        return Standing(self.rows.filter(pl.Series(mask)), size[size > 0])
+
+    def with_columns(self, **columns: pl.Series | pl.Expr) -> Standing:
+        """The same rows with more columns."""
+        return Standing(self.rows.with_columns(**columns), self.size)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A column's values, shape (rows,)."""
+        return self.rows[name].to_numpy()
+
+    def grids(self) -> Iterator[Grid]:
+        """The rows as grids."""
+        return grids(self.size)
 
 
 class Grid:

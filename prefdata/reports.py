@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 class Report(BaseModel):
@@ -47,6 +50,13 @@ class Report(BaseModel):
     def timed(self, seconds: float, **figures: Any) -> Report:
         """The same account with its wall time in seconds, and further figures."""
         return self.model_copy(update={"seconds": round(seconds, 3), "figures": {**self.figures, **figures}})
+
+
+def by_reason(reasons: pl.Series) -> Counter[str]:
+    """How many rows there are of each reason; null is none."""
+    if reasons.null_count() == len(reasons):
+        return Counter()
+    return Counter(dict(reasons.drop_nulls().value_counts(name="n").sort(reasons.name).iter_rows()))
 
 
 def nonzero(counts: Mapping[str, int]) -> dict[str, int]:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import polars as pl
 import pyarrow as pa
@@ -38,12 +38,18 @@ class Shelves:
     """Rows with a prompt_id, by share; a single share is held in memory and needs no disk."""
 
     def __init__(self, folder: Path, shares: int, empty: pl.DataFrame) -> None:
-        """Shelves in `folder` for rows with the columns of `empty`, which has none."""
+        """Shelves in `folder` for rows with the columns of `empty`; its own rows, if it has some, are not put there."""
         self.shares = shares
         self._folder = folder
         self._held = [empty.clear()]
         self._uncut: list[pl.DataFrame] = []
         self._open: dict[int, tuple[Any, Any]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def put(self, rows: pl.DataFrame) -> None:
         """Take rows, each for the share of its prompt: shares are in the order of the prompts' ids."""

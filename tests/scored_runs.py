@@ -101,5 +101,6 @@ def pool(
 def kept(frame: pl.DataFrame, **settings: Any) -> tuple[list[str], dict[str, int]]:
     """The names of what is selected from a pool, and what was dropped by reason."""
     rows, account = keep(frame, SelectSpec(**settings))
+    rows = rows.sort("prompt_id", maintain_order=True)
     names = rows.join(frame, on="candidate_id", maintain_order="left")["name"].to_list()
     return names, nonzero(account.dropped)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdata import ids
-from prefdata.grids import Grid, descending, grids, how_many_prompts, last_argmin, order_of, ordered, sizes
+from prefdata.grids import Grid, Standing, _runs, descending, grids, how_many_prompts, last_argmin, order_of
 
 prompts = st.lists(st.integers(1, 9), max_size=8)
 
@@ -35,12 +35,18 @@ def test_rows_in_any_order_come_in_one(size: list[int], tied: bool, seed: int, b
     cut = np.array_split(np.arange(plain.height), blocks)
     for came in (random.permutation(plain.height), np.concatenate([cut[i] for i in random.permutation(blocks)])):
         some = plain[came.astype(np.int64)]
-        assert ordered(some).equals(wanted)
         order = order_of(some)
+        assert (some if order.row is None else some[order.row]).equals(wanted)
         assert order.size.tolist() == wanted.group_by("prompt_id", maintain_order=True).len()["len"].to_list()
         assert (order.row is None) == some.equals(wanted)
         assert order.names.to_list() == sorted(set(wanted["prompt_id"]))
-    assert sizes(wanted).tolist() == order.size.tolist()
+        standing = Standing.of(some)
+        assert standing.rows.sort("prompt_id", maintain_order=True).equals(wanted)
+        assert standing.prompt.tolist() == standing.rows["prompt_id"].rle_id().to_list()
+        mask = random.random(some.height) < 0.5
+        kept = standing.only(mask)
+        assert kept.rows.equals(standing.rows.filter(mask))
+        assert kept.prompt.tolist() == kept.rows["prompt_id"].rle_id().to_list()
 
 
 @settings(max_examples=150, deadline=None)
@@ -72,7 +78,7 @@ def test_the_largest_sample_index_there_is() -> None:
     last = pl.int_range(pl.len()).over("prompt_id") == pl.len().over("prompt_id") - 1
     plain = plain.with_columns(sample_index=pl.when(last).then(2**31 - 1).otherwise("sample_index").cast(pl.Int32))
     came = plain.sample(fraction=1.0, shuffle=True, seed=0)
-    assert ordered(came).equals(plain.sort("prompt_id", "sample_index"))
+    assert came[order_of(came).row].equals(plain.sort("prompt_id", "sample_index"))
 
 
 @settings(max_examples=150, deadline=None)
@@ -88,7 +94,7 @@ def test_runs_are_of_equal_ids_wherever_their_letters_lie(named: list[tuple[int,
         rechunk=False,
     )[cut:]
     frame = copies.to_frame()
-    assert sizes(frame).tolist() == [len(list(run)) for _, run in itertools.groupby(copies)]
+    assert _runs(copies)[1].tolist() == [len(list(run)) for _, run in itertools.groupby(copies)]
     assert how_many_prompts(frame) == len(set(copies))
 
 

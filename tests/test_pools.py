@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
@@ -127,18 +126,17 @@ def test_top_k_overall_across_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert report.figures["mean_score_after"] == pytest.approx(45 / 7)
 
 
-def test_pools_can_be_read_twice_and_come_in_the_order_of_prompts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pools_hold_whole_prompts_and_are_put_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "POOL_ROWS", 7)
     run = scored_run(tmp_path / "run", names(20), parts=3)
     with pools.open_pools(run, PoolSpec(), run.partition("scores", "reward"), texts=True) as opened:
-        once, twice = list(opened), list(opened)
+        once = list(opened)
         assert len(once) > 3
-        assert all(a.equals(b) for a, b in zip(once, twice, strict=True))
-        firsts = [(pool["prompt_id"].min(), pool["prompt_id"].max()) for pool in once]
-        assert all(a[1] < b[0] for a, b in itertools.pairwise(firsts))
-        assert pl.concat(once).height == 80
+        assert all((pool.group_by("prompt_id").len()["len"] == 4).all() for pool in once)
+        again = list(opened.in_order(reversed(once)))
+        assert len(again) > 3
+        whole = pl.concat(again)
+        assert whole.equals(pl.concat(once).sort("prompt_id", maintain_order=True))
         assert list(run.path.glob("_tmp-*"))
     assert not list(run.path.glob("_tmp-*"))
 
@@ -354,14 +352,14 @@ def test_killed_in_the_middle_nothing_stays(tmp_path: Path) -> None:
     """kill -9 while pools wait on disk: the selection is not there, and the next run removes what was left."""
     run = scored_run(tmp_path / "run", names(40))
     code = (
-        "import sys, time; from prefdata import Run, SelectSpec, select, pools; pools.POOL_ROWS = 20\n"
-        "joined = pools._Joining.join\n"
+        "import sys, time; from prefdata import Run, SelectSpec, select, pools, shelves\n"
+        "pools.POOL_ROWS, shelves.TOGETHER, joined = 20, 1, pools.Joining.join\n"
         "def slow(*given): time.sleep(0.2); return joined(*given)\n"
-        "pools._Joining.join = slow; select(Run(sys.argv[1]), SelectSpec())"
+        "pools.Joining.join = slow; select(Run(sys.argv[1]), SelectSpec())"
     )
     process = subprocess.Popen([sys.executable, "-c", code, run.path])
     deadline = time.monotonic() + 60
-    while not list(run.path.glob("_tmp-*-shelves/pools/*.arrow")) and time.monotonic() < deadline:
+    while not list(run.path.glob("_tmp-*-shelves/waiting/*.arrow")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()

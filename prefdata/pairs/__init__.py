@@ -11,8 +11,9 @@ From the same selections `listings` makes unpaired labels, groups and demonstrat
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,8 @@ from prefdata.pairs.listings import LISTINGS, advised_weights
 from prefdata.pairs.strategies import Field, Proposals, propose
 from prefdata.pairs.verdicts import proposed_by, verdicts
 from prefdata.pools import Pools, open_pools
-from prefdata.reports import Account, Report
+from prefdata.progress import Progress, quiet
+from prefdata.reports import Account, Report, by_reason
 from prefdata.specs import PairSpec
 from prefdata.store import Lineage, Outcome, Partition, Run
 
@@ -46,7 +48,9 @@ _PAIR = b'{"chosen_id":"%b","rejected_id":"%b"}' % (b"A" * ID_DIGITS, b"B" * ID_
 _SIDES = {"first": "chosen", "second": "rejected"}
 
 
-def pair(run: Run, spec: PairSpec, *, replace: bool = False, partial: bool = False) -> Outcome:
+def pair(
+    run: Run, spec: PairSpec, *, replace: bool = False, partial: bool = False, progress: Progress = quiet
+) -> Outcome:
     """Pair candidates of each prompt, and store the pairs as `RUN/pairs/pairing=NAME`.
 
     With `as_` the rows are those of another table: `RUN/unpaired/labelling=NAME`, `RUN/groups/grouping=NAME` or
@@ -58,14 +62,19 @@ def pair(run: Run, spec: PairSpec, *, replace: bool = False, partial: bool = Fal
         InputError: the selection keeps one candidate a prompt.
         UsageError: settings that do not go together, or a name that there is not.
     """
+    began = time.monotonic()
     source, name = source_of(run, spec, partial=partial)
+    partition = run.partition(spec.as_, spec.name or name)
+    resolved = {"selector": name} if spec.strategy != "comparisons" else {"judge": source.name}
+    if not replace:
+        partition.check(Lineage.of(spec, resolved=resolved))
     beside = (spec.reference,) if spec.reference else ()
     said = _verdicts(source) if spec.strategy == "comparisons" else None
-    with open_pools(run, spec, source, beside=beside) as pools:
-        resolved = {"selector": name} if spec.strategy != "comparisons" else {"judge": source.name}
-        partition = run.partition(spec.as_, spec.name or name)
+    with open_pools(run, spec, source, beside=beside, progress=progress) as pools:
+        making = _Making(run, pools, spec, source, said, began)
+        rows = making.rows()
         lineage = Lineage.of(spec, _parents(pools, said), resolved=resolved)
-        return partition.derive_in_pieces(lineage, lambda: _tables(run, pools, spec, source, said), replace=replace)
+        return partition.derive_in_pieces(lineage, lambda: making.tables(rows), replace=replace)
 
 
 def source_of(run: Run, spec: PairSpec, *, partial: bool = False) -> tuple[Partition, str]:
@@ -95,7 +104,7 @@ def match(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
     strategy `comparisons` reads. Returns the pairs ordered by prompt, then by margin, widest first.
     """
     judged = judge(pool, spec, said)
-    dropped = _counted(judged.proposals["dropped"])
+    dropped = by_reason(judged.proposals["dropped"])
     kept = judged.proposals.filter(pl.col("dropped").is_null()) if dropped else judged.proposals
     dropped.update(judged.missing)
     account = Account(
@@ -160,7 +169,7 @@ def judge(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
     return Judged(
         proposals=_limited(both, field, spec),
         answers=pool[["candidate_id", "why"]],
-        left_out={f"left_out_{reason}": count for reason, count in _counted(pool["why"]).items()},
+        left_out={f"left_out_{reason}": count for reason, count in by_reason(pool["why"]).items()},
         missing={**alone, **proposals.missing},
         possible=int((field.size * (field.size - 1) // 2).sum()),
         prompts=prompts,
@@ -168,54 +177,55 @@ def judge(pool: pl.DataFrame, spec: PairSpec, said: pl.DataFrame | None = None) 
     )
 
 
-def _counted(reasons: pl.Series) -> Counter[str]:
-    """How many rows there are of each reason; null is none."""
-    if reasons.null_count() == len(reasons):
-        return Counter()
-    return Counter(dict(reasons.drop_nulls().value_counts(name="n").sort(reasons.name).iter_rows()))
+class _Making:
+    """One pairing under way: its rows, some prompts at a time, and the account of them."""
+
+    def __init__(
+        self, run: Run, pools: Pools, spec: PairSpec, source: Partition, said: pl.DataFrame | None, began: float
+    ) -> None:
+        self._run, self._pools, self._spec, self._source, self._said = run, pools, spec, source, said
+        self._began = began
+        self._whole, self._several = Account(), False
+
+    def rows(self) -> Iterator[pl.DataFrame]:
+        """All rows in the order of prompts; all pools have been gone through when this returns."""
+        if self._spec.strategy in ("all", "against-reference"):  # fewer wait if it is the answers, and not the pairs
+            pools = self._pools.in_order(self._pools)
+            portions = itertools.chain.from_iterable(_portions(pool) for pool in pools)
+            return self._counted(ahead(portions, self._rule, cores()))
+        return self._pools.in_order(self._counted(self._pools.each(self._rule)))
+
+    def tables(self, rows: Iterator[pl.DataFrame]) -> Generator[pa.Table, None, Report]:
+        """The rows as tables, and the Report."""
+        spec, whole = self._spec, self._whole
+        scorer = str(spec.reference) if spec.trust_reference else self._pools.scorer or self._source.name
+        if spec.balance != "none":
+            pieces = list(rows)
+            rows = iter([_balanced(self._run, pl.concat(pieces), spec, whole)] if pieces else [])
+        for some in rows:
+            yield some.with_columns(scorer=pl.lit(scorer)).to_arrow()
+        if whole.rows_in and not self._several and spec.as_ in ("pairs", "groups"):
+            raise InputError(
+                f"{self._source} keeps one candidate a prompt, so there is nothing to pair it with. "
+                "Pair among all scored candidates with --selector all, or select more of them."
+            )
+        return _reported(whole, spec).timed(time.monotonic() - self._began)
+
+    def _rule(self, pool: pl.DataFrame) -> tuple[bool, tuple[pl.DataFrame, Account]]:
+        # Prompts are counted until one pool has several answers to one; what is ahead may be counted for nothing.
+        several = self._several or pool.height > how_many_prompts(pool)
+        spec = self._spec
+        return several, match(pool, spec, self._said) if spec.as_ == "pairs" else LISTINGS[spec.as_](pool, spec)
+
+    def _counted(self, made: Iterable[tuple[bool, tuple[pl.DataFrame, Account]]]) -> Iterator[pl.DataFrame]:
+        for several, (rows, account) in made:
+            self._several = self._several or several
+            self._whole += account
+            yield rows
 
 
-def _tables(
-    run: Run, pools: Pools, spec: PairSpec, source: Partition, said: pl.DataFrame | None
-) -> Generator[pa.Table, None, Report]:
-    whole, several = Account(), False
-    scorer = str(spec.reference) if spec.trust_reference else pools.scorer or source.name
-    make: Callable[[pl.DataFrame], tuple[pl.DataFrame, Account]]
-    make = (
-        (lambda pool: match(pool, spec, said)) if spec.as_ == "pairs" else (lambda pool: LISTINGS[spec.as_](pool, spec))
-    )
-    pieces = []
-    portions = itertools.chain.from_iterable(_portions(pool, spec) for pool in pools)
-    # Prompts are counted until one pool has several answers to one; what is ahead may be counted for nothing.
-    done = ahead(portions, lambda pool: (several or _has_several(pool), make(pool)), cores())
-    for several_here, (rows, account) in done:
-        whole += account
-        several = several or several_here
-        if spec.balance == "none":
-            yield rows.with_columns(scorer=pl.lit(scorer)).to_arrow()
-        else:
-            pieces.append(rows)
-    if whole.rows_in and not several and spec.as_ in ("pairs", "groups"):
-        raise InputError(
-            f"{source} keeps one candidate a prompt, so there is nothing to pair it with. "
-            "Pair among all scored candidates with --selector all, or select more of them."
-        )
-    if pieces:
-        rows = _balanced(run, pl.concat(pieces), spec, whole)
-        yield rows.with_columns(scorer=pl.lit(scorer)).to_arrow()
-    return _reported(whole, spec)
-
-
-def _has_several(pool: pl.DataFrame) -> bool:
-    """Whether a prompt has more than one answer."""
-    return pool.height > how_many_prompts(pool)
-
-
-def _portions(pool: pl.DataFrame, spec: PairSpec) -> Iterator[pl.DataFrame]:
+def _portions(pool: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """A pool some prompts at a time, in their order, where all of it would propose too much."""
-    if spec.strategy not in ("all", "against-reference"):
-        yield pool
-        return
     n = pl.col("len").cast(pl.Int64)
     before = (n * (n - 1) // 2).cum_sum().alias("portion") // PROPOSALS
     portions = pool.group_by("prompt_id").len().sort("prompt_id").select("prompt_id", before)

@@ -19,7 +19,7 @@ from collections import Counter
 import numpy as np
 import polars as pl
 
-from prefdata.reports import Account
+from prefdata.reports import Account, by_reason
 from prefdata.specs import PairSpec
 
 KTO_RATIO = 4 / 3
@@ -41,7 +41,7 @@ def unpaired(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]
     if spec.truncated == "rejected":
         label = pl.when((label == "good") & _cut()).then(pl.lit("good_truncated")).otherwise(label)
     labelled = _standing(usable).with_columns(label=label)
-    counts: dict[str, int] = dict(sorted(labelled["label"].value_counts(name="n").iter_rows()))
+    counts = dict(by_reason(labelled["label"]))
     good, bad = counts.pop("good", 0), counts.pop("bad", 0)
     kept = labelled.filter(pl.col("label").is_in(["good", "bad"]))
     account = Account(
@@ -130,7 +130,7 @@ def _cut() -> pl.Expr:
 
 def _usable(rows: pl.DataFrame, *, without_cut: bool) -> tuple[pl.DataFrame, dict[str, int]]:
     """The answers that take part, and how many do not, by reason."""
-    dropped = dict(rows["left_out"].drop_nulls().value_counts(name="n").sort("left_out").iter_rows())
+    dropped = dict(by_reason(rows["left_out"]))
     able = rows.filter(pl.col("left_out").is_null())
     said = able.filter(pl.col("chars") > 0)
     kept = said.filter(~_cut()) if without_cut else said

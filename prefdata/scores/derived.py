@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from prefdata.errors import UsageError
-from prefdata.reports import Report, nonzero
+from prefdata.reports import Report, by_reason, nonzero
 from prefdata.scorers import file_identity
 from prefdata.scorers.aggregate import aggregate
 from prefdata.scorers.calibrate import correlation, figures, fit_temperature, length_penalty, lowess_bias, mean_bias
@@ -205,7 +205,7 @@ def scores_of(run: Run, scorer: str, *, partial: bool = False) -> pl.DataFrame:
 
 def derived_report(rows: pl.DataFrame, **also: Any) -> Report:
     """The Report of scores that were made from others; `also` are further figures."""
-    reasons = dict(rows["reason"].drop_nulls().value_counts(name="n").sort("reason").iter_rows())
+    reasons = by_reason(rows["reason"])
     figures: dict[str, Any] = {"scored": rows["score"].count(), **nonzero(reasons)}
     if rows["score"].count():
         figures |= {"mean": rows["score"].mean(), "std": rows["score"].std()}

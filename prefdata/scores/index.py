@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from prefdata.draws import leading_bits
+from prefdata.draws import among, leading_bits
 from prefdata.store import Partition
 
 
@@ -38,10 +38,7 @@ class CandidateIndex:
     def has(self, candidate_ids: Iterable[str]) -> list[bool]:
         """Of each id, whether it is there."""
         asked = leading_bits(pl.Series(candidate_ids, dtype=pl.String))
-        if len(self._keys) == 0:
-            return [False] * len(asked)
-        place = np.searchsorted(self._keys, asked).clip(max=len(self._keys) - 1)
-        return (self._keys[place] == asked).tolist()  # type: ignore[no-any-return]
+        return among(self._keys, asked).tolist()  # type: ignore[no-any-return]
 
     def covers(self, other: CandidateIndex) -> bool:
         """Whether all candidates of another index are in this one."""

@@ -14,8 +14,9 @@ places (`rules`, `diversity`). The methods, with r the score and k how many:
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -23,8 +24,9 @@ import polars as pl
 import pyarrow as pa
 
 from prefdata.ahead import ahead, cores
-from prefdata.grids import grids, ordered, sizes
+from prefdata.grids import Standing
 from prefdata.pools import Pools, open_pools
+from prefdata.progress import Progress, quiet
 from prefdata.reports import Account, Report
 from prefdata.selections.diversity import Distance, spread_ranks
 from prefdata.selections.narrowing import improved, narrowed, refuse_unknown, scaled
@@ -36,7 +38,9 @@ from prefdata.views import chosen_samplers
 _COLUMNS = ["candidate_id", "prompt_id", "rank", "score", "copies", "draws"]
 
 
-def select(run: Run, spec: SelectSpec, *, replace: bool = False, partial: bool = False) -> Outcome:
+def select(
+    run: Run, spec: SelectSpec, *, replace: bool = False, partial: bool = False, progress: Progress = quiet
+) -> Outcome:
     """Keep candidates of each prompt by their scores, and store them as `RUN/selections/selector=NAME`.
 
     Raises:
@@ -45,14 +49,21 @@ def select(run: Run, spec: SelectSpec, *, replace: bool = False, partial: bool =
         InputError: scores of candidates that are not there, or embeddings that some candidates lack.
         UsageError: an unknown sampler or scorer, or a condition that DuckDB does not take.
     """
+    began = time.monotonic()
     scores = run.only("scores", spec.scorer, partial=partial)
     partition = run.partition("selections", spec.name or default_name(spec))
+    resolved = {"scorer": scores.name}
+    if not replace:
+        partition.check(Lineage.of(spec, resolved=resolved))
     distance = Distance.of(spec)
     if spec.pool == "mix":
         refuse_unknown(spec, [one.name for one in chosen_samplers(run, spec.sampler)])
-    with open_pools(run, spec, scores, texts=spec.diverse > 0 and spec.distance == "words") as pools:
-        lineage = Lineage.of(spec, {**pools.parents, **distance.parents}, resolved={"scorer": pools.scorer})
-        return partition.derive_in_pieces(lineage, lambda: _tables(pools, spec, distance), replace=replace)
+    texts = spec.diverse > 0 and spec.distance == "words"
+    with open_pools(run, spec, scores, texts=texts, progress=progress) as pools:
+        whole = Account()
+        rows = _rows(pools, spec, distance, whole)
+        lineage = Lineage.of(spec, {**pools.parents, **distance.parents}, resolved=resolved)
+        return partition.derive_in_pieces(lineage, lambda: _tables(rows, scores.name, whole, began), replace=replace)
 
 
 def default_name(spec: SelectSpec) -> str:
@@ -66,30 +77,41 @@ def keep(
     """The selection's rule, pure.
 
     `pool` has the columns of `prefdata.pools`; the order of its rows does not matter. `latest_round` is the run's (the
-    pool's own unless given). Returns candidate_id, prompt_id, rank, score, copies and draws, ordered by prompt and
-    rank.
+    pool's own unless given). Returns candidate_id, prompt_id, rank, score, copies and draws, prompt by prompt, each
+    prompt's by rank.
     """
-    pool = ordered(pool)
-    usable, dropped = narrowed(pool, spec, latest_round)
-    rank, draws = _places(usable, spec, distance or Distance.of(spec))
-    ranked = usable.with_columns(rank=pl.Series(rank, dtype=pl.Int32), draws=_nullable(draws))
-    chosen = _by_rank(ranked.filter(pl.col("rank") <= _kept(spec)))
-    dropped["not_selected"] = usable.height - chosen.height
-    account = Account(pool.height, chosen.height, Counter(dropped), *_figures(usable, chosen, spec))
+    answers, dropped = narrowed(Standing.of(pool), spec, latest_round)
+    rank, draws = _places(answers, spec, distance or Distance.of(spec))
+    kept = answers.with_columns(rank=pl.Series(rank, dtype=pl.Int32), draws=_nullable(draws)).only(rank <= _kept(spec))
+    chosen = _by_rank(kept)
+    dropped["not_selected"] = answers.rows.height - chosen.height
+    account = Account(pool.height, chosen.height, dropped, *_figures(answers, kept, spec))
     return chosen.select(_COLUMNS), account
 
 
-def _tables(pools: Pools, spec: SelectSpec, distance: Distance) -> Generator[pa.Table, None, Report]:
-    whole = Account()
-    pieces = _pieces(pools, spec, distance, whole)
-    for rows in _highest(pieces, spec.k, whole) if spec.method == "top-k-overall" else pieces:
-        yield rows.with_columns(scorer=pl.lit(pools.scorer)).to_arrow()
-    return whole.report("select", "scored candidates")
+def _tables(
+    rows: Iterable[pl.DataFrame], scorer: str, whole: Account, began: float
+) -> Generator[pa.Table, None, Report]:
+    for some in rows:
+        yield some.with_columns(scorer=pl.lit(scorer)).to_arrow()
+    return whole.report("select", "scored candidates").timed(time.monotonic() - began)
 
 
-def _pieces(pools: Pools, spec: SelectSpec, distance: Distance, whole: Account) -> Iterable[pl.DataFrame]:
-    rule = partial(keep, spec=spec, latest_round=pools.latest_round, distance=distance)
-    for rows, account in ahead(pools, rule, cores()):
+def _rows(pools: Pools, spec: SelectSpec, distance: Distance, whole: Account) -> Iterator[pl.DataFrame]:
+    """What is kept, in the order of prompts, as it is added to the account; all pools are gone through at once."""
+    rule = partial(keep, spec=spec, distance=distance)
+    if spec.pool == "latest":  # the run's latest round is known when all have been seen
+        waiting = pools.in_order(pools)
+        made = _counted(ahead(waiting, partial(rule, latest_round=pools.latest_round), cores()), whole)
+    else:
+        made = _counted(pools.each(rule), whole)
+    if spec.method == "top-k-overall":
+        return iter([*_highest(made, spec.k, whole)])
+    return made if spec.pool == "latest" else pools.in_order(made)
+
+
+def _counted(made: Iterable[tuple[pl.DataFrame, Account]], whole: Account) -> Iterator[pl.DataFrame]:
+    for rows, account in made:
         whole += account
         yield rows
 
@@ -118,52 +140,51 @@ def _kept(spec: SelectSpec) -> int:
     return 1 if spec.method == "best-of-n" else spec.k
 
 
-def _places(usable: pl.DataFrame, spec: SelectSpec, distance: Distance) -> tuple[np.ndarray, np.ndarray | None]:
+def _places(answers: Standing, spec: SelectSpec, distance: Distance) -> tuple[np.ndarray, np.ndarray | None]:
     if spec.improve is not None:
-        return improved(usable, spec.improve), None
+        return improved(answers.rows, spec.improve), None
     if spec.diverse:
-        return spread_ranks(usable, spec, distance), None
-    place, draws = places(usable, spec)
+        return spread_ranks(answers, spec, distance), None
+    place, draws = places(answers, spec)
     if spec.method == "threshold":
         assert spec.threshold is not None
-        place = np.where(scaled(usable, spec) >= spec.threshold, place, NOWHERE)
+        place = np.where(scaled(answers.rows, spec) >= spec.threshold, place, NOWHERE)
     return place, draws
 
 
-def _by_rank(chosen: pl.DataFrame) -> pl.DataFrame:
-    """Rows that stand by prompt, each prompt's in the order of their ranks."""
-    return chosen.with_columns(_prompt=chosen["prompt_id"].rle_id()).sort("_prompt", "rank").drop("_prompt")
+def _by_rank(kept: Standing) -> pl.DataFrame:
+    """Each prompt's rows in the order of their ranks."""
+    chosen: pl.DataFrame = kept.rows[np.lexsort((kept.column("rank"), kept.prompt))]
+    return chosen
 
 
 def _nullable(draws: np.ndarray | None) -> pl.Expr:
     return pl.lit(None, pl.Int32) if draws is None else pl.lit(pl.Series(draws, dtype=pl.Int32))
 
 
-def _figures(
-    usable: pl.DataFrame, chosen: pl.DataFrame, spec: SelectSpec
-) -> tuple[Counter[str], dict[str, tuple[float, int]]]:
+def _figures(answers: Standing, kept: Standing, spec: SelectSpec) -> tuple[Counter[str], dict[str, tuple[float, int]]]:
     counts = Counter(
         {
-            "prompts": len(sizes(usable)),
-            "prompts_with_answers": chosen["prompt_id"].n_unique(),
-            "ties_at_the_top": _ties_at_the_top(usable),
+            "prompts": len(answers.size),
+            "prompts_with_answers": len(kept.size),
+            "ties_at_the_top": _ties_at_the_top(answers),
         }
     )
     sums = {
-        "mean_score_before": (float(usable["score"].sum()), usable.height),
-        "mean_score_after": (float(chosen["score"].sum()), chosen.height),
+        "mean_score_before": (float(answers.rows["score"].sum()), answers.rows.height),
+        "mean_score_after": (float(kept.rows["score"].sum()), kept.rows.height),
     }
     if spec.method in ("rso", "rso-algorithm1", "boltzmann"):
-        rates, effective = acceptances(usable, spec.beta)
+        rates, effective = acceptances(answers, spec.beta)
         sums["acceptance_rate"] = (float(rates.sum()), len(rates))
         sums["effective_candidates"] = (float(effective.sum()), len(effective))
     if spec.pool == "mix":
-        of = chosen.unique("prompt_id").group_by("sampler").len().sort("sampler")
+        of = kept.rows.unique("prompt_id").group_by("sampler").len().sort("sampler")
         counts.update({f"prompts_from_{name}": n for name, n in of.iter_rows()})
     return counts, sums
 
 
-def _ties_at_the_top(usable: pl.DataFrame) -> int:
+def _ties_at_the_top(answers: Standing) -> int:
     """Prompts of which several answers share the highest score."""
-    every = [grid.spread(usable["score"].to_numpy(), -np.inf) for grid in grids(sizes(usable))]
+    every = [grid.spread(answers.column("score"), -np.inf) for grid in answers.grids()]
     return sum(int(((scores == scores.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum()) for scores in every)

@@ -19,7 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prefdata.errors import InputError
-from prefdata.grids import sizes
+from prefdata.grids import Standing
 from prefdata.ids import digest
 from prefdata.selections.rules import NOWHERE
 from prefdata.specs import SelectSpec
@@ -65,12 +65,12 @@ class Distance:
         return 1 - vectors @ vectors.T
 
 
-def spread_ranks(rows: pl.DataFrame, spec: SelectSpec, distance: Distance) -> NDArray[np.int64]:
-    """The place of each row, sorted by prompt, in the greedy order; nowhere after the k-th."""
-    place = np.full(rows.height, NOWHERE, np.int64)
+def spread_ranks(answers: Standing, spec: SelectSpec, distance: Distance) -> NDArray[np.int64]:
+    """The place of each row in the greedy order of its prompt; nowhere after the k-th."""
+    place = np.full(answers.rows.height, NOWHERE, np.int64)
     start = 0
-    for size in sizes(rows).tolist():
-        some = rows[start : start + size]
+    for size in answers.size.tolist():
+        some = answers.rows[start : start + size]
         order = spread(some["score"].to_numpy(), distance.between(some), spec.k, spec.diverse)
         place[start + np.array(order)] = np.arange(1, len(order) + 1)
         start += size

@@ -5,11 +5,11 @@ from __future__ import annotations
 import polars as pl
 
 from prefdata.errors import NotReady
-from prefdata.grids import ordered
+from prefdata.grids import Standing
 from prefdata.pools import open_pools
 from prefdata.selections import keep
 from prefdata.selections.diversity import Distance
-from prefdata.selections.narrowing import narrowings
+from prefdata.selections.narrowing import able, narrowings
 from prefdata.specs import SelectSpec
 from prefdata.store import Run
 
@@ -32,20 +32,21 @@ def reasons(run: Run, selector: str, prompt_id: str) -> dict[str, str | None]:
     latest = None
     if spec.pool == "latest":
         with open_pools(run, spec, scores) as pools:
+            for _ in pools:
+                pass
             latest = pools.latest_round
     with open_pools(run, spec, scores, texts=spec.diverse > 0, prompt_id=prompt_id) as pools:
-        pool = ordered(pools.whole())
+        pool = pools.whole()
     return why(pool, spec, latest)
 
 
 def why(pool: pl.DataFrame, spec: SelectSpec, latest_round: int | None = None) -> dict[str, str | None]:
-    """The reason of each of a pool's candidates; `pool` stands by prompt, in the order of generation."""
+    """The reason of each of a pool's candidates."""
     found: dict[str, str | None] = dict(pool.select("candidate_id", "left_out").iter_rows())
-    rows = pool.filter(pl.col("left_out").is_null()).with_columns(copies=pl.lit(1, pl.Int32))
+    answers = able(Standing.of(pool))
     for reason, kept in narrowings(spec, latest_round):
-        stay = kept(rows)
-        found |= dict.fromkeys(rows.join(stay, on="candidate_id", how="anti")["candidate_id"], reason)
-        rows = stay
+        before, answers = answers.rows, kept(answers)
+        found |= dict.fromkeys(before.join(answers.rows, on="candidate_id", how="anti")["candidate_id"], reason)
     chosen, _ = keep(pool, spec, latest_round=latest_round, distance=Distance.of(spec))
-    found |= dict.fromkeys(rows.join(chosen, on="candidate_id", how="anti")["candidate_id"], PASSED_OVER)
+    found |= dict.fromkeys(answers.rows.join(chosen, on="candidate_id", how="anti")["candidate_id"], PASSED_OVER)
     return found

@@ -6,6 +6,7 @@ left_out (no_score, where, refusal, too_short, too_long), truncated, earlier_rou
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -14,71 +15,75 @@ from numpy.typing import NDArray
 
 from prefdata.draws import gumbels, uniforms
 from prefdata.errors import UsageError, did_you_mean
-from prefdata.grids import grids, sizes
+from prefdata.grids import Standing
+from prefdata.reports import by_reason
 from prefdata.selections.rules import NOWHERE
 from prefdata.specs import SelectSpec
 
-Narrowing = Callable[[pl.DataFrame], pl.DataFrame]
+Narrowing = Callable[[Standing], Standing]
 
 
-def narrowed(pool: pl.DataFrame, spec: SelectSpec, latest_round: int | None) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The candidates that take part, with `copies`, and how many do not, by reason.
-
-    `pool` stands by prompt, each prompt's in the order of generation; so do they.
-    """
-    dropped = dict(pool["left_out"].drop_nulls().value_counts(name="n").sort("left_out").iter_rows())
-    rows = _only(pool, pl.col("left_out").is_null()).with_columns(copies=pl.lit(1, pl.Int32))
+def narrowed(pool: Standing, spec: SelectSpec, latest_round: int | None) -> tuple[Standing, Counter[str]]:
+    """The candidates that take part, with `copies`, and how many do not, by reason."""
+    dropped = by_reason(pool.rows["left_out"])
+    answers = able(pool)
     for reason, kept in narrowings(spec, latest_round):
-        before, rows = rows.height, kept(rows)
-        dropped[reason] = before - rows.height
-    return rows, dropped
+        before, answers = answers.rows.height, kept(answers)
+        dropped[reason] = before - answers.rows.height
+    return answers, dropped
+
+
+def able(pool: Standing) -> Standing:
+    """The candidates that are not left out, each of which is one copy."""
+    return _only(pool, pl.col("left_out").is_null()).with_columns(copies=pl.lit(1, pl.Int32))
 
 
 def narrowings(spec: SelectSpec, latest_round: int | None) -> Iterator[tuple[str, Narrowing]]:
     """What a spec sets aside, one after the other: the reason, and how the rows that stay are found."""
     if spec.truncated == "drop":
-        yield "truncated", lambda rows: _only(rows, pl.col("finish_reason").ne_missing("length"))
+        yield "truncated", lambda answers: _only(answers, pl.col("finish_reason").ne_missing("length"))
     if spec.pool == "latest":
         latest = pl.col("round").max() if latest_round is None else latest_round
-        yield "earlier_round", lambda rows: _only(rows, pl.col("round") == latest)
+        yield "earlier_round", lambda answers: _only(answers, pl.col("round") == latest)
     if spec.pool == "mix":
-        yield "other_sampler", lambda rows: _only(rows, _of_the_drawn_sampler(rows, spec))
+        yield "other_sampler", lambda answers: _only(answers, _of_the_drawn_sampler(answers.rows, spec))
     if spec.duplicates == "collapse":
         yield "duplicate", _collapsed
 
 
-def _only(rows: pl.DataFrame, fits: pl.Expr) -> pl.DataFrame:
-    mask = rows.select(fits).to_series()
-    return rows if mask.all() else rows.filter(mask)
+def _only(answers: Standing, fits: pl.Expr) -> Standing:
+    mask = answers.rows.select(fits).to_series()
+    return answers if mask.all() else answers.only(mask.fill_null(False).to_numpy())
 
 
-def _collapsed(rows: pl.DataFrame) -> pl.DataFrame:
-    copies = _copies(rows)
-    rows = rows.with_columns(copies=pl.Series(copies))
-    return _only(rows, pl.col("copies") > 0)
+def _collapsed(answers: Standing) -> Standing:
+    repeated = np.flatnonzero(_with_repeats(answers))
+    if not len(repeated):
+        return answers
+    copies = _copies(answers.rows, repeated)
+    return answers.with_columns(copies=pl.Series(copies)).only(copies > 0)
 
 
-def _copies(rows: pl.DataFrame) -> NDArray[np.int32]:
+def _copies(rows: pl.DataFrame, repeated: NDArray[np.int64]) -> NDArray[np.int32]:
     """How often each row's text is there for its prompt, at the row that stands for it; 0 at the others.
 
     The row that stands is of the earliest round, and there the earliest draw: an answer that comes again is not new.
+    `repeated` are the rows of prompts that have some text twice.
     """
     copies = np.ones(rows.height, np.int32)
-    repeated = np.flatnonzero(_with_repeats(rows))
-    if len(repeated):
-        some = rows.select("prompt_id", "text_key", "round")[repeated].with_columns(row=pl.Series(repeated))
-        standing = pl.col("row").get(pl.col("round").arg_min())
-        texts = some.group_by("prompt_id", "text_key").agg(row=standing, copies=pl.len().cast(pl.Int32))
-        copies[repeated] = 0
-        copies[texts["row"].to_numpy()] = texts["copies"].to_numpy()
+    some = rows.select("prompt_id", "text_key", "round")[repeated].with_columns(row=pl.Series(repeated))
+    standing = pl.col("row").get(pl.col("round").arg_min())
+    texts = some.group_by("prompt_id", "text_key").agg(row=standing, copies=pl.len().cast(pl.Int32))
+    copies[repeated] = 0
+    copies[texts["row"].to_numpy()] = texts["copies"].to_numpy()
     return copies
 
 
-def _with_repeats(rows: pl.DataFrame) -> NDArray[np.bool_]:
+def _with_repeats(answers: Standing) -> NDArray[np.bool_]:
     """Whether a row's prompt has some text twice."""
-    found = np.zeros(rows.height, bool)
-    keys, row = rows["text_key"].to_numpy(), np.arange(rows.height)
-    for grid in grids(sizes(rows)):
+    keys = answers.column("text_key")
+    found, row = np.zeros(len(keys), bool), np.arange(len(keys))
+    for grid in answers.grids():
         there = grid.spread(row, -1) >= 0
         line = np.where(there, grid.spread(keys, 0), np.arange(grid.shape[1], dtype=np.uint64))
         line.sort(axis=1)

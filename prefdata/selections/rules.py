@@ -22,7 +22,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prefdata.draws import gumbels, uniforms
-from prefdata.grids import Grid, descending, grids, sizes
+from prefdata.grids import Grid, Standing, descending
 from prefdata.specs import SelectSpec
 
 Scores = NDArray[np.float64]
@@ -35,24 +35,24 @@ NOWHERE = np.iinfo(np.int32).max
 """The place of what is not kept."""
 
 
-def places(rows: pl.DataFrame, spec: SelectSpec) -> tuple[Places, NDArray[np.int32] | None]:
+def places(answers: Standing, spec: SelectSpec) -> tuple[Places, NDArray[np.int32] | None]:
     """The place of each row among its prompt's, and for `boltzmann` how often it was drawn; both of shape (rows,).
 
-    `rows` has candidate_id, prompt_id and score, sorted by prompt and then in the order of generation. A row is kept
-    where its place is at most k.
+    The answers have candidate_id and score. One is kept where its place is at most k.
     """
     if spec.method == "rso-algorithm1" and spec.shuffle:
-        return _shuffled(rows, spec), None
+        return _shuffled(answers, spec), None
+    rows = answers.rows
     place = np.full(rows.height, NOWHERE, np.int64)
     drawn = np.zeros(rows.height, np.int32) if spec.method == "boltzmann" else None
-    for grid in grids(sizes(rows)):
-        scores, coins = grid.spread(rows["score"].to_numpy(), -np.inf), _coins(grid, rows, spec)
+    for grid in answers.grids():
+        scores, coins = grid.spread(answers.column("score"), -np.inf), _coins(grid, rows, spec)
         if drawn is None:
             place[grid.numbers] = grid.flat(_ranks(scores, coins, spec))
         else:
             drawn[grid.numbers] = grid.flat(boltzmann_draws(scores, spec.beta, spec.k, coins))
     if drawn is not None:
-        place = _by_draws(rows, drawn)
+        place = _by_draws(answers, drawn)
     return place, drawn
 
 
@@ -117,9 +117,9 @@ def acceptance(scores: Scores, beta: float) -> tuple[Scores, Scores]:
     return weight.sum(axis=1) / there, weight.sum(axis=1) ** 2 / (weight**2).sum(axis=1)
 
 
-def acceptances(rows: pl.DataFrame, beta: float) -> tuple[Scores, Scores]:
-    """`acceptance` of rows that are sorted by prompt, each of shape (prompts,), in no particular order of prompts."""
-    found = [acceptance(grid.spread(rows["score"].to_numpy(), -np.inf), beta) for grid in grids(sizes(rows))]
+def acceptances(answers: Standing, beta: float) -> tuple[Scores, Scores]:
+    """`acceptance` of each prompt, each of shape (prompts,), in no particular order of prompts."""
+    found = [acceptance(grid.spread(answers.column("score"), -np.inf), beta) for grid in answers.grids()]
     empty = np.empty(0)
     return np.concatenate([empty, *(a for a, _ in found)]), np.concatenate([empty, *(e for _, e in found)])
 
@@ -137,26 +137,21 @@ def _ranks(scores: Scores, draw: Callable[[int], Scores], spec: SelectSpec) -> P
     return _places(scores)
 
 
-def _shuffled(rows: pl.DataFrame, spec: SelectSpec) -> Places:
-    order = np.lexsort((uniforms(rows["candidate_id"], spec.seed, "shuffle"), _prompts(rows)))
+def _shuffled(answers: Standing, spec: SelectSpec) -> Places:
+    rows = answers.rows
+    order = np.lexsort((uniforms(rows["candidate_id"], spec.seed, "shuffle"), answers.prompt))
     place = np.empty(rows.height, np.int64)
-    place[order], _ = places(rows[order], spec.model_copy(update={"shuffle": False}))
+    place[order], _ = places(Standing(rows[order], answers.size), spec.model_copy(update={"shuffle": False}))
     return place
 
 
-def _by_draws(rows: pl.DataFrame, drawn: NDArray[np.int32]) -> Places:
+def _by_draws(answers: Standing, drawn: NDArray[np.int32]) -> Places:
     """Places by how often a row was drawn, then by score; nowhere where it never was."""
-    order = np.lexsort((-rows["score"].to_numpy(), -drawn, _prompts(rows)))
-    size = sizes(rows)
-    place = np.empty(rows.height, np.int64)
-    place[order] = np.arange(1, rows.height + 1) - np.repeat(np.cumsum(size) - size, size)
+    order = np.lexsort((-answers.column("score"), -drawn, answers.prompt))
+    size = answers.size
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(1, len(order) + 1) - np.repeat(np.cumsum(size) - size, size)
     return np.where(drawn > 0, place, NOWHERE)
-
-
-def _prompts(rows: pl.DataFrame) -> NDArray[np.int64]:
-    """The number of each row's prompt, for rows that stand by prompt."""
-    size = sizes(rows)
-    return np.repeat(np.arange(len(size)), size)
 
 
 def _noisy(scores: Scores, beta: float, uniform: Scores) -> Scores:

@@ -1,0 +1,207 @@
+"""Joining: what a source asks for, with all that a decision needs to know of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from prefdata.draws import among, leading_bits
+from prefdata.errors import InputError, UsageError
+from prefdata.pools.sieve import Sieve
+from prefdata.specs import PoolSpec
+from prefdata.store import MADE_BY, Partition, Run
+from prefdata.tables import TABLES
+from prefdata.template_files import read_template
+from prefdata.views import WHITESPACE, matching
+
+REFUSAL_CHARS = 120
+"""How far into an answer the phrases of a refusal are looked for."""
+
+REASONS = ("no_score", "where", "refusal", "too_short", "too_long")
+"""Why a row takes no part, in the order in which they are looked for."""
+
+NONE_ASKED = pl.DataFrame(
+    schema={
+        "candidate_id": pl.String,
+        "prompt_id": pl.String,
+        "score": pl.Float64,
+        "draws": pl.Int32,
+        "extra": pl.Boolean,
+    }
+)
+"""No rows of what a source asks for."""
+
+_CANDIDATE = ["candidate_id", "prompt_id", "sample_index", "round", "finish_reason"]
+_SPACE = f"[{WHITESPACE}]"
+_ODD_SPACES = f"{_SPACE}{{2,}}|[{WHITESPACE.replace(' ', '')}]"
+"""Runs of white space that are not one space."""
+
+
+class Joining:
+    """How the candidates that a source names find what is known of them.
+
+    Attributes:
+        source: what names them.
+        may_repeat: the source may name a candidate several times.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        spec: PoolSpec,
+        source: Partition,
+        samplers: list[Partition],
+        *,
+        beside: tuple[str, ...] = (),
+        texts: bool = False,
+    ) -> None:
+        """Arguments as `open_pools`; of a candidate that several samplers drew, the first one's is taken.
+
+        Raises:
+            UsageError: a condition that DuckDB does not take, or a file that holds no phrases.
+        """
+        self.source = source
+        self._run, self._spec, self._beside, self._texts = run, spec, beside, texts
+        self._samplers = [sampler.name for sampler in samplers]
+        self._wanted = {*spec.sampler, *beside} if spec.sampler else None
+        self._fitting = (
+            None if spec.where is None else np.sort(leading_bits(_fitting(run, spec.where, scorer_of(source))))
+        )
+        self._phrases = _phrases(spec) if spec.refusals == "drop" else []
+        # A source that was stopped in the middle, or that names one candidate in many rows, may have rows twice.
+        self.may_repeat = source.state != "finished" or source.table.name == "comparisons" or bool(beside)
+        self.nothing_known = self._known("", pl.DataFrame(TABLES["candidates"].empty()))
+        self.nothing = self.join((NONE_ASKED, self.nothing_known))
+
+    def known(self, drawn: tuple[str, Path], sieve: Sieve | None = None) -> pl.DataFrame:
+        """What is known of the candidates of a sampler's part; texts that nobody asks for are not read."""
+        sampler, part = drawn
+        used = self._wanted is None or sampler in self._wanted
+        columns = [*_CANDIDATE, *(["text"] if used else [])]
+        rows = pl.read_parquet(part, columns=columns, hive_partitioning=False)
+        return self._known(sampler, rows if sieve is None else sieve.sift(rows))
+
+    def _known(self, sampler: str, rows: pl.DataFrame) -> pl.DataFrame:
+        """What is known of candidates; their texts become keys and lengths."""
+        texts = rows["text"].fill_null("") if "text" in rows.columns else pl.repeat("", rows.height, eager=True)
+        more = {"text": texts} if self._texts else {}
+        key, chars = _keys_and_chars(texts)
+        return rows.select(_CANDIDATE).with_columns(
+            **more, sampler=pl.lit(sampler), text_key=key, chars=chars, refuses=self._refuses(texts)
+        )
+
+    def _refuses(self, texts: pl.Series) -> pl.Series | pl.Expr:
+        if not self._phrases:
+            return pl.lit(False)
+        start = texts.str.strip_chars_start(WHITESPACE).str.head(REFUSAL_CHARS).str.replace_all("’", "'", literal=True)
+        return start.str.contains_any(self._phrases, ascii_case_insensitive=True)
+
+    def join(self, both: tuple[pl.DataFrame, pl.DataFrame]) -> pl.DataFrame:
+        """What was asked for of some prompts, with what is there of them: a pool."""
+        asked, there = both
+        if self.may_repeat:
+            # Of a selection and the scores beside it, the selection; of what was written twice, the last.
+            asked = asked.unique("candidate_id", keep="first" if self._beside else "last", maintain_order=True)
+        rows = self._joined(asked, there.drop("prompt_id"))
+        self._refuse_orphans(rows)
+        if self._beside:
+            of_beside = pl.col("sampler").is_in(self._beside)
+            unscored = there.filter(of_beside).join(asked, on="candidate_id", how="anti")
+            rows = pl.concat([rows.filter(~pl.col("extra") | of_beside), unscored], how="diagonal")
+        if self._wanted is not None:
+            rows = rows.filter(pl.col("sampler").is_in(list(self._wanted)))
+        return rows.with_columns(left_out=self._left_out(rows)).drop("extra", "refuses")
+
+    def _joined(self, asked: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+        """What was asked for, with what is known of it, in its order."""
+        if asked.height == known.height and (asked["candidate_id"] == known["candidate_id"]).all():
+            return pl.concat(
+                [asked, known.drop("candidate_id")], how="horizontal"
+            )  # scored in the order they were drawn
+        rows = asked.join(known, on="candidate_id", how="left", maintain_order="left")
+        if rows.height == asked.height:
+            return rows
+        # Two samplers drew by the same law.
+        first = known.sort(
+            pl.col("sampler").replace_strict(self._samplers, range(len(self._samplers))), maintain_order=True
+        )
+        once = first.unique("candidate_id", keep="first", maintain_order=True)
+        return asked.join(once, on="candidate_id", how="left", maintain_order="left")
+
+    def _left_out(self, rows: pl.DataFrame) -> pl.Expr:
+        """The first reason for which a row takes no part, or null."""
+        needs_score = ~pl.col("sampler").is_in(self._beside) & (self.source.table.name != "comparisons")
+        reasons = {"no_score": needs_score & ~pl.col("score").is_finite().fill_null(False)}
+        if self._fitting is not None:
+            reasons["where"] = ~pl.lit(pl.Series(among(self._fitting, leading_bits(rows["candidate_id"]))))
+        reasons["refusal"] = pl.col("refuses")
+        reasons["too_short"] = pl.col("chars") < self._spec.min_chars
+        reasons["too_long"] = pl.col("chars") > (self._spec.max_chars or 2**31)
+        return pl.coalesce(*(pl.when(holds).then(pl.lit(reason)) for reason, holds in reasons.items()))
+
+    def _refuse_orphans(self, rows: pl.DataFrame) -> None:
+        if orphans := rows["sampler"].null_count():
+            first = rows.filter(pl.col("sampler").is_null())["candidate_id"].sort()[0]
+            raise InputError(
+                f"{orphans} of {rows.height} rows of {self.source} name candidates that are not in {self._run} "
+                f"(first: {first}). Run `{MADE_BY[self.source.table.name]}` again: it keeps what fits, and makes "
+                "the rest."
+            )
+
+
+def scorer_of(source: Partition) -> str:
+    """The scorer behind a source's scores; "" where there are none."""
+    if source.table.name == "scores":
+        return source.name
+    lineage = source.lineage()
+    return str(lineage.spec.get("scorer") or "") if lineage and source.table.name == "selections" else ""
+
+
+def asked_for(named: tuple[Partition, Path, bool]) -> pl.DataFrame:
+    """The candidates that a part names: candidate_id, prompt_id, score, draws, and whether they are extra."""
+    source, part, extra = named
+    none = {"score": pl.lit(None, pl.Float64), "draws": pl.lit(None, pl.Int32)}
+    if source.table.name == "comparisons":
+        both = pl.read_parquet(part, columns=["first_id", "second_id", "prompt_id"], hive_partitioning=False)
+        sides = [both.select("prompt_id", candidate_id=side) for side in ("first_id", "second_id")]
+        rows = pl.concat(sides).unique("candidate_id", maintain_order=True).with_columns(**none)
+    else:
+        draws = [] if source.table.name == "scores" else ["draws"]
+        columns = ["candidate_id", "prompt_id", "score", *draws]
+        rows = pl.read_parquet(part, columns=columns, hive_partitioning=False)
+        rows = rows if draws else rows.with_columns(draws=none["draws"])
+    return rows.select("candidate_id", "prompt_id", "score", "draws", extra=pl.lit(extra))
+
+
+def _keys_and_chars(texts: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Of each text a hash, with runs of white space as one space, and its characters; without surrounding white space.
+
+    Only texts that have more than single spaces between words are written anew.
+    """
+    key, chars = texts.hash(), texts.str.len_chars()
+    odd = texts.str.contains(f"^{_SPACE}|{_SPACE}$|{_ODD_SPACES}").arg_true()
+    if len(odd):
+        plain = texts.gather(odd).str.strip_chars(WHITESPACE)
+        key = key.scatter(odd, plain.str.replace_all(_ODD_SPACES, " ").hash())
+        chars = chars.scatter(odd, plain.str.len_chars())
+    return key, chars
+
+
+def _fitting(run: Run, condition: str, scorer: str) -> pl.Series:
+    """The ids of the candidates for which a condition holds, on columns of candidates, scores and prompts."""
+    tables = {"candidates": run.all("candidates", partial=True), "prompts": run.all("prompts", partial=True)}
+    joined = "candidates left join prompts using (prompt_id)"
+    if scorer:
+        tables["scores"] = [run.partition("scores", scorer)]
+        joined = "candidates join scores using (candidate_id, prompt_id) left join prompts using (prompt_id)"
+    return matching(tables, "candidate_id", joined, condition)
+
+
+def _phrases(spec: PoolSpec) -> list[str]:
+    name = spec.refusal_phrases or "phrases"
+    phrases = read_template("refusals", name)
+    if not isinstance(phrases, list) or not phrases or not all(isinstance(one, str) and one for one in phrases):
+        raise UsageError(f"{name} should hold a list of phrases; templates/refusals/phrases.yaml is one to copy.")
+    return [phrase.replace("’", "'") for phrase in phrases]
