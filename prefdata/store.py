@@ -17,19 +17,20 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prefdata.ahead import ahead
 from prefdata.disk import refused, sync_folder, write_file
 from prefdata.errors import InputError, NotReady, StorageError, UsageError, did_you_mean
 from prefdata.folders import Folder, Lineage, Outcome, State, Success
 from prefdata.ids import digest
 from prefdata.reports import Report
-from prefdata.tables import TABLES, Table
+from prefdata.tables import TABLES, Table, last_of_each, superseded, write_parquet
 
 __all__ = ["Appender", "Folder", "Lineage", "Outcome", "Partition", "Run", "State", "Success", "name_of"]
 
@@ -94,7 +95,7 @@ class Partition(Folder):
         temporary = self.path / f"_tmp-{os.getpid()}.parquet"
         with refused(self.path):
             try:
-                write_file(temporary, lambda file: pq.write_table(rows, file, compression="zstd"))
+                write_file(temporary, lambda file: write_parquet(rows, file))
                 return self._place(temporary)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -133,19 +134,28 @@ class Partition(Folder):
     def _fill_in_pieces(self, path: Path, pieces: Generator[pa.Table, None, Report]) -> Report:
         building = Partition(path.parent, self.table, self.name)
         building.path = path
-        waiting = self.table.empty()
-        while True:
-            try:
-                waiting = pa.concat_tables([waiting, self.table.conform(next(pieces))])
-            except StopIteration as ended:
-                if waiting.num_rows or not building.parts():
-                    building.append(waiting.combine_chunks())
-                report: Report = ended.value
-                return report
-            # Parts are of one size whatever the pieces: equal rows, equal files.
-            while waiting.num_rows >= PART_ROWS:
-                building.append(waiting.slice(0, PART_ROWS).combine_chunks())
-                waiting = waiting.slice(PART_ROWS)
+        ended: list[Report] = []
+        written = 0
+
+        def parts() -> Iterator[pa.Table]:
+            """The rows anew: parts are of one size whatever the pieces, so that equal rows give equal files."""
+            nonlocal written
+            waiting = self.table.empty()
+            while not ended:
+                try:
+                    waiting = pa.concat_tables([waiting, self.table.conform(next(pieces))])
+                except StopIteration as end:
+                    ended.append(end.value)
+                while waiting.num_rows >= PART_ROWS:
+                    written += 1
+                    yield waiting.slice(0, PART_ROWS).combine_chunks()
+                    waiting = waiting.slice(PART_ROWS)
+            if waiting.num_rows or not written:
+                yield waiting.combine_chunks()
+
+        for _ in ahead(parts(), building.append):
+            pass
+        return ended[0]
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows; one row a key, even if two processes did the same work.
@@ -157,7 +167,7 @@ class Partition(Folder):
         wanted = None if columns is None else list(dict.fromkeys([*columns, *self.table.key]))
         tables = [pq.read_table(part, columns=wanted, partitioning=None) for part in parts]
         rows = pa.concat_tables(tables) if tables else self.table.empty().select(wanted or self.table.schema.names)
-        rows = _last_of_each(rows, self.table.key) if len(parts) > 1 else rows
+        rows = last_of_each(rows, self.table.key) if len(parts) > 1 else rows
         return rows if columns is None else rows.select(list(columns))
 
     def compact(self, key: Sequence[str]) -> None:
@@ -359,41 +369,7 @@ class Run:
         return partition
 
 
-def superseded(parts: Sequence[Path], key: list[str]) -> dict[int, list[int]]:
-    """The rows of these parts whose key comes again later: row numbers, by the part's number.
-
-    Keys are compared by a hash of 64 bits first, so that 8 bytes a row are held; only rows whose hash occurs twice are
-    compared in full.
-    """
-    import numpy as np
-    import polars as pl
-
-    def keys(part: Path) -> pl.DataFrame:
-        return pl.read_parquet(part, columns=key, hive_partitioning=False).select(key)
-
-    hashes = [keys(part).hash_rows().to_numpy() for part in parts]
-    every = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
-    every.sort()
-    often = np.unique(every[1:][every[1:] == every[:-1]])
-    del every
-    seen: set[tuple[Any, ...]] = set()
-    found: dict[int, list[int]] = {}
-    for number in reversed(range(len(parts) if len(often) else 0)):
-        rows = np.flatnonzero(np.isin(hashes[number], often))[::-1]
-        for row, one in zip(rows.tolist(), keys(parts[number])[rows.tolist()].iter_rows(), strict=True):
-            if one in seen:
-                found.setdefault(number, []).append(row)
-            seen.add(one)
-    return found
-
-
 def name_of(path: str) -> str:
     """A partition's name made from a model's or a file's: its last component, with dashes for what no name may have."""
     last = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name.partition(":")[0]).strip("-._")
     return (last if len(last) <= LONGEST_NAME else f"{last[:79]}-{digest(last)}") or "unnamed"
-
-
-def _last_of_each(rows: pa.Table, key: Sequence[str]) -> pa.Table:
-    numbered = rows.select(list(key)).append_column("__row", pa.array(range(rows.num_rows), pa.int64()))
-    last = numbered.group_by(list(key)).aggregate([("__row", "max")])["__row_max"]
-    return rows if len(last) == rows.num_rows else rows.take(last.combine_chunks().sort())

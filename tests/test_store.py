@@ -53,6 +53,19 @@ def test_life_of_a_partition(tmp_path: Path) -> None:
     assert success.content == lineage.content
 
 
+def test_only_what_comes_again_has_a_dictionary(tmp_path: Path) -> None:
+    rows = [
+        {"candidate_id": f"c{i}", "prompt_id": f"p{i // 8}", "text_hash": f"h{i}", "score": i / 7} for i in range(2000)
+    ]
+    part = Run(tmp_path).partition("scores", "rm")
+    part.begin(Lineage.of(ToySpec()))
+    group = pq.ParquetFile(part.append(SCORES.from_rows(rows))).metadata.row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    said = {one.path_in_schema for one in columns if one.has_dictionary_page}
+    assert said == {"prompt_id", "reason", "details"}
+    assert part.read().to_pylist() == SCORES.from_rows(rows).to_pylist()
+
+
 def test_how_fields_do_not_conflict_what_fields_do(tmp_path: Path) -> None:
     part = Run(tmp_path).partition("scores", "rm")
     part.begin(Lineage.of(ToySpec()))
