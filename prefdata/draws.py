@@ -18,6 +18,9 @@ from prefdata import ids
 Bits = NDArray[np.uint64]
 
 _BLOCK = 16_384
+"""Ids that are worked on at a time: what fits a core's cache is mixed several times faster."""
+
+_ID = np.dtype([("leading", ">u8"), ("rest", ">u2")])
 
 
 def uniforms(row_ids: pl.Series, seed: int, *key: str | int) -> NDArray[np.float64]:
@@ -44,9 +47,13 @@ def leading_bits(row_ids: pl.Series) -> Bits:
     written = letters(row_ids)
     bits = np.empty(len(written), np.uint64)
     for start in range(0, len(bits), _BLOCK):  # Python's lock is held for a moment only
-        leading = written[start : start + _BLOCK, :16].copy()
-        bits[start : start + _BLOCK] = np.frombuffer(unhexlify(leading.data), ">u8")
+        bits[start : start + _BLOCK] = _bits(written[start : start + _BLOCK])
     return bits
+
+
+def _bits(written: NDArray[np.uint8]) -> Bits:
+    """The leading bits of ids given by their letters."""
+    return np.frombuffer(unhexlify(written.data), _ID)["leading"].astype(np.uint64)
 
 
 def letters(row_ids: pl.Series) -> NDArray[np.uint8]:
@@ -77,7 +84,7 @@ def mixed(bits: Bits, salt: int) -> Bits:
     """`bits` and a salt of 53 bits, mixed so that each bit of the result hangs on all of theirs."""
     mixture = bits ^ np.uint64(salt << 11)
     with np.errstate(over="ignore"):
-        for start in range(0, len(mixture), _BLOCK):  # what fits a core's cache is mixed several times faster
+        for start in range(0, len(mixture), _BLOCK):
             z = mixture[start : start + _BLOCK]
             z ^= z >> np.uint64(30)
             z *= np.uint64(0xBF58476D1CE4E5B9)
@@ -99,13 +106,15 @@ class Content:
 
     def add(self, row_ids: pl.Series, values: pl.Series) -> None:
         """Take rows; a null value is one like any other."""
-        bits = leading_bits(row_ids)
+        written = letters(row_ids)
         floats = values.cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        numbers = np.where(np.isnan(floats), np.nan, floats + 0.0).view(np.uint64)  # one NaN, one zero
-        for i, salt in enumerate((1, 2)):
-            # Sums do not hang on the order; twice 64 bits, so that no two sets of rows meet by chance.
-            self._sums[i] += int(mixed(mixed(bits, salt) + numbers, salt).sum(dtype=np.uint64))
-        self._rows += len(bits)
+        for start in range(0, len(written), _BLOCK):
+            bits, some = _bits(written[start : start + _BLOCK]), floats[start : start + _BLOCK]
+            numbers = np.where(np.isnan(some), np.nan, some + 0.0).view(np.uint64)  # one NaN, one zero
+            for i, salt in enumerate((1, 2)):
+                # Sums do not hang on the order; twice 64 bits, so that no two sets of rows meet by chance.
+                self._sums[i] += int(mixed(mixed(bits, salt) + numbers, salt).sum(dtype=np.uint64))
+        self._rows += len(written)
 
     def __len__(self) -> int:
         return self._rows

@@ -137,11 +137,17 @@ class Pools:
     def _near(self, cuts: Windows, asked: Shelves, there: Shelves) -> Iterator[Both]:
         """What lies near each other, window by window; the rest is put on shelves."""
         named, drawn = [self._named[i] for i in cuts.order[0]], [self._drawn[i] for i in cuts.order[1]]
+        with_prompt = len(cuts.scattered) > 0
+        known = partial(self._joining.known, with_prompt=with_prompt)
+        nothing = self._joining.nothing_known if with_prompt else self._joining.nothing_known.drop("prompt_id")
         streams = (
             cut(ahead(named, asked_for, cores()), cuts.ends[0], NONE_ASKED),
-            cut(ahead(drawn, self._joining.known, cores()), cuts.ends[1], self._joining.nothing_known),
+            cut(ahead(drawn, known, cores()), cuts.ends[1], nothing),
         )
         for both in zip(*streams, strict=True):
+            if not with_prompt:
+                yield both
+                continue
             (near, far), (near_there, far_there) = (cuts.apart(rows) for rows in both)
             asked.put(far)
             there.put(far_there)

@@ -33,7 +33,7 @@ NONE_ASKED = pl.DataFrame(
 )
 """No rows of what a source asks for."""
 
-_CANDIDATE = ["candidate_id", "prompt_id", "sample_index", "round", "finish_reason"]
+_CANDIDATE = ["candidate_id", "sample_index", "round", "finish_reason"]
 _SPACE = f"[{WHITESPACE}]"
 _ODD_SPACES = f"{_SPACE}{{2,}}|[{WHITESPACE.replace(' ', '')}]"
 """Runs of white space that are not one space."""
@@ -72,14 +72,16 @@ class Joining:
         self._phrases = _phrases(spec) if spec.refusals == "drop" else []
         # A source that was stopped in the middle, or that names one candidate in many rows, may have rows twice.
         self.may_repeat = source.state != "finished" or source.table.name == "comparisons" or bool(beside)
-        self.nothing_known = self._known("", pl.DataFrame(TABLES["candidates"].empty()))
+        self.nothing_known = self._known(
+            "", pl.DataFrame(TABLES["candidates"].empty()).select(*_CANDIDATE, "prompt_id", "text")
+        )
         self.nothing = self.join((NONE_ASKED, self.nothing_known))
 
-    def known(self, drawn: tuple[str, Path], sieve: Sieve | None = None) -> pl.DataFrame:
+    def known(self, drawn: tuple[str, Path], sieve: Sieve | None = None, *, with_prompt: bool = True) -> pl.DataFrame:
         """What is known of the candidates of a sampler's part; texts that nobody asks for are not read."""
         sampler, part = drawn
         used = self._wanted is None or sampler in self._wanted
-        columns = [*_CANDIDATE, *(["text"] if used else [])]
+        columns = [*_CANDIDATE, *(["prompt_id"] if with_prompt else []), *(["text"] if used else [])]
         rows = pl.read_parquet(part, columns=columns, hive_partitioning=False)
         return self._known(sampler, rows if sieve is None else sieve.sift(rows))
 
@@ -88,7 +90,7 @@ class Joining:
         texts = rows["text"].fill_null("") if "text" in rows.columns else pl.repeat("", rows.height, eager=True)
         more = {"text": texts} if self._texts else {}
         key, chars = _keys_and_chars(texts)
-        return rows.select(_CANDIDATE).with_columns(
+        return rows.drop("text", strict=False).with_columns(
             **more, sampler=pl.lit(sampler), text_key=key, chars=chars, refuses=self._refuses(texts)
         )
 
@@ -104,7 +106,7 @@ class Joining:
         if self.may_repeat:
             # Of a selection and the scores beside it, the selection; of what was written twice, the last.
             asked = asked.unique("candidate_id", keep="first" if self._beside else "last", maintain_order=True)
-        rows = self._joined(asked, there.drop("prompt_id"))
+        rows = self._joined(asked, there.drop("prompt_id", strict=False))
         self._refuse_orphans(rows)
         if self._beside:
             of_beside = pl.col("sampler").is_in(self._beside)

@@ -45,8 +45,6 @@ class Windows:
 
     def apart(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The rows of prompts that lie within one window, and those of the scattered."""
-        if not len(self.scattered):
-            return rows, rows.clear()
         names = rows["prompt_id"].rle().struct.field("value").unique()
         far = names.filter(pl.Series(among(self.scattered, leading_bits(names)), dtype=pl.Boolean))
         if not len(far):
@@ -113,7 +111,7 @@ class _Extents:
         column = file.read(columns=["prompt_id"], use_threads=False)["prompt_id"].unify_dictionaries()
         codes = np.concatenate([np.empty(0, np.int32), *(chunk.indices.to_numpy() for chunk in column.chunks)])
         names = pl.Series(column.chunk(0).dictionary if column.num_chunks else [], dtype=pl.String)
-        begun = np.flatnonzero(np.diff(codes, prepend=-1))  # where runs of one prompt begin
+        begun = np.flatnonzero(np.append(len(codes) > 0, codes[1:] != codes[:-1]))  # where runs of one prompt do
         last = np.append(begun[1:], len(codes))[: len(begun)] - 1
         return cls.joined([cls(leading_bits(names)[codes[begun]], begun, last)])
 
