@@ -13,6 +13,8 @@ from prefdata.ids import pair_id
 from . import show
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from prefdata.explore.explain import Explanation
     from prefdata.pairs.missing import Possibility
     from prefdata.store import Run
@@ -88,17 +90,53 @@ NO_PAIR = {
     "unsure": "the label's probability is below --min-probability",
     "balance": "it was left out by lot, to balance sources",
     "not_proposed": "the strategy does not bring them together",
+    "changed": "they were none when the pairs were made, and would be one now: run the same `prefdata pair` again",
 }
 """Why two answers that take part are no pair."""
+
+BY_VERDICT = {
+    "tie": "the verdicts are a tie, which is no preference",
+    "no_verdict": "they were compared, and no verdict could be had",
+    "not_proposed": "they were not compared with each other",
+}
+"""The same where verdicts decide and not scores."""
 
 
 def _missing(found: Possibility, run: Run) -> list[str]:
     margin = "" if found.margin is None else f" (margin {show.number(found.margin)})"
     lines = [f"no pair of {found.pairing} (strategy {found.strategy}), prompt {found.prompt_id}", ""]
+    verdicts = _verdicts(run, found)
     if not found.absent:
-        both = f"{found.chosen_id} and {found.rejected_id}"
-        return [*lines, f"{both}: {NO_PAIR.get(str(found.reason), str(found.reason))}{margin}"]
-    return [*lines, *(f"{one} {_absence(found, one, run)}" for one in found.absent)]
+        said = {**NO_PAIR, **(BY_VERDICT if verdicts else {})}.get(str(found.reason), str(found.reason))
+        return [*lines, f"{found.chosen_id} and {found.rejected_id}: {said}{margin}", *verdicts]
+    return [*lines, *(f"{one} {_absence(found, one, run)}" for one in found.absent), *verdicts]
+
+
+def _verdicts(run: Run, found: Possibility) -> list[str]:
+    from prefdata.explore.explain import verdicts_of
+
+    lineage = run.partition("pairs", found.pairing).lineage()
+    assert lineage is not None, "an explained pairing was made"
+    return _said(verdicts_of(run, lineage, found.chosen_id, found.rejected_id))
+
+
+def _said(verdicts: pl.DataFrame) -> list[str]:
+    """What was said of two answers, a line a verdict."""
+    if not verdicts.height:
+        return []
+    return ["", "what was said:", *(_verdict(row) for row in verdicts.iter_rows(named=True))]
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    shown = [row["first_id"], row["second_id"]]
+    better = {"first": shown[0], "second": shown[1]}.get(row["verdict"])
+    if row["order"] == "second-first":
+        shown.reverse()
+    sure = "" if row["probability"] is None else f" ({row['probability']:.3f} that {row['first_id'][:8]} is better)"
+    how = f", {row['strength']}" if row["strength"] else ""
+    why = f": {show.printable(row['rationale'])}" if row["rationale"] else ""
+    verdict = f"prefers {better[:8]}" if better else row["verdict"].replace("_", " ")
+    return f"  {row['annotator']}, shown {shown[0][:8]} and then {shown[1][:8]}: {verdict}{how}{sure}{why}"
 
 
 def _absence(found: Possibility, candidate_id: str, run: Run) -> str:
@@ -119,17 +157,23 @@ def _lines(told: Explanation) -> list[str]:
     lines += [f"  {message['role']}: {show.printable(message['content'])}" for message in told.prompt["messages"]]
     for side, candidate in (("chosen", told.chosen), ("rejected", told.rejected)):
         lines += ["", *_candidate(side, candidate, pair[f"{side}_score"])]
+    why = _why(pair, trusted=bool(told.lineages[0][1].spec.get("trust_reference")))
     lines += [
         "",
-        f"why: {_why(pair)} (probability {pair['probability']:.3f} that the label is right, weight {pair['weight']:g})",
+        f"why: {why} (probability {pair['probability']:.3f} that the label is right, weight {pair['weight']:g})",
     ]
+    lines += _said(told.verdicts)
     if told.standing.height:
         lines += ["", f"all {told.standing.height} scored answers to this prompt, best first:"]
     selected = told.standing["selected"].count() > 0
     lines += [_standing(row, pair, selected=selected) for row in told.standing.iter_rows(named=True)]
     lines += ["", "made by:"]
     for name, lineage in told.lineages:
-        settings = ", ".join(f"{key}={value}" for key, value in lineage.spec.items() if value not in (None, [], False))
+        settings = ", ".join(
+            f"{key}={value}"
+            for key, value in lineage.spec.items()
+            if value is not None and value is not False and value != []
+        )
         lines.append(f"  {name}: {lineage.step} ({settings}; {lineage.versions_text()})")
     return lines
 
@@ -148,14 +192,16 @@ def _candidate(side: str, row: dict[str, Any], score: float | None) -> list[str]
     known = ", ".join(said.format(value) for said, value in facts.items() if value is not None)
     seen = [f"    {m['role']}: {show.printable(m['content'])}" for m in row["sampled_messages"] or ()]
     return [
-        f"{side} {row['candidate_id']}  score {show.number(score)}",
+        f"{side} {row['candidate_id']}" + ("" if score is None else f"  score {show.number(score)}"),
         f"  {show.printable(row['text'])}",
         f"  by {row['sampler']} ({row['model']}{revision}, {row['engine']}), {known}",
         *(["  who saw instead of the prompt:", *seen] if seen else []),
     ]
 
 
-def _why(pair: dict[str, Any]) -> str:
+def _why(pair: dict[str, Any], *, trusted: bool) -> str:
+    if trusted:
+        return f"the chosen one is by {pair['scorer']}, the reference that is trusted"
     if pair["verdict"] == "tie":
         return f"{pair['scorer']} prefers neither; it is kept as a tie"
     if pair["margin"] is None:

@@ -160,7 +160,7 @@ def _option(name: str, field: Any) -> inspect.Parameter:
     if len(name) == 1:
         flags.insert(0, f"-{name}")
     default = None if field.is_required() else field.default
-    shown = "" if default in (None, ()) or kind is bool else f" [default: {default}]"
+    shown = "" if default in (None, ()) or kind is bool else f" (default: {default})"
     option = typer.Option(
         *flags,
         help=f"{field.description}{shown}",

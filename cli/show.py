@@ -138,7 +138,7 @@ def table(rows: pa.Table, form: str | None) -> None:
     elif form == "csv":
         nested = [name for name, kind in frame.schema.items() if kind.to_python() in (list, dict)]
         as_text = [pl.Series(name, [_json(v) for v in frame[name].to_list()], pl.String) for name in nested]
-        typer.echo(frame.with_columns(as_text).write_csv(), nl=False)
+        sys.stdout.write(frame.with_columns(as_text).write_csv())  # whole: typer would leave out escape sequences
     else:
         _grid(frame, form)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -158,11 +159,12 @@ def matching(tables: Mapping[str, Sequence[Partition]], key: str, rows: str, con
     well.
 
     Raises:
-        UsageError: DuckDB does not take the condition.
+        UsageError: DuckDB does not take the condition, or it says something else each time it is asked.
     """
     import duckdb
 
     with duckdb.connect(":memory:") as connection:
+        _check_condition(connection, condition)
         every = []
         for name, partitions in tables.items():
             parts = [sql_text(str(part)) for one in partitions for part in one.readable()]
@@ -174,14 +176,50 @@ def matching(tables: Mapping[str, Sequence[Partition]], key: str, rows: str, con
         connection.execute("set lock_configuration = true")
         try:
             query = f"select {key} from {rows} where ({condition}\n)"
-            if len(duckdb.extract_statements(query)) != 1:
-                raise UsageError("--where takes one condition, such as \"split = 'test' and len(messages) > 1\".")
             frame = pl.from_arrow(connection.sql(query).to_arrow_table())
         except duckdb.Error as error:
             said = re.split(r"LINE \d+:", str(error))[0]
             raise UsageError(f"--where: {' '.join(said.split())}") from None
     assert isinstance(frame, pl.DataFrame)
     return frame[key]
+
+
+_CHANGING_COLUMNS = ("current_date", "current_time", "current_timestamp", "localtime", "localtimestamp")
+"""Functions that are written without brackets, as columns are."""
+
+
+def _check_condition(connection: Any, condition: str) -> None:
+    """That a condition is one, and the same whenever it is asked: else a step would not be a function of its inputs.
+
+    Raises:
+        UsageError: it is not.
+    """
+    text = f"select 1 where {condition}\n"
+    ((said,),) = connection.execute("select json_serialize_sql(?)", [text]).fetchall()
+    parsed = json.loads(said)
+    if parsed["error"]:
+        raise UsageError(f"--where: {parsed['error_message']}")
+    if len(parsed["statements"]) != 1:
+        raise UsageError("--where takes one condition, such as \"split = 'test' and len(messages) > 1\".")
+    unsteady = "select function_name from duckdb_functions() where stability <> 'CONSISTENT'"
+    changing = {*_CHANGING_COLUMNS, *(name for (name,) in connection.execute(unsteady).fetchall())}
+    if found := sorted(set(_names_in(parsed)) & changing):
+        raise UsageError(f"--where asks {found[0]}, which says something else each time: ask what the tables hold.")
+
+
+def _names_in(parsed: Any) -> Iterator[str]:
+    """The functions that a parsed query calls, and the columns that are not a table's by name."""
+    if isinstance(parsed, dict):
+        if "function_name" in parsed:
+            yield parsed["function_name"].lower()
+        if len(parsed.get("column_names") or ()) == 1:
+            yield parsed["column_names"][0].lower()
+        if parsed.get("sample"):
+            yield "random"
+        parsed = list(parsed.values())
+    if isinstance(parsed, list):
+        for part in parsed:
+            yield from _names_in(part)
 
 
 def sql_text(text: str) -> str:

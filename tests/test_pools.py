@@ -194,6 +194,15 @@ def test_refusals_by_their_first_words(tmp_path: Path) -> None:
             texts(run, answers, refusals="drop", refusal_phrases=str(mine))
 
 
+def test_refusals_in_whatever_case_of_whatever_script(tmp_path: Path) -> None:
+    said = ["Простите, я не могу", "ПРОСТИТЕ, нет", "простите, нет", "Désolé.", "DÉSOLÉ !", "Да."]
+    answers = [answer("p", i, float(i), text=text) for i, text in enumerate(said)]
+    run = scored_run(tmp_path / "run", answers)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("- простите\n- Désolé\n", encoding="utf-8")
+    assert texts(run, answers, refusals="drop", refusal_phrases=str(mine)) == (["Да."], {"refusal": 5})
+
+
 def test_where_sees_candidates_scores_and_prompts(tmp_path: Path) -> None:
     answers = [*names(3), *names(3, "hot")]
     run = scored_run(tmp_path / "run", answers)
@@ -217,8 +226,13 @@ def test_where_is_asked_again_when_the_prompts_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["split =", "nosuch > 1", "1; drop table scores", "exists (from read_csv('/etc/passwd'))", "score"]
-)
+    "where",
+    [
+        "split =", "nosuch > 1", "1; drop table scores", "exists (from read_csv('/etc/passwd'))", "score",
+        "true) or (false", "random() < 0.5", "score > 0 and current_date > date '2020-01-01'", "NOW() is not null",
+        "prompt_id in (select prompt_id from prompts using sample 1)", "score > 1; select 1",
+    ],
+)  # fmt: skip
 def test_a_broken_condition_is_one_line(tmp_path: Path, prefdata, where: str) -> None:
     run = scored_run(tmp_path / "run", names(2))
     code, out, err = prefdata("select", run, "--where", where)
@@ -228,6 +242,9 @@ def test_a_broken_condition_is_one_line(tmp_path: Path, prefdata, where: str) ->
     assert (code, out) == (2, "")
     assert err.startswith("prefdata: --where")
     assert err.count("\n") == 1
+    if any(name in where.lower() for name in ("random", "current_date", "now", "sample")):
+        assert "says something else each time" in err
+    assert 'near ")"' not in err or ")" in where  # no bracket that nobody wrote
     assert not (run.path / "selections").exists()
     assert not list(run.path.glob("_tmp*"))
 
@@ -244,6 +261,9 @@ def test_a_broken_condition_is_one_line(tmp_path: Path, prefdata, where: str) ->
         (("--refusals", "drop", "--refusal-phrases", "nosuch"), "nosuch"),
         (("--k", "0"), "greater than or equal to 1"),
         (("--beta", "nan"), "not nan"),
+        (("--beta", "1e-320"), "too small to divide by"),
+        (("--name", "all"), "give another"),
+        (("--method", "best-of-n", "--improve", "inf"), "finite number"),
     ],
 )
 def test_wrong_usage_is_one_line(tmp_path: Path, prefdata, said: tuple[str, ...], message: str) -> None:
@@ -263,6 +283,18 @@ def test_null_nan_and_infinite_scores_take_no_part(tmp_path: Path) -> None:
         kept, dropped = texts(run, answers, method=method)
         assert sorted(kept) == ["p policy 4", "r policy 0"]
         assert dropped["no_score"] == 5
+
+
+def test_numbers_too_large_to_reckon_with_are_no_scores(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    scores = [1e308, -1e308, 1e101, 1e100, -1e100, 0.0]
+    answers = [answer("p", i, score) for i, score in enumerate(scores)]
+    run = scored_run(tmp_path / "run", answers)
+    for method in ("best-of-n", "top-k", "rso", "rso-algorithm1", "boltzmann", "top-k-overall"):
+        kept, dropped = texts(run, answers, method=method)
+        assert kept[0] == "p policy 3"
+        assert dropped["no_score"] == 3
+    assert texts(run, answers, method="threshold", threshold=0.4, scale="min-max")[0] == ["p policy 3", "p policy 5"]
+    assert not [one for one in recwarn if one.category is RuntimeWarning]
 
 
 def test_nothing_left_is_an_empty_selection(tmp_path: Path, prefdata) -> None:
@@ -287,6 +319,10 @@ def test_the_pool_of_the_latest_round_is_the_runs(tmp_path: Path, monkeypatch: p
     run = scored_run(tmp_path / "run", answers)
     assert texts(run, answers, pool="latest") == (["prompt 3 later 9"], {"earlier_round": 24})
     assert texts(run, answers, pool="latest", where="round < 2")[1] == {"where": 1}
+    cut = answer("prompt 3", 9, 0.5, sampler="later", round=2, finish_reason="length")
+    run = scored_run(tmp_path / "run", [*answers[:-1], cut])
+    assert texts(run, answers, pool="latest")[1] == {"truncated": 1}
+    assert texts(run, [*answers[:-1], cut], pool="latest", truncated="keep")[1] == {"earlier_round": 24}
 
 
 def test_a_candidate_that_two_samplers_drew(tmp_path: Path) -> None:
@@ -339,7 +375,7 @@ def test_scores_without_their_candidates(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_same_again_is_kept(tmp_path: Path) -> None:
     answers = names(6)
     run = scored_run(tmp_path / "run", answers)
-    of_policy, of_all = SelectSpec(sampler=("policy",), name="policy"), SelectSpec(name="all")
+    of_policy, of_all = SelectSpec(sampler=("policy",), name="policy"), SelectSpec(name="every")
     assert [select(run, spec).did for spec in (of_policy, of_all, of_policy, of_all)] == ["made"] * 2 + ["kept"] * 2
     scored_run(tmp_path / "run", [*answers, *names(6, "another")])
     assert [select(run, spec).did for spec in (of_policy, of_all)] == ["kept", "remade"]

@@ -17,6 +17,7 @@ class Explanation:
     """A pair with everything that led to it.
 
     `pair`, `prompt`, `chosen` and `rejected` are rows of their tables (the candidates with their `sampler`);
+    `verdicts` are the comparisons of the two, where those made the label (rows of their table, with their `judge`);
     `standing` is the prompt's scored candidates, best first, with `selected` (the rank in the selection) where there is
     one, and without rows where no scores stand behind the label; `lineages` are the steps that made the pair, newest
     first.
@@ -26,6 +27,7 @@ class Explanation:
     prompt: dict[str, Any]
     chosen: dict[str, Any]
     rejected: dict[str, Any]
+    verdicts: pl.DataFrame
     standing: pl.DataFrame
     lineages: list[tuple[str, Lineage]]
 
@@ -68,9 +70,18 @@ def explain(run: Run, pair_id: str, pairing: str | None = None) -> Explanation:
         prompts.row(0, named=True),
         by_id[pair["chosen_id"]],
         by_id[pair["rejected_id"]],
+        verdicts_of(run, lineages[0][1], pair["chosen_id"], pair["rejected_id"]),
         standing.select(columns),
         lineages,
     )
+
+
+def verdicts_of(run: Run, lineage: Lineage, one: str, other: str) -> pl.DataFrame:
+    """The comparisons of two answers that a pairing was made from, as they were said; none where scores decided."""
+    both = pl.col("first_id").is_in([one, other]) & pl.col("second_id").is_in([one, other])
+    judges = [parent.split("/", 1)[1] for parent in lineage.parents if parent.startswith("comparisons/")]
+    rows = _rows(run, "comparisons", both).filter(pl.col("judge").is_in(judges))
+    return rows.sort("judge", "annotator", "order", "first_id")
 
 
 def _find(run: Run, pair_id: str, pairing: str | None) -> dict[str, Any]:

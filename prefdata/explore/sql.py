@@ -5,6 +5,9 @@ One view a table, with its partition key as a column, and two that join what is 
 - `answers`: a row a candidate and score: the prompt's text, the answer, sampler, scorer, score.
 - `preferences`: a row a pair: the prompt's text, both answers, both scores, both samplers.
 
+A prompt that stands in several sources is one there, the first source's; so is in `preferences` an answer that several
+samplers drew by the same law.
+
 A query can only read, and only inside the run directory.
 
 SQL lets two columns have one name and a table does not: the later ones are numbered, as DuckDB does (`a`, `a_1`).
@@ -25,20 +28,24 @@ from prefdata.store import MADE_BY, Run
 from prefdata.tables import TABLES
 from prefdata.views import sql_text
 
+_PROMPTS = "(select distinct on (prompt_id) * from prompts order by prompt_id, source)"
+_CANDIDATES = "(select distinct on (candidate_id) * from candidates order by candidate_id, sampler)"
+
 _JOINS = {
     "answers": (
         ("prompts", "candidates", "scores"),
-        """select c.candidate_id, c.prompt_id, p.split, p.messages[-1].content as prompt, c.text, c.sampler, s.scorer,
+        f"""select c.candidate_id, c.prompt_id, p.split, p.messages[-1].content as prompt, c.text, c.sampler, s.scorer,
                   s.score, s.reason, c.finish_reason, c.completion_tokens, c.logprob_sum, c.sample_index
-           from candidates c join prompts p using (prompt_id) left join scores s using (candidate_id)""",
+           from candidates c join {_PROMPTS} p using (prompt_id) left join scores s using (candidate_id)""",
     ),
     "preferences": (
         ("prompts", "candidates", "pairs"),
-        """select x.pair_id, x.pairing, x.prompt_id, p.split, p.messages[-1].content as prompt, c.text as chosen,
+        f"""select x.pair_id, x.pairing, x.prompt_id, p.split, p.messages[-1].content as prompt, c.text as chosen,
                   r.text as rejected, x.chosen_score, x.rejected_score, x.margin, x.probability,
                   c.sampler as chosen_sampler, r.sampler as rejected_sampler
-           from pairs x join prompts p using (prompt_id)
-           join candidates c on c.candidate_id = x.chosen_id join candidates r on r.candidate_id = x.rejected_id
+           from pairs x join {_PROMPTS} p using (prompt_id)
+           join {_CANDIDATES} c on c.candidate_id = x.chosen_id
+           join {_CANDIDATES} r on r.candidate_id = x.rejected_id
            where x.verdict <> 'tie'""",
     ),
 }

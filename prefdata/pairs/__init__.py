@@ -30,14 +30,11 @@ from prefdata.pairs.limits import balanced, over_the_limits
 from prefdata.pairs.listings import LISTINGS, advised_weights
 from prefdata.pairs.strategies import Field, Proposals, propose
 from prefdata.pairs.verdicts import proposed_by, verdicts
-from prefdata.pools import Pools, open_pools
+from prefdata.pools import Pools, is_score, open_pools
 from prefdata.progress import Progress, quiet
 from prefdata.reports import Account, Report, by_reason
-from prefdata.specs import PairSpec
+from prefdata.specs import EVERYTHING, PairSpec
 from prefdata.store import Lineage, Outcome, Partition, Run
-
-ALL = "all"
-"""The selector's name that means every scored candidate."""
 
 PROPOSALS = 2_000_000
 """Proposals that are held at a time, about, where a strategy makes many more of them than there are answers."""
@@ -88,9 +85,9 @@ def source_of(run: Run, spec: PairSpec, *, partial: bool = False) -> tuple[Parti
             raise UsageError("--strategy comparisons reads verdicts: --selector and --scorer do not go with it.")
         judge = run.only("comparisons", spec.judge, partial=partial)
         return judge, judge.name
-    if spec.selector == ALL:
+    if spec.selector == EVERYTHING:
         scores = run.only("scores", spec.scorer, partial=partial)
-        return scores, f"{ALL}-{scores.name}"
+        return scores, f"{EVERYTHING}-{scores.name}"
     if spec.scorer:
         raise UsageError("--scorer goes with --selector all; a selection has its scorer already.")
     selection = run.only("selections", spec.selector, partial=partial)
@@ -204,11 +201,12 @@ class _Making:
             rows = iter([_balanced(self._run, pl.concat(pieces), spec, whole)] if pieces else [])
         for some in rows:
             yield some.with_columns(scorer=pl.lit(scorer)).to_arrow()
-        if whole.rows_in and not self._several and spec.as_ in ("pairs", "groups"):
-            raise InputError(
-                f"{self._source} keeps one candidate a prompt, so there is nothing to pair it with. "
-                "Pair among all scored candidates with --selector all, or select more of them."
-            )
+        if self._said is not None:  # the verdicts of prompts that have no answer here
+            whole.dropped["answer_left_out"] += self._said.height - whole.rows_in
+            whole.rows_in = self._said.height
+        elif whole.rows_in and not self._several and spec.as_ in ("pairs", "groups"):
+            alone = f"{self._source} keeps one candidate a prompt, so there is nothing to pair it with."
+            raise InputError(f"{alone} {_MORE[self._source.table.name]}")
         return _reported(whole, spec).timed(time.monotonic() - self._began)
 
     def _rule(self, pool: pl.DataFrame) -> tuple[bool, tuple[pl.DataFrame, Account]]:
@@ -222,6 +220,12 @@ class _Making:
             self._several = self._several or several
             self._whole += account
             yield rows
+
+
+_MORE = {
+    "selections": "Pair among all scored candidates with --selector all, or select more of them.",
+    "scores": "Sample and rank more of them.",
+}
 
 
 def _portions(pool: pl.DataFrame) -> Iterator[pl.DataFrame]:
@@ -299,18 +303,17 @@ def _both(field: Field, proposals: Proposals, spec: PairSpec) -> pl.DataFrame:
         }
     )
     if proposals.probability is not None:
-        return both.with_columns(pl.Series("probability", proposals.probability, pl.Float64))
+        return both.with_columns(pl.Series("probability", proposals.probability, pl.Float64).fill_nan(None))
     return both.with_columns(probability=1 / (1 + (-pl.col("margin") / spec.temperature).exp()))
 
 
 def _why_not(spec: PairSpec, *, scored: bool) -> pl.Expr:
     """The first reason for which a proposal is not a pair, or null; `scored` ones have a margin, others none."""
     margin, probability = pl.col("margin"), pl.col("probability")
-    scores = pl.col("chosen_score").is_finite() & pl.col("rejected_score").is_finite()
     reasons = {"same_text": pl.col("chosen_text_key") == pl.col("rejected_text_key")}
     if scored:
         reasons |= {
-            "no_score": ~scores.fill_null(False),
+            "no_score": ~(is_score("chosen_score") & is_score("rejected_score")),
             "tie": margin == 0,
             "best_was_truncated": margin < 0,
             "chosen_truncated": ~pl.col("chosen_may_be_chosen"),
@@ -320,7 +323,11 @@ def _why_not(spec: PairSpec, *, scored: bool) -> pl.Expr:
             reasons["max_margin"] = margin > spec.max_margin
     else:
         tie = probability == 0.5
-        reasons |= {"tie": tie & (spec.ties == "drop"), "chosen_truncated": ~pl.col("chosen_may_be_chosen") & ~tie}
+        reasons |= {
+            "no_verdict": probability.is_null(),
+            "tie": tie & (spec.ties == "drop"),
+            "chosen_truncated": ~pl.col("chosen_may_be_chosen") & ~tie,
+        }
     reasons["unsure"] = (probability < spec.min_probability) & (margin.is_not_null() | (probability > 0.5))
     return pl.coalesce(*(pl.when(holds).then(pl.lit(reason)) for reason, holds in reasons.items()))
 

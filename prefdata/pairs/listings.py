@@ -9,7 +9,8 @@ any order, and returns the rows of its table, without the scorer, and the accoun
 - demonstrations (RFT, RAFT, ReST): every answer, weighted by how often it was drawn.
 
 Empty answers take no part. An answer that was cut off is never good, above another or imitated unless
-`truncated="keep"`; with "rejected" it may be bad, or the last of a group.
+`truncated="keep"`; with "rejected" it may be bad, or the last of a group. Of one text that came several times for a
+prompt the earliest draw stands in labels and groups (`same_text`): no text is good and bad, or above itself.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def unpaired(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]
 
     Cut-off answers count for the median and for the places, also where they get no label (`good_truncated`).
     """
-    usable, dropped = _usable(rows, without_cut=spec.truncated == "drop")
+    usable, dropped = _each_text_once(*_usable(rows, without_cut=spec.truncated == "drop"))
     label = _label(spec)
     if spec.truncated == "rejected":
         label = pl.when((label == "good") & _cut()).then(pl.lit("good_truncated")).otherwise(label)
@@ -74,7 +75,7 @@ def groups(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]:
 
     A prompt of no answer, of one, or of equal scores alone has no order: it is dropped.
     """
-    usable, left_out = _usable(rows, without_cut=spec.truncated == "drop")
+    usable, left_out = _each_text_once(*_usable(rows, without_cut=spec.truncated == "drop"))
     ranked = _standing(usable)
     if spec.truncated == "rejected":
         last = ranked.filter(~_cut() | (pl.col("below") == 0))
@@ -135,6 +136,13 @@ def _usable(rows: pl.DataFrame, *, without_cut: bool) -> tuple[pl.DataFrame, dic
     said = able.filter(pl.col("chars") > 0)
     kept = said.filter(~_cut()) if without_cut else said
     return kept, dropped | {"empty": able.height - said.height, "truncated": said.height - kept.height}
+
+
+def _each_text_once(rows: pl.DataFrame, dropped: dict[str, int]) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The earliest draw of each of a prompt's texts."""
+    drawn = rows.sort("round", "sample_index", "candidate_id")
+    kept = drawn.unique(["prompt_id", "text_key"], keep="first")
+    return kept, dropped | {"same_text": rows.height - kept.height}
 
 
 def _standing(rows: pl.DataFrame) -> pl.DataFrame:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import polars as pl
 
 from prefdata.errors import InputError, NotReady
-from prefdata.pairs import ALL, judge, source_of
+from prefdata.pairs import Judged, judge
 from prefdata.pairs.verdicts import verdicts
 from prefdata.pools import open_pools
 from prefdata.specs import PairSpec
-from prefdata.store import Partition, Run
+from prefdata.store import Lineage, Partition, Run
 from prefdata.tables import CANDIDATES
 
 NOT_PROPOSED = "not_proposed"
 """The reason where both answers take part, and the strategy does not bring them together."""
+
+CHANGED = "changed"
+"""The reason where they would be a pair now, and were none when the pairs were made."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Possibility:
     rejected_id: str
     reason: str | None
     margin: float | None
-    absent: dict[str, str]
+    absent: dict[str, str] = field(default_factory=dict)
 
 
 def possibility(run: Run, first: str, second: str, pairing: str | None = None) -> Possibility:
@@ -62,45 +68,45 @@ def possibility(run: Run, first: str, second: str, pairing: str | None = None) -
             f"{ids[0]} answers prompt {prompts[0]} and {ids[1]} answers {prompts[1]}: a pair has one prompt."
         )
     spec = PairSpec.of_identity(lineage.spec)
-    source, _ = source_of(run, _sourced(spec, lineage.spec), partial=True)
-    said = None
-    if spec.strategy == "comparisons":
-        rows = pl.DataFrame(source.read(["prompt_id", "first_id", "second_id", "probability"]))
-        said = verdicts(rows.filter(pl.col("prompt_id") == prompts[0]))
-    with open_pools(
-        run, spec, source, beside=(spec.reference,) if spec.reference else (), prompt_id=prompts[0]
-    ) as pools:
-        judged = judge(pools.whole(), spec, said)
+    source = _source(run, lineage)
+    told = partial(Possibility, made.name, spec.strategy, str(source), prompts[0])
+    if stored := _stored(made, ids):
+        return told(stored["chosen_id"], stored["rejected_id"], None, stored["margin"])
+    judged = _judged(run, spec, source, prompts[0])
     both = judged.proposals.filter(pl.col("chosen_id").is_in(ids) & pl.col("rejected_id").is_in(ids))
     if both.height:
         row = both.row(0, named=True)
-        return Possibility(
-            made.name, spec.strategy, str(source), prompts[0], row["chosen_id"], row["rejected_id"],
-            _dropped(made, spec, row), row["margin"], {},
-        )  # fmt: skip
+        kept = "balance" if spec.balance != "none" else CHANGED
+        return told(row["chosen_id"], row["rejected_id"], row["dropped"] or kept, row["margin"])
     known = dict(judged.answers.iter_rows())
     unknown = {"scores": "not_scored", "selections": "not_selected", "comparisons": "not_compared"}[source.table.name]
     absent = {one: known.get(one, unknown) for one in ids if known.get(one, unknown) is not None}
-    reason = next(iter(absent.values()), NOT_PROPOSED)
-    return Possibility(made.name, spec.strategy, str(source), prompts[0], ids[0], ids[1], reason, None, absent)
+    return told(ids[0], ids[1], next(iter(absent.values()), NOT_PROPOSED), None, absent)
 
 
-def _sourced(spec: PairSpec, identity: dict[str, object]) -> PairSpec:
-    """The spec with the names that were resolved when it was carried out."""
+def _source(run: Run, lineage: Lineage) -> Partition:
+    """What a pairing was made from."""
+    (name,) = lineage.parents
+    return run.partition(*name.split("/", 1))
+
+
+def _stored(made: Partition, ids: Sequence[str]) -> dict[str, Any] | None:
+    """The row of the pair of two answers, if they are one."""
+    fits = pl.col("chosen_id").is_in(ids) & pl.col("rejected_id").is_in(ids)
+    rows = pl.scan_parquet(made.readable(), hive_partitioning=False).filter(fits).collect()
+    return rows.row(0, named=True) if rows.height else None
+
+
+def _judged(run: Run, spec: PairSpec, source: Partition, prompt_id: str) -> Judged:
+    """What the rule makes of a prompt now."""
+    run.ready(source, partial=True)
+    said = None
     if spec.strategy == "comparisons":
-        return spec.model_copy(update={"judge": identity.get("judge")})
-    selector = str(identity.get("selector"))
-    if spec.selector == ALL or selector.startswith(f"{ALL}-"):
-        return spec.model_copy(update={"selector": ALL, "scorer": selector.removeprefix(f"{ALL}-")})
-    return spec.model_copy(update={"selector": selector})
-
-
-def _dropped(made: Partition, spec: PairSpec, row: dict[str, object]) -> str | None:
-    if row["dropped"] is not None or spec.balance == "none":
-        return None if row["dropped"] is None else str(row["dropped"])
-    there = pl.DataFrame(made.read(["chosen_id", "rejected_id"]))
-    kept = there.filter((pl.col("chosen_id") == row["chosen_id"]) & (pl.col("rejected_id") == row["rejected_id"]))
-    return None if kept.height else "balance"
+        rows = pl.DataFrame(source.read(["prompt_id", "first_id", "second_id", "probability"]))
+        said = verdicts(rows.filter(pl.col("prompt_id") == prompt_id))
+    beside = (spec.reference,) if spec.reference else ()
+    with open_pools(run, spec, source, beside=beside, prompt_id=prompt_id) as pools:
+        return judge(pools.whole(), spec, said)
 
 
 def _find(run: Run, candidate_id: str) -> tuple[str, str]:

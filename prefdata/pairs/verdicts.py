@@ -14,7 +14,7 @@ def verdicts(comparisons: pl.DataFrame) -> pl.DataFrame:
 
     The probability that the first is better is the mean over orders and annotators (a tie is 1/2), so that a judge
     whose verdict follows the place gives 1/2, a tie. The first is the one that wins more often, of equals the one with
-    the smaller id. Rows without a probability say nothing.
+    the smaller id. Rows without a probability say nothing; two answers of which no row says anything have none.
     """
     games = league(comparisons)
     share = games.wins_i / (games.wins_i + games.wins_j)
@@ -22,12 +22,20 @@ def verdicts(comparisons: pl.DataFrame) -> pl.DataFrame:
     i, j = names.gather(games.i), names.gather(games.j)
     rows = pl.DataFrame({"prompt_id": games.names["prompt_id"].gather(games.i), "i": i, "j": j, "share": share})
     turned = (pl.col("share") < 0.5) | ((pl.col("share") == 0.5) & (pl.col("i") > pl.col("j")))
-    return rows.select(
+    said = rows.select(
         "prompt_id",
         first_id=pl.when(turned).then("j").otherwise("i"),
         second_id=pl.when(turned).then("i").otherwise("j"),
         probability=pl.when(turned).then(1 - pl.col("share")).otherwise("share"),
     )
+    two = comparisons.select(
+        "prompt_id",
+        first_id=pl.min_horizontal("first_id", "second_id"),
+        second_id=pl.max_horizontal("first_id", "second_id"),
+        probability=pl.col("probability").fill_nan(None),
+    ).filter(pl.col("first_id") != pl.col("second_id"))
+    unsaid = two.group_by("prompt_id", "first_id", "second_id", maintain_order=True).agg(pl.col("probability").max())
+    return pl.concat([said, unsaid.filter(pl.col("probability").is_null())])
 
 
 def proposed_by(said: pl.DataFrame, field: Field) -> Proposals:

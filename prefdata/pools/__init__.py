@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from prefdata.ahead import ahead, cores
 from prefdata.draws import Content
 from prefdata.ids import digest
-from prefdata.pools.joining import NONE_ASKED, REASONS, Joining, asked_for, scorer_of
+from prefdata.pools.joining import NONE_ASKED, REASONS, Joining, asked_for, is_score, scorer_of
 from prefdata.pools.sieve import Sieve
 from prefdata.pools.windows import Windows, cut, windows_of
 from prefdata.progress import Progress, quiet
@@ -42,6 +42,8 @@ from prefdata.shelves import Shelves, how_many_shares, shelf_room
 from prefdata.specs import PoolSpec
 from prefdata.store import Partition, Run
 from prefdata.views import chosen_samplers
+
+__all__ = ["POOL_ROWS", "Pools", "is_score", "open_pools"]
 
 POOL_ROWS = 1_000_000
 """Rows of a pool, about: what is held at a time."""
@@ -56,10 +58,7 @@ class Pools:
 
     Attributes:
         scorer: what stands behind the scores ("" where there are none).
-        latest_round: the last that any row that takes part is of; None where none does.
     """
-
-    latest_round: int | None = None
 
     def __init__(
         self,
@@ -96,8 +95,6 @@ class Pools:
             if made is not None:
                 self._rows += made.rows
                 self._reasons += made.reasons
-                rounds = [one for one in (self.latest_round, made.latest_round) if one is not None]
-                self.latest_round = max(rounds, default=None)
                 done += len(made.rows)
                 self._progress(done, max(done, self._asked))
                 yield made.result
@@ -206,7 +203,6 @@ class _Decided(Generic[T]):
     result: T
     rows: Content
     reasons: Content
-    latest_round: int | None
 
 
 def _decided(joining: Joining, rule: Callable[[pl.DataFrame], T], both: Both) -> _Decided[T] | None:
@@ -217,8 +213,7 @@ def _decided(joining: Joining, rule: Callable[[pl.DataFrame], T], both: Both) ->
     rows.add(pool["candidate_id"], pool["score"])
     out = pool.select("candidate_id", "left_out").drop_nulls()
     reasons.add(out["candidate_id"], out["left_out"].replace_strict(REASONS, range(len(REASONS))))
-    latest = pool.select(pl.col("round").filter(pl.col("left_out").is_null()).max()).item()
-    return _Decided(rule(pool), rows, reasons, latest)
+    return _Decided(rule(pool), rows, reasons)
 
 
 def _by_prompt(waiting: Shelves) -> Iterator[pl.DataFrame]:

@@ -19,6 +19,9 @@ from prefdata.views import WHITESPACE, matching
 REFUSAL_CHARS = 120
 """How far into an answer the phrases of a refusal are looked for."""
 
+LARGEST_SCORE = 1e100
+"""What is larger, or below its negative, is no score: sums and differences of such would be infinite."""
+
 REASONS = ("no_score", "where", "refusal", "too_short", "too_long")
 """Why a row takes no part, in the order in which they are looked for."""
 
@@ -98,7 +101,7 @@ class Joining:
         if not self._phrases:
             return pl.lit(False)
         start = texts.str.strip_chars_start(WHITESPACE).str.head(REFUSAL_CHARS).str.replace_all("’", "'", literal=True)
-        return start.str.contains_any(self._phrases, ascii_case_insensitive=True)
+        return start.str.to_lowercase().str.contains_any(self._phrases)
 
     def join(self, both: tuple[pl.DataFrame, pl.DataFrame]) -> pl.DataFrame:
         """What was asked for of some prompts, with what is there of them: a pool."""
@@ -135,7 +138,7 @@ class Joining:
     def _left_out(self, rows: pl.DataFrame) -> pl.Expr:
         """The first reason for which a row takes no part, or null."""
         needs_score = ~pl.col("sampler").is_in(self._beside) & (self.source.table.name != "comparisons")
-        reasons = {"no_score": needs_score & ~pl.col("score").is_finite().fill_null(False)}
+        reasons = {"no_score": needs_score & ~is_score("score")}
         if self._fitting is not None:
             reasons["where"] = ~pl.lit(pl.Series(among(self._fitting, leading_bits(rows["candidate_id"]))))
         reasons["refusal"] = pl.col("refuses")
@@ -151,6 +154,11 @@ class Joining:
                 f"(first: {first}). Run `{MADE_BY[self.source.table.name]}` again: it keeps what fits, and makes "
                 "the rest."
             )
+
+
+def is_score(column: str) -> pl.Expr:
+    """Whether a column holds a number that can be reckoned with; never null."""
+    return (pl.col(column).is_finite() & (pl.col(column).abs() <= LARGEST_SCORE)).fill_null(False)
 
 
 def scorer_of(source: Partition) -> str:
@@ -206,4 +214,4 @@ def _phrases(spec: PoolSpec) -> list[str]:
     phrases = read_template("refusals", name)
     if not isinstance(phrases, list) or not phrases or not all(isinstance(one, str) and one for one in phrases):
         raise UsageError(f"{name} should hold a list of phrases; templates/refusals/phrases.yaml is one to copy.")
-    return [phrase.replace("’", "'") for phrase in phrases]
+    return [phrase.replace("’", "'").lower() for phrase in phrases]

@@ -27,15 +27,15 @@ from prefdata.ahead import ahead, cores
 from prefdata.grids import Standing
 from prefdata.pools import Pools, open_pools
 from prefdata.progress import Progress, quiet
-from prefdata.reports import Account, Report
+from prefdata.reports import Account, Report, nonzero
 from prefdata.selections.diversity import Distance, spread_ranks
-from prefdata.selections.narrowing import improved, narrowed, refuse_unknown, scaled
+from prefdata.selections.narrowing import improved, last_round, narrowed, refuse_unknown, scaled
 from prefdata.selections.rules import NOWHERE, acceptances, places
 from prefdata.specs import SelectSpec
 from prefdata.store import Lineage, Outcome, Run
 from prefdata.views import chosen_samplers
 
-_COLUMNS = ["candidate_id", "prompt_id", "rank", "score", "copies", "draws"]
+_COLUMNS = ["candidate_id", "prompt_id", "rank", "score", "copies", "copy_ids", "draws"]
 
 
 def select(
@@ -77,8 +77,8 @@ def keep(
     """The selection's rule, pure.
 
     `pool` has the columns of `prefdata.pools`; the order of its rows does not matter. `latest_round` is the run's (the
-    pool's own unless given). Returns candidate_id, prompt_id, rank, score, copies and draws, prompt by prompt, each
-    prompt's by rank.
+    pool's own unless given). Returns candidate_id, prompt_id, rank, score, copies, copy_ids and draws, prompt by
+    prompt, each prompt's by rank.
     """
     answers, dropped = narrowed(Standing.of(pool), spec, latest_round)
     rank, draws = _places(answers, spec, distance or Distance.of(spec))
@@ -101,13 +101,21 @@ def _rows(pools: Pools, spec: SelectSpec, distance: Distance, whole: Account) ->
     """What is kept, in the order of prompts, as it is added to the account; all pools are gone through at once."""
     rule = partial(keep, spec=spec, distance=distance)
     if spec.pool == "latest":  # the run's latest round is known when all have been seen
-        waiting = pools.in_order(pools)
-        made = _counted(ahead(waiting, partial(rule, latest_round=pools.latest_round), cores()), whole)
+        rounds: list[int | None] = []
+        waiting = pools.in_order(_noted(pools, spec, rounds))
+        latest = max((one for one in rounds if one is not None), default=None)
+        made = _counted(ahead(waiting, partial(rule, latest_round=latest), cores()), whole)
     else:
         made = _counted(pools.each(rule), whole)
     if spec.method == "top-k-overall":
         return iter([*_highest(made, spec.k, whole)])
     return made if spec.pool == "latest" else pools.in_order(made)
+
+
+def _noted(pools: Pools, spec: SelectSpec, rounds: list[int | None]) -> Iterator[pl.DataFrame]:
+    for pool in pools:
+        rounds.append(last_round([pool], spec))
+        yield pool
 
 
 def _counted(made: Iterable[tuple[pl.DataFrame, Account]], whole: Account) -> Iterator[pl.DataFrame]:
@@ -168,6 +176,7 @@ def _figures(answers: Standing, kept: Standing, spec: SelectSpec) -> tuple[Count
             "prompts": len(answers.size),
             "prompts_with_answers": len(kept.size),
             "ties_at_the_top": _ties_at_the_top(answers),
+            **nonzero({"copies_scored_otherwise": int(answers.rows["copies_apart"].sum())}),
         }
     )
     sums = {

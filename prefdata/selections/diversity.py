@@ -5,6 +5,8 @@ the largest (1 - w) * s + w * d, where w is the weight, s the score brought to [
 distance to the nearest of those kept. Ties go to the earlier draw.
 
 Distances: words, 1 - Jaccard of the sets of word pairs (of words, where an answer has one); embedding, 1 - cosine.
+Words are compared without case and punctuation; in scripts without blanks each character is one, and so is each that
+is neither letter nor digit where nothing else stands between two blanks (an emoji).
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from numpy.typing import NDArray
 from prefdata.errors import InputError
 from prefdata.grids import Standing
 from prefdata.ids import digest
+from prefdata.scorers.similarity import normalised
+from prefdata.scorers.similarity import words as _words
 from prefdata.selections.rules import NOWHERE
 from prefdata.specs import SelectSpec
 
@@ -46,8 +50,7 @@ class Distance:
         path = Path(spec.embeddings)
         names, vectors = _embeddings(path)
         length = np.linalg.norm(vectors, axis=1, keepdims=True)
-        units = vectors / np.where(length > 0, length, 1)
-        known = dict(zip(names, units, strict=True))
+        known = dict(zip(names, vectors / length, strict=True))
         content = digest(sorted([name, vector.tobytes().hex()] for name, vector in known.items()))
         return cls(known, {path.name: content})
 
@@ -106,6 +109,10 @@ def _embeddings(path: Path) -> tuple[pl.Series, NDArray[np.float64]]:
     vectors = lists.explode().to_numpy().reshape(rows.height, -1)
     if bad := int((~np.isfinite(vectors)).any(axis=1).sum()):
         raise InputError(f"{path}: {bad} of {rows.height} embeddings hold null, NaN or infinity.")
+    if bad := int((~vectors.any(axis=1)).sum()):
+        raise InputError(f"{path}: {bad} of {rows.height} embeddings are of no length: they point nowhere.")
+    if len(twice := rows["candidate_id"].filter(rows["candidate_id"].is_duplicated())):
+        raise InputError(f"{path} has several embeddings of candidate {twice[0]}: give one of each.")
     return rows["candidate_id"], vectors
 
 
@@ -122,5 +129,5 @@ def _word_distances(texts: Sequence[str | None]) -> Distances:
 
 
 def _word_pairs(text: str) -> set[tuple[str, ...]]:
-    words = text.lower().split()
+    words = [word for part in text.split() for word in _words(part) or normalised(part)]
     return set(pairwise(words)) if len(words) > 1 else {(word,) for word in words}

@@ -9,7 +9,7 @@ from prefdata.grids import Standing
 from prefdata.pools import open_pools
 from prefdata.selections import keep
 from prefdata.selections.diversity import Distance
-from prefdata.selections.narrowing import able, narrowings
+from prefdata.selections.narrowing import able, last_round, narrowings
 from prefdata.specs import SelectSpec
 from prefdata.store import Run
 
@@ -32,9 +32,7 @@ def reasons(run: Run, selector: str, prompt_id: str) -> dict[str, str | None]:
     latest = None
     if spec.pool == "latest":
         with open_pools(run, spec, scores) as pools:
-            for _ in pools:
-                pass
-            latest = pools.latest_round
+            latest = last_round(pools, spec)
     with open_pools(run, spec, scores, texts=spec.diverse > 0, prompt_id=prompt_id) as pools:
         pool = pools.whole()
     return why(pool, spec, latest)

@@ -7,7 +7,7 @@ left_out (no_score, where, refusal, too_short, too_long), truncated, earlier_rou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import polars as pl
@@ -35,7 +35,18 @@ def narrowed(pool: Standing, spec: SelectSpec, latest_round: int | None) -> tupl
 
 def able(pool: Standing) -> Standing:
     """The candidates that are not left out, each of which is one copy."""
-    return _only(pool, pl.col("left_out").is_null()).with_columns(copies=pl.lit(1, pl.Int32))
+    return _only(pool, pl.col("left_out").is_null()).with_columns(
+        copies=pl.lit(1, pl.Int32), copy_ids=pl.lit(None, pl.List(pl.String)), copies_apart=pl.lit(0, pl.Int32)
+    )
+
+
+def last_round(pools: Iterable[pl.DataFrame], spec: SelectSpec) -> int | None:
+    """The last round that any candidate that takes part is of; None where none does."""
+    part = pl.col("left_out").is_null()
+    if spec.truncated == "drop":
+        part &= pl.col("finish_reason").ne_missing("length")
+    rounds = (pool.select(pl.col("round").filter(part).max()).item() for pool in pools)
+    return max((one for one in rounds if one is not None), default=None)
 
 
 def narrowings(spec: SelectSpec, latest_round: int | None) -> Iterator[tuple[str, Narrowing]]:
@@ -61,22 +72,35 @@ def _collapsed(answers: Standing) -> Standing:
     if not len(repeated):
         return answers
     copies = _copies(answers.rows, repeated)
-    return answers.with_columns(copies=pl.Series(copies)).only(copies > 0)
+    stands = np.ones(answers.rows.height, bool)
+    stands[repeated] = False
+    stands[copies["row"].to_numpy()] = True
+    kept = answers.with_columns(row=pl.Series(np.arange(len(stands)))).only(stands)
+    rows = kept.rows.join(copies, on="row", how="left", maintain_order="left", suffix="_found")
+    found = [pl.coalesce(f"{name}_found", name).alias(name) for name in ("copies", "copy_ids", "copies_apart")]
+    return Standing(rows.with_columns(found), kept.size)
 
 
-def _copies(rows: pl.DataFrame, repeated: NDArray[np.int64]) -> NDArray[np.int32]:
-    """How often each row's text is there for its prompt, at the row that stands for it; 0 at the others.
+def _copies(rows: pl.DataFrame, repeated: NDArray[np.int64]) -> pl.DataFrame:
+    """The texts of the prompts that have some text twice: the `row` that stands for each, and what it stands for.
 
-    The row that stands is of the earliest round, and there the earliest draw: an answer that comes again is not new.
-    `repeated` are the rows of prompts that have some text twice.
+    It is of the earliest round, and there the earliest draw: an answer that comes again is not new. `copies` says how
+    many have the text, `copy_ids` who the others are, and `copies_apart` how many of them score otherwise. `repeated`
+    are the rows of those prompts.
     """
-    copies = np.ones(rows.height, np.int32)
-    some = rows.select("prompt_id", "text_key", "round")[repeated].with_columns(row=pl.Series(repeated))
-    standing = pl.col("row").get(pl.col("round").arg_min())
-    texts = some.group_by("prompt_id", "text_key").agg(row=standing, copies=pl.len().cast(pl.Int32))
-    copies[repeated] = 0
-    copies[texts["row"].to_numpy()] = texts["copies"].to_numpy()
-    return copies
+    some = rows.select("prompt_id", "candidate_id", "text_key", "round", "score")[repeated]
+    some = some.with_columns(row=pl.Series(repeated)).sort("round", maintain_order=True)
+    others = pl.col("candidate_id").slice(1)
+    return (
+        some.group_by("prompt_id", "text_key", maintain_order=True)
+        .agg(
+            row=pl.col("row").first(),
+            copies=pl.len().cast(pl.Int32),
+            copy_ids=others,
+            copies_apart=(pl.col("score") != pl.col("score").first()).sum().cast(pl.Int32),
+        )
+        .select("row", "copies", pl.when(pl.col("copies") > 1).then("copy_ids").alias("copy_ids"), "copies_apart")
+    )
 
 
 def _with_repeats(answers: Standing) -> NDArray[np.bool_]:

@@ -1,11 +1,12 @@
 """Specs: what each step is asked to do, said once, for flags, YAML, Python and footers alike."""
 
 from prefdata.specs.base import Spec, difference, how, what
-from prefdata.specs.deciding import ExportSpec, PairSpec, PoolSpec, SelectSpec
+from prefdata.specs.deciding import EVERYTHING, ExportSpec, PairSpec, PoolSpec, SelectSpec
 from prefdata.specs.generating import EngineSpec, IngestSpec, ModelSpec, SampleSpec
 from prefdata.specs.ranking import RankSpec
 
 __all__ = [
+    "EVERYTHING",
     "EngineSpec",
     "ExportSpec",
     "IngestSpec",

@@ -8,6 +8,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from prefdata.specs.base import Condition, Spec, how, what
 
+EVERYTHING = "all"
+"""What `--selector` says for every scored candidate."""
+
 
 class PoolSpec(Spec):
     """Which scored candidates take part: what select and pair are both asked."""
@@ -42,7 +45,9 @@ class SelectSpec(PoolSpec):
         "or rso-algorithm1 (the RSO paper's sweep).",
     )
     k: int = what(8, "How many to keep a prompt (best-of-n keeps 1; top-k-overall: how many in all).", ge=1)
-    beta: float = what(0.5, "RSO's and Boltzmann's temperature: 0 is top-k, inf ignores the scores.", ge=0)
+    beta: float = what(
+        0.5, "RSO's and Boltzmann's temperature, 0 (which is top-k) or at least 1e-100; inf ignores the scores.", ge=0
+    )
     threshold: float | None = what(None, "threshold: the lowest score that is kept.", allow_inf_nan=False)
     scale: Literal["raw", "min-max"] = what(
         "raw", "threshold: scores as they are, or each prompt's brought to [0, 1] first (ReST keeps above 0.7)."
@@ -58,8 +63,9 @@ class SelectSpec(PoolSpec):
     )
     quota: tuple[str, ...] = what((), "mix: a sampler's share of the prompts, as SAMPLER=WEIGHT (even unless given).")
     improve: float | None = what(
-        None, "best-of-n: an answer of a later round replaces one of an earlier only if it scores this much more.", ge=0
-    )
+        None, "best-of-n: an answer of a later round replaces one of an earlier only if it scores this much more.",
+        ge=0, allow_inf_nan=False,
+    )  # fmt: skip
     diverse: float = what(
         0.0, "top-k: weight of being far from what is kept already, from 0 (score alone) to 1 (distance alone).",
         ge=0, le=1,
@@ -83,6 +89,10 @@ class SelectSpec(PoolSpec):
             diverse=("top-k",),
         )
         self.check_use("pool", quota=("mix",))
+        if self.name == EVERYTHING:
+            raise ValueError(f"--name {EVERYTHING} means every scored candidate to pair: give another")
+        if 0 < self.beta < 1e-100:
+            raise ValueError("--beta is too small to divide by: give 0, which keeps the highest scores")
         if self.method == "threshold" and self.threshold is None:
             raise ValueError("--method threshold needs --threshold, the lowest score that is kept")
         if self.scale == "min-max" and self.threshold is not None and not 0 <= self.threshold <= 1:
@@ -133,8 +143,8 @@ class PairSpec(PoolSpec):
     ties: Literal["drop", "keep"] = what(
         "drop", "comparisons: leave ties out, or keep them as rows whose verdict is tie, which no trainer prefers by."
     )
-    min_margin: float = what(0.0, "The least difference of scores; ties never make a pair.", ge=0)
-    max_margin: float | None = what(None, "The largest difference of scores.", gt=0)
+    min_margin: float = what(0.0, "The least difference of scores; ties never make a pair.", ge=0, allow_inf_nan=False)
+    max_margin: float | None = what(None, "The largest difference of scores.", gt=0, allow_inf_nan=False)
     min_probability: float = what(
         0.5, "The least probability that the label is right: how sure verdicts must be.", ge=0.5, le=1
     )
@@ -143,12 +153,16 @@ class PairSpec(PoolSpec):
     balance: Literal["none", "source", "sampler"] = what(
         "none", "Equally many pairs of each source of prompts, or of each sampler of chosen answers, by lot."
     )
-    temperature: float = what(1.0, "The label's probability is sigmoid(margin / temperature).", gt=0)
+    temperature: float = what(
+        1.0, "The label's probability is sigmoid(margin / temperature).", gt=0, allow_inf_nan=False
+    )
     weight: Literal["one", "confidence"] = what("one", "A pair's weight in training: 1, or 2 * probability - 1.")
     label_by: Literal["threshold", "median", "top-bottom"] = what(
         "median", "unpaired: good is what scores at least --threshold, above the prompt's median, or the --top."
     )
-    threshold: float | None = what(None, "unpaired: with --label-by threshold, the lowest score that is good.")
+    threshold: float | None = what(
+        None, "unpaired: with --label-by threshold, the lowest score that is good.", allow_inf_nan=False
+    )
     seed: int = what(0, "Seed of the random choices.", ge=0)
     truncated: Literal["drop", "rejected", "keep"] = what(
         "rejected", "Answers that max_tokens cut off: leave out, allow as rejected only, or treat as any other."

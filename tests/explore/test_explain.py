@@ -137,10 +137,15 @@ def test_a_pair_from_comparisons_has_no_scores_behind_it(run: Run, prefdata, sco
     code, out, err = prefdata("explain", run.path, pair_id)
     assert (code, err) == (0, "")
     assert "best first" not in out
+    chosen, rejected = scored["rejected_id"][:8], scored["chosen_id"][:8]
     assert (
-        f"why: {judge} prefers the chosen one (probability 1.000 that the label is right, weight 1)\n\nmade by:\n"
-        in out
-    )
+        f"why: {judge} prefers the chosen one (probability 1.000 that the label is right, weight 1)\n\n"
+        "what was said:\n"
+        f"  {judge}, shown {chosen} and then {rejected}: prefers {chosen} (1.000 that {chosen} is better)\n\n"
+        "made by:\n"
+    ) in out
+    assert "score" not in out.split("made by:")[0]
+    assert "seed=0" in out
 
 
 def test_an_answer_that_two_samplers_drew_stands_once(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,19 @@ def test_joins(run: Run) -> None:
     assert rows(run, sql)[-1] == ("Question 3?", "tuned answers 3 in draw 2.", 8.0)
     sql = "select prompt, chosen, rejected, margin from preferences order by prompt limit 1"
     assert rows(run, sql) == [("Question 0?", "policy answers 0 in draw 1.", "policy answers 0 in draw 0.", 2.0)]
+
+
+def test_what_stands_twice_multiplies_nothing(run: Run) -> None:
+    """A prompt of two sources, and an answer that two samplers drew by the same law."""
+    counts = {view: rows(run, f"select count(*) from {view}")[0][0] for view in ("answers", "preferences")}
+    (source,) = run.partitions("prompts")
+    shutil.copytree(source.path, source.path.with_name("source=twice"))
+    assert {view: rows(run, f"select count(*) from {view}")[0][0] for view in counts} == counts
+    assert rows(run, "select count(*) from prompts") == [(2 * 4,)]
+    shutil.copytree(run.path / "candidates/sampler=policy", run.path / "candidates/sampler=same-law")
+    assert rows(run, "select count(*), min(chosen_sampler), max(chosen_sampler) from preferences") == [
+        (counts["preferences"], "policy", "policy")
+    ]
 
 
 def test_a_name_that_looks_like_a_number_stays_text(run: Run) -> None:

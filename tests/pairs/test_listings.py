@@ -24,7 +24,9 @@ SCHEMA = {
     "prompt_id": pl.String,
     "sampler": pl.String,
     "sample_index": pl.Int32,
+    "round": pl.Int32,
     "score": pl.Float64,
+    "text_key": pl.UInt64,
     "finish_reason": pl.String,
     "chars": pl.UInt32,
     "left_out": pl.String,
@@ -33,15 +35,19 @@ SCHEMA = {
 }
 
 
-def selected(*scores: list[float], cut: str = "", empty: str = "", draws: dict[str, int] | None = None) -> pl.DataFrame:
-    """Prompts with these scores; answers are called `0a`, `0b`, …, `1a`, …"""
+def selected(
+    *scores: list[float], cut: str = "", empty: str = "", same: str = "", draws: dict[str, int] | None = None
+) -> pl.DataFrame:
+    """Prompts with these scores; answers are called `0a`, `0b`, …, `1a`, …; `same` ones have one text."""
     rows = [
         {
             "candidate_id": ids.digest(name),
             "prompt_id": f"p{p}",
             "sampler": "s",
             "sample_index": i,
+            "round": 0,
             "score": float(score),
+            "text_key": ids.seed(0, "same" if name in same.split() else name),
             "finish_reason": "length" if name in cut.split() else "stop",
             "chars": 0 if name in empty.split() else 5,
             "left_out": None,
@@ -55,8 +61,8 @@ def selected(*scores: list[float], cut: str = "", empty: str = "", draws: dict[s
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
-def asked(**said: Any) -> PairSpec:
-    return PairSpec(as_="unpaired", **said)
+def asked(as_: str = "unpaired", **said: Any) -> PairSpec:
+    return PairSpec(as_=as_, **said)
 
 
 def labels(rows: pl.DataFrame, **said: Any) -> tuple[str, str, dict[str, int]]:
@@ -75,6 +81,22 @@ def test_above_the_median_is_good_and_the_median_is_neither() -> None:
     """Medians: of 1, 3, 2 it is 2; of 0, 5 it is 2.5; of 4, 4, 4, 9 it is 4; of 7 it is 7."""
     rows = selected([1, 3, 2], [0, 5], [4, 4, 4, 9], [7])
     assert labels(rows) == ("0b 1b 2d", "0a 1a", {"tie": 5})
+
+
+def test_a_text_is_not_better_than_itself() -> None:
+    """It came twice with two scores: the earlier draw stands, whatever it scored, and the other is counted."""
+    rows = selected([3, 0, 2, 1], same="0a 0b")
+    assert labels(rows) == ("0a", "0d", {"tie": 1, "same_text": 1})
+    made, account = groups(rows, asked(as_="groups"))
+    assert made["scores"].to_list() == [[3, 2, 1]]
+    assert account.counts["left_out_same_text"] == 1
+    assert demonstrations(rows, asked(as_="demonstrations"))[0].height == 4
+    # In another round it is not new; and one text for two prompts is two answers.
+    later = selected([3, 0, 2, 1], [3, 0], same="0a 0b 1b").with_columns(
+        round=pl.when(pl.col("name") == "0a").then(1).otherwise(0).cast(pl.Int32)
+    )
+    assert labels(later) == ("0c 1a", "0b 1b", {"tie": 1, "same_text": 1})
+    assert labels(later.reverse()) == labels(later)
 
 
 def test_the_median_of_neighbouring_floats_rounds_nothing() -> None:

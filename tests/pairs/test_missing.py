@@ -156,3 +156,56 @@ def test_answers_that_are_gone(run: Run) -> None:
     run.partition("candidates", "begun").begin(Lineage.of(Made()))
     with pytest.raises(InputError, match=f"has no candidate '{named('a')}'"):
         possibility(run, named("a"), named("d"))
+
+
+def test_what_is_stored_is_a_pair_whatever_became_of_its_selection(run: Run) -> None:
+    select(run, SelectSpec(method="top-k", k=4, name="best"))
+    pair(run, PairSpec(selector="best", strategy="all"))
+    assert possibility(run, named("a"), named("d")).reason is None
+    select(run, SelectSpec(method="top-k", k=2, name="best"), replace=True)
+    assert possibility(run, named("a"), named("d")).reason is None
+    assert possibility(run, named("b"), named("c")).reason == "not_selected"  # a tie then; now c is not there
+    select(run, SelectSpec(method="top-k", k=5, name="best", truncated="keep"), replace=True)
+    assert possibility(run, named("a"), named("e")).reason == "changed"
+
+
+def test_a_selection_may_have_any_name(run: Run) -> None:
+    """One that begins with `all-` is no selector `all`."""
+    select(run, SelectSpec(method="top-k", k=2, name="all-rm"))
+    pair(run, PairSpec(selector="all-rm", strategy="all", name="x"))
+    assert possibility(run, named("a"), named("d")).reason == "not_selected"
+    assert possibility(run, named("a"), named("b")).source == "selections/all-rm"
+    pair(run, PairSpec(selector="all", strategy="all", name="x"), replace=True)
+    assert possibility(run, named("a"), named("d")).source == "scores/rm"
+
+
+def test_compared_without_a_verdict(run: Run, prefdata) -> None:
+    said = [("a", "b", "first", 1.0, "for its words"), ("a", "d", "too_long", None, None), ("b", "d", "tie", 0.5, None)]
+    rows = [
+        {"first_id": named(one), "second_id": named(other), "prompt_id": PROMPT, "order": "second-first",
+         "annotator": "ann", "probability": probability, "verdict": verdict, "rationale": why}
+        for one, other, verdict, probability, why in said
+    ]  # fmt: skip
+    put(run, "comparisons", "ann", rows)
+    report = pair(run, PairSpec(strategy="comparisons", name="x")).report
+    assert (report.rows_in, report.rows_out, report.dropped) == (3, 1, {"no_verdict": 1, "tie": 1})
+    assert possibility(run, named("d"), named("a")).reason == "no_verdict"
+    a, b, d = (named(one)[:8] for one in "abd")
+    for one, other, wanted in (
+        ("a", "d", [f"no verdict could be had\n\nwhat was said:\n  ann, shown {d} and then {a}: too long\n"]),
+        ("b", "d", ["the verdicts are a tie, which is no preference\n", f"  ann, shown {d} and then {b}: tie "]),
+        ("a", "b", [f"  ann, shown {b} and then {a}: prefers {a} (1.000 that {a} is better): for its words\n"]),
+    ):
+        code, out, _ = prefdata("explain", run.path, named(one), named(other))
+        assert code == 0
+        assert "what was said:" in out
+        assert all(part in out for part in wanted)
+
+
+def test_verdicts_about_whoever_takes_no_part_are_counted(run: Run) -> None:
+    row = {"first_id": named("h"), "second_id": named("h2"), "prompt_id": OTHER, "order": "first-second"}
+    put(run, "comparisons", "ann", [{**row, "annotator": "ann", "probability": 1.0, "verdict": "first"}])
+    assert pair(run, PairSpec(strategy="comparisons", name="x")).report.rows_out == 1
+    put(run, "candidates", "hot", [])
+    report = pair(run, PairSpec(strategy="comparisons", name="y", sampler=("hot",))).report
+    assert (report.rows_in, report.rows_out, report.dropped) == (1, 0, {"answer_left_out": 1})

@@ -54,7 +54,8 @@ def test_annotators_who_disagree_are_a_tie_in_whatever_order_they_are_added() ->
 
 
 def test_no_verdict_is_no_verdict() -> None:
-    assert paired(ANSWERS, "comparisons", said("0a 0b ?")) == ("", {})
+    assert paired(ANSWERS, "comparisons", said("0a 0b ?")) == ("", {"no_verdict": 1})
+    assert paired(ANSWERS, "comparisons", said("0a 0b ?", "0b 0a ?")) == ("", {"no_verdict": 1})
     assert paired(ANSWERS, "comparisons", said("0a 0b ?", "0b 0a 0.1")) == ("0a>0b", {})
     assert paired(ANSWERS, "comparisons", said()) == ("", {})
 

@@ -41,6 +41,13 @@ def test_emoji_and_other_scripts_are_words_as_well() -> None:
     between = words("😀 😀 b", "😀 b", "我 很 好")
     assert between[0, 1] == pytest.approx(0.5)  # {😀😀, 😀b} and {😀b}
     assert between[0, 2] == 1.0
+    # Seven characters make six pairs, of which the shorter text has the first four.
+    between = words("とても良い映画", "とても良い", "つまらない。", "とても良い映画！")
+    assert between[0, 1] == pytest.approx(1 - 4 / 6)
+    assert between[0, 2] == 1.0
+    assert between[0, 3] == 0.0  # punctuation is no word
+    assert words("😀😀", "😀🎬")[0, 1] == 1.0
+    assert words("Straße!", "STRASSE")[0, 1] == 0.0
 
 
 def test_the_greedy_order_by_hand() -> None:
@@ -79,7 +86,8 @@ def test_k_of_n_best_first_and_the_order_of_rows_changes_nothing(texts, weight: 
     assert account.rows_in == account.rows_out + sum(account.dropped.values())
     first = rows.filter(pl.col("rank") == 1)
     assert first["score"].to_list() == [max(map(len, row)) for row in texts]
-    assert keep(frame.sample(fraction=1, shuffle=True, seed=2), spec)[0].equals(rows)
+    shuffled = keep(frame.sample(fraction=1, shuffle=True, seed=2), spec)[0]
+    assert shuffled.sort("prompt_id", maintain_order=True).equals(rows)
 
 
 def embeddings(path: Path, frame: pl.DataFrame, vectors: list[list[float | None] | None]) -> str:
@@ -119,11 +127,21 @@ def test_the_id_of_embeddings_is_their_content(tmp_path: Path) -> None:
         ([[1.0, 2.0], [None, 1.0]], "1 of 2 embeddings hold null, NaN or infinity"),
         ([[1.0, 2.0], [math.nan, 1.0]], "1 of 2 embeddings"),
         (["a", "b"], "a list of numbers"),
+        ([[1.0, 2.0], [0.0, 0.0]], "1 of 2 embeddings are of no length"),
+        ([[], []], "2 of 2 embeddings are of no length"),
     ],
 )
 def test_embeddings_that_are_none(tmp_path: Path, vectors, message: str) -> None:
     file = embeddings(tmp_path / "e.parquet", pool([[1.0, 2.0]]), vectors)
     with pytest.raises(InputError, match=message):
+        Distance.of(by_embedding(file))
+
+
+def test_two_embeddings_of_one_candidate(tmp_path: Path) -> None:
+    frame = pool([[1.0, 2.0]])
+    twice = pl.concat([frame, frame.head(1)])
+    file = embeddings(tmp_path / "e.parquet", twice, [[1.0], [2.0], [-1.0]])
+    with pytest.raises(InputError, match=f"several embeddings of candidate {frame['candidate_id'][0]}"):
         Distance.of(by_embedding(file))
 
 

@@ -61,6 +61,27 @@ def test_the_copy_that_stands_is_the_earliest_rounds() -> None:
     assert kept(frame, method="best-of-n")[0] == ["0-1"]
 
 
+def test_a_copy_that_stands_knows_the_others_and_whether_they_score_alike() -> None:
+    """Of 0.1, 0.9 and 0.1 for one text the first stands with its own score, whatever the others have."""
+    frame = pool([[0.1, 0.9, 0.4, 0.1], [1.0]], texts=[["same", "same", "else", "same"], ["same"]])
+    rows, account = keep(frame, SelectSpec(method="top-k", k=4))
+    named = dict(frame.select("candidate_id", "name").iter_rows())
+    found = {
+        named[row["candidate_id"]]: (
+            row["score"],
+            row["copies"],
+            row["copy_ids"] and [named[i] for i in row["copy_ids"]],
+        )
+        for row in rows.to_dicts()
+    }
+    assert found == {"0-0": (0.1, 3, ["0-1", "0-3"]), "0-2": (0.4, 1, None), "1-0": (1.0, 1, None)}
+    assert account.counts["copies_scored_otherwise"] == 1
+    alike, account = keep(frame.with_columns(score=pl.lit(1.0)), SelectSpec(method="top-k", k=4))
+    assert "copies_scored_otherwise" not in account.counts
+    later = keep(frame.with_columns(round=pl.Series([1, 0, 0, 0, 0])), SelectSpec(method="best-of-n"))[0]
+    assert [[named[i] for i in ids] for ids in later["copy_ids"].drop_nulls()] == [["0-3", "0-0"]]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     texts=st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=9), min_size=1, max_size=6),
