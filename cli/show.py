@@ -25,6 +25,7 @@ _DID = {
     "made": "made",
     "continued": "added what was missing to",
     "remade": "made anew, because its input changed:",
+    "replaced": "replaced",
     "kept": "nothing to do: the same is there already,",
 }
 

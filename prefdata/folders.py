@@ -93,13 +93,13 @@ class Success(BaseModel):
 class Outcome:
     """What a command did: the Report, where the result lies, and how it came about.
 
-    made: from nothing; continued: what was missing was added; remade: replaced, because its inputs or settings changed;
-    kept: it was there already and nothing was done.
+    made: from nothing; continued: what was missing was added; remade: made anew, because its inputs changed; replaced:
+    made anew with other settings; kept: it was there already and nothing was done.
     """
 
     report: Report
     path: Path
-    did: Literal["made", "continued", "remade", "kept"]
+    did: Literal["made", "continued", "remade", "replaced", "kept"]
 
 
 class Folder:
@@ -202,12 +202,15 @@ class Folder:
         Raises:
             SpecConflict, InputError: as `check`, unless `replace`.
         """
-        state = self.state if replace else self.check(lineage)
-        success = self.success()
-        if success is not None and self.lineage() == lineage:
+        if not replace:
+            self.check(lineage)
+        there, success = self.lineage(), self.success()
+        if success is not None and there == lineage:
             return Outcome(success.report, self.path, "kept")
         report = self.rebuild(lineage, fill)
-        return Outcome(report, self.path, "made" if state == "absent" else "remade")
+        if there is None:
+            return Outcome(report, self.path, "made")
+        return Outcome(report, self.path, "remade" if there.fingerprint == lineage.fingerprint else "replaced")
 
     def _swap(self, new: Path) -> None:
         old = self.path.parent / f"_old-{os.getpid()}-{self.path.name}"

@@ -97,7 +97,10 @@ def _source(run: Run, spec: ExportSpec, dialect: Dialect) -> Partition:
     wanted = [table for table in READ if named[table] is not None]
     if wanted and not {*wanted} <= {*dialect.reads}:
         flags = " or ".join(f"--{TABLES[table].partition}" for table in dialect.reads)
-        raise UsageError(f"the dialect {dialect.name} reads {' or '.join(dialect.reads)}: name them with {flags}.")
+        wrong = ", ".join(f"--{TABLES[table].partition}" for table in wanted if table not in dialect.reads)
+        raise UsageError(
+            f"the dialect {dialect.name} reads {' or '.join(dialect.reads)}, named with {flags}: leave out {wrong}."
+        )
     if len(wanted) > 1:
         raise UsageError(f"both {' and '.join(wanted)} are named, and one of them is exported: leave the other out.")
     there = [table for table in dialect.reads if run.partitions(table)]
@@ -151,7 +154,9 @@ def _joined(run: Run, source: Partition) -> tuple[pl.DataFrame, dict[str, int]]:
     texts = read_candidates(run, ["candidate_id", "text"]).select("candidate_id", "text", "sampler")
     rows = _WITH_TEXTS.get(source.table.name, _with_answer)(rows, texts)
     prompts = read_prompts(run, partial=True).select("prompt_id", "messages", "tools", "split")
-    rows = rows.join(prompts, on="prompt_id", how="left").sort(source.table.key)
+    # A prompt's pairs stay together; its labels do not, because KTO reckons with each one's neighbour as another's.
+    order = ["prompt_id", *source.table.key] if source.table.name == "pairs" else source.table.key
+    rows = rows.join(prompts, on="prompt_id", how="left").sort(order)
     lost = rows.filter(pl.col("messages").is_null() | pl.col("samplers").list.contains(pl.lit(None, pl.String)))
     if lost.height:
         raise InputError(

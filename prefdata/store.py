@@ -307,7 +307,14 @@ class Run:
     """A run directory; it needs no making, the first step creates it."""
 
     def __init__(self, path: Path | str) -> None:
+        """The run in this folder.
+
+        Raises:
+            NotReady: it is a file.
+        """
         self.path = Path(path)
+        if self.path.is_file():
+            raise NotReady(f"{self} is a file and no run: a run is the folder that `prefdata ingest RUN FILE…` makes.")
 
     def __str__(self) -> str:
         return str(self.path)
@@ -332,7 +339,12 @@ class Run:
         there = self.partitions(table)
         key = TABLES[table].partition
         if not there:
-            raise NotReady(f"{self.path} has no {table} yet: run `{MADE_BY[table]} {self.path} …` first.")
+            more = (
+                f", or `prefdata ingest {self.path} FILE --as comparisons` for people's"
+                if table == "comparisons"
+                else ""
+            )
+            raise NotReady(f"{self.path} has no {table} yet: run `{MADE_BY[table]} {self.path} …` first{more}.")
         if name is None and len(there) > 1:
             names = ", ".join(p.name for p in there)
             raise UsageError(f"{self.path} has {len(there)} sets of {table} ({names}): say which with --{key}.")

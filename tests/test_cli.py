@@ -205,11 +205,21 @@ def test_status_of_what_is_no_run(prefdata, prompts, tmp_path) -> None:
     code, out, err = prefdata("status", tmp_path / "folder")
     assert (code, out) == (2, "")
     assert f"{tmp_path / 'folder'} is no run: none of a run's tables (prompts, " in err
-    for command in ("status", "sql"):
+    for command in ("status", "sql", "select", "pair"):
         code, out, err = prefdata(command, prompts)
         assert (code, out) == (2, "")
         assert err.startswith(f"prefdata: {prompts} is a file and no run")
         assert err.count("\n") == 1
+
+
+def test_csv_holds_what_the_table_holds(prefdata, tmp_path) -> None:
+    """Escape sequences too: who reads it in a pipe wants the data."""
+    text = "\x1b[31mred\x1b[0m, 很 \U0001f3ac"
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps({"prompt": text}) + "\n")
+    prefdata("ingest", tmp_path / "r", file)
+    out = prefdata("sql", tmp_path / "r", "select messages[1].content as said from prompts", "-f", "csv")[1]
+    assert out == f'said\n"{text}"\n'
 
 
 def test_terminal_escapes_of_a_model_are_shown_and_not_obeyed(prefdata, tmp_path) -> None:

@@ -250,7 +250,7 @@ def test_ingest_once_and_refuse_other_prompts_under_the_same_name(tmp_path: Path
         file.write_text(changed)
         with pytest.raises(SpecConflict, match="was made with other settings"):
             ingest(run, [str(file)], IngestSpec())
-    assert ingest(run, [str(file)], IngestSpec(), replace=True).did == "remade"
+    assert ingest(run, [str(file)], IngestSpec(), replace=True).did == "replaced"
     assert ingest(run, [str(file), str(file)], IngestSpec(source="twice")).report.dropped == {"duplicate": 1}
 
 

@@ -155,7 +155,8 @@ def test_what_is_written(tmp_path: Path) -> None:
         "data/train-00000-of-00001.parquet",
     ]
     rows = pq.read_table(tmp_path / "out/data/train-00000-of-00001.parquet")
-    assert rows["pair_id"].to_pylist() == sorted(rows["pair_id"].to_pylist())
+    keys = [(row["prompt_id"], row["pair_id"]) for row in rows.select(["prompt_id", "pair_id"]).to_pylist()]
+    assert keys == sorted(keys)  # a prompt's pairs stay together
     for row in rows.to_pylist():
         assert row["prompt"][0] == {"role": "system", "content": "Be brief"}
         assert row["prompt_id"] == ids.prompt_id(row["prompt"])
@@ -270,7 +271,7 @@ def test_other_settings_conflict_and_replace_replaces_only_our_own(tmp_path: Pat
     export(run, ExportSpec(), out)
     with pytest.raises(SpecConflict, match="strict_columns: False -> True"):
         export(run, ExportSpec(strict_columns=True), out)
-    assert export(run, ExportSpec(strict_columns=True), out, replace=True).did == "remade"
+    assert export(run, ExportSpec(strict_columns=True), out, replace=True).did == "replaced"
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years of work")
@@ -286,9 +287,9 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match="has no pairs yet"):
         export(Run(tmp_path / "none"), ExportSpec(), tmp_path / "out")
     run = made(tmp_path / "run")
-    with pytest.raises(UsageError, match="the dialect trl reads pairs: name them with --pairing"):
+    with pytest.raises(UsageError, match="the dialect trl reads pairs, named with --pairing: leave out --selector"):
         export(run, ExportSpec(selector="rso"), tmp_path / "out")
-    with pytest.raises(UsageError, match="sft reads selections or demonstrations: name them with --selector or --imit"):
+    with pytest.raises(UsageError, match="sft reads selections or demonstrations, named with --selector or --imit"):
         export(run, ExportSpec(dialect="sft", pairing="rso"), tmp_path / "out")
     with pytest.raises(UsageError, match="has no pairs named 'rso'"):
         export(run, ExportSpec(pairing="rso"), tmp_path / "out")

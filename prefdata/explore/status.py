@@ -40,12 +40,10 @@ def existing(run: Run) -> Run:
     """`run`, if there is a folder at its path.
 
     Raises:
-        NotReady: there is nothing there, or a file.
+        NotReady: there is nothing there.
     """
     if run.path.is_dir():
         return run
-    if run.path.exists():
-        raise NotReady(f"{run} is a file and no run: a run is the folder that `prefdata ingest RUN FILE…` makes.")
     raise NotReady(f"there is no run {run}: `prefdata ingest {run} FILE…` starts one.")
 
 

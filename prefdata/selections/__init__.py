@@ -94,7 +94,12 @@ def _tables(
 ) -> Generator[pa.Table, None, Report]:
     for some in rows:
         yield some.with_columns(scorer=pl.lit(scorer)).to_arrow()
-    return whole.report("select", "scored candidates").timed(time.monotonic() - began)
+    none = (
+        {}
+        if whole.rows_out or not whole.rows_in
+        else {"note": "No answer is left: there is nothing to pair or export."}
+    )
+    return whole.report("select", "scored candidates", **none).timed(time.monotonic() - began)
 
 
 def _rows(pools: Pools, spec: SelectSpec, distance: Distance, whole: Account) -> Iterator[pl.DataFrame]:

@@ -165,7 +165,8 @@ def _preferences(run: Run, pairing: str | None) -> Source:
     pairs = run.only("pairs", pairing)
 
     def read() -> Iterator[Row | BadRow]:
-        rows = pairs.read(["pair_id", "prompt_id", "chosen_id", "rejected_id", *LABEL]).sort_by("pair_id")
+        rows = pairs.read(["pair_id", "prompt_id", "chosen_id", "rejected_id", *LABEL])
+        rows = rows.sort_by([("prompt_id", "ascending"), ("pair_id", "ascending")])  # as exports have them
         prompts, texts = _prompts(run), _texts(run)
         asked = _look_up(rows["prompt_id"], prompts, "prompt_id", pairs)
         sides = [_look_up(rows[side], texts, "candidate_id", pairs)["text"] for side in ("chosen_id", "rejected_id")]

@@ -90,7 +90,9 @@ def parse(
         if kind == "preferences" and row.values.get("verdict") == "tie":
             ties += 1
             continue
-        read = read or _reader(row.values, kind, name)
+        if read is None:
+            read = _reader(row.values, kind, name)
+            _refuse_absent(row.values, name, margin=need_margin, probability=need_probability)
         try:
             items.append(_item(row, read(row.values), need_margin, need_probability))
         except Unusable as problem:
@@ -114,6 +116,22 @@ def _reader(values: Mapping[str, Any], kind: Kind, name: str) -> Callable[[Mappi
         f"{name} has the columns {', '.join(map(str, values)) or '(none)'}, and {kind} come as {known}. "
         "Rename its columns."
     )
+
+
+_ASKED_BY = {"margin": "--use-margin", "probability": "--soft-labels"}
+
+
+def _refuse_absent(values: Mapping[str, Any], name: str, **needed: bool) -> None:
+    """That there is each column that a setting asks for.
+
+    Raises:
+        InputError: there is not.
+    """
+    for column in (column for column, need in needed.items() if need and column not in values):
+        raise InputError(
+            f"{name} has no column {column}, which {_ASKED_BY[column]} asks for. An export has it without "
+            "--strict-columns, and a run always."
+        )
 
 
 def _item(row: Row, parsed: Parsed, need_margin: bool, need_probability: bool) -> Item:

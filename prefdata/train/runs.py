@@ -109,9 +109,9 @@ class _Training:
             (self.folder.path / CHECKPOINT_FILE).unlink(missing_ok=True)
             return Outcome(success.report, self.folder.path, "kept")
         report = self._train(replace, progress)
-        did: Literal["made", "remade", "continued"] = "made"
+        did: Literal["made", "replaced", "continued"] = "made"
         if state != "absent":
-            did = "remade" if replace else "continued"
+            did = "replaced" if replace else "continued"
         return Outcome(report, self.folder.path, did)
 
     def _state(self) -> State:

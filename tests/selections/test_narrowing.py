@@ -76,7 +76,7 @@ def test_a_copy_that_stands_knows_the_others_and_whether_they_score_alike() -> N
     }
     assert found == {"0-0": (0.1, 3, ["0-1", "0-3"]), "0-2": (0.4, 1, None), "1-0": (1.0, 1, None)}
     assert account.counts["copies_scored_otherwise"] == 1
-    alike, account = keep(frame.with_columns(score=pl.lit(1.0)), SelectSpec(method="top-k", k=4))
+    _, account = keep(frame.with_columns(score=pl.lit(1.0)), SelectSpec(method="top-k", k=4))
     assert "copies_scored_otherwise" not in account.counts
     later = keep(frame.with_columns(round=pl.Series([1, 0, 0, 0, 0])), SelectSpec(method="best-of-n"))[0]
     assert [[named[i] for i in ids] for ids in later["copy_ids"].drop_nulls()] == [["0-3", "0-0"]]

@@ -9,14 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from prefdata.errors import InputError, NotReady, UsageError
+from prefdata.errors import BadRows, InputError, NotReady, UsageError
 from prefdata.ids import candidate_id, pair_id, prompt_id
 from prefdata.reports import Report
 from prefdata.specs import Spec
 from prefdata.store import Lineage, Run
 from prefdata.tables import CANDIDATES, DEMONSTRATIONS, PAIRS, PROMPTS, SELECTIONS, TABLES
 from prefdata.train.data import find
-from prefdata.train.layouts import Item, parse
+from prefdata.train.layouts import Item, Row, parse
 from prefdata.train.runs import train_dpo, train_sft
 from prefdata.train.specs import DpoSpec, SftSpec
 
@@ -213,3 +213,14 @@ def test_training_from_a_run(run: Run, tiny_policy: Path) -> None:
     assert len(list((run.path / "_reference").glob("*.parquet"))) == 2
     report = train_sft(run.path, SftSpec(model=str(tiny_policy), selector="top"), run.path / "models" / "sft").report
     assert (report.unit, report.rows_out) == ("conversations", 8)
+
+
+@pytest.mark.parametrize(
+    ("asked", "column"), [({"need_probability": True}, "probability"), ({"need_margin": True}, "margin")]
+)
+def test_a_column_that_a_setting_asks_for_and_nobody_wrote(asked: dict[str, bool], column: str) -> None:
+    """One line about the column, not one about each of a thousand rows."""
+    rows = [Row("export", i, "train", {"prompt": "q", "chosen": "a", "rejected": "b"}) for i in range(1, 1000)]
+    with pytest.raises(InputError, match=f"export has no column {column}, which --") as refused:
+        parse(rows, "preferences", "export", **asked)
+    assert not isinstance(refused.value, BadRows)

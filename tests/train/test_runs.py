@@ -322,7 +322,7 @@ def test_the_same_again_is_kept_and_other_settings_conflict(pairs: Path, tiny_po
     assert (out / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(SpecConflict, match=r"beta: 0\.1 -> 0\.2"):
         train_dpo(pairs, settings.model_copy(update={"beta": 0.2}), out)
-    assert train_dpo(pairs, settings.model_copy(update={"beta": 0.2}), out, replace=True).did == "remade"
+    assert train_dpo(pairs, settings.model_copy(update={"beta": 0.2}), out, replace=True).did == "replaced"
     pairs.write_text(pairs.read_text().replace("film", "book"))
     with pytest.raises(SpecConflict, match=r"was trained on other data \(pairs\.jsonl as it was then\)"):
         train_dpo(pairs, settings.model_copy(update={"beta": 0.2}), out)
