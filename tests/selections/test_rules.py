@@ -169,6 +169,28 @@ def many(scores: list[list[float]]) -> pl.DataFrame:
     )
 
 
+def test_how_often_algorithm1_with_shuffle_keeps_the_best() -> None:
+    """E[min(1, k / |A|)], A being who passes the first sweep: the best always, i with a_i = exp(r_i - max).
+
+    In a random order the first k of A are kept. For r = (0, 1, 2), k = 1: (1 - a0)(1 - a1)
+    + (a0(1 - a1) + a1(1 - a0)) / 2 + a0 a1 / 3 = .764988, which is the published number.
+    """
+
+    def kept_best(rewards: list[float], k: int) -> float:
+        passes = [math.exp(r - max(rewards)) for r in sorted(rewards)[:-1]]
+        return sum(
+            math.prod(p if there else 1 - p for p, there in zip(passes, which, strict=True))
+            * min(1, k / (1 + sum(which)))
+            for which in itertools.product((0, 1), repeat=len(passes))
+        )
+
+    assert kept_best(REWARDS, 1) == pytest.approx(0.764988, abs=1e-6)
+    for rewards, k in ((REWARDS, 2), (EIGHT, 1), (EIGHT, 3)):
+        rows, _ = keep(many([rewards] * DRAWS), SelectSpec(method="rso-algorithm1", k=k, beta=1.0, shuffle=True))
+        share = rows.filter(pl.col("score") == max(rewards)).height / DRAWS
+        assert share == pytest.approx(kept_best(rewards, k), abs=5 * math.sqrt(0.25 / DRAWS))
+
+
 EIGHT = [-1.5, -1.0, -0.5, 0.0, 0.3, 0.8, 1.2, 2.0]
 
 
@@ -329,6 +351,18 @@ methods = st.sampled_from(["top-k", "rso", "rso-algorithm1", "boltzmann"])
 score_grids = st.lists(
     st.lists(st.integers(-8, 8).map(lambda x: x / 2), min_size=1, max_size=6), min_size=1, max_size=5
 )
+
+
+def test_the_order_of_generation_is_nothing_to_rso_and_something_to_the_sweep() -> None:
+    """The same candidates, generated in another order: `rso` keeps the same ones, in the same order."""
+    frame = many([REWARDS * 2] * 2000)
+    other = frame.with_columns(sample_index=5 - pl.col("sample_index"))
+    for law, same in (("rso", True), ("rso-algorithm1", False)):
+        one, two = (
+            keep(rows, SelectSpec(method=law, k=2, beta=1.0))[0].sort("prompt_id", "rank")["candidate_id"]
+            for rows in (frame, other)
+        )
+        assert one.equals(two) == same
 
 
 @settings(max_examples=60, deadline=None)
