@@ -106,8 +106,9 @@ def build(folder: Path, prompts: int, each: int) -> None:
         words = pl.Series(numbers.integers(0, 10**6, (4, rows)).tolist())
         score = pl.Series(numbers.normal(size=rows))
         index = pl.Series(np.tile(np.arange(each, dtype=np.int32), len(some)))
-        text = pl.concat_str(pl.lit("A film about"), *(pl.lit(pl.Series(one)) for one in words), separator=" ")
-        _append(run, "candidates", "policy", columns, sample_index=index, text=text)
+        text = pl.select(pl.concat_str(pl.lit("A film about"), *words, separator=" ")).to_series()
+        known = {"text_key": pl.Series(numbers.integers(-(2**63), 2**63, rows)), "chars": text.str.len_chars()}
+        _append(run, "candidates", "policy", columns, sample_index=index, text=text, **known)
         _append(run, "scores", "reward", columns, score=score, text_hash=columns["candidate_id"])
     for table, name in (("candidates", "policy"), ("scores", "reward")):
         run.partition(table, name).finish(Report(step="made", unit="rows", rows_in=0, rows_out=0))
@@ -148,7 +149,7 @@ def _scan_and_write(folder: Path) -> None:
     """What best-worst pairing cannot do without: its columns read, its pairs written."""
     for part in sorted(folder.glob("scores/*/part-*.parquet")):
         pl.read_parquet(part, columns=["candidate_id", "prompt_id", "score"], hive_partitioning=False)
-    needed = ["candidate_id", "sample_index", "finish_reason", "text"]
+    needed = ["candidate_id", "sample_index", "finish_reason", "text_key", "chars"]
     for part in sorted(folder.glob("candidates/*/part-*.parquet")):
         pl.read_parquet(part, columns=needed, hive_partitioning=False)
     pairs = pl.read_parquet(sorted(folder.glob("pairs/pairing=best-worst/part-*.parquet")), hive_partitioning=False)
@@ -274,7 +275,7 @@ def _pool(prompts: int, each: int, *, by_turns: bool = False) -> pl.DataFrame:
         sampler=pl.lit("policy"),
         sample_index=pl.Series(np.tile(np.arange(each, dtype=np.int32), prompts)),
         finish_reason=pl.lit("stop"),
-        text_key=pl.int_range(rows, dtype=pl.UInt64),
+        text_key=pl.int_range(rows, dtype=pl.Int64),
         chars=pl.lit(50, pl.UInt32),
         left_out=pl.lit(None, pl.String),
     )

@@ -59,6 +59,21 @@ def text_hash(text: str) -> str:
     return digest(text)
 
 
+def text_key(text: str | None) -> int:
+    """A key of 64 bits, signed, that texts share which differ in white space alone; no text is an empty one.
+
+    Each run of white space (as `str.split` knows it) counts as one space, and none at the ends. It is the beginning of
+    a SHA-256, so that no two answers to a prompt share it by chance.
+    """
+    plain = " ".join((text or "").split()).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(plain).digest()[:8], "big", signed=True)
+
+
+def chars(text: str | None) -> int:
+    """Characters of a text without the white space around it; 0 where there is none."""
+    return len((text or "").strip())
+
+
 def seed(run_seed: int, *key: str | int) -> int:
     """A seed for the thing named by `key`: 53 bits, so that JSON, SQL and every engine carry it exactly.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prefdata.errors import InputError, did_you_mean
-from prefdata.ids import ID_DIGITS
+from prefdata.ids import ID_DIGITS, chars, text_key
 
 TYPES: dict[str, pa.DataType] = {
     "id": pa.string(),
@@ -40,6 +40,10 @@ TYPES: dict[str, pa.DataType] = {
     ),
 }
 """Logical types of columns, by the name that the contracts use."""
+
+
+FOLLOWING: dict[str, Callable[[Any], Any]] = {"text_key": text_key, "chars": chars}
+"""Columns that follow from another (`of`, in the contract), by name: how."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,10 @@ class Table:
             raise InputError(f"{self.name}: {field.name} is {column.type}, not {field.type} ({error}).") from None
 
     def from_rows(self, rows: list[dict[str, Any]]) -> pa.Table:
-        """Python rows as a table of this contract."""
+        """Python rows as a table of this contract; columns that follow from others need not be there."""
+        following = {column["name"]: column["of"] for column in self.columns if "of" in column}
+        if following:
+            rows = [{**{name: FOLLOWING[name](row.get(of)) for name, of in following.items()}, **row} for row in rows]
         return pa.Table.from_pylist(rows, schema=self.schema)
 
     def empty(self) -> pa.Table:

@@ -178,8 +178,7 @@ def matching(tables: Mapping[str, Sequence[Partition]], key: str, rows: str, con
             query = f"select {key} from {rows} where ({condition}\n)"
             frame = pl.from_arrow(connection.sql(query).to_arrow_table())
         except duckdb.Error as error:
-            said = re.split(r"LINE \d+:", str(error))[0]
-            raise UsageError(f"--where: {' '.join(said.split())}") from None
+            raise UsageError(f"--where: {_first_words(error)}") from None
     assert isinstance(frame, pl.DataFrame)
     return frame[key]
 
@@ -194,17 +193,26 @@ def _check_condition(connection: Any, condition: str) -> None:
     Raises:
         UsageError: it is not.
     """
+    import duckdb
+
     text = f"select 1 where {condition}\n"
+    try:
+        statements = duckdb.extract_statements(text)
+    except duckdb.Error as error:
+        raise UsageError(f"--where: {_first_words(error)}") from None
+    if len(statements) != 1:
+        raise UsageError("--where takes one condition, such as \"split = 'test' and len(messages) > 1\".")
     ((said,),) = connection.execute("select json_serialize_sql(?)", [text]).fetchall()
     parsed = json.loads(said)
-    if parsed["error"]:
-        raise UsageError(f"--where: {parsed['error_message']}")
-    if len(parsed["statements"]) != 1:
-        raise UsageError("--where takes one condition, such as \"split = 'test' and len(messages) > 1\".")
     unsteady = "select function_name from duckdb_functions() where stability <> 'CONSISTENT'"
     changing = {*_CHANGING_COLUMNS, *(name for (name,) in connection.execute(unsteady).fetchall())}
     if found := sorted(set(_names_in(parsed)) & changing):
         raise UsageError(f"--where asks {found[0]}, which says something else each time: ask what the tables hold.")
+
+
+def _first_words(error: Exception) -> str:
+    """What DuckDB says, without the drawing of where."""
+    return " ".join(re.split(r"LINE \d+:", str(error))[0].split())
 
 
 def _names_in(parsed: Any) -> Iterator[str]:

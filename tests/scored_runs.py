@@ -14,7 +14,7 @@ from prefdata.reports import Report, nonzero
 from prefdata.selections import keep
 from prefdata.specs import SelectSpec, Spec
 from prefdata.store import Lineage, Run
-from prefdata.tables import TABLES
+from prefdata.tables import FOLLOWING, TABLES
 
 DONE = Report(step="made", unit="rows", rows_in=0, rows_out=0)
 DEFAULTS: dict[pa.DataType, Any] = {pa.int32(): 0, pa.int64(): 0, pa.string(): "said", pa.float64(): 0.0}
@@ -63,7 +63,7 @@ def write(
     """Replace a partition by these rows; what its contract needs and they lack has a default."""
     schema = TABLES[table].schema
     default = {field.name: None if field.nullable else DEFAULTS.get(field.type, []) for field in schema}
-    whole = [{name: row.get(name, default[name]) for name in schema.names} for row in rows]
+    whole = [{name: row.get(name, default[name]) for name in schema.names if name not in FOLLOWING} for row in rows]
     partition = run.partition(table, name)
     partition.begin(Lineage.of(Made()), replace=True)
     each = max(1, -(-len(whole) // parts))

@@ -144,7 +144,7 @@ def test_a_table_of_another_version(refused, ready: Path, tiny_reward_model: Pat
     table = pq.read_table(part, partitioning=None)
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"version": b"9"}), part)
     said = refused("rank", ready, "--reward-model", tiny_reward_model, "--name", "rm")
-    assert "has version 9 of the candidates contract, and this prefdata reads version 2" in said
+    assert "has version 9 of the candidates contract, and this prefdata reads version 3" in said
 
 
 def test_a_damaged_spec_file(refused, ready: Path, tiny_policy: Path) -> None:

@@ -66,3 +66,18 @@ def test_roles_and_boundaries_matter() -> None:
     two = ids.prompt_id([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
     three = ids.prompt_id([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])
     assert len({one, two, three, ids.prompt_id([{"role": "user", "content": "ab"}], "[]")}) == 4
+
+
+def test_the_key_of_a_text() -> None:
+    """The first 8 bytes of sha256('a b'), big-endian, signed; white space around and between words is nothing to it."""
+    wanted = int.from_bytes(hashlib.sha256(b"a b").digest()[:8], "big", signed=True)
+    assert ids.text_key(" a \t\n\u3000b\x1c") == wanted == -4005817690909479214
+    assert ids.text_key(None) == ids.text_key("") == ids.text_key(" \u00a0") != ids.text_key("ab")
+    assert ids.chars(" a \t b\n") == 5
+    assert ids.chars(None) == ids.chars("\u2003") == 0
+    assert ids.chars("👩‍👩‍👧 \ud83d") == 7  # code points; half an emoji is one too
+
+
+@given(st.lists(st.text(max_size=4), min_size=1, max_size=4), st.sampled_from([" ", "\n\n", "\x85", "\u2009\t"]))
+def test_white_space_of_any_kind_is_one_space(words: list[str], blank: str) -> None:
+    assert ids.text_key(blank.join(words)) == ids.text_key(" ".join(words))

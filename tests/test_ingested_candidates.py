@@ -71,6 +71,8 @@ def test_a_row_of_the_table(tmp_path: Path, write: Write) -> None:
         "prompt_id": key,
         "sample_index": 0,
         "text": "",
+        "text_key": ids.text_key(""),
+        "chars": 0,
         "status": "ok",
         "model": "m",
         "engine": "ingest",

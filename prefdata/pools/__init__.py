@@ -8,8 +8,8 @@ A pool is a frame with the columns
 
     candidate_id, prompt_id, score                     of the source: scores, or a selection (then also draws)
     sampler, sample_index, round, finish_reason        of the candidate
-    text_key      a hash of its text with runs of white space as one: equal keys, equal answers
-    chars         characters of its text without surrounding white space; 0 is an empty answer
+    text_key      of the candidate: equal keys, equal answers (but for white space)
+    chars         likewise: characters without surrounding white space; 0 is an empty answer
     left_out      why it takes no part (one of REASONS), or null
 
 and `text` where it was asked for.

@@ -36,10 +36,7 @@ NONE_ASKED = pl.DataFrame(
 )
 """No rows of what a source asks for."""
 
-_CANDIDATE = ["candidate_id", "sample_index", "round", "finish_reason"]
-_SPACE = f"[{WHITESPACE}]"
-_ODD_SPACES = f"{_SPACE}{{2,}}|[{WHITESPACE.replace(' ', '')}]"
-"""Runs of white space that are not one space."""
+_CANDIDATE = ["candidate_id", "sample_index", "round", "finish_reason", "text_key", "chars"]
 
 
 class Joining:
@@ -81,25 +78,19 @@ class Joining:
         self.nothing = self.join((NONE_ASKED, self.nothing_known))
 
     def known(self, drawn: tuple[str, Path], sieve: Sieve | None = None, *, with_prompt: bool = True) -> pl.DataFrame:
-        """What is known of the candidates of a sampler's part; texts that nobody asks for are not read."""
+        """What is known of the candidates of a sampler's part; texts are read only where something asks for them."""
         sampler, part = drawn
-        used = self._wanted is None or sampler in self._wanted
-        columns = [*_CANDIDATE, *(["prompt_id"] if with_prompt else []), *(["text"] if used else [])]
+        asks = self._texts or bool(self._phrases)
+        columns = [*_CANDIDATE, *(["prompt_id"] if with_prompt else []), *(["text"] if asks else [])]
         rows = pl.read_parquet(part, columns=columns, hive_partitioning=False)
         return self._known(sampler, rows if sieve is None else sieve.sift(rows))
 
     def _known(self, sampler: str, rows: pl.DataFrame) -> pl.DataFrame:
-        """What is known of candidates; their texts become keys and lengths."""
-        texts = rows["text"].fill_null("") if "text" in rows.columns else pl.repeat("", rows.height, eager=True)
-        more = {"text": texts} if self._texts else {}
-        key, chars = _keys_and_chars(texts)
-        return rows.drop("text", strict=False).with_columns(
-            **more, sampler=pl.lit(sampler), text_key=key, chars=chars, refuses=self._refuses(texts)
-        )
+        refuses = self._refuses(rows["text"].fill_null("")) if self._phrases else pl.lit(False)
+        kept = rows if self._texts else rows.drop("text", strict=False)
+        return kept.with_columns(sampler=pl.lit(sampler), refuses=refuses)
 
-    def _refuses(self, texts: pl.Series) -> pl.Series | pl.Expr:
-        if not self._phrases:
-            return pl.lit(False)
+    def _refuses(self, texts: pl.Series) -> pl.Series:
         start = texts.str.strip_chars_start(WHITESPACE).str.head(REFUSAL_CHARS).str.replace_all("’", "'", literal=True)
         return start.str.to_lowercase().str.contains_any(self._phrases)
 
@@ -183,20 +174,6 @@ def asked_for(named: tuple[Partition, Path, bool]) -> pl.DataFrame:
         rows = pl.read_parquet(part, columns=columns, hive_partitioning=False)
         rows = rows if draws else rows.with_columns(draws=none["draws"])
     return rows.select("candidate_id", "prompt_id", "score", "draws", extra=pl.lit(extra))
-
-
-def _keys_and_chars(texts: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Of each text a hash, with runs of white space as one space, and its characters; without surrounding white space.
-
-    Only texts that have more than single spaces between words are written anew.
-    """
-    key, chars = texts.hash(), texts.str.len_chars()
-    odd = texts.str.contains(f"^{_SPACE}|{_SPACE}$|{_ODD_SPACES}").arg_true()
-    if len(odd):
-        plain = texts.gather(odd).str.strip_chars(WHITESPACE)
-        key = key.scatter(odd, plain.str.replace_all(_ODD_SPACES, " ").hash())
-        chars = chars.scatter(odd, plain.str.len_chars())
-    return key, chars
 
 
 def _fitting(run: Run, condition: str, scorer: str) -> pl.Series:

@@ -109,7 +109,7 @@ def _with_repeats(answers: Standing) -> NDArray[np.bool_]:
     found, row = np.zeros(len(keys), bool), np.arange(len(keys))
     for grid in answers.grids():
         there = grid.spread(row, -1) >= 0
-        line = np.where(there, grid.spread(keys, 0), np.arange(grid.shape[1], dtype=np.uint64))
+        line = np.where(there, grid.spread(keys, 0), np.arange(grid.shape[1], dtype=keys.dtype))
         line.sort(axis=1)
         repeats = (line[:, 1:] == line[:, :-1]).any(axis=1)
         found[grid.numbers] = grid.flat(np.repeat(repeats[:, None], grid.shape[1], axis=1))
