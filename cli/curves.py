@@ -26,6 +26,9 @@ ENDINGS: dict[str, Format] = {
 }  # fmt: skip
 """The form that a file's name asks for."""
 
+TIED = 0.5
+"""Where as many candidates share their score with others, the law of the scores is finite enough for an exact KL."""
+
 Point = dict[str, Any]
 Key = tuple[str, str, int]
 
@@ -140,11 +143,10 @@ def page(found: Curves, plan: Sequence[int], gold: str | None) -> None:
 
 def _compared(points: dict[Key, Point], groups: list[str], scorer: str) -> None:
     ns = _doublings([n for curve, _, n in points if curve == "max"])
-    winners = {n: row for (curve, _, n), row in points.items() if curve == "lead"}
     body = []
     for group in groups:
         cells = [points.get(("max", group, n)) for n in ns]
-        marks = ["bold green" if winners.get(n, {}).get("group") == group else "" for n in ns]
+        marks = [_style(points.get(("lead", group, n))) for n in ns]
         body.append([group, *(_styled(_number(c) + _mark(c), m) for c, m in zip(cells, marks, strict=True))])
     _table(f"The best of n by {scorer}: expected score", ["group", *(f"n = {n}" for n in ns)], body)
     if any("~" in cell for row in body for cell in row):
@@ -154,7 +156,7 @@ def _compared(points: dict[Key, Point], groups: list[str], scorer: str) -> None:
 def _leading(points: dict[Key, Point], curve: str, scorer: str | None) -> None:
     winners = {n: row for (kind, _, n), row in points.items() if kind == curve}
     body = [
-        [str(n), _styled(winners[n]["group"], "bold green"), _with_interval(winners[n]), _sure(winners[n])]
+        [str(n), _styled(winners[n]["group"], _style(winners[n])), _with_interval(winners[n]), _sure(winners[n])]
         for n in _doublings(list(winners))
     ]
     if body:
@@ -165,8 +167,21 @@ def _leading(points: dict[Key, Point], curve: str, scorer: str | None) -> None:
         )
 
 
+def _apart(lead: Point | None) -> bool:
+    return lead is not None and lead["low"] is not None and lead["low"] > 0
+
+
+def _style(lead: Point | None) -> str:
+    return "bold green" if _apart(lead) else ""
+
+
 def _sure(lead: Point) -> str:
-    return "" if lead["low"] is None else "told apart" if lead["low"] > 0 else "not told apart"
+    return "" if lead["low"] is None else "told apart" if _apart(lead) else "not told apart"
+
+
+def _star(lead: Point | None) -> str:
+    sure = "" if lead is None else _sure(lead)
+    return " *" if sure == "told apart" else f" ({sure})" if sure else ""
 
 
 def _one(points: dict[Key, Point], group: str, scorer: str) -> None:
@@ -174,38 +189,49 @@ def _one(points: dict[Key, Point], group: str, scorer: str) -> None:
     prompts = points[("max", group, 1)]["prompts"]
     pass_ = ("pass", group, 1) in points
     title = f"pass@n by {scorer}" if pass_ else f"best of n by {scorer}"
+    finite = points[("tied", group, max(ns))]["value"] >= TIED
+    more = {"kl_empirical": "KL if these are all", "kl_model": "KL by the model"}
+    more = {
+        curve: head for curve, head in more.items() if (curve, group, 1) in points and (finite or curve == "kl_model")
+    }
     body = [
         [
             str(n),
             _with_interval(points.get(("max", group, n))),
             *(_number(points.get((curve, group, n))) for curve in ("median", "gap")),
             _share(points.get(("win_rate", group, n))),
-            _number(points.get(("kl_bound", group, n))),
+            *(_number(points.get((curve, group, n))) for curve in ("kl_bound", *more)),
             _share(points.get(("unique_share", group, n))),
         ]
         for n in ns
     ]
-    head = ["n", title, "median", "best - median", "beats one draw", "KL at most", "unique texts"]
+    head = ["n", title, "median", "best - median", "beats one draw", "KL at most", *more.values(), "unique texts"]
     _table(f"{group}: {prompts:,} prompts with {max(ns)} candidates or more", head, body)
 
 
 def _against_gold(points: dict[Key, Point], group: str, scorer: str, gold: str) -> None:
+    from prefdata.explore.points import ROUNDING
+
     steps = _steps(points, "gold", group)
     first = points[("gold", group, 1)]["value"]
     body = []
     for n in _doublings(steps):
         mine, most = points[("gold", group, n)]["value"], points[("gold_ceiling", group, n)]["value"]
-        captured = f"{(mine - first) / (most - first):.0%}" if n > 1 and most > first else ""
+        there = n > 1 and most - first > ROUNDING * max(abs(most), abs(first))
+        captured = f"{(mine - first) / (most - first):.0%}" if there else ""
         body.append([
             str(n), _number(points[("max", group, n)]), _with_interval(points[("gold", group, n)]),
             _number(points[("gold_ceiling", group, n)]), captured, _number(points.get(("best_tokens", group, n)), 1),
         ])  # fmt: skip
     head = ["n", scorer, f"{gold} of the best by {scorer}", f"best by {gold} itself", "of the gain", "its tokens"]
-    peak = max(steps, key=lambda n: points[("gold", group, n)]["value"])
     _table(f"{group}: {scorer} chooses, {gold} judges", head, body)
-    if peak < max(steps):
-        fall = _with_interval(points[("gold_fall", group, max(steps))])
-        typer.echo(f"  {gold} is highest at n = {peak}; at n = {max(steps)} it has lost {fall}.\n")
+    fall = points[("gold_fall", group, max(steps))]
+    if fall["value"] > 0:
+        peak = max(steps, key=lambda n: points[("gold", group, n)]["value"])
+        sure = ", which is not told apart from nothing" if _sure(fall) == "not told apart" else ""
+        typer.echo(
+            f"  {gold} is highest at n = {peak}; at n = {max(steps)} it has lost {_with_interval(fall)}{sure}.\n"
+        )
 
 
 def _differences(points: dict[Key, Point], groups: list[str]) -> None:
@@ -223,17 +249,17 @@ def _planned(points: dict[Key, Point], groups: list[str], plan: Sequence[int], s
     body = []
     for n in plan:
         for group in groups:
-            row = points[("max", group, n)]
-            best = ("lead", group, n) in points
+            row, lead = points[("max", group, n)], points.get(("lead", group, n))
             tokens = [points.get((curve, group, n)) for curve in ("completion_tokens", "prompt_tokens")]
             how = "extrapolated" if row["extrapolated"] else "measured"
             base = points[("max", group, 1)]["value"]
-            gain = "" if row["value"] is None else f"{row['value'] - base:+.3f}"
-            name = _styled(group, "bold green" if best else "") + (" *" if best else "")
+            gain = "" if row["value"] is None else f"+{_figure(max(row['value'] - base, 0.0))}"
+            name = _styled(group, _style(lead)) + _star(lead)
             body.append([str(n), name, _with_interval(row), gain, how, *(_number(t, 0) for t in tokens)])
     head = ["N", "group", f"best of N by {scorer}", "over one draw", "", "tokens drawn", "tokens read"]
-    star = "; * is the best for this N" if any(("lead", group, n) in points for group in groups for n in plan) else ""
-    _table(f"The plan: what N brings, and costs in tokens a prompt{star}", head, body)
+    star = any(_apart(points.get(("lead", group, n))) for group in groups for n in plan)
+    said = "; * is the best for this N" if star else ""
+    _table(f"The plan: what N brings, and costs in tokens a prompt{said}", head, body)
 
 
 def _account(found: Curves) -> None:
@@ -258,7 +284,11 @@ def _doublings(ns: Sequence[int]) -> list[int]:
 
 
 def _number(row: Point | None, digits: int = 3) -> str:
-    return "" if row is None or row["value"] is None else f"{row['value']:,.{digits}f}"
+    return "" if row is None or row["value"] is None else _figure(row["value"], digits)
+
+
+def _figure(value: float, digits: int = 3) -> str:
+    return f"{value:,.{digits}f}" if abs(value) < 1e9 else f"{value:.{digits}e}"
 
 
 def _share(row: Point | None) -> str:
@@ -266,7 +296,7 @@ def _share(row: Point | None) -> str:
 
 
 def _interval(row: Point | None) -> str:
-    return "" if row is None or row["low"] is None else f"[{row['low']:,.3f}, {row['high']:,.3f}]"
+    return "" if row is None or row["low"] is None else f"[{_figure(row['low'])}, {_figure(row['high'])}]"
 
 
 def _with_interval(row: Point | None) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import typer.core
 
-from prefdata.errors import PrefdataError
+from prefdata.errors import PrefdataError, storage_error
 
 from . import check, curves, demo, evaluate, explain, export, ingest, pair, rank, sample, select, sql, status, train
 
@@ -119,6 +120,7 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     try:
         code = app(arguments, prog_name="prefdata", standalone_mode=False)
+        print(end="", flush=True)  # what waits to be printed may not go out either
         if code == INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
     except PrefdataError as error:
@@ -131,16 +133,30 @@ def main() -> None:
             "prefdata: stopped; what was finished is kept, and the same command continues.", INTERRUPTED, debug
         )
     except ReaderGone:
-        # Say nothing more to a closed pipe, also when Python flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _say_no_more()
         code = UNREAD
     except SystemExit:  # rich's way out of a closed pipe, while it shows help; all others return their code
         code = UNREAD
     except Exception as error:
+        if refused := _refused(error):
+            _say_no_more()
+            sys.exit(_fail(f"prefdata: {refused}", 1, debug))
         if debug:
             raise
         code = _fail(f"prefdata: {type(error).__name__}: {error} (a bug: see it whole with --debug)", 1, debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refused(error: Exception) -> PrefdataError | None:
+    """The message for what could not be printed; what cannot be written into a file has a name, or is one already."""
+    if not isinstance(error, OSError) or error.filename is not None:
+        return None
+    return storage_error(error, Path("standard output"))
+
+
+def _say_no_more() -> None:
+    """Write nothing more to where it cannot be written, also when Python flushes at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -112,6 +112,14 @@ def win_rate(scores: Floats, ns: Sequence[int]) -> Floats:
     return made
 
 
+def tied(scores: Floats) -> Floats:
+    """The share of a prompt's candidates whose score another one has, shape (P,)."""
+    row, low, high = _levels(np.sort(scores, axis=1))
+    sizes = high - low
+    found: Floats = np.bincount(row, weights=np.where(sizes > 1, sizes, 0), minlength=len(scores)) / scores.shape[1]
+    return found
+
+
 def kl_bound(ns: Sequence[int]) -> Floats:
     """The KL divergence of best-of-n from its policy, log n - (n-1)/n nats, (K,): exact without ties, else a bound."""
     n = np.asarray(ns, np.float64)
@@ -198,55 +206,6 @@ def normal_maxima(ns: Sequence[int]) -> Floats:
     log_cdf = np.log(np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in x]))
     density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
     return np.array([float(np.sum(x * n * density * np.exp((n - 1) * log_cdf)) * (x[1] - x[0])) for n in ns])
-
-
-def halving_weights(total: int, known: int) -> Floats:
-    """Weights of E[max of n] at n = known/8, known/4, known/2 and known, (total, 4): what `continued` goes on from.
-
-    Between whole numbers the curve is a straight line in log n; n below 1 is 1.
-    """
-    columns = []
-    for n in (max(1.0, known / 2**halvings) for halvings in (3, 2, 1, 0)):
-        low, high = math.floor(n), math.ceil(n)
-        part = math.log(n / low) / math.log(high / low) if high > low else 0.0
-        columns.append((1 - part) * order_weights(total, low, low) + part * order_weights(total, high, high))
-    return np.stack(columns, axis=1)
-
-
-def continued(halves: Floats, known: int, ns: Sequence[int]) -> Floats:
-    """A curve beyond what is known: an extrapolation of the mean curve, shape (…, K).
-
-    Each doubling of n brings a gain, and gains shrink by a ratio that itself changes. The change of the last two ratios
-    goes on; a ratio never grows beyond 1, or beyond the last where that is larger. So normal scores, scores with a
-    ceiling and rare successes are told apart by how their gains shrink. With fewer than 8 known the last ratio stays.
-    With fewer than 4 there is no ratio: NaN.
-
-    Args:
-        halves: E[max of n] at `known` / 8, / 4, / 2 and `known`, shape (…, 4); see `halving_weights`.
-        known: the largest n that is known.
-        ns: K numbers beyond it.
-    """
-    if known < 4:
-        return np.full((*halves.shape[:-1], len(ns)), np.nan)
-    gains = np.maximum(np.diff(halves, axis=-1), 0.0)
-    last = _ratio(gains[..., 2], gains[..., 1])
-    change = _ratio(last, _ratio(gains[..., 1], gains[..., 0])) if known >= 8 else np.ones_like(last)
-    tops, gain, ratio = [halves[..., 3]], gains[..., 2], last
-    for _ in range(math.ceil(math.log2(max(ns) / known))):
-        ratio = np.minimum(ratio * change, np.maximum(last, 1.0))
-        gain = gain * ratio
-        tops.append(tops[-1] + gain)
-    columns = []
-    for doublings in (math.log2(n / known) for n in ns):
-        low, high = math.floor(doublings), math.ceil(doublings)
-        columns.append(tops[low] + (doublings - low) * (tops[high] - tops[low]))
-    return np.stack(columns, axis=-1)
-
-
-def _ratio(top: Floats, bottom: Floats) -> Floats:
-    """The ratio of gains, 0 where there was none; 2 at most, as no doubling brings more than twice the one before."""
-    made: Floats = np.minimum(np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0), 2.0)
-    return made
 
 
 def _by_score(scores: Floats, values: Floats) -> Floats:

@@ -23,6 +23,9 @@ By = Literal["sampler", "temperature", "none"]
 BINS = 12
 """More temperatures than these are grouped by their first decimal."""
 
+HUGE = 1e300
+"""Scores beyond this, either way, take no part: their sums and differences would be no numbers."""
+
 _BLOCK = 1_000_000
 """Scores that are worked on at a time."""
 
@@ -119,7 +122,9 @@ def _keyed(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.Series(name, leading_bits(frame[name]), pl.UInt64) for name in there)
 
 
-def group(candidates: pl.DataFrame, by: By, n: int | None) -> tuple[list[Draws], Report, pl.DataFrame]:
+def group(
+    candidates: pl.DataFrame, by: By, n: int | None, scorer: str, gold: str | None = None
+) -> tuple[list[Draws], Report, pl.DataFrame]:
     """The groups of candidates that take part, the account of all, and the rows that take part.
 
     Args:
@@ -127,13 +132,19 @@ def group(candidates: pl.DataFrame, by: By, n: int | None) -> tuple[list[Draws],
             prompt_tokens, logprob where there are such. The order of rows does not matter.
         by: as in `curves`.
         n: as in `curves`.
+        scorer: the name of whose scores these are.
+        gold: the name of whose gold scores they are.
 
     Raises:
         InputError: no candidate has a score, or a group has no prompt with `n`.
     """
     usable, dropped = _scored(candidates)
     if usable.height == 0:
-        raise InputError(f"none of {candidates.height} candidates has a score to draw a curve with. See why with rank.")
+        scored = dropped["no_gold_score"]
+        which, whose = (f"the {scored} candidates that {scorer} scored", gold) if scored else (
+            f"{candidates.height} candidates", scorer
+        )  # fmt: skip
+        raise InputError(f"none of {which} has a score by {whose} to draw a curve with. See why with rank.")
     keyed = usable.with_columns(group=_label(usable, by))
     counts = keyed.group_by("group", "prompt_id").len("count")
     known = {name: _known(name, mine["count"], n) for (name,), mine in counts.group_by("group")}
@@ -155,12 +166,18 @@ def group(candidates: pl.DataFrame, by: By, n: int | None) -> tuple[list[Draws],
 
 
 def _scored(candidates: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The candidates whose scores are numbers, and how many are not, by reason."""
+    """The candidates whose scores are numbers to reckon with, and how many are not, by reason."""
     there = candidates.drop_nulls("score")
     finite = there.filter(pl.col("score").is_finite())
-    judged = finite.filter(pl.col("gold").is_finite()) if "gold" in finite.columns else finite
-    dropped = {"no_score": candidates.height - there.height, "score_is_not_finite": there.height - finite.height}
-    return judged, {**dropped, "no_gold_score": finite.height - judged.height}
+    usable = finite.filter(pl.col("score").abs() <= HUGE)
+    judged = usable.filter(pl.col("gold").abs() <= HUGE) if "gold" in usable.columns else usable
+    dropped = {
+        "no_score": candidates.height - there.height,
+        "score_is_not_finite": there.height - finite.height,
+        "score_is_too_large": finite.height - usable.height,
+        "no_gold_score": usable.height - judged.height,
+    }
+    return judged, dropped
 
 
 def _label(usable: pl.DataFrame, by: By) -> pl.Series:

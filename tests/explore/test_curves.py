@@ -135,7 +135,7 @@ def test_the_most_common_number_and_the_larger_of_two() -> None:
              "score": float(j), "truncated": False}
             for i, size in enumerate(sizes) for j in range(size)
         ]  # fmt: skip
-        return group(pl.DataFrame(rows).sample(fraction=1, shuffle=True, seed=1), "sampler", None)[0][0].known
+        return group(pl.DataFrame(rows).sample(fraction=1, shuffle=True, seed=1), "sampler", None, "rm")[0][0].known
 
     assert known(3, 3, 8) == 3
     assert known(4, 4, 8, 8, 1) == 8
