@@ -251,7 +251,7 @@ def _planned(points: dict[Key, Point], groups: list[str], plan: Sequence[int], s
         for group in groups:
             row, lead = points[("max", group, n)], points.get(("lead", group, n))
             tokens = [points.get((curve, group, n)) for curve in ("completion_tokens", "prompt_tokens")]
-            how = "extrapolated" if row["extrapolated"] else "measured"
+            how = "not told" if row["value"] is None else "extrapolated" if row["extrapolated"] else "measured"
             base = points[("max", group, 1)]["value"]
             gain = "" if row["value"] is None else f"+{_figure(max(row['value'] - base, 0.0))}"
             name = _styled(group, _style(lead)) + _star(lead)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from prefdata import ids
 from prefdata.errors import InputError, UsageError
 from prefdata.explore import groups as grouping
 from prefdata.explore.bootstrap import LOTS, interval, intervals, lots
-from prefdata.explore.curves import SCHEMA, curves
+from prefdata.explore.curves import LARGEST, SCHEMA, curves
+from prefdata.explore.extrapolation import continued
 from prefdata.explore.groups import group
 from prefdata.specs import IngestSpec, RankSpec, SampleSpec
 from prefdata.store import Run
@@ -124,7 +127,7 @@ def test_what_has_no_score_is_counted_and_no_number(tmp_path: Path) -> None:
     assert found.report.dropped == {"no_score": 1, "score_is_not_finite": 2}
     assert found.report.rows_out == 6
     assert value(found, "max", "a", 2) == pytest.approx((3 + 2 + 2) / 3)
-    with pytest.raises(InputError, match="none of 2 candidates has a score"):
+    with pytest.raises(InputError, match="none of 2 candidates has a score by rm"):
         curves(make(tmp_path / "s", {"a": [[None, math.nan]]}))
 
 
@@ -168,30 +171,65 @@ def test_answers_that_nobody_drew_here_have_no_temperature_and_no_price(tmp_path
 
 
 def test_the_plan(tmp_path: Path) -> None:
-    """Cold gains nothing more beyond 4, hot does: hot is behind at 4 and ahead at 16."""
-    run = make(tmp_path / "r", {"cold": [[2.0, 2.0, 2.0, 3.0]] * 4, "hot": [[-1.0, -1.0, -1.0, 2.9]] * 4})
+    """Every prompt has reached the highest score of its group by 4 draws: there is nothing more to be had."""
+    run = make(tmp_path / "r", {"cold": [[2.0, 2.0, 2.0, 3.0]] * 32, "hot": [[-1.0, -1.0, -1.0, 2.9]] * 32})
     found = curves(run, plan=[2, 4, 16])
     assert value(found, "max", "hot", 4, "extrapolated") is False
     assert value(found, "max", "hot", 16, "extrapolated") is True
-    # Hot at 1, 2, 4: -1 + 3.9 / 4, / 2 and / 1, so gains 0.975 and 1.95 with the ratio 2: 3.9 and 7.8 more.
-    assert value(found, "max", "hot", 16) == pytest.approx(2.9 + 3.9 + 7.8)
-    assert value(found, "lead", "cold", 4) == pytest.approx(0.1)
-    # Cold likewise: 1/4 and 1/2, then 1 and 2 more.
-    assert value(found, "lead", "hot", 16) == pytest.approx(14.6 - 6)
-    assert value(found, "lead", "hot", 16, "extrapolated") is True
-    assert value(found, "lead", "hot", 16, "low") == pytest.approx(8.6)
+    for column in ("value", "low", "high"):
+        assert value(found, "max", "hot", 16, column) == pytest.approx(2.9)
+        assert value(found, "lead", "cold", 16, column) == pytest.approx(0.1)
+    assert value(found, "lead", "cold", 16, "extrapolated") is True
     assert value(found, "completion_tokens", "hot", 16) == pytest.approx(16 * 4.5)  # 3, 4, 5 and 6 tokens
     assert value(found, "completion_tokens", "hot", 16, "extrapolated") is False
     assert value(curves(run), "max", "hot", 2) == value(found, "max", "hot", 2)
-    assert "halves" not in set(found.rows["curve"])
 
 
-def test_fewer_than_four_candidates_do_not_tell_what_more_would_bring(tmp_path: Path) -> None:
-    found = curves(make(tmp_path / "r", {"a": [[1.0], [2.0]], "b": [[1.0, 2.0, 3.0]] * 2}), plan=[1, 4])
+def test_the_plan_beyond_what_is_measured(tmp_path: Path) -> None:
+    """Half of the prompts have 1, 2, 2 and 4, half 2, 2, 4 and 4: each has 4 in the end, and some prompt has 6."""
+    run = make(tmp_path / "r", {"a": [[1.0, 2.0, 2.0, 4.0], [2.0, 2.0, 4.0, 4.0]] * 15 + [[6.0, 0.0, 0.0, 0.0]] * 2})
+    found = curves(run, plan=[16])
+    # The best of 2 is 2, 2, 4, 2, 4, 4 in the six pairs of the first: 3; 2 and five times 4 in the second's: 11/3.
+    # The best of 3 is 2 and three times 4: 3.5, and always 4. The two others: 3, 4.5 and 6.
+    known = np.array([[(15 * 3 + 15 * 11 / 3 + 2 * 3) / 32, (15 * 3.5 + 15 * 4 + 2 * 4.5) / 32, (30 * 4 + 2 * 6) / 32]])
+    assert [value(found, "max", "a", n) for n in (2, 3, 4)] == pytest.approx(known[0])
+    likely, least, most = continued(known, 6.0, 4, [16])
+    assert value(found, "max", "a", 16) == pytest.approx(likely.item())
+    # The interval holds both bounds, and what resampling the prompts makes of them.
+    assert value(found, "max", "a", 16, "low") < least.item() < likely.item() < most.item()
+    assert most.item() < value(found, "max", "a", 16, "high") <= 6
+
+
+def test_groups_that_may_cross_beyond_what_is_measured_are_not_told_apart(tmp_path: Path) -> None:
+    """Low is as high less a tenth, with the same noise: told apart at 4, and at 16 only where nothing else is known."""
+    draws = np.random.default_rng(3).normal(size=(64, 4))
+    run = make(tmp_path / "r", {"high": draws.tolist(), "low": (draws - 0.1).tolist()})
+    found = curves(run, plan=[16])
+    for n in (4, 16):
+        assert value(found, "lead", "high", n) == pytest.approx(0.1)
+    assert value(found, "lead", "high", 4, "low") == pytest.approx(0.1)
+    # Low's most is further above low's likely than a tenth.
+    width = value(found, "max", "high", 16, "high") - value(found, "max", "high", 16, "low")
+    assert value(found, "lead", "high", 16, "low") < 0
+    assert value(found, "lead", "high", 16, "high") - 0.1 < width
+    far = curves(make(tmp_path / "s", {"high": draws.tolist(), "low": (draws - 9).tolist()}), plan=[16])
+    assert value(far, "lead", "high", 16, "low") > 0
+
+
+def test_how_far_a_plan_goes(tmp_path: Path) -> None:
+    pilot = {"a": [[1.0], [2.0]], "b": [[1.0, 2.0, 3.0]] * 40, "c": [[0.0, 1.0, 2.0, i] for i in map(float, range(24))],
+             "d": [[7.0] * 4] * 64, "e": [[0.0, 1.0, 2.0, i] for i in map(float, range(64))]}  # fmt: skip
+    found = curves(make(tmp_path / "r", pilot), plan=[1, 12, 13, 32, 33])
     assert value(found, "max", "a", 1) == 1.5
-    assert value(found, "max", "a", 4) is None
-    assert value(found, "max", "b", 4) is None
-    assert sum("fewer than 4 candidates" in note for note in found.notes) == 2
+    told = {name: [n for n in (12, 13, 32, 33) if value(found, "max", name, n) is not None] for name in pilot}
+    # 24 x 4 / 8 = 12; 8 x 4 = 32.
+    assert told == {"a": [], "b": [], "c": [12], "d": [], "e": [12, 13, 32]}
+    said = "\n".join(found.notes)
+    assert said.count("fewer than 4 candidates a prompt") == 2
+    assert "c: what more than 12 would bring is not told, as 96 scores in all are enough for 96 / 8." in said
+    assert "d: what more than 4 would bring is not told, as all scores are alike." in said
+    assert "e: what more than 32 would bring is not told, as that is 8 times what there is." in said
+    assert found.rows.filter(pl.col("curve") == "lead")["n"].max() == 1  # the least that all are told for
 
 
 def test_one_prompt_has_no_interval(tmp_path: Path) -> None:
@@ -202,11 +240,22 @@ def test_one_prompt_has_no_interval(tmp_path: Path) -> None:
 
 
 def test_right_and_wrong_are_pass_at_n(tmp_path: Path) -> None:
-    found = curves(make(tmp_path / "r", {"a": [[0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]}), plan=[64])
+    found = curves(make(tmp_path / "r", {"a": [[0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]}))
     # 1 - C(3, 2) / C(4, 2) = 1/2 and 1 - 0 = 1.
     assert value(found, "pass", "a", 2) == pytest.approx(0.75)
-    assert value(found, "pass", "a", 64) == 1  # the line goes on above 1, a share cannot
-    assert value(found, "max", "a", 64) == 1
+
+
+@pytest.mark.parametrize("times", [1.0, 10.0])
+def test_successes_beyond_what_is_measured(times: float, tmp_path: Path) -> None:
+    """One success of four in half of the prompts: n / 8 up to 4, so the rest is taken to shrink evenly, by 2/3 in two.
+
+    From 3/4 at 2 to 1/2 at 4; so at 16 it is 1/2 (2/3)^6. In units of ten it is ten times as much.
+    """
+    run = make(tmp_path / "r", {"a": [[0.0, times, 0.0, 0.0], [0.0] * 4] * 16})
+    found = curves(run, plan=[16])
+    assert value(found, "max", "a", 16) == pytest.approx(times * (1 - (2 / 3) ** 6 / 2))
+    assert value(found, "max", "a", 16, "high") <= times
+    assert found.rows.filter(pl.col("curve") == "pass").height == (5 if times == 1 else 0)
 
 
 def test_a_proxy_that_is_over_optimised(tmp_path: Path) -> None:
@@ -225,10 +274,51 @@ def test_a_proxy_that_is_over_optimised(tmp_path: Path) -> None:
     assert set(found.rows["scorer"]) == {"rm"}
 
 
+def test_what_has_not_fallen_is_not_told_to_have(tmp_path: Path) -> None:
+    """Gold is independent of the proxy: of 40 runs few have a fall whose interval is above 0, though most seem to."""
+    fallen = []
+    for i in range(40):
+        proxy, gold = np.random.default_rng(i).normal(size=(2, 30, 8))
+        run = make(tmp_path / str(i), {"a": proxy.tolist()}, {"a": gold.tolist()})
+        found = curves(run, "rm", gold="gold")
+        fallen.append([value(found, "gold_fall", "a", 8, column) for column in ("value", "low")])
+    seen = [low for seems, low in fallen if seems > 0]
+    assert len(seen) > 20
+    assert sum(low > 0 for low in seen) <= 3
+
+
+def test_rounding_is_no_difference(tmp_path: Path) -> None:
+    """A constant proxy chooses by lot: its gold is the mean at every n, but for the rounding of the weights."""
+    gold = np.random.default_rng(1).normal(size=(20, 7))
+    same = {"a": [[0.1] * 7] * 20, "b": [[0.1] * 7] * 20}
+    found = curves(make(tmp_path / "r", same, {"a": gold.tolist(), "b": gold.tolist()}), "rm", gold="gold")
+    for name in ("lead", "gold_lead"):
+        lead = found.rows.filter(pl.col("curve") == name)
+        assert lead.height == 7
+        assert set(lead["group"]) == {"a"}
+        for column in ("value", "low", "high"):
+            assert set(lead[column]) == {0.0}
+    assert value(found, "gold_fall", "a", 7) == 0
+
+
+def test_scores_that_are_too_large_to_reckon_with(tmp_path: Path) -> None:
+    run = make(tmp_path / "r", {"a": [[1e308, -1e308, 1.0, 2.0], [-1e300, 1e300, 0.0, 1.0]] * 20})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = curves(run, n=2, plan=[4])
+    assert found.report.dropped == {"score_is_too_large": 40}
+    # The best of 2 is 2, or 1e300 in three of six pairs.
+    assert value(found, "max", "a", 2) == pytest.approx(2.5e299)
+
+
 def test_gold_that_is_missing_is_counted(tmp_path: Path) -> None:
     gold = {"a": [[1.0, math.nan, 2.0], [1.0, 3.0, 2.0]]}
     found = curves(make(tmp_path / "r", {"a": [[1.0, 2.0, 3.0]] * 2}, gold), "rm", gold="gold", n=2)
     assert found.report.dropped == {"no_gold_score": 1}
+    nothing = {"a": [[math.nan] * 3] * 2}
+    run = make(tmp_path / "s", {"a": [[1.0, 2.0, 3.0], [1.0, 2.0, math.nan]]}, nothing)
+    with pytest.raises(InputError, match="none of the 5 candidates that rm scored has a score by gold"):
+        curves(run, "rm", gold="gold")
 
 
 def test_the_same_text_again_is_a_draw_and_not_new(tmp_path: Path) -> None:
@@ -273,7 +363,7 @@ def test_a_candidate_that_two_processes_scored_is_one(run: Run) -> None:
 
 
 def test_wrong_numbers(run: Run) -> None:
-    for wrong in ({"plan": [0]}, {"n": 0}, {"by": "model"}):
+    for wrong in ({"plan": [0]}, {"plan": [LARGEST + 1]}, {"plan": [2**70]}, {"n": 0}, {"by": "model"}):
         with pytest.raises(UsageError):
             curves(run, **wrong)
 
@@ -312,10 +402,26 @@ def test_the_page(prefdata, run: Run) -> None:
 
 
 def test_the_page_with_a_plan(prefdata, tmp_path: Path) -> None:
-    run = make(tmp_path / "r", {"a": [[0.0, 1.0, 2.0, 5.0]] * 5})
-    out = prefdata("curves", run.path, "--plan", "4,8")[1]
-    assert "measured" in out
-    assert "extrapolated" in out
+    draws = np.random.default_rng(3).normal(size=(32, 4))
+    run = make(tmp_path / "r", {"high": draws.tolist(), "low": (draws - 0.1).tolist()})
+    out = prefdata("curves", run.path, "--plan", "4,8,99")[1]
+    plan = out[out.index("The plan") :]
+    assert "; * is the best for this N" in plan
+    assert re.search(r" 4 +high \* .* measured ", plan)
+    assert re.search(r" 8 +high \(not told apart\) .* extrapolated ", plan)
+    assert re.search(r"99 +high +not told ", plan)
+    assert "note: low: what more than 16 would bring is not told" in plan
+    assert "is the best" not in prefdata("curves", run.path, "--plan", "8")[1]
+
+
+def test_the_page_has_the_exact_kl_where_scores_tie(prefdata, tmp_path: Path) -> None:
+    run = make(tmp_path / "r", {"a": [[0.0, 1.0, 0.0, 1.0]] * 3, "b": [[0.0, 1.0, 2.0, 3.0]] * 3}, temperature=0.7)
+    of_a, of_b = prefdata("curves", run.path)[1].split("b: 3 prompts")
+    # A coin: 0.131 for the best of 2, where the bound is 0.193.
+    assert re.search(r"^2 .*0\.193 +0\.131", of_a, flags=re.MULTILINE)
+    assert "these are" not in of_b
+    assert "by the model" not in of_a
+    assert "KL by" in prefdata("curves", make(tmp_path / "s", {"a": [[0.0, 1.0]]}).path)[1]
 
 
 def test_the_page_with_gold(prefdata, tmp_path: Path) -> None:
@@ -323,6 +429,10 @@ def test_the_page_with_gold(prefdata, tmp_path: Path) -> None:
     out = prefdata("curves", run.path, "--scorer", "rm", "--gold", "gold")[1]
     assert "rm chooses, gold judges" in out
     assert "gold is highest at n = 1; at n = 2 it has lost 0.500 [0.500, 0.500]." in out
+    gold = [[1.0, 0.0], [0.0, 0.9]] * 5
+    run = make(tmp_path / "s", {"a": [[1.0, 2.0]] * 10}, {"a": gold})
+    out = prefdata("curves", run.path, "--scorer", "rm", "--gold", "gold")[1]
+    assert re.search(r"at n = 2 it has lost 0\.025 \[-0\..*\], which is not told apart from nothing\.", out)
 
 
 @pytest.mark.parametrize("form", ["table", "csv", "json", "jsonl", "markdown"])
@@ -346,6 +456,7 @@ def test_out(name: str, prefdata, run: Run, tmp_path: Path) -> None:
     [
         (["--plan", "8,many"], "--plan takes numbers with commas"),
         (["--plan", "0"], "0 candidates are not a number"),
+        (["--plan", "9" * 26], f"{'9' * 26} candidates a prompt are too many to plan for: the most is 1,000,000."),
         (["-n", "9"], "the most is 3"),
         (["--scorer", "rmm"], 'Did you mean "rm"'),
         (["--gold", "truth"], "truth"),

@@ -197,53 +197,8 @@ def test_normal_scores() -> None:
     assert e.normal_maxima([3])[0] == pytest.approx(1.5 / math.sqrt(math.pi), abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("law", "exact", "within"),
-    [
-        (lambda r: r.normal(1.0, 2.0, (4000, 16)), lambda n: 1 + 2 * e.normal_maxima([n])[0], 0.06),
-        (lambda r: r.random((4000, 16)), lambda n: n / (n + 1), 0.01),
-        (lambda r: r.exponential(size=(4000, 16)), lambda n: sum(1 / k for k in range(1, n + 1)), 0.12),
-    ],
-)
-def test_beyond_what_is_known(law, exact, within: float) -> None:
-    """From 16 to 64, for laws whose curve is known: a light tail, a ceiling, a heavy tail."""
-    halves = (np.sort(law(np.random.default_rng(0)), axis=1) @ e.halving_weights(16, 16)).mean(axis=0)
-    found = e.continued(halves, 16, [32, 64])
-    assert found == pytest.approx([exact(32), exact(64)], abs=within)
-
-
-def test_beyond_what_is_known_of_rare_successes() -> None:
-    """Of one in twenty, 16 draws find 56%; twice as many find 1 - 0.95^32 = 81%."""
-    successes = (np.random.default_rng(0).random((4000, 16)) < 0.05).astype(float)
-    halves = (np.sort(successes, axis=1) @ e.halving_weights(16, 16)).mean(axis=0)
-    assert e.continued(halves, 16, [32]) == pytest.approx([1 - 0.95**32], abs=0.06)
-
-
-def test_gains_go_on_shrinking_as_they_did() -> None:
-    # Gains 1, 0.8, 0.4: ratios 0.8 and 0.5, so the next are 0.5 x 0.625 and that x 0.625: gains 0.125 and 0.0244.
-    found = e.continued(np.array([0, 1, 1.8, 2.2]), 8, [16, 32])
-    assert found == pytest.approx([2.325, 2.325 + 0.125 * 0.3125 * 0.625])
-    # With fewer than eight the last ratio stays: 0.4 x 0.5, of which log2(6 / 4) is there at 6.
-    assert e.continued(np.array([0, 1, 1.8, 2.2]), 4, [6, 8]) == pytest.approx([2.2 + 0.2 * math.log2(1.5), 2.4])
-    # Ratios 1/2 and 1 would go on to 2: they stay at 1.
-    assert e.continued(np.array([0, 2, 3, 4]), 8, [16, 32]) == pytest.approx([5, 6])
-    assert e.continued(np.array([3, 3, 3, 3]), 8, [64]) == pytest.approx([3])
-    assert np.isnan(e.continued(np.array([0, 1, 2, 3]), 3, [6])).all()
-
-
-def test_beyond_what_is_known_shift_and_scale_go_along() -> None:
-    halves = np.array([[0, 1, 1.8, 2.2], [1, 5, 7, 8]])
-    there = e.continued(halves, 8, [11, 16, 100])
-    assert e.continued(halves * 3 - 7, 8, [11, 16, 100]) == pytest.approx(there * 3 - 7)
-    assert there.shape == (2, 3)
-    assert np.all(np.diff(there, axis=1) > 0)
-
-
-def test_the_curve_between_whole_numbers() -> None:
-    # known 6: at 6/8 (taken as 1), 1.5, 3 and 6; 1.5 is log(1.5) / log(2) of the way from 1 to 2.
-    part, scores = math.log(1.5) / math.log(2), np.arange(1.0, 7)
-    wanted = [3.5, (1 - part) * 3.5 + part * 14 / 3, 3 * 7 / 4, 6]
-    assert scores @ e.halving_weights(6, 6) == pytest.approx(wanted)
+def test_the_share_of_candidates_that_tie() -> None:
+    assert e.tied(rows([1, 2, 2, 3], [0, 0, 1, 1], [4, 3, 2, 1])).tolist() == [0.5, 1, 0]
 
 
 def test_there_is_no_best_of_more_than_there_are() -> None:
