@@ -252,14 +252,15 @@ def test_a_closed_pipe_is_no_error(prompts, tmp_path, command, reader, read) -> 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-@pytest.mark.parametrize("unbuffered", [{}, {"PYTHONUNBUFFERED": "1"}])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     "command", ["--version", "curves --help", "status {run}", "sql {run} 'select * from prompts' --format parquet"]
 )
 def test_output_that_cannot_be_written(prompts, tmp_path, command, unbuffered) -> None:
     process("ingest", tmp_path / "r", prompts)
     shell = f"{sys.executable} -m prefdata.cli {command.format(run=tmp_path / 'r')} > /dev/full"
-    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env=os.environ | unbuffered)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env=environment)
     assert done.stderr.startswith("prefdata: cannot write standard output: the disk is full.")
     assert done.stderr.count("\n") == 1
     assert done.returncode == 1
