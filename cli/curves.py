@@ -189,11 +189,7 @@ def _one(points: dict[Key, Point], group: str, scorer: str) -> None:
     prompts = points[("max", group, 1)]["prompts"]
     pass_ = ("pass", group, 1) in points
     title = f"pass@n by {scorer}" if pass_ else f"best of n by {scorer}"
-    finite = points[("tied", group, max(ns))]["value"] >= TIED
-    more = {"kl_empirical": "KL if these are all", "kl_model": "KL by the model"}
-    more = {
-        curve: head for curve, head in more.items() if (curve, group, 1) in points and (finite or curve == "kl_model")
-    }
+    more = _kl(points, group, max(ns))
     body = [
         [
             str(n),
@@ -207,6 +203,15 @@ def _one(points: dict[Key, Point], group: str, scorer: str) -> None:
     ]
     head = ["n", title, "median", "best - median", "beats one draw", "KL at most", *more.values(), "unique texts"]
     _table(f"{group}: {prompts:,} prompts with {max(ns)} candidates or more", head, body)
+
+
+def _kl(points: dict[Key, Point], group: str, last: int) -> dict[str, str]:
+    """The curves that tell the KL divergence where they tell more than its bound does, and their headings."""
+    heads = {"kl_empirical": "KL if these are all"} if points[("tied", group, last)]["value"] >= TIED else {}
+    model = points.get(("kl_model", group, last))
+    if model is not None and _number(model) != _number(points[("kl_bound", group, last)]):
+        heads["kl_model"] = "KL by the model"
+    return heads
 
 
 def _against_gold(points: dict[Key, Point], group: str, scorer: str, gold: str) -> None:

@@ -135,7 +135,7 @@ def _notes(run: Run, groups: Sequence[Draws], kept: pl.DataFrame, by: By, plan: 
     for draws in groups:
         if draws.sizes.size == 1:
             notes.append(f"{draws.group} has one prompt: there is no interval.")
-        if any(n > reach(draws) for n in plan):
+        if max(plan, default=0) > reach(draws):
             notes.append(f"{draws.group}: what more than {reach(draws):,} would bring is not told, as {_why(draws)}.")
         if "tokens" not in draws.values and plan:
             notes.append(f"Nobody counted the tokens of {draws.group}: the cost of its plan is not known.")

@@ -114,9 +114,10 @@ def win_rate(scores: Floats, ns: Sequence[int]) -> Floats:
 
 def tied(scores: Floats) -> Floats:
     """The share of a prompt's candidates whose score another one has, shape (P,)."""
-    row, low, high = _levels(np.sort(scores, axis=1))
-    sizes = high - low
-    found: Floats = np.bincount(row, weights=np.where(sizes > 1, sizes, 0), minlength=len(scores)) / scores.shape[1]
+    ordered = np.sort(scores, axis=1)
+    same = ordered[:, 1:] == ordered[:, :-1]
+    either = np.pad(same, ((0, 0), (1, 0))) | np.pad(same, ((0, 0), (0, 1)))
+    found: Floats = either.mean(axis=1)
     return found
 
 

@@ -77,27 +77,31 @@ def add(sums: Floats, lot: Ints, values: Floats) -> None:
 
 def points(draws: Draws, ns: Sequence[int], seed: int) -> list[Row]:
     """The rows of one group."""
-    made, sizes = _sums(draws, ns, seed)
-    rows = _best(draws, ns, made.pop("max")[1], sizes, seed)
-    labels = [(curve, n) for curve, (places, _) in made.items() for n in places]
-    sums = np.concatenate([found for _, found in made.values()], axis=1)
+    places, sums, sizes = _sums(draws, ns, seed)
+    labels = [(curve, n) for curve, found in places.items() for n in found]
+    best = len(places["max"])  # the first
+    rows = _best(draws, ns, sums[:, :best], sizes, seed)
     numbers = np.stack([sums.sum(axis=0) / sizes.sum(), *intervals(sums, sizes, seed)], axis=1)
-    rows += [row(draws, curve, n, found) for (curve, n), found in zip(labels, numbers, strict=True)]
-    if "gold" in made:
-        rows.append(_fall(draws, *made["gold"], sizes, seed))
+    rows += [row(draws, curve, n, found) for (curve, n), found in zip(labels[best:], numbers[best:], strict=True)]
+    if "gold" in places:
+        rows.append(_fall(draws, sums[:, [curve == "gold" for curve, _ in labels]], sizes, seed))
     bounds = zip(ns, estimators.kl_bound(ns), strict=True)
     return rows + [row(draws, "kl_bound", n, [bound, math.nan, math.nan]) for n, bound in bounds]
 
 
-def _sums(draws: Draws, ns: Sequence[int], seed: int) -> tuple[dict[str, tuple[list[int], Floats]], Floats]:
-    """Every curve's n and its sums over the prompts of each lot, (lots, K), and the lots' sizes."""
+def _sums(draws: Draws, ns: Sequence[int], seed: int) -> tuple[dict[str, list[int]], Floats, Floats]:
+    """The n of each curve, their sums over the prompts of each lot (lots, points), and the lots' sizes."""
     lot = lots(draws.sizes.size, seed)
     sizes = np.bincount(lot).astype(np.float64)
-    sums: dict[str, tuple[list[int], Floats]] = {}
+    places: dict[str, list[int]] = {}
+    sums = np.empty((0, 0))
     for which, values in draws.blocks(lot):
-        for curve, (places, found) in _estimates(values, draws, ns).items():
-            add(sums.setdefault(curve, (places, np.zeros((sizes.size, len(places)))))[1], which, found)
-    return sums, sizes
+        made = _estimates(values, draws, ns)
+        places = {curve: found for curve, (found, _) in made.items()}
+        if not sums.size:
+            sums = np.zeros((sizes.size, sum(map(len, places.values()))))
+        add(sums, which, np.concatenate([found for _, found in made.values()], axis=1))
+    return places, sums, sizes
 
 
 def _estimates(values: Mapping[str, Floats], draws: Draws, ns: Sequence[int]) -> dict[str, tuple[list[int], Floats]]:
@@ -137,7 +141,8 @@ def _best(draws: Draws, ns: Sequence[int], sums: Floats, sizes: Floats, seed: in
 
     Beyond the group's N an interval goes from the low end of the least to the high end of the most that can be.
     """
-    told = [n for n in ns if n <= reach(draws)]
+    farthest = reach(draws)
+    told = [n for n in ns if n <= farthest]
 
     def ends(means: Floats) -> Floats:
         _, least, most = going_on(means, draws, told)
@@ -152,7 +157,7 @@ def _best(draws: Draws, ns: Sequence[int], sums: Floats, sizes: Floats, seed: in
     return [row(draws, curve, n, found.get(n, np.full(3, math.nan))) for curve in curves for n in ns]
 
 
-def _fall(draws: Draws, ns: Sequence[int], sums: Floats, sizes: Floats, seed: int) -> Row:
+def _fall(draws: Draws, sums: Floats, sizes: Floats, seed: int) -> Row:
     """The row of how far what the proxy chooses has fallen at the last n, from where it was best.
 
     That n is the best of many, and would seem to have fallen if nothing has. So the interval is one that holds for all
