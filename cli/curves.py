@@ -293,6 +293,7 @@ def _number(row: Point | None, digits: int = 3) -> str:
 
 
 def _figure(value: float, digits: int = 3) -> str:
+    value = round(value, digits) + 0.0  # no negative zero
     return f"{value:,.{digits}f}" if abs(value) < 1e9 else f"{value:.{digits}e}"
 
 

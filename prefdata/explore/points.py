@@ -79,9 +79,19 @@ def points(draws: Draws, ns: Sequence[int], seed: int) -> list[Row]:
     """The rows of one group."""
     places, sums, sizes = _sums(draws, ns, seed)
     labels = [(curve, n) for curve, found in places.items() for n in found]
-    best = len(places["max"])  # the first
-    rows = _best(draws, ns, sums[:, :best], sizes, seed)
-    numbers = np.stack([sums.sum(axis=0) / sizes.sum(), *intervals(sums, sizes, seed)], axis=1)
+    best, count = len(places["max"]), len(labels)  # `max` is the first
+    farthest = reach(draws)
+    told = [n for n in ns if n <= farthest]
+
+    def of(means: Floats) -> Floats:
+        _, least, most = going_on(means[:, :best], draws, told)
+        return np.concatenate([means, least, most], axis=1)
+
+    mean = sums.sum(axis=0) / sizes.sum()
+    low, high = intervals(sums, sizes, seed, of)
+    likely = going_on(mean[None, :best], draws, told)[0, 0]
+    rows = _best(draws, ns, told, np.stack([likely, low[count : count + len(told)], high[count + len(told) :]], axis=1))
+    numbers = np.stack([mean, low[:count], high[:count]], axis=1)
     rows += [row(draws, curve, n, found) for (curve, n), found in zip(labels[best:], numbers[best:], strict=True)]
     if "gold" in places:
         rows.append(_fall(draws, sums[:, [curve == "gold" for curve, _ in labels]], sizes, seed))
@@ -136,22 +146,14 @@ def _estimates(values: Mapping[str, Floats], draws: Draws, ns: Sequence[int]) ->
     return made
 
 
-def _best(draws: Draws, ns: Sequence[int], sums: Floats, sizes: Floats, seed: int) -> list[Row]:
-    """The rows of the best of n; null beyond `reach`.
+def _best(draws: Draws, ns: Sequence[int], told: Sequence[int], numbers: Floats) -> list[Row]:
+    """The rows of the best of n from its value, low and high end at the n that are `told`, (K, 3); the others are null.
 
-    Beyond the group's N an interval goes from the low end of the least to the high end of the most that can be.
+    Beyond the group's N the ends are the low end of the least and the high end of the most that can be.
     """
-    farthest = reach(draws)
-    told = [n for n in ns if n <= farthest]
-
-    def ends(means: Floats) -> Floats:
-        _, least, most = going_on(means, draws, told)
-        return np.concatenate([least, most], axis=1)
-
-    likely = going_on((sums.sum(axis=0) / sizes.sum())[None, :], draws, told)[0, 0]
-    low, high = intervals(sums, sizes, seed, ends)
-    low, high = np.minimum(low[: len(told)], likely), np.maximum(high[len(told) :], likely)
-    found = dict(zip(told, np.stack([likely, low, high], axis=1), strict=True))
+    numbers[:, 1] = np.minimum(numbers[:, 1], numbers[:, 0])
+    numbers[:, 2] = np.maximum(numbers[:, 2], numbers[:, 0])
+    found = dict(zip(told, numbers, strict=True))
     binary = np.isin(draws.values["score"], (0.0, 1.0)).all()
     curves = ("max", "pass") if binary else ("max",)
     return [row(draws, curve, n, found.get(n, np.full(3, math.nan))) for curve in curves for n in ns]
