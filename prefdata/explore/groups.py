@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from prefdata.draws import leading_bits
 from prefdata.errors import InputError
+from prefdata.pools.joining import LARGEST_SCORE
 from prefdata.reports import Report, nonzero
 from prefdata.store import Partition, Run
 from prefdata.views import chosen_samplers
@@ -22,9 +23,6 @@ By = Literal["sampler", "temperature", "none"]
 
 BINS = 12
 """More temperatures than these are grouped by their first decimal."""
-
-HUGE = 1e300
-"""Scores beyond this, either way, take no part: their sums and differences would be no numbers."""
 
 _BLOCK = 1_000_000
 """Scores that are worked on at a time."""
@@ -169,8 +167,8 @@ def _scored(candidates: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     """The candidates whose scores are numbers to reckon with, and how many are not, by reason."""
     there = candidates.drop_nulls("score")
     finite = there.filter(pl.col("score").is_finite())
-    usable = finite.filter(pl.col("score").abs() <= HUGE)
-    judged = usable.filter(pl.col("gold").abs() <= HUGE) if "gold" in usable.columns else usable
+    usable = finite.filter(pl.col("score").abs() <= LARGEST_SCORE)
+    judged = usable.filter(pl.col("gold").abs() <= LARGEST_SCORE) if "gold" in usable.columns else usable
     dropped = {
         "no_score": candidates.height - there.height,
         "score_is_not_finite": there.height - finite.height,
