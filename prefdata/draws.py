@@ -7,6 +7,7 @@ Ids are the first 80 bits of a SHA-256; their first 64 are mixed with the key by
 from __future__ import annotations
 
 from binascii import unhexlify
+from collections.abc import Iterator
 from typing import Self
 
 import numpy as np
@@ -25,9 +26,11 @@ _ID = np.dtype([("leading", ">u8"), ("rest", ">u2")])
 
 def uniforms(row_ids: pl.Series, seed: int, *key: str | int) -> NDArray[np.float64]:
     """One number in the open interval (0, 1) for each id, shape (rows,)."""
-    z = mixed(leading_bits(row_ids), ids.seed(seed, *key))
-    # 52 bits: with 53, the last one would round up to 1, and its Gumbel noise to infinity.
-    return ((z >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    salt, drawn = ids.seed(seed, *key), np.empty(len(row_ids))
+    for block, bits in _blocks(row_ids):
+        # 52 bits: with 53, the last one would round up to 1, and its Gumbel noise to infinity.
+        drawn[block] = ((mixed(bits, salt) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    return drawn
 
 
 def gumbels(uniform: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -44,16 +47,20 @@ def leading_bits(row_ids: pl.Series) -> Bits:
 
     Two of four million share them with a chance of one in two million, of a hundred million one in four thousand.
     """
-    written = letters(row_ids)
-    bits = np.empty(len(written), np.uint64)
-    for start in range(0, len(bits), _BLOCK):  # Python's lock is held for a moment only
-        bits[start : start + _BLOCK] = _bits(written[start : start + _BLOCK])
-    return bits
+    leading = np.empty(len(row_ids), np.uint64)
+    for block, bits in _blocks(row_ids):
+        leading[block] = bits
+    return leading
 
 
-def _bits(written: NDArray[np.uint8]) -> Bits:
-    """The leading bits of ids given by their letters."""
-    return np.frombuffer(unhexlify(written.data), _ID)["leading"].astype(np.uint64)
+def _blocks(row_ids: pl.Series) -> Iterator[tuple[slice, Bits]]:
+    """The leading bits of ids, some at a time: a little memory is used again and again, Python's lock held shortly."""
+    for start in range(0, len(row_ids), _BLOCK):
+        written = letters(row_ids.slice(start, _BLOCK))
+        yield (
+            slice(start, start + len(written)),
+            np.frombuffer(unhexlify(written.data), _ID)["leading"].astype(np.uint64),
+        )
 
 
 def letters(row_ids: pl.Series) -> NDArray[np.uint8]:
@@ -106,15 +113,14 @@ class Content:
 
     def add(self, row_ids: pl.Series, values: pl.Series) -> None:
         """Take rows; a null value is one like any other."""
-        written = letters(row_ids)
         floats = values.cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        for start in range(0, len(written), _BLOCK):
-            bits, some = _bits(written[start : start + _BLOCK]), floats[start : start + _BLOCK]
+        for block, bits in _blocks(row_ids):
+            some = floats[block]
             numbers = np.where(np.isnan(some), np.nan, some + 0.0).view(np.uint64)  # one NaN, one zero
             for i, salt in enumerate((1, 2)):
                 # Sums do not hang on the order; twice 64 bits, so that no two sets of rows meet by chance.
                 self._sums[i] += int(mixed(mixed(bits, salt) + numbers, salt).sum(dtype=np.uint64))
-        self._rows += len(written)
+        self._rows += len(row_ids)
 
     def __len__(self) -> int:
         return self._rows

@@ -48,7 +48,8 @@ def frames(parts: list[Path], order: list[int], ends: np.ndarray) -> list[pl.Dat
 def laid(folder: Path, first: Stream, second: Stream, rows: int) -> tuple[Windows | None, list[tuple[set[str], ...]]]:
     """The windows, and the prompts that lie in each of them, in the one stream and in the other."""
     streams = written(folder / "first", first), written(folder / "second", second)
-    found = windows_of(*streams, rows)
+    sizes = [len(part) for part in first], [len(part) for part in second]
+    found = windows_of(*streams, sizes, rows)
     if found is None:
         return None, []
     cuts = [frames(parts, order, ends) for parts, order, ends in zip(streams, found.order, found.ends, strict=True)]
@@ -135,7 +136,7 @@ def test_a_few_rows_are_one_window(tmp_path: Path) -> None:
 def test_too_many_prompts_to_keep_in_mind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = in_parts(drawn(100, 2), 20)
     assert laid(tmp_path / "a", stream, stream, 50)[0] is not None
-    monkeypatch.setattr(module, "MOST_EXTENTS", 99)
+    monkeypatch.setattr(module, "MOST_PLACES", 99)
     assert laid(tmp_path / "b", stream, stream, 50)[0] is None
 
 

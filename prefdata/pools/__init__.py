@@ -75,7 +75,9 @@ class Pools:
         self._joining, self._named, self._drawn, self._room = joining, named, drawn, room
         self._only, self._progress = only, progress
         self._paths = [part for _, part, _ in named], [part for _, part in drawn]
-        self._asked, self._there = (sum(pq.read_metadata(part).num_rows for part in parts) for parts in self._paths)
+        sizes = ([pq.read_metadata(part).num_rows for part in parts] for parts in self._paths)
+        self._sizes: tuple[list[int], list[int]] = (*sizes,)  # type: ignore[assignment]
+        self._asked, self._there = (sum(of_parts) for of_parts in self._sizes)
         self._shares = how_many_shares(max(self._asked, self._there), POOL_ROWS) if only is None else 1
         self._rows, self._reasons = Content(), Content()
 
@@ -124,7 +126,7 @@ class Pools:
             Shelves(self._room / "there", self._shares, self._joining.nothing_known) as there,
         ):
             whole = self._only is None and not self._joining.may_repeat
-            cuts = windows_of(*self._paths, POOL_ROWS) if whole else None
+            cuts = windows_of(*self._paths, self._sizes, POOL_ROWS) if whole else None
             if cuts is None:
                 self._fill(asked, there)
             else:
@@ -218,6 +220,9 @@ def _decided(joining: Joining, rule: Callable[[pl.DataFrame], T], both: Both) ->
 
 def _by_prompt(waiting: Shelves) -> Iterator[pl.DataFrame]:
     with waiting:
-        for share in range(waiting.shares):
-            if (rows := waiting.take(share)).height:
-                yield rows.sort("prompt_id", maintain_order=True)
+        shares = (waiting.take(share) for share in range(waiting.shares))
+        yield from ahead((rows for rows in shares if rows.height), _sorted, cores())
+
+
+def _sorted(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.sort("prompt_id", maintain_order=True)

@@ -108,7 +108,7 @@ class Joining:
             rows = pl.concat([rows.filter(~pl.col("extra") | of_beside), unscored], how="diagonal")
         if self._wanted is not None:
             rows = rows.filter(pl.col("sampler").is_in(list(self._wanted)))
-        return rows.with_columns(left_out=self._left_out(rows)).drop("extra", "refuses")
+        return rows.drop("extra", "refuses").with_columns(left_out=self._left_out(rows))
 
     def _joined(self, asked: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
         """What was asked for, with what is known of it, in its order."""
@@ -135,7 +135,10 @@ class Joining:
         reasons["refusal"] = pl.col("refuses")
         reasons["too_short"] = pl.col("chars") < self._spec.min_chars
         reasons["too_long"] = pl.col("chars") > (self._spec.max_chars or 2**31)
-        return pl.coalesce(*(pl.when(holds).then(pl.lit(reason)) for reason, holds in reasons.items()))
+        found = rows.select(**reasons)
+        if not any(found[reason].any() for reason in reasons):
+            return pl.lit(None, pl.String)  # as a rule nobody is left out, and a column that says so takes memory
+        return pl.coalesce(*(pl.when(found[reason]).then(pl.lit(reason)) for reason in reasons))
 
     def _refuse_orphans(self, rows: pl.DataFrame) -> None:
         if orphans := rows["sampler"].null_count():
