@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -80,13 +80,18 @@ class Lineage(BaseModel):
 
 
 class Success(BaseModel):
-    """What `_SUCCESS` says: the step's Report, the content's id and when it was finished."""
+    """What `_SUCCESS` says: the step's Report, the content's id and when it was finished.
+
+    `seen` is how what was read lay on disk then (`Partition.as_it_lies`), by name, where the step has looked: what lies
+    as it did is what it was.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     report: Report
     content: str
     finished: str
+    seen: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -168,14 +173,28 @@ class Folder:
         with refused(self.path):
             (self.path / SUCCESS_FILE).unlink(missing_ok=True)
 
-    def finish(self, report: Report) -> None:
+    def finish(self, report: Report, seen: Mapping[str, str] | None = None) -> None:
         """Write `_SUCCESS`, last of all."""
         lineage = self.lineage()
         assert lineage is not None, f"{self.path} was finished before it was begun"
-        success = Success(report=report, content=lineage.content, finished=datetime.now(UTC).isoformat("T", "seconds"))
+        now = datetime.now(UTC).isoformat("T", "seconds")
+        success = Success(report=report, content=lineage.content, finished=now, seen=dict(seen or {}))
         self.write_text(SUCCESS_FILE, success.model_dump_json(indent=2))
 
-    def rebuild(self, lineage: Lineage, fill: Callable[[Path], Report]) -> Report:
+    def unchanged(self, lineage: Lineage, seen: Mapping[str, str]) -> Outcome | None:
+        """What was made before, if it was by the same spec and from what lies as it did: there is nothing to do.
+
+        Only the spec of `lineage` counts. Where nothing was looked at, or files were copied, it takes reading them to
+        know (`remake`).
+        """
+        success, there = self.success(), self.lineage()
+        if success is None or there is None or there.fingerprint != lineage.fingerprint:
+            return None
+        return Outcome(success.report, self.path, "kept") if seen and success.seen == dict(seen) else None
+
+    def rebuild(
+        self, lineage: Lineage, fill: Callable[[Path], Report], *, seen: Mapping[str, str] | None = None
+    ) -> Report:
         """Make the whole folder at once: filled beside by `fill`, which gets its path, then renamed into place."""
         building = Folder(self.path.parent / f"_new-{os.getpid()}-{self.path.name}")
         began = time.monotonic()
@@ -188,13 +207,20 @@ class Folder:
                 building.begin(lineage, replace=True)
                 report = fill(building.path)
                 report = report if report.seconds else report.timed(time.monotonic() - began)
-                building.finish(report)
+                building.finish(report, seen)
                 self._swap(building.path)
             finally:
                 shutil.rmtree(building.path, ignore_errors=True)
         return report
 
-    def remake(self, lineage: Lineage, fill: Callable[[Path], Report], *, replace: bool = False) -> Outcome:
+    def remake(
+        self,
+        lineage: Lineage,
+        fill: Callable[[Path], Report],
+        *,
+        replace: bool = False,
+        seen: Mapping[str, str] | None = None,
+    ) -> Outcome:
         """`rebuild`, unless the folder is that already.
 
         The same spec with other inputs makes it anew: it is derived, and what was there would be stale.
@@ -207,7 +233,7 @@ class Folder:
         there, success = self.lineage(), self.success()
         if success is not None and there == lineage:
             return Outcome(success.report, self.path, "kept")
-        report = self.rebuild(lineage, fill)
+        report = self.rebuild(lineage, fill, seen=seen)
         if there is None:
             return Outcome(report, self.path, "made")
         return Outcome(report, self.path, "remade" if there.fingerprint == lineage.fingerprint else "replaced")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -89,6 +89,10 @@ class Partition(Folder):
             self._check_version(part)
         return parts
 
+    def as_it_lies(self) -> str:
+        """The id of how its parts lie on disk: their names, sizes and times. Parts are never changed in place."""
+        return digest([[part.name, part.stat().st_size, part.stat().st_mtime_ns] for part in self.parts()])
+
     def append(self, rows: pa.Table) -> Path:
         """Write `rows` as one more immutable part; another process may be appending as well."""
         rows = self._signed(rows)
@@ -119,10 +123,18 @@ class Partition(Folder):
         return self.remake(lineage, lambda path: self._fill(path, *compute()), replace=replace)
 
     def derive_in_pieces(
-        self, lineage: Lineage, compute: Callable[[], Generator[pa.Table, None, Report]], *, replace: bool = False
+        self,
+        lineage: Lineage,
+        compute: Callable[[], Generator[pa.Table, None, Report]],
+        *,
+        replace: bool = False,
+        seen: Mapping[str, str] | None = None,
     ) -> Outcome:
-        """As `derive`, from rows that come a table at a time; the generator's value at the end is the Report."""
-        return self.remake(lineage, lambda path: self._fill_in_pieces(path, compute()), replace=replace)
+        """As `derive`, from rows that come a table at a time; the generator's value at the end is the Report.
+
+        `seen` is how what it was made from lies on disk.
+        """
+        return self.remake(lineage, lambda path: self._fill_in_pieces(path, compute()), replace=replace, seen=seen)
 
     def _fill(self, path: Path, rows: pa.Table, report: Report) -> Report:
         def whole() -> Generator[pa.Table, None, Report]:

@@ -112,7 +112,7 @@ class Table:
 
     def empty(self) -> pa.Table:
         """No rows, all columns."""
-        return self.schema.empty_table()
+        return pa.Table.from_batches([], self.schema)  # empty_table() would import pandas
 
 
 def _contracts() -> list[Table]:

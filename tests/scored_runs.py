@@ -86,7 +86,8 @@ def pool(
             "sampler": "policy",
             "round": 0,
             "text": texts[p][i] if texts else f"{p}-{i}",
-            "text_key": ids.seed(0, texts[p][i] if texts else f"{p}-{i}"),
+            "text_key": ids.text_key(texts[p][i] if texts else f"{p}-{i}"),
+            "chars": ids.chars(texts[p][i] if texts else f"{p}-{i}"),
             "left_out": None if score is not None and abs(score) < float("inf") else "no_score",
             "finish_reason": "stop",
             "name": f"{p}-{i}",
@@ -94,7 +95,7 @@ def pool(
         for p, row in enumerate(scores)
         for i, score in enumerate(row)
     ]
-    frame = pl.DataFrame(rows, schema_overrides={"score": pl.Float64, "left_out": pl.String, "text_key": pl.UInt64})
+    frame = pl.DataFrame(rows, schema_overrides={"score": pl.Float64, "left_out": pl.String, "text_key": pl.Int64})
     return frame.with_columns(pl.Series(name, list(values)) for name, values in columns.items())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,11 @@ import polars as pl
 import pytest
 from scored_runs import answer, scored_run, write
 
-from prefdata import pools, shelves
+from prefdata import pools, shelves, store
 from prefdata.errors import InputError, NotReady, UsageError
+from prefdata.pairs import pair
 from prefdata.selections import select
-from prefdata.specs import PoolSpec, SelectSpec
+from prefdata.specs import PairSpec, PoolSpec, SelectSpec
 from prefdata.store import Run
 
 
@@ -382,6 +384,57 @@ def test_the_same_again_is_kept(tmp_path: Path) -> None:
     answers[0]["score"] = 7.0
     scored_run(tmp_path / "run", answers)
     assert [select(run, spec).did for spec in (of_policy, of_all)] == ["remade", "remade"]
+
+
+def test_what_lies_as_it_did_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command again is done at once; copied files are read, and found to be the same."""
+    answers = names(6)
+    run = scored_run(tmp_path / "run", answers)
+    spec, pairs = SelectSpec(where="split = 'train'", k=2), PairSpec(selector="all", where="split = 'train'")
+    assert (select(run, spec).did, pair(run, pairs).did) == ("made", "made")
+    opened = []
+    real = pools.Pools.each
+    monkeypatch.setattr(pools.Pools, "each", lambda self, rule: opened.append(1) or real(self, rule))
+    assert (select(run, spec).did, pair(run, pairs).did) == ("kept", "kept")
+    assert not opened
+    for table in ("scores", "candidates", "prompts"):
+        for part in run.path.glob(f"{table}/*/part-*"):
+            os.utime(part, ns=(1, 1))
+        assert (select(run, spec).did, pair(run, pairs).did) == ("kept", "kept")
+    assert len(opened) == 6
+    prompts = pl.read_parquet(run.path / "prompts/source=made/part-*.parquet", hive_partitioning=False).to_dicts()
+    write(run, "prompts", "made", [{**one, "split": "test" if i else "train"} for i, one in enumerate(prompts)])
+    assert (select(run, spec).did, pair(run, pairs).did) == ("remade", "remade")
+
+
+def test_a_selection_is_paired_from_itself_as_long_as_its_candidates_lie_as_they_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pairs are the same from the selection alone and with the candidates read."""
+    monkeypatch.setattr(store, "PART_ROWS", 11)  # prompts lie across parts
+    answers = names(30, "policy", "hot", each=4)
+    run = scored_run(tmp_path / "run", answers, parts=3)
+    select(run, SelectSpec(k=5, name="x"))
+    read = []
+    known = pools.Joining.known
+    monkeypatch.setattr(pools.Joining, "known", lambda *given, **more: read.append(1) or known(*given, **more))
+    strategies = ("first-round", "cross-sampler", "length-matched", "all")
+
+    def paired() -> list[list[bytes]]:
+        for strategy in strategies:
+            pair(run, PairSpec(strategy=strategy, name=strategy, length_tolerance=1.0 if "len" in strategy else 0.1))
+        return [[part.read_bytes() for part in run.partition("pairs", one).parts()] for one in strategies]
+
+    alone = paired()
+    assert not read
+    shutil.rmtree(run.path / "pairs")
+    for part in run.path.glob("candidates/*/part-*"):
+        os.utime(part, ns=(1, 1))  # as if copied
+    assert paired() == alone
+    assert read
+    write(run, "candidates", "hot", [one for one in answers if one["sampler"] == "hot"][:1])
+    with pytest.raises(InputError, match="name candidates that are not in"):
+        pair(run, PairSpec(strategy="all", name="gone"))
 
 
 def test_killed_in_the_middle_nothing_stays(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from prefdata.pairs.limits import balanced, over_the_limits
 from prefdata.pairs.listings import LISTINGS, advised_weights
 from prefdata.pairs.strategies import Field, Proposals, propose
 from prefdata.pairs.verdicts import proposed_by, verdicts
-from prefdata.pools import Pools, is_score, open_pools
+from prefdata.pools import Pools, as_it_lies, is_score, open_pools
 from prefdata.progress import Progress, quiet
 from prefdata.reports import Account, Report, by_reason
 from prefdata.specs import EVERYTHING, PairSpec
@@ -65,13 +65,16 @@ def pair(
     resolved = {"selector": name} if spec.strategy != "comparisons" else {"judge": source.name}
     if not replace:
         partition.check(Lineage.of(spec, resolved=resolved))
+    seen = as_it_lies(run, spec, source)
+    if kept := partition.unchanged(Lineage.of(spec, resolved=resolved), seen):
+        return kept
     beside = (spec.reference,) if spec.reference else ()
     said = _verdicts(source) if spec.strategy == "comparisons" else None
     with open_pools(run, spec, source, beside=beside, progress=progress) as pools:
         making = _Making(run, pools, spec, source, said, began)
         rows = making.rows()
         lineage = Lineage.of(spec, _parents(pools, said), resolved=resolved)
-        return partition.derive_in_pieces(lineage, lambda: making.tables(rows), replace=replace)
+        return partition.derive_in_pieces(lineage, lambda: making.tables(rows), replace=replace, seen=seen)
 
 
 def source_of(run: Run, spec: PairSpec, *, partial: bool = False) -> tuple[Partition, str]:

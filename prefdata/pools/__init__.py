@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from prefdata.ahead import ahead, cores
 from prefdata.draws import Content
 from prefdata.ids import digest
-from prefdata.pools.joining import NONE_ASKED, REASONS, Joining, asked_for, is_score, scorer_of
+from prefdata.pools.joining import NONE_ASKED, REASONS, Joining, as_it_lies, is_score, scorer_of
 from prefdata.pools.sieve import Sieve
 from prefdata.pools.windows import Windows, cut, windows_of
 from prefdata.progress import Progress, quiet
@@ -43,14 +43,14 @@ from prefdata.specs import PoolSpec
 from prefdata.store import Partition, Run
 from prefdata.views import chosen_samplers
 
-__all__ = ["POOL_ROWS", "Pools", "is_score", "open_pools"]
+__all__ = ["POOL_ROWS", "Pools", "as_it_lies", "is_score", "open_pools"]
 
 POOL_ROWS = 1_000_000
 """Rows of a pool, about: what is held at a time."""
 
 T = TypeVar("T")
-Both = tuple[pl.DataFrame, pl.DataFrame]
-"""What is asked for of some prompts, and what is there of them."""
+Both = tuple[pl.DataFrame, pl.DataFrame | None]
+"""What is asked for of some prompts, and what is there of them; None where the source knows."""
 
 
 class Pools:
@@ -121,6 +121,9 @@ class Pools:
         return iter(()) if waiting is None else _by_prompt(waiting)
 
     def _frames(self) -> Iterator[Both]:
+        if self._joining.self_contained:
+            yield from ((rows, None) for rows in _whole_prompts(ahead(self._named, self._joining.asked_for, cores())))
+            return
         with (
             Shelves(self._room / "asked", self._shares, NONE_ASKED) as asked,
             Shelves(self._room / "there", self._shares, self._joining.nothing_known) as there,
@@ -140,7 +143,7 @@ class Pools:
         known = partial(self._joining.known, with_prompt=with_prompt)
         nothing = self._joining.nothing_known if with_prompt else self._joining.nothing_known.drop("prompt_id")
         streams = (
-            cut(ahead(named, asked_for, cores()), cuts.ends[0], NONE_ASKED),
+            cut(ahead(named, self._joining.asked_for, cores()), cuts.ends[0], NONE_ASKED),
             cut(ahead(drawn, known, cores()), cuts.ends[1], nothing),
         )
         for both in zip(*streams, strict=True):
@@ -155,7 +158,7 @@ class Pools:
     def _fill(self, asked: Shelves, there: Shelves) -> None:
         """Everything on shelves; of the candidates what was asked for, where that is the smaller part."""
         sieve = Sieve(self._asked) if self._asked * 2 < self._there and not self._joining.may_repeat else None
-        for rows in ahead(self._named, asked_for, cores()):
+        for rows in ahead(self._named, self._joining.asked_for, cores()):
             asked.put(self._fitting(rows))
             if sieve is not None:
                 sieve.put(rows)
@@ -193,7 +196,7 @@ def open_pools(
         scores = run.partition("scores", scorer)
         named += [(scores, part, True) for part in scores.readable()]
     drawn = [(sampler.name, part) for sampler in samplers for part in sampler.readable()]
-    joining = Joining(run, spec, source, samplers, beside=beside, texts=texts)
+    joining = Joining(run, spec, source, samplers, beside=beside, texts=texts, whole=prompt_id is None)
     with shelf_room(run) as room:
         yield Pools(joining, named, drawn, room, only=prompt_id, progress=progress)
 
@@ -216,6 +219,19 @@ def _decided(joining: Joining, rule: Callable[[pl.DataFrame], T], both: Both) ->
     out = pool.select("candidate_id", "left_out").drop_nulls()
     reasons.add(out["candidate_id"], out["left_out"].replace_strict(REASONS, range(len(REASONS))))
     return _Decided(rule(pool), rows, reasons)
+
+
+def _whole_prompts(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Rows that stand by prompt, cut anew so that no prompt is in two frames."""
+    waiting: pl.DataFrame | None = None
+    for frame in frames:
+        rows = frame if waiting is None else pl.concat([waiting, frame])
+        if rows.height:
+            begun = rows.height - int((rows["prompt_id"] == rows["prompt_id"][-1]).sum())
+            yield rows[:begun]
+            waiting = rows[begun:]
+    if waiting is not None:
+        yield waiting
 
 
 def _by_prompt(waiting: Shelves) -> Iterator[pl.DataFrame]:

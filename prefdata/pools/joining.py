@@ -9,6 +9,7 @@ import polars as pl
 
 from prefdata.draws import among, leading_bits
 from prefdata.errors import InputError, UsageError
+from prefdata.ids import digest
 from prefdata.pools.sieve import Sieve
 from prefdata.specs import PoolSpec
 from prefdata.store import MADE_BY, Partition, Run
@@ -45,6 +46,7 @@ class Joining:
     Attributes:
         source: what names them.
         may_repeat: the source may name a candidate several times.
+        self_contained: the source holds what is known of its candidates, and they are there as they were then.
     """
 
     def __init__(
@@ -56,8 +58,11 @@ class Joining:
         *,
         beside: tuple[str, ...] = (),
         texts: bool = False,
+        whole: bool = True,
     ) -> None:
         """Arguments as `open_pools`; of a candidate that several samplers drew, the first one's is taken.
+
+        `whole` says that all prompts are asked for.
 
         Raises:
             UsageError: a condition that DuckDB does not take, or a file that holds no phrases.
@@ -72,10 +77,35 @@ class Joining:
         self._phrases = _phrases(spec) if spec.refusals == "drop" else []
         # A source that was stopped in the middle, or that names one candidate in many rows, may have rows twice.
         self.may_repeat = source.state != "finished" or source.table.name == "comparisons" or bool(beside)
+        self.self_contained = whole and self._is_self_contained()
         self.nothing_known = self._known(
             "", pl.DataFrame(TABLES["candidates"].empty()).select(*_CANDIDATE, "prompt_id", "text")
         )
         self.nothing = self.join((NONE_ASKED, self.nothing_known))
+
+    def _is_self_contained(self) -> bool:
+        """Whether it is a selection whose candidates lie as they did then, and nothing asks for more of them."""
+        success = self.source.success() if self.source.table.name == "selections" else None
+        if success is None or self._beside or self._texts or self._phrases or self._wanted is not None:
+            return False
+        there = {str(sampler): sampler.as_it_lies() for sampler in self._run.partitions("candidates")}
+        return {name: lies for name, lies in success.seen.items() if name.startswith("candidates/")} == there
+
+    def asked_for(self, named: tuple[Partition, Path, bool]) -> pl.DataFrame:
+        """The candidates that a part names: the columns of NONE_ASKED, and what it knows of them if that is all."""
+        source, part, extra = named
+        if source.table.name == "comparisons":
+            both = pl.read_parquet(part, columns=["first_id", "second_id", "prompt_id"], hive_partitioning=False)
+            sides = [both.select("prompt_id", candidate_id=side) for side in ("first_id", "second_id")]
+            rows = pl.concat(sides).unique("candidate_id", maintain_order=True)
+            rows = rows.with_columns(score=pl.lit(None, pl.Float64))
+        else:
+            columns = ["candidate_id", "prompt_id", "score", *(["draws"] if source.table.name == "selections" else [])]
+            known = [*_CANDIDATE[1:], "sampler"] if self.self_contained else []
+            rows = pl.read_parquet(part, columns=[*columns, *known], hive_partitioning=False)
+        if "draws" not in rows.columns:
+            rows = rows.with_columns(draws=pl.lit(None, pl.Int32))
+        return rows.select(*NONE_ASKED.columns[:-1], pl.lit(extra).alias("extra"), pl.exclude(NONE_ASKED.columns))
 
     def known(self, drawn: tuple[str, Path], sieve: Sieve | None = None, *, with_prompt: bool = True) -> pl.DataFrame:
         """What is known of the candidates of a sampler's part; texts are read only where something asks for them."""
@@ -94,9 +124,12 @@ class Joining:
         start = texts.str.strip_chars_start(WHITESPACE).str.head(REFUSAL_CHARS).str.replace_all("’", "'", literal=True)
         return start.str.to_lowercase().str.contains_any(self._phrases)
 
-    def join(self, both: tuple[pl.DataFrame, pl.DataFrame]) -> pl.DataFrame:
-        """What was asked for of some prompts, with what is there of them: a pool."""
+    def join(self, both: tuple[pl.DataFrame, pl.DataFrame | None]) -> pl.DataFrame:
+        """What was asked for of some prompts, with what is there of them unless it is known already: a pool."""
         asked, there = both
+        if there is None:
+            rows = asked.with_columns(refuses=pl.lit(False))
+            return rows.drop("extra", "refuses").with_columns(left_out=self._left_out(rows))
         if self.may_repeat:
             # Of a selection and the scores beside it, the selection; of what was written twice, the last.
             asked = asked.unique("candidate_id", keep="first" if self._beside else "last", maintain_order=True)
@@ -163,20 +196,20 @@ def scorer_of(source: Partition) -> str:
     return str(lineage.spec.get("scorer") or "") if lineage and source.table.name == "selections" else ""
 
 
-def asked_for(named: tuple[Partition, Path, bool]) -> pl.DataFrame:
-    """The candidates that a part names: candidate_id, prompt_id, score, draws, and whether they are extra."""
-    source, part, extra = named
-    none = {"score": pl.lit(None, pl.Float64), "draws": pl.lit(None, pl.Int32)}
-    if source.table.name == "comparisons":
-        both = pl.read_parquet(part, columns=["first_id", "second_id", "prompt_id"], hive_partitioning=False)
-        sides = [both.select("prompt_id", candidate_id=side) for side in ("first_id", "second_id")]
-        rows = pl.concat(sides).unique("candidate_id", maintain_order=True).with_columns(**none)
-    else:
-        draws = [] if source.table.name == "scores" else ["draws"]
-        columns = ["candidate_id", "prompt_id", "score", *draws]
-        rows = pl.read_parquet(part, columns=columns, hive_partitioning=False)
-        rows = rows if draws else rows.with_columns(draws=none["draws"])
-    return rows.select("candidate_id", "prompt_id", "score", "draws", extra=pl.lit(extra))
+def as_it_lies(run: Run, spec: PoolSpec, source: Partition) -> dict[str, str]:
+    """How everything lies on disk that decides what pools hold: the source, the candidates, what conditions ask.
+
+    Raises:
+        UsageError: a file that holds no phrases.
+    """
+    scorer = scorer_of(source)
+    read = [source, *run.partitions("candidates")]
+    if spec.where is not None:
+        read += [*run.partitions("prompts"), *([run.partition("scores", scorer)] if scorer else [])]
+    if source.table.name == "selections" and scorer:
+        read.append(run.partition("scores", scorer))
+    phrases = {"refusals": digest(_phrases(spec))} if spec.refusals == "drop" else {}
+    return {str(partition): partition.as_it_lies() for partition in read} | phrases
 
 
 def _fitting(run: Run, condition: str, scorer: str) -> pl.Series:

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from prefdata.ahead import ahead, cores
 from prefdata.grids import Standing
-from prefdata.pools import Pools, open_pools
+from prefdata.pools import Pools, as_it_lies, open_pools
 from prefdata.progress import Progress, quiet
 from prefdata.reports import Account, Report, nonzero
 from prefdata.selections.diversity import Distance, spread_ranks
@@ -35,7 +35,10 @@ from prefdata.specs import SelectSpec
 from prefdata.store import Lineage, Outcome, Run
 from prefdata.views import chosen_samplers
 
-_COLUMNS = ["candidate_id", "prompt_id", "rank", "score", "copies", "copy_ids", "draws"]
+_COLUMNS = [
+    "candidate_id", "prompt_id", "rank", "score", "copies", "copy_ids", "sampler", "sample_index", "round",
+    "finish_reason", "text_key", "chars", "draws",
+]  # fmt: skip
 
 
 def select(
@@ -56,6 +59,9 @@ def select(
     if not replace:
         partition.check(Lineage.of(spec, resolved=resolved))
     distance = Distance.of(spec)
+    seen = as_it_lies(run, spec, scores) | distance.parents
+    if kept := partition.unchanged(Lineage.of(spec, resolved=resolved), seen):
+        return kept
     if spec.pool == "mix":
         refuse_unknown(spec, [one.name for one in chosen_samplers(run, spec.sampler)])
     texts = spec.diverse > 0 and spec.distance == "words"
@@ -63,7 +69,9 @@ def select(
         whole = Account()
         rows = _rows(pools, spec, distance, whole)
         lineage = Lineage.of(spec, {**pools.parents, **distance.parents}, resolved=resolved)
-        return partition.derive_in_pieces(lineage, lambda: _tables(rows, scores.name, whole, began), replace=replace)
+        return partition.derive_in_pieces(
+            lineage, lambda: _tables(rows, scores.name, whole, began), replace=replace, seen=seen
+        )
 
 
 def default_name(spec: SelectSpec) -> str:
@@ -77,8 +85,8 @@ def keep(
     """The selection's rule, pure.
 
     `pool` has the columns of `prefdata.pools`; the order of its rows does not matter. `latest_round` is the run's (the
-    pool's own unless given). Returns candidate_id, prompt_id, rank, score, copies, copy_ids and draws, prompt by
-    prompt, each prompt's by rank.
+    pool's own unless given). Returns the columns of the table but for the scorer, prompt by prompt, each prompt's rows
+    by rank.
     """
     answers, dropped = narrowed(Standing.of(pool), spec, latest_round)
     rank, draws = _places(answers, spec, distance or Distance.of(spec))

@@ -164,7 +164,8 @@ def mixed(samplers: list[str], prompts: int = 2_000) -> pl.DataFrame:
             "candidate_id": [ids.digest([p, s]) for p in range(prompts) for s in samplers],
             "prompt_id": [ids.digest(p) for p in range(prompts) for _ in samplers],
             "sampler": samplers * prompts,
-            "text_key": pl.int_range(each * prompts, dtype=pl.UInt64, eager=True),
+            "text_key": pl.int_range(each * prompts, dtype=pl.Int64, eager=True),
+            "chars": 5,
         }
     ).with_columns(
         score=pl.lit(1.0),

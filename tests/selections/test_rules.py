@@ -162,7 +162,8 @@ def many(scores: list[list[float]]) -> pl.DataFrame:
             "prompt_id": np.repeat(prompt, each),
             "sample_index": np.tile(np.arange(each, dtype=np.int32), len(scores)),
             "score": np.array(scores, dtype=float).ravel(),
-            "text_key": pl.int_range(each * len(scores), dtype=pl.UInt64, eager=True),
+            "text_key": pl.int_range(each * len(scores), dtype=pl.Int64, eager=True),
+            "chars": 5,
         }
     ).with_columns(
         sampler=pl.lit("policy"), round=pl.lit(0), left_out=pl.lit(None, pl.String), finish_reason=pl.lit("stop")
