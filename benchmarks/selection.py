@@ -35,6 +35,7 @@ import pyarrow as pa
 
 from prefdata import PairSpec, Run, SelectSpec, pair, select
 from prefdata.ahead import ahead, cores
+from prefdata.grids import grids
 from prefdata.pairs import match, pair_ids
 from prefdata.pools import POOL_ROWS
 from prefdata.reports import Account, Report
@@ -169,10 +170,17 @@ def rules(each: int) -> None:
     numbers = np.random.default_rng(0)
     many, few = numbers.normal(size=(PROMPTS, each)), numbers.normal(size=(LOOP_PROMPTS, each)).tolist()
     coins = numbers.random(many.shape)
+    together = [grid.prompts for grid in grids(np.full(PROMPTS, each))]  # as select has them
     ways: dict[str, tuple[int, Way]] = {
         "Algorithm 1, Python loop": (LOOP_PROMPTS, lambda: [algorithm1(scores, 8, 0.5) for scores in few]),
-        "rso-algorithm1, all prompts at once": (PROMPTS, lambda: algorithm1_ranks(many, 0.5, 8, lambda sweep: coins)),
-        "rso (Gumbel), all prompts at once": (PROMPTS, lambda: gumbel_ranks(many, 0.5, coins)),
+        "rso-algorithm1, many prompts at once": (
+            PROMPTS,
+            lambda: [algorithm1_ranks(many[some], 0.5, 8, lambda sweep, of=some: coins[of]) for some in together],
+        ),
+        "rso (Gumbel), many prompts at once": (
+            PROMPTS,
+            lambda: [gumbel_ranks(many[some], 0.5, coins[some], 8) for some in together],
+        ),
     }
     _compare(f"acceptance of 8 of {each}", {name: (n, partial(_timed, way)) for name, (n, way) in ways.items()})
     for by_turns in (False, True):

@@ -46,7 +46,7 @@ def places(answers: Standing, spec: SelectSpec) -> tuple[Places, NDArray[np.int3
     place = np.full(rows.height, NOWHERE, np.int64)
     drawn = np.zeros(rows.height, np.int32) if spec.method == "boltzmann" else None
     for grid in answers.grids():
-        scores, coins = grid.spread(answers.column("score"), -np.inf), _coins(grid, rows, spec)
+        scores, coins = grid.spread(answers.column("score"), -np.inf), _coins(grid, rows["candidate_id"], spec)
         if drawn is None:
             place[grid.numbers] = grid.flat(_ranks(scores, coins, spec))
         else:
@@ -56,13 +56,15 @@ def places(answers: Standing, spec: SelectSpec) -> tuple[Places, NDArray[np.int3
     return place, drawn
 
 
-def gumbel_ranks(scores: Scores, beta: float, uniform: Scores) -> Places:
+def gumbel_ranks(scores: Scores, beta: float, uniform: Scores, k: int | None = None) -> Places:
     """The place (from 1) of each candidate in a Plackett-Luce draw with weights exp(score / beta); shape as `scores`.
+
+    With `k` only the first k places are told; the others are somewhere after them.
 
     Sorting score / beta + Gumbel noise draws without replacement from the softmax of score / beta: the law of RSO's
     re-draw scheme, order included. beta = 0 sorts by score, ties in list order; beta = inf ignores the scores.
     """
-    return _places(_noisy(scores, beta, uniform))
+    return _places(_noisy(scores, beta, uniform), k)
 
 
 def boltzmann_draws(scores: Scores, beta: float, k: int, draw: Callable[[int], Scores]) -> NDArray[np.int32]:
@@ -124,17 +126,18 @@ def acceptances(answers: Standing, beta: float) -> tuple[Scores, Scores]:
     return np.concatenate([empty, *(a for a, _ in found)]), np.concatenate([empty, *(e for _, e in found)])
 
 
-def _coins(grid: Grid, rows: pl.DataFrame, spec: SelectSpec) -> Callable[[int], Scores]:
-    return lambda turn: grid.spread(uniforms(rows["candidate_id"], spec.seed, spec.method, turn), 0.5)
+def _coins(grid: Grid, names: pl.Series, spec: SelectSpec) -> Callable[[int], Scores]:
+    mine = names[grid.numbers]
+    return lambda turn: grid.lay(uniforms(mine, spec.seed, spec.method, turn), 0.5)
 
 
 def _ranks(scores: Scores, draw: Callable[[int], Scores], spec: SelectSpec) -> Places:
     if spec.method == "rso":
-        return gumbel_ranks(scores, spec.beta, draw(0))
+        return gumbel_ranks(scores, spec.beta, draw(0), spec.k)
     if spec.method == "rso-algorithm1":
         ranks = algorithm1_ranks(scores, spec.beta, spec.k, draw)
         return np.where(ranks == 0, NOWHERE, ranks)
-    return _places(scores)
+    return _places(scores, {"best-of-n": 1, "threshold": None}.get(spec.method, spec.k))
 
 
 def _shuffled(answers: Standing, spec: SelectSpec) -> Places:
@@ -176,7 +179,15 @@ def _first_best(gap: Scores) -> NDArray[np.bool_]:
     return first
 
 
-def _places(values: Scores) -> Places:
+def _places(values: Scores, k: int | None = None) -> Places:
+    """Places from the largest value down, equal ones in list order; with `k` all but the first k are nowhere."""
+    if k is not None and k < values.shape[1]:
+        least = np.partition(values, -k, axis=1)[:, -k]
+        first = values >= least[:, None]
+        if np.count_nonzero(first) == k * len(values):  # no ties at the end
+            ranks = np.full(values.shape, NOWHERE, np.int64)
+            ranks[first] = _places(values[first].reshape(-1, k)).ravel()
+            return ranks
     order = descending(values)
     place = np.empty_like(order)
     np.put_along_axis(place, order, np.arange(1, values.shape[1] + 1)[None, :], axis=1)
