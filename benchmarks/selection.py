@@ -35,7 +35,6 @@ import pyarrow as pa
 
 from prefdata import PairSpec, Run, SelectSpec, pair, select
 from prefdata.ahead import ahead, cores
-from prefdata.grids import grids
 from prefdata.pairs import match, pair_ids
 from prefdata.pools import POOL_ROWS
 from prefdata.reports import Account, Report
@@ -170,7 +169,7 @@ def rules(each: int) -> None:
     numbers = np.random.default_rng(0)
     many, few = numbers.normal(size=(PROMPTS, each)), numbers.normal(size=(LOOP_PROMPTS, each)).tolist()
     coins = numbers.random(many.shape)
-    together = [grid.prompts for grid in grids(np.full(PROMPTS, each))]  # as select has them
+    together = [slice(start, start + POOL_ROWS // each) for start in range(0, PROMPTS, POOL_ROWS // each)]  # a pool
     ways: dict[str, tuple[int, Way]] = {
         "Algorithm 1, Python loop": (LOOP_PROMPTS, lambda: [algorithm1(scores, 8, 0.5) for scores in few]),
         "rso-algorithm1, many prompts at once": (

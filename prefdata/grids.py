@@ -177,31 +177,20 @@ class Grid:
         return values
 
 
-CELLS = 65_536
-"""Places of a grid, about: what is reckoned with them fits a core's cache, which is several times as fast."""
-
-
 def grids(size: Ints) -> Iterator[Grid]:
     """The grids of rows that stand by prompt, `size` of each: prompts of 1, 2, 3-4, 5-8, … rows together.
 
-    So half of a grid is full at least. Some prompts at a time, for `CELLS`.
+    So half of a grid is full at least.
     """
     kind = np.ceil(np.log2(size)).astype(np.int64)
     kinds = np.unique(kind)
-    start = _before(size)
-    of_row = np.repeat(kind, size) if len(kinds) > 1 else None
-    for one in kinds.tolist():
-        each = max(1, CELLS >> one)
-        if of_row is None:  # nothing needs to be gathered
-            for begun in range(0, len(size), each):
-                some = slice(begun, begun + each)
-                yield Grid(slice(start[begun], start[begun] + size[some].sum()), size[some], some)
-            continue
-        prompts, rows = np.flatnonzero(kind == one), np.flatnonzero(of_row == one)
-        ends = np.append(0, np.cumsum(size[prompts]))
-        for begun in range(0, len(prompts), each):
-            mine = prompts[begun : begun + each]
-            yield Grid(rows[ends[begun] : ends[begun + len(mine)]], size[mine], mine)
+    if len(kinds) == 1:
+        yield Grid(slice(None), size, slice(None))  # nothing needs to be gathered
+        return
+    of_row = np.repeat(kind, size)
+    for one in kinds:
+        prompts = np.flatnonzero(kind == one)
+        yield Grid(np.flatnonzero(of_row == one), size[prompts], prompts)
 
 
 def descending(values: Floats) -> Ints:
