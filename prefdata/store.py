@@ -24,7 +24,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefdata.ahead import ahead
+from prefdata.ahead import ahead, cores
 from prefdata.disk import refused, sync_folder, write_file
 from prefdata.errors import InputError, NotReady, StorageError, UsageError, did_you_mean
 from prefdata.folders import Folder, Lineage, Outcome, State, Success
@@ -130,10 +130,7 @@ class Partition(Folder):
         replace: bool = False,
         seen: Mapping[str, str] | None = None,
     ) -> Outcome:
-        """As `derive`, from rows that come a table at a time; the generator's value at the end is the Report.
-
-        `seen` is how what it was made from lies on disk.
-        """
+        """As `derive`, from rows that come a table at a time; the generator's value at the end is the Report."""
         return self.remake(lineage, lambda path: self._fill_in_pieces(path, compute()), replace=replace, seen=seen)
 
     def _fill(self, path: Path, rows: pa.Table, report: Report) -> Report:
@@ -147,25 +144,27 @@ class Partition(Folder):
         building = Partition(path.parent, self.table, self.name)
         building.path = path
         ended: list[Report] = []
-        written = 0
+
+        def given() -> Iterator[pa.Table]:
+            try:
+                while True:
+                    yield next(pieces)
+            except StopIteration as end:
+                ended.append(end.value)
 
         def parts() -> Iterator[pa.Table]:
             """The rows anew: parts are of one size whatever the pieces, so that equal rows give equal files."""
-            nonlocal written
-            waiting = self.table.empty()
-            while not ended:
-                try:
-                    waiting = pa.concat_tables([waiting, self.table.conform(next(pieces))])
-                except StopIteration as end:
-                    ended.append(end.value)
+            waiting, written = self.table.empty(), 0
+            for rows in ahead(given(), self.table.conform, cores()):
+                waiting = pa.concat_tables([waiting, rows])
                 while waiting.num_rows >= PART_ROWS:
                     written += 1
-                    yield waiting.slice(0, PART_ROWS).combine_chunks()
+                    yield waiting.slice(0, PART_ROWS)
                     waiting = waiting.slice(PART_ROWS)
             if waiting.num_rows or not written:
-                yield waiting.combine_chunks()
+                yield waiting
 
-        for _ in ahead(parts(), building.append):
+        for _ in ahead(parts(), lambda rows: building.append(rows.combine_chunks())):
             pass
         return ended[0]
 
