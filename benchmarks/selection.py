@@ -1,13 +1,14 @@
 """select and pair at scale: seconds and memory from Parquet to Parquet, against a Python loop, pandas and Polars.
 
-    python benchmarks/selection.py [--prompts 1562,15625,156250,1000000] [--candidates 64] [--folder DIR]
+    python benchmarks/selection.py [--prompts 1562,15625,156250,1000000] [--candidates 64] [--rounds 3] [--folder DIR]
 
 For each size a run of that many prompts is written first (random ids, texts and scores, in parts of 100,000 rows), and
-each measurement has a process of its own, whose peak memory is the kernel's figure. Then, on one size in memory, the
-rules alone against other ways to write them.
+each measurement has a process of its own, whose peak memory is the kernel's figure; steps are measured alternately, and
+the medians printed. Then, on one size in memory, the rules alone against other ways to write them.
 
-- end to end: `prefdata select --method rso --k 8`, `prefdata pair --strategy first-round`; and best-worst pairing among
-  all scored candidates, beside the time to scan the columns that it needs and to write its pairs.
+- end to end: `prefdata select --method rso --k 8`, `prefdata pair --strategy first-round` of what was selected; and
+  best-worst pairing among all scored candidates, beside the time to scan the columns that it needs and to write its
+  pairs, and the same command again, which finds that nothing changed.
 - Algorithm 1 as the paper has it, a Python loop over prompts: from a list of scores to the accepted.
 - best-worst: pandas' groupby-apply, and the best plain Polars that we could write for the same pairs: as one query, and
   by finding the rows of these pairs as numbers and gathering what they hold; both for prompts whose rows lie anywhere,
@@ -56,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", default="1562,15625,156250,1000000")
     parser.add_argument("--candidates", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the runs are made (a temporary folder unless given)")
     parser.add_argument("--rules", action=argparse.BooleanOptionalAction, default=True, help="the rules alone as well")
     said = parser.parse_args()
@@ -66,12 +68,22 @@ def main() -> None:
         folder = Path(tempfile.mkdtemp(dir=said.folder))
         try:
             alone(build, folder, prompts, said.candidates)
-            for name, step in STEPS.items():
-                seconds, memory = alone(step, folder)
-                rows = prompts * said.candidates
-                print(f"{rows:>12,} {name:<34} {seconds:>8.1f} {rows / seconds:>12,.0f} {memory:>7,}", flush=True)
+            _steps(folder, prompts * said.candidates, said.rounds)
         finally:
             shutil.rmtree(folder)
+
+
+def _steps(folder: Path, rows: int, rounds: int) -> None:
+    """Every step alternately, and the medians of its seconds."""
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in STEPS}
+    for _ in range(rounds):
+        for name, (makes, step) in STEPS.items():
+            if makes is not None:
+                shutil.rmtree(folder / makes, ignore_errors=True)
+            found[name].append(alone(step, folder))
+    for name, measured in found.items():
+        seconds, memory = statistics.median(one for one, _ in measured), max(peak for _, peak in measured)
+        print(f"{rows:>12,} {name:<34} {seconds:>8.1f} {rows / seconds:>12,.0f} {memory:>7,}", flush=True)
 
 
 def alone(work: Callable[..., None], *arguments: Any) -> tuple[float, int]:
@@ -134,15 +146,15 @@ def _append(run: Run, table: str, name: str, columns: dict[str, pl.Series], **mo
 
 
 def _rso(folder: Path) -> None:
-    select(Run(folder), SelectSpec(method="rso", k=8), replace=True)
+    select(Run(folder), SelectSpec(method="rso", k=8))
 
 
 def _first_round(folder: Path) -> None:
-    pair(Run(folder), PairSpec(strategy="first-round"), replace=True)
+    pair(Run(folder), PairSpec(strategy="first-round"))
 
 
 def _best_worst(folder: Path) -> None:
-    pair(Run(folder), PairSpec(selector="all", name="best-worst"), replace=True)
+    pair(Run(folder), PairSpec(selector="all", name="best-worst"))
 
 
 def _scan_and_write(folder: Path) -> None:
@@ -156,12 +168,14 @@ def _scan_and_write(folder: Path) -> None:
     pairs.write_parquet(folder / "written.parquet")
 
 
-STEPS = {
-    "select rso-8": _rso,
-    "pair first-round": _first_round,
-    "pair best-worst among all": _best_worst,
-    "scan and write for best-worst": _scan_and_write,
+STEPS: dict[str, tuple[str | None, Callable[[Path], None]]] = {
+    "select rso-8": ("selections/selector=rso-8", _rso),
+    "pair first-round": ("pairs/pairing=rso-8", _first_round),
+    "pair best-worst among all": ("pairs/pairing=best-worst", _best_worst),
+    "scan and write for best-worst": (None, _scan_and_write),
+    "best-worst, the same again": (None, _best_worst),
 }
+"""Steps, each with what it makes, which is removed before."""
 
 
 def rules(each: int) -> None:
