@@ -14,6 +14,7 @@ What holds, whatever is killed and whenever:
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import time
@@ -34,8 +35,8 @@ from prefdata.tables import TABLES, Table, last_of_each, superseded, write_parqu
 
 __all__ = ["Appender", "Folder", "Lineage", "Outcome", "Partition", "Run", "State", "Success", "name_of"]
 
-PART_ROWS = 1_000_000
-"""Rows of a part where a partition is written in one go."""
+PART_ROWS = 250_000
+"""Rows of a part where a partition is written in one go: each core writes one at a time."""
 
 SMALL_PART = 8 << 20
 """Bytes below which a part is joined with others, where there are more than `FEW_PARTS` such."""
@@ -84,10 +85,15 @@ class Partition(Folder):
         Raises:
             InputError: a part is damaged, or was written by another version of the contract.
         """
-        parts = self.parts()
-        for part in parts:
-            self._check_version(part)
-        return parts
+        return [part for part, _ in self.sized()]
+
+    def sized(self) -> list[tuple[Path, int]]:
+        """The parts, in order, each with its rows.
+
+        Raises:
+            InputError: as `readable`.
+        """
+        return [(part, self._checked(part)) for part in self.parts()]
 
     def as_it_lies(self) -> str:
         """The id of how its parts lie on disk: their names, sizes and times. Parts are never changed in place."""
@@ -95,14 +101,18 @@ class Partition(Folder):
 
     def append(self, rows: pa.Table) -> Path:
         """Write `rows` as one more immutable part; another process may be appending as well."""
-        rows = self._signed(rows)
         temporary = self.path / f"_tmp-{os.getpid()}.parquet"
         with refused(self.path):
             try:
-                write_file(temporary, lambda file: write_parquet(rows, file))
-                return self._place(temporary)
+                return self._place(self._write(rows, temporary.name))
             finally:
                 temporary.unlink(missing_ok=True)
+
+    def _write(self, rows: pa.Table, name: str) -> Path:
+        rows, path = self._signed(rows), self.path / name
+        with refused(self.path):
+            write_file(path, lambda file: write_parquet(rows, file))
+        return path
 
     def rewrite(self, rows: pa.Table, lineage: Lineage, report: Report) -> None:
         """Make the whole partition `rows`, at once."""
@@ -144,6 +154,7 @@ class Partition(Folder):
         building = Partition(path.parent, self.table, self.name)
         building.path = path
         ended: list[Report] = []
+        numbers = itertools.count()
 
         def given() -> Iterator[pa.Table]:
             try:
@@ -164,8 +175,13 @@ class Partition(Folder):
             if waiting.num_rows or not written:
                 yield waiting
 
-        for _ in ahead(parts(), lambda rows: building.append(rows.combine_chunks())):
-            pass
+        def written(rows: pa.Table) -> Path:
+            return building._write(rows.combine_chunks(), f"_tmp-{next(numbers)}.parquet")
+
+        for temporary in ahead(parts(), written, cores()):
+            with refused(path):
+                building._place(temporary)
+                temporary.unlink()
         return ended[0]
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -224,9 +240,11 @@ class Partition(Folder):
             for part, _ in group:
                 part.unlink()
 
-    def _check_version(self, part: Path) -> None:
+    def _checked(self, part: Path) -> int:
+        """The rows of a part that this version can read."""
         try:
-            said = (pq.read_schema(part).metadata or {}).get(b"version", b"").decode()
+            footer = pq.read_metadata(part)
+            said = (footer.metadata or {}).get(b"version", b"").decode()
         except FileNotFoundError:
             raise  # another process has joined it with others
         except (pa.ArrowInvalid, OSError) as error:
@@ -241,6 +259,7 @@ class Partition(Folder):
                 f"{part} has version {said or 'none'} of the {self.table.name} contract, and this prefdata "
                 f"reads version {self.table.version}. Read it with the prefdata that wrote it, or make it anew."
             )
+        return int(footer.num_rows)
 
     def _signed(self, rows: pa.Table) -> pa.Table:
         lineage = self.lineage()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefdata import ids
-from prefdata.draws import leading_bits, uniforms
+from prefdata.draws import Content, leading_bits, uniforms
 
 some_ids = st.lists(st.text("0123456789abcdef", min_size=20, max_size=20), max_size=9)
 
@@ -38,3 +38,38 @@ def test_a_coin_hangs_on_the_id_the_seed_and_what_it_is_for() -> None:
     assert len({*coins, *uniforms(names, 1, "pair", "all"), *uniforms(names, 0, "pair", "first-round")}) == 3000
     assert (coins > 0).all()
     assert (coins < 1).all()
+
+
+def content(rows: list[tuple[str, float | None]], cuts: int = 1) -> str:
+    whole = Content()
+    for start in range(cuts):
+        some, part = rows[start::cuts], Content()
+        part.add(
+            pl.Series([row for row, _ in some], dtype=pl.String), pl.Series([v for _, v in some], dtype=pl.Float64)
+        )
+        whole += part
+    return whole.id
+
+
+def test_a_content_is_of_the_rows_and_of_nothing_else() -> None:
+    """In any order and cut; another number, another row, one more of the same, or two scores exchanged are another."""
+    rows = [(ids.digest(i), float(i % 7)) for i in range(200_000)]
+    once = content(rows)
+    assert content(rows[::-1]) == content(rows, cuts=3) == once
+    others = [
+        [*rows[:-1], (rows[-1][0], 99.0)],
+        [*rows[:-1], (ids.digest("another"), rows[-1][1])],
+        rows[:-1],
+        [*rows, rows[-1]],
+        [(rows[0][0], rows[1][1]), (rows[1][0], rows[0][1]), *rows[2:]],
+    ]
+    found = [content(other) for other in others]
+    assert len({once, *found}) == len(others) + 1
+    name = ids.digest("a")
+    assert content([(name, 0.0)]) == content([(name, -0.0)])
+    assert content([(name, None)]) == content([(name, float("nan"))]) == content([(name, -float("nan"))])
+
+
+def test_a_content_is_the_same_in_every_release() -> None:
+    """What it was when runs were made: XXH3 (seed 0) of ids, mixed with scores by SplitMix64."""
+    assert content([(ids.digest(i), i / 3) for i in range(5)]) == "2dc3e44d0d8df312cb7a"

@@ -128,6 +128,36 @@ def test_top_k_overall_across_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert report.figures["mean_score_after"] == pytest.approx(45 / 7)
 
 
+def test_what_looks_in_step_and_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three looks find both streams in step; the windows in which they are not wait on shelves, and change nothing."""
+    answers = names(60)
+    run, other = (scored_run(tmp_path / name, answers, parts=7) for name in ("run", "other"))
+    apart = [*answers[:30], *answers[70:90], *answers[50:70], *answers[30:50], *answers[90:]]
+    write(other, "candidates", "policy", apart, parts=5)
+    monkeypatch.setattr(pools, "POOL_ROWS", 20)
+    monkeypatch.setattr(pools, "_LOOK", 4)
+    some = {name: SPECS[name] for name in ("rso", "swept", "overall", "some")}
+    cuts, waited = [], []
+    found, put = pools.windows_of, pools.Shelves.put
+    monkeypatch.setattr(pools, "windows_of", lambda *given, **how: cuts.append(found(*given, **how)) or cuts[-1])
+    monkeypatch.setattr(
+        pools.Shelves,
+        "put",
+        lambda self, rows: waited.append(rows.height * ("extra" in rows.columns)) or put(self, rows),
+    )
+    for one in (run, other):
+        waited.clear()
+        for name, said in some.items():
+            select(one, SelectSpec(name=name, **said))
+        assert all(each.in_step for each in cuts)
+        assert (sum(waited) > 0) == (one is other)
+    for name in some:
+        assert bytes_of(run, name) == bytes_of(other, name)
+    write(other, "candidates", "policy", [*apart[:35], *apart[36:], answer("prompt 1", 99, 0.0)], parts=5)
+    with pytest.raises(InputError, match=r"1 of .* rows of scores/reward name candidates that are not in"):
+        select(other, SelectSpec(name="gone"))
+
+
 def test_pools_hold_whole_prompts_and_are_put_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "POOL_ROWS", 7)
     run = scored_run(tmp_path / "run", names(20), parts=3)

@@ -235,7 +235,7 @@ def test_what_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch)
     def refuse(path: Path) -> None:  # a file's own mode stops nobody who is root, as tests often are
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(pq, "read_schema", refuse)
+    monkeypatch.setattr(pq, "read_metadata", refuse)
     with pytest.raises(InputError, match=r"^cannot read .*part-00000\.parquet: .*Permission denied"):
         part.readable()
 

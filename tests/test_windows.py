@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from hypothesis import strategies as st
 from prefdata import ids
 from prefdata.draws import leading_bits
 from prefdata.pools import windows as module
+from prefdata.pools.parts import Part, Stream, read
 from prefdata.pools.sieve import Sieve
-from prefdata.pools.windows import Windows, cut, windows_of
+from prefdata.pools.windows import Windows, windows_of
+from prefdata.store import Run
 
-Stream = list[list[int]]
+Rows = list[list[int]]
 """Parts of rows, each given by the number of its prompt."""
 
 
@@ -26,30 +29,31 @@ def name(prompt: int) -> str:
     return ids.digest(["prompt", prompt])
 
 
-def written(folder: Path, stream: Stream) -> list[Path]:
+def written(folder: Path, stream: Rows) -> list[Part]:
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for number, prompts in enumerate(stream):
         rows = pl.DataFrame({"prompt_id": [name(p) for p in prompts]}, schema={"prompt_id": pl.String})
-        parts.append(folder / f"part-{number:05d}.parquet")
-        pq.write_table(rows.to_arrow(), parts[-1], row_group_size=7)
+        path = folder / f"part-{number:05d}.parquet"
+        pq.write_table(rows.to_arrow(), path, row_group_size=7)
+        parts.append(Part(Run(folder).partition("scores", "reward"), path, rows.height))
     return parts
 
 
-def in_parts(rows: list[int], size: int) -> Stream:
+def in_parts(rows: list[int], size: int) -> Rows:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def frames(parts: list[Path], order: list[int], ends: np.ndarray) -> list[pl.DataFrame]:
-    empty = pl.DataFrame(schema={"prompt_id": pl.String})
-    return list(cut((pl.read_parquet(parts[i]) for i in order), ends, empty))
+def frames(parts: list[Part], order: list[int], ends: np.ndarray) -> list[pl.DataFrame]:
+    stream, empty = Stream(parts, order), pl.DataFrame(schema={"prompt_id": pl.String})
+    spans = [list(stream.between(*span)) for span in itertools.pairwise([0, *ends.tolist()])]
+    return [pl.concat([empty, *(read(some, ["prompt_id"], rows) for some, rows in span)]) for span in spans]
 
 
-def laid(folder: Path, first: Stream, second: Stream, rows: int) -> tuple[Windows | None, list[tuple[set[str], ...]]]:
+def laid(folder: Path, first: Rows, second: Rows, rows: int) -> tuple[Windows | None, list[tuple[set[str], ...]]]:
     """The windows, and the prompts that lie in each of them, in the one stream and in the other."""
     streams = written(folder / "first", first), written(folder / "second", second)
-    sizes = [len(part) for part in first], [len(part) for part in second]
-    found = windows_of(*streams, sizes, rows)
+    found = windows_of(*streams, rows)
     if found is None:
         return None, []
     cuts = [frames(parts, order, ends) for parts, order, ends in zip(streams, found.order, found.ends, strict=True)]
@@ -69,7 +73,7 @@ def scattered(found: Windows) -> set[int]:
     rows=st.integers(1, 20),
 )
 def test_who_is_not_scattered_has_all_rows_in_one_window(
-    first: Stream, second: Stream, rows: int, tmp_path_factory
+    first: Rows, second: Rows, rows: int, tmp_path_factory
 ) -> None:
     found, lies = laid(tmp_path_factory.mktemp("w"), first, second, rows)
     if found is None:

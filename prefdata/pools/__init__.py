@@ -15,12 +15,14 @@ A pool is a frame with the columns
 and `text` where it was asked for.
 
     joining.py   what a source asks for, joined with what is known of it
+    parts.py     where what is asked for, and what is known, is read from
     windows.py   which prompts have their rows near each other, so that they can be joined as they are read
     sieve.py     of candidates that lie anyhow, the ones that were asked for
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,14 +31,14 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import polars as pl
-import pyarrow.parquet as pq
 
 from prefdata.ahead import ahead, cores
 from prefdata.draws import Content
 from prefdata.ids import digest
-from prefdata.pools.joining import NONE_ASKED, REASONS, Joining, as_it_lies, is_score, scorer_of
+from prefdata.pools.joining import NONE_ASKED, REASONS, Joining, as_it_lies, in_step, is_score, scorer_of
+from prefdata.pools.parts import Part, Rows, Stream, read
 from prefdata.pools.sieve import Sieve
-from prefdata.pools.windows import Windows, cut, windows_of
+from prefdata.pools.windows import Windows, windows_of
 from prefdata.progress import Progress, quiet
 from prefdata.shelves import Shelves, how_many_shares, shelf_room
 from prefdata.specs import PoolSpec
@@ -48,9 +50,30 @@ __all__ = ["POOL_ROWS", "Pools", "as_it_lies", "is_score", "open_pools"]
 POOL_ROWS = 1_000_000
 """Rows of a pool, about: what is held at a time."""
 
+WINDOWS = 2
+"""Pools that are read as they lie are so many times smaller: memory that is used again is many times faster."""
+
+_LOOK = 1000
+"""Rows that tell whether candidates were scored in the order in which they were drawn."""
+
 T = TypeVar("T")
 Both = tuple[pl.DataFrame, pl.DataFrame | None]
 """What is asked for of some prompts, and what is there of them; None where the source knows."""
+
+
+@dataclass(frozen=True)
+class _Decided(Generic[T]):
+    """What a rule made of a pool, and what the pool was."""
+
+    result: T
+    rows: Content
+    reasons: Content
+
+
+Decide = Callable[[Both], _Decided[T] | None]
+Span = tuple[int, int]
+Near = tuple[_Decided[T] | None, pl.DataFrame, pl.DataFrame]
+"""What is decided about a window, and the rows of either stream that have to wait on shelves."""
 
 
 class Pools:
@@ -63,8 +86,8 @@ class Pools:
     def __init__(
         self,
         joining: Joining,
-        named: list[tuple[Partition, Path, bool]],
-        drawn: list[tuple[str, Path]],
+        named: list[Part],
+        drawn: list[Part],
         room: Path,
         *,
         only: str | None = None,
@@ -74,10 +97,7 @@ class Pools:
         self.scorer = scorer_of(joining.source)
         self._joining, self._named, self._drawn, self._room = joining, named, drawn, room
         self._only, self._progress = only, progress
-        self._paths = [part for _, part, _ in named], [part for _, part in drawn]
-        sizes = ([pq.read_metadata(part).num_rows for part in parts] for parts in self._paths)
-        self._sizes: tuple[list[int], list[int]] = (*sizes,)  # type: ignore[assignment]
-        self._asked, self._there = (sum(of_parts) for of_parts in self._sizes)
+        self._asked, self._there = (sum(part.rows for part in parts) for parts in (named, drawn))
         self._shares = how_many_shares(max(self._asked, self._there), POOL_ROWS) if only is None else 1
         self._rows, self._reasons = Content(), Content()
 
@@ -93,7 +113,7 @@ class Pools:
             InputError: the source names candidates that the run does not hold.
         """
         done = 0
-        for made in ahead(self._frames(), partial(_decided, self._joining, rule), cores()):
+        for made in self._made(partial(_decided, self._joining, rule)):
             if made is not None:
                 self._rows += made.rows
                 self._reasons += made.reasons
@@ -114,55 +134,94 @@ class Pools:
 
         All of `frames` have been gone through when this returns.
         """
-        waiting: Shelves | None = None
-        for rows in frames:
-            waiting = waiting or Shelves(self._room / "waiting", self._shares, rows)
+        held: list[pl.DataFrame] = []
+        stream, count = iter(frames), 0
+        for rows in stream:
+            held.append(rows)
+            count += rows.height
+            if count > POOL_ROWS:
+                break
+        else:
+            return iter([_sorted(pl.concat(held))] if held else [])
+        waiting = Shelves(self._room / "waiting", self._shares, held[0])
+        for rows in itertools.chain(held, stream):
             waiting.put(rows)
-        return iter(()) if waiting is None else _by_prompt(waiting)
+        del held
+        return _by_prompt(waiting)
 
-    def _frames(self) -> Iterator[Both]:
+    def _made(self, decide: Decide[T]) -> Iterator[_Decided[T] | None]:
         if self._joining.self_contained:
-            yield from ((rows, None) for rows in _whole_prompts(ahead(self._named, self._joining.asked_for, cores())))
+            whole = _whole_prompts(ahead(_one_by_one(self._named), self._joining.asked_for, cores()))
+            yield from ahead(((rows, None) for rows in whole), decide, cores())
             return
         with (
             Shelves(self._room / "asked", self._shares, NONE_ASKED) as asked,
             Shelves(self._room / "there", self._shares, self._joining.nothing_known) as there,
         ):
-            whole = self._only is None and not self._joining.may_repeat
-            cuts = windows_of(*self._paths, self._sizes, POOL_ROWS) if whole else None
+            cuts = self._windows()
             if cuts is None:
                 self._fill(asked, there)
             else:
-                yield from self._near(cuts, asked, there)
-            yield from ((asked.take(share), there.take(share)) for share in range(self._shares))
+                for made, far, far_there in self._near(cuts, decide):
+                    asked.put(far)
+                    there.put(far_there)
+                    yield made
+            yield from ahead(((asked.take(share), there.take(share)) for share in range(self._shares)), decide, cores())
 
-    def _near(self, cuts: Windows, asked: Shelves, there: Shelves) -> Iterator[Both]:
-        """What lies near each other, window by window; the rest is put on shelves."""
-        named, drawn = [self._named[i] for i in cuts.order[0]], [self._drawn[i] for i in cuts.order[1]]
+    def _windows(self) -> Windows | None:
+        if self._only is not None or self._joining.may_repeat:
+            return None
+        return windows_of(self._named, self._drawn, max(1, POOL_ROWS // WINDOWS), in_step=self._look_in_step())
+
+    def _look_in_step(self) -> bool:
+        """Whether candidates look as if they were scored in the order they were drawn: at both ends, and halfway."""
+        if self._asked != self._there or not self._asked:
+            return False
+        for begin in (0, self._asked // 2, max(0, self._asked - _LOOK)):
+            one, other = (
+                pl.concat(read(parts, ["candidate_id"], some) for parts, some in stream.between(begin, begin + _LOOK))
+                for stream in (Stream(self._named), Stream(self._drawn))
+            )
+            if not one.equals(other):
+                return False
+        return True
+
+    def _near(self, cuts: Windows, decide: Decide[T]) -> Iterator[Near[T]]:
+        streams = Stream(self._named, cuts.order[0]), Stream(self._drawn, cuts.order[1])
+        spans = zip(*(itertools.pairwise([0, *ends.tolist()]) for ends in cuts.ends), strict=True)
         with_prompt = len(cuts.scattered) > 0
-        known = partial(self._joining.known, with_prompt=with_prompt)
-        nothing = self._joining.nothing_known if with_prompt else self._joining.nothing_known.drop("prompt_id")
-        streams = (
-            cut(ahead(named, self._joining.asked_for, cores()), cuts.ends[0], NONE_ASKED),
-            cut(ahead(drawn, known, cores()), cuts.ends[1], nothing),
-        )
-        for both in zip(*streams, strict=True):
-            if not with_prompt:
-                yield both
-                continue
-            (near, far), (near_there, far_there) = (cuts.apart(rows) for rows in both)
-            asked.put(far)
-            there.put(far_there)
-            yield near, near_there
+
+        def window(both: tuple[Span, Span]) -> Near[T]:
+            named, drawn = (list(stream.between(*span)) for stream, span in zip(streams, both, strict=True))
+            rows, known = self._asked_for(named), self._known(drawn, with_prompt=with_prompt)
+            far, far_there = NONE_ASKED, self._joining.nothing_known
+            if with_prompt:
+                (rows, far), (known, far_there) = cuts.apart(rows), cuts.apart(known)
+            if cuts.in_step:
+                if not in_step(rows, known):  # who belongs to these rows lies among others that are not, or nowhere
+                    return None, rows, self._known(drawn, with_prompt=True)
+                known = known.drop("candidate_id")
+            return decide((rows, known)), far, far_there
+
+        yield from ahead(spans, window, 2 * cores())
+
+    def _asked_for(self, window: list[tuple[list[Part], Rows]]) -> pl.DataFrame:
+        found = [self._joining.asked_for(parts, some) for parts, some in window]
+        return pl.concat(found or [NONE_ASKED])
+
+    def _known(self, window: list[tuple[list[Part], Rows]], *, with_prompt: bool) -> pl.DataFrame:
+        found = [self._joining.known(parts, some, with_prompt=with_prompt) for parts, some in window]
+        nothing = self._joining.nothing_known
+        return pl.concat(found or [nothing if with_prompt else nothing.drop("prompt_id")])
 
     def _fill(self, asked: Shelves, there: Shelves) -> None:
         """Everything on shelves; of the candidates what was asked for, where that is the smaller part."""
         sieve = Sieve(self._asked) if self._asked * 2 < self._there and not self._joining.may_repeat else None
-        for rows in ahead(self._named, self._joining.asked_for, cores()):
+        for rows in ahead(_one_by_one(self._named), self._joining.asked_for, cores()):
             asked.put(self._fitting(rows))
             if sieve is not None:
                 sieve.put(rows)
-        for rows in ahead(self._drawn, partial(self._joining.known, sieve=sieve), cores()):
+        for rows in ahead(_one_by_one(self._drawn), partial(self._joining.known, sieve=sieve), cores()):
             there.put(self._fitting(rows))
 
     def _fitting(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -191,23 +250,14 @@ def open_pools(
     wanted = {one.path for one in chosen_samplers(run, (*spec.sampler, *beside))}
     # Those asked for first: where two samplers drew by the same law, a candidate is the first one's.
     samplers = sorted(chosen_samplers(run), key=lambda one: one.path not in wanted)
-    named = [(source, part, False) for part in source.readable()]
+    named = [Part(source, *part) for part in source.sized()]
     if beside and source.table.name == "selections" and (scorer := scorer_of(source)):
         scores = run.partition("scores", scorer)
-        named += [(scores, part, True) for part in scores.readable()]
-    drawn = [(sampler.name, part) for sampler in samplers for part in sampler.readable()]
+        named += [Part(scores, *part, extra=True) for part in scores.sized()]
+    drawn = [Part(sampler, *part) for sampler in samplers for part in sampler.sized()]
     joining = Joining(run, spec, source, samplers, beside=beside, texts=texts, whole=prompt_id is None)
     with shelf_room(run) as room:
         yield Pools(joining, named, drawn, room, only=prompt_id, progress=progress)
-
-
-@dataclass(frozen=True)
-class _Decided(Generic[T]):
-    """What a rule made of a pool, and what the pool was."""
-
-    result: T
-    rows: Content
-    reasons: Content
 
 
 def _decided(joining: Joining, rule: Callable[[pl.DataFrame], T], both: Both) -> _Decided[T] | None:
@@ -219,6 +269,10 @@ def _decided(joining: Joining, rule: Callable[[pl.DataFrame], T], both: Both) ->
     out = pool.select("candidate_id", "left_out").drop_nulls()
     reasons.add(out["candidate_id"], out["left_out"].replace_strict(REASONS, range(len(REASONS))))
     return _Decided(rule(pool), rows, reasons)
+
+
+def _one_by_one(parts: list[Part]) -> Iterator[list[Part]]:
+    return ([part] for part in parts)
 
 
 def _whole_prompts(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:

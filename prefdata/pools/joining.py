@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -10,6 +10,7 @@ import polars as pl
 from prefdata.draws import among, leading_bits
 from prefdata.errors import InputError, UsageError
 from prefdata.ids import digest
+from prefdata.pools.parts import EVERY_ROW, Part, Rows, read
 from prefdata.pools.sieve import Sieve
 from prefdata.specs import PoolSpec
 from prefdata.store import MADE_BY, Partition, Run
@@ -91,29 +92,35 @@ class Joining:
         there = {str(sampler): sampler.as_it_lies() for sampler in self._run.partitions("candidates")}
         return {name: lies for name, lies in success.seen.items() if name.startswith("candidates/")} == there
 
-    def asked_for(self, named: tuple[Partition, Path, bool]) -> pl.DataFrame:
-        """The candidates that a part names: the columns of NONE_ASKED, and what it knows of them if that is all."""
-        source, part, extra = named
-        if source.table.name == "comparisons":
-            both = pl.read_parquet(part, columns=["first_id", "second_id", "prompt_id"], hive_partitioning=False)
+    def asked_for(self, named: Sequence[Part], some: Rows = EVERY_ROW) -> pl.DataFrame:
+        """The candidates that parts name: the columns of NONE_ASKED, and what they know of them if that is all."""
+        table = named[0].of.table.name
+        if table == "comparisons":
+            both = read(named, ["first_id", "second_id", "prompt_id"], some)
             sides = [both.select("prompt_id", candidate_id=side) for side in ("first_id", "second_id")]
             rows = pl.concat(sides).unique("candidate_id", maintain_order=True)
             rows = rows.with_columns(score=pl.lit(None, pl.Float64))
         else:
-            columns = ["candidate_id", "prompt_id", "score", *(["draws"] if source.table.name == "selections" else [])]
+            columns = ["candidate_id", "prompt_id", "score", *(["draws"] if table == "selections" else [])]
             known = [*_CANDIDATE[1:], "sampler"] if self.self_contained else []
-            rows = pl.read_parquet(part, columns=[*columns, *known], hive_partitioning=False)
-        if "draws" not in rows.columns:
-            rows = rows.with_columns(draws=pl.lit(None, pl.Int32))
-        return rows.select(*NONE_ASKED.columns[:-1], pl.lit(extra).alias("extra"), pl.exclude(NONE_ASKED.columns))
+            rows = read(named, [*columns, *known], some)
+        draws = "draws" if "draws" in rows.columns else pl.lit(None, pl.Int32).alias("draws")
+        asked = NONE_ASKED.columns
+        return rows.select(*asked[:-2], draws, pl.lit(named[0].extra).alias("extra"), pl.exclude(asked))
 
-    def known(self, drawn: tuple[str, Path], sieve: Sieve | None = None, *, with_prompt: bool = True) -> pl.DataFrame:
-        """What is known of the candidates of a sampler's part; texts are read only where something asks for them."""
-        sampler, part = drawn
+    def known(
+        self,
+        drawn: Sequence[Part],
+        some: Rows = EVERY_ROW,
+        *,
+        sieve: Sieve | None = None,
+        with_prompt: bool = True,
+    ) -> pl.DataFrame:
+        """What is known of candidates in parts of a sampler; texts are read only where something asks for them."""
         asks = self._texts or bool(self._phrases)
         columns = [*_CANDIDATE, *(["prompt_id"] if with_prompt else []), *(["text"] if asks else [])]
-        rows = pl.read_parquet(part, columns=columns, hive_partitioning=False)
-        return self._known(sampler, rows if sieve is None else sieve.sift(rows))
+        rows = read(drawn, columns, some)
+        return self._known(drawn[0].of.name, rows if sieve is None else sieve.sift(rows))
 
     def _known(self, sampler: str, rows: pl.DataFrame) -> pl.DataFrame:
         refuses = self._refuses(rows["text"].fill_null("")) if self._phrases else pl.lit(False)
@@ -145,10 +152,8 @@ class Joining:
 
     def _joined(self, asked: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
         """What was asked for, with what is known of it, in its order."""
-        if asked.height == known.height and (asked["candidate_id"] == known["candidate_id"]).all():
-            return pl.concat(
-                [asked, known.drop("candidate_id")], how="horizontal"
-            )  # scored in the order they were drawn
+        if in_step(asked, known):
+            return pl.concat([asked, known.drop("candidate_id", strict=False)], how="horizontal")
         rows = asked.join(known, on="candidate_id", how="left", maintain_order="left")
         if rows.height == asked.height:
             return rows
@@ -161,13 +166,21 @@ class Joining:
 
     def _left_out(self, rows: pl.DataFrame) -> pl.Expr:
         """The first reason for which a row takes no part, or null."""
-        needs_score = ~pl.col("sampler").is_in(self._beside) & (self.source.table.name != "comparisons")
-        reasons = {"no_score": needs_score & ~is_score("score")}
+        reasons = {}
+        if self.source.table.name != "comparisons":
+            reasons["no_score"] = ~is_score("score")
+            if self._beside:
+                reasons["no_score"] &= ~pl.col("sampler").is_in(self._beside)
         if self._fitting is not None:
             reasons["where"] = ~pl.lit(pl.Series(among(self._fitting, leading_bits(rows["candidate_id"]))))
-        reasons["refusal"] = pl.col("refuses")
-        reasons["too_short"] = pl.col("chars") < self._spec.min_chars
-        reasons["too_long"] = pl.col("chars") > (self._spec.max_chars or 2**31)
+        if self._phrases:
+            reasons["refusal"] = pl.col("refuses")
+        if self._spec.min_chars:
+            reasons["too_short"] = pl.col("chars") < self._spec.min_chars
+        if self._spec.max_chars is not None:
+            reasons["too_long"] = pl.col("chars") > self._spec.max_chars
+        if not reasons:
+            return pl.lit(None, pl.String)
         found = rows.select(**reasons)
         if not any(found[reason].any() for reason in reasons):
             return pl.lit(None, pl.String)  # as a rule nobody is left out, and a column that says so takes memory
@@ -181,6 +194,13 @@ class Joining:
                 f"(first: {first}). Run `{MADE_BY[self.source.table.name]}` again: it keeps what fits, and makes "
                 "the rest."
             )
+
+
+def in_step(asked: pl.DataFrame, known: pl.DataFrame) -> bool:
+    """Whether what is known is of these candidates, row by row: they were scored in the order they were drawn."""
+    return asked.height == known.height and (
+        "candidate_id" not in known.columns or bool((asked["candidate_id"] == known["candidate_id"]).all())
+    )
 
 
 def is_score(column: str) -> pl.Expr:

@@ -4,14 +4,15 @@ Candidates lie in the order in which they were drawn, and scores in that in whic
 prompt lies near each other in both, if not in one piece. So both can be read side by side, and decided about as they
 come. The few prompts whose rows lie in several windows are scattered, and wait on shelves.
 
-Where a later part answers the same prompts (another sampler, a larger n), it is read beside the earlier one.
+Where a later part answers the same prompts (another sampler, a larger n), it is read beside the earlier one. Where all
+was scored in the order in which it was drawn, which three looks tell with good hope, one stream tells for both; who
+reads them has to see to it that they are in step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from prefdata.ahead import ahead, cores
 from prefdata.draws import Bits, among, leading_bits
+from prefdata.pools.parts import Part
 
 MOST_PLACES = 20_000_000
 """Prompts of parts, all parts of a stream together, above which no windows are looked for: each takes 24 bytes."""
@@ -36,11 +38,13 @@ class Windows:
         order: for each stream, the numbers of its parts in the order in which they are to be read.
         ends: for each stream, the row at which each window ends, shape (windows,).
         scattered: the prompts whose rows lie in several windows, as the leading bits of their ids, sorted.
+        in_step: only the first stream was looked at; the other one's rows are taken to lie as its do, one by one.
     """
 
     order: tuple[list[int], list[int]]
     ends: tuple[Ints, Ints]
     scattered: Bits
+    in_step: bool = False
 
     def apart(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The rows of prompts that lie within one window, and those of the scattered."""
@@ -52,44 +56,35 @@ class Windows:
         return rows.filter(~scattered), rows.filter(scattered)
 
 
-def windows_of(
-    first: Sequence[Path], second: Sequence[Path], sizes: tuple[list[int], list[int]], rows: int
-) -> Windows | None:
+def windows_of(first: Sequence[Part], second: Sequence[Part], rows: int, *, in_step: bool = False) -> Windows | None:
     """Windows of about `rows` rows of the longer of two streams of parts; None where most prompts are scattered.
 
-    `sizes` are the rows of each part.
+    Where the two look as if they were `in_step`, row by row, the second is not looked at if the first can be cut
+    without cutting a prompt.
     """
-    totals = [sum(of_parts) for of_parts in sizes]
+    totals = [sum(part.rows for part in parts) for parts in (first, second)]
+    as_they_are = list(range(len(first))), list(range(len(second)))
     how_many = max(1, -(-max(totals) // rows))
     if how_many == 1:
-        order = list(range(len(first))), list(range(len(second)))
-        return Windows(order, (np.array(totals[:1]), np.array(totals[1:])), np.empty(0, np.uint64))
-    looked_at = [_looked_at(parts) for parts in (first, second)] if all(totals) else [None]
-    found = [places for places in looked_at if places is not None]
-    if len(found) < 2:
+        return Windows(as_they_are, (np.array(totals[:1]), np.array(totals[1:])), np.empty(0, np.uint64))
+    if not all(totals) or (looked_at := _looked_at(first)) is None:
         return None
-    prompts, numbers = np.unique(np.concatenate([each.prompts for each in (*found[0], *found[1])]), return_inverse=True)
-    streams = _streams(found, sizes, numbers, len(prompts))
+    if in_step:
+        (one,), prompts = _streams([looked_at], [first])
+        cuts, whole = _seams(one, how_many)
+        if whole:
+            ends = np.append(cuts, totals[0])
+            return Windows(as_they_are, (ends, ends), prompts[:0], in_step=True)
+    if (others := _looked_at(second)) is None:
+        return None
+    streams, prompts = _streams([looked_at, others], [first, second])
     one, other = (stream.beside(streams[1].first) for stream in streams)
-    cuts = _seams(one, how_many)
-    ends = np.append(cuts, totals[0]), np.append(_meeting(cuts, one, other), totals[1])
-    scattered = prompts[_scattered((one, other), ends)]
+    cuts, _ = _seams(one, how_many)
+    both = np.append(cuts, totals[0]), np.append(_meeting(cuts, one, other), totals[1])
+    scattered = prompts[_scattered([one, other], both)]
     if len(scattered) * 2 > len(prompts):
         return None
-    return Windows((one.order, other.order), ends, scattered)
-
-
-def cut(frames: Iterable[pl.DataFrame], ends: Ints, empty: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """The rows of a stream of frames, up to each of `ends`; `empty` is a frame of theirs without rows."""
-    stream, begun = iter(frames), 0
-    waiting = empty
-    for end in ends.tolist():
-        some = [waiting]
-        while sum(frame.height for frame in some) < end - begun:
-            some.append(next(stream))
-        whole = pl.concat(some)
-        yield whole[: end - begun]
-        waiting, begun = whole[end - begun :], end
+    return Windows((one.order, other.order), both, scattered)
 
 
 @dataclass(frozen=True)
@@ -106,23 +101,28 @@ class _Places:
     last: Ints
 
     @classmethod
-    def of(cls, part: Path) -> Self:
+    def of(cls, part: Part) -> Self:
         """Where prompts lie in a part; their ids are read once each, not once a row."""
-        file = pq.ParquetFile(part, read_dictionary=["prompt_id"])
+        file = pq.ParquetFile(
+            part.path, read_dictionary=["prompt_id"], pre_buffer=False
+        )  # there is nothing to read ahead
         column = file.read(columns=["prompt_id"], use_threads=False)["prompt_id"].unify_dictionaries()
-        codes = np.concatenate([np.empty(0, np.int32), *(chunk.indices.to_numpy() for chunk in column.chunks)])
+        indices = [pl.Series(chunk.indices).to_numpy() for chunk in column.chunks]  # Arrow's own would import pandas
+        codes = np.concatenate([np.empty(0, np.int32), *indices])
         names = pl.Series(column.chunk(0).dictionary if column.num_chunks else [], dtype=pl.String)
         begun = np.flatnonzero(np.append(len(codes) > 0, codes[1:] != codes[:-1]))  # where runs of one prompt do
         ended = np.append(begun[1:], len(codes))[: len(begun)] - 1
         return cls(leading_bits(names), *_first_and_last(len(names), [codes[begun]], [begun], [ended]))
 
 
-def _looked_at(parts: Sequence[Path]) -> list[_Places] | None:
+def _looked_at(parts: Sequence[Part]) -> list[_Places] | None:
     """Where the prompts of parts lie; None where that is in too many places to be kept in mind."""
     found: list[_Places] = []
-    for places in ahead(parts, _Places.of, cores()):
+    room = MOST_PLACES
+    for places in ahead(parts, _Places.of, 2 * cores()):
         found.append(places)
-        if sum(len(each.prompts) for each in found) > MOST_PLACES:
+        room -= len(places.prompts)
+        if room < 0:
             return None
     return found
 
@@ -173,18 +173,27 @@ class _Stream:
         return self.of([self.order[i] for i in order], sizes, places, len(self.first))
 
 
-def _streams(
-    found: list[list[_Places]], sizes: tuple[list[int], list[int]], numbers: Ints, count: int
-) -> list[_Stream]:
-    """The streams as they lie, with the numbers of their prompts, one part's after the other's."""
+def _streams(found: list[list[_Places]], streams: list[Sequence[Part]]) -> tuple[list[_Stream], Bits]:
+    """The streams as they lie, and the prompts of them all, which they know by their numbers."""
+    prompts, numbers = _numbered(np.concatenate([each.prompts for places in found for each in places]))
     made, begun = [], 0
-    for places, of_parts in zip(found, sizes, strict=True):
+    for places, parts in zip(found, streams, strict=True):
         numbered = []
         for each in places:
             numbered.append((numbers[begun : begun + len(each.prompts)], each.first, each.last))
             begun += len(each.prompts)
-        made.append(_Stream.of(list(range(len(places))), of_parts, numbered, count))
-    return made
+        made.append(_Stream.of(list(range(len(places))), [part.rows for part in parts], numbered, len(prompts)))
+    return made, prompts
+
+
+def _numbered(bits: Bits) -> tuple[Bits, Ints]:
+    """As `np.unique` with the inverse, in a third of its time: equal ones need no order among them."""
+    order = np.argsort(bits)
+    there = bits[order]
+    new = np.append(True, there[1:] != there[:-1])[: len(there)]
+    numbers = np.empty(len(bits), np.int64)
+    numbers[order] = np.cumsum(new) - 1
+    return there[new], numbers
 
 
 _SOME = 100
@@ -196,16 +205,23 @@ def _middle(rows: Ints) -> float:
     return float(np.median(known)) if len(known) else np.inf
 
 
-def _seams(one: _Stream, how_many: int) -> Ints:
-    """Rows at which to cut a stream into equal windows, moved a little to where the fewest prompts are cut."""
-    first, last = (np.sort(rows[rows >= 0], kind="stable") for rows in (one.first, one.last))
-    rows, found = sum(one.sizes), []
+def _seams(one: _Stream, how_many: int) -> tuple[Ints, bool]:
+    """Rows at which to cut a stream into equal windows, moved a little to where the fewest prompts are cut.
+
+    Of such places the end of a part, which then need not be opened twice, or else the nearest. Tells also whether no
+    prompt is cut at all.
+    """
+    first, last = (np.sort(rows[rows >= 0]) for rows in (one.first, one.last))
+    rows, of_parts, found, whole = sum(one.sizes), np.cumsum(one.sizes), [], True
     reach = rows // how_many // 4
     for target in (rows * number // how_many for number in range(1, how_many)):
         near = last[slice(*np.searchsorted(last, (target - reach, target + reach)))] + 1
+        near = near if len(near) else np.array([target])
         cut = np.searchsorted(first, near) - np.searchsorted(last, near)  # begun before it and not ended
-        found.append(near[np.lexsort((np.abs(near - target), cut))[0]] if len(near) else target)
-    return np.array(found, np.int64)
+        best = np.lexsort((np.abs(near - target), ~np.isin(near, of_parts), cut))[0]
+        found.append(near[best])
+        whole = whole and not cut[best]
+    return np.array(found, np.int64), whole
 
 
 def _meeting(cuts: Ints, one: _Stream, other: _Stream) -> Ints:
@@ -227,15 +243,14 @@ def _meeting(cuts: Ints, one: _Stream, other: _Stream) -> Ints:
     return np.maximum.accumulate(np.array(found, np.int64))
 
 
-def _scattered(streams: tuple[_Stream, _Stream], ends: tuple[Ints, Ints]) -> NDArray[np.bool_]:
-    """Whether prompts lie in several windows, shape (prompts of both,)."""
-    spans = [
-        (np.searchsorted(end, rows, side="right"), rows >= 0)
-        for stream, end in zip(streams, ends, strict=True)
-        for rows in (stream.first, stream.last)
-    ]
-    windows = np.stack([number for number, _ in spans])
-    there = np.stack([has for _, has in spans])
-    low, high = windows.min(axis=0, where=there, initial=len(ends[0])), windows.max(axis=0, where=there, initial=-1)
+def _scattered(streams: Sequence[_Stream], ends: Sequence[Ints]) -> NDArray[np.bool_]:
+    """Whether prompts lie in several windows, shape (prompts of all streams,)."""
+    count = len(streams[0].first)
+    low, high = np.full(count, len(ends[0])), np.full(count, -1)
+    for stream, end in zip(streams, ends, strict=True):
+        there = stream.first >= 0
+        begins, stops = (np.searchsorted(end, rows, side="right") for rows in (stream.first, stream.last))
+        np.minimum(low, np.where(there, begins, low), out=low)
+        np.maximum(high, np.where(there, stops, high), out=high)
     apart: NDArray[np.bool_] = low < high
     return apart
