@@ -31,7 +31,7 @@ from prefdata.errors import InputError, NotReady, StorageError, UsageError, did_
 from prefdata.folders import Folder, Lineage, Outcome, State, Success
 from prefdata.ids import digest
 from prefdata.reports import Report
-from prefdata.tables import TABLES, Table, last_of_each, superseded, write_parquet
+from prefdata.tables import TABLES, Table, evenly, last_of_each, superseded, write_parquet
 
 __all__ = ["Appender", "Folder", "Lineage", "Outcome", "Partition", "Run", "State", "Success", "name_of"]
 
@@ -88,11 +88,7 @@ class Partition(Folder):
         return [part for part, _ in self.sized()]
 
     def sized(self) -> list[tuple[Path, int]]:
-        """The parts, in order, each with its rows.
-
-        Raises:
-            InputError: as `readable`.
-        """
+        """The parts, in order, each with its rows; raises what `readable` does."""
         return [(part, self._checked(part)) for part in self.parts()]
 
     def as_it_lies(self) -> str:
@@ -157,28 +153,13 @@ class Partition(Folder):
         numbers = itertools.count()
 
         def given() -> Iterator[pa.Table]:
-            try:
-                while True:
-                    yield next(pieces)
-            except StopIteration as end:
-                ended.append(end.value)
-
-        def parts() -> Iterator[pa.Table]:
-            """The rows anew: parts are of one size whatever the pieces, so that equal rows give equal files."""
-            waiting, written = self.table.empty(), 0
-            for rows in ahead(given(), self.table.conform, cores()):
-                waiting = pa.concat_tables([waiting, rows])
-                while waiting.num_rows >= PART_ROWS:
-                    written += 1
-                    yield waiting.slice(0, PART_ROWS)
-                    waiting = waiting.slice(PART_ROWS)
-            if waiting.num_rows or not written:
-                yield waiting
+            ended.append((yield from pieces))
 
         def written(rows: pa.Table) -> Path:
             return building._write(rows.combine_chunks(), f"_tmp-{next(numbers)}.parquet")
 
-        for temporary in ahead(parts(), written, cores()):
+        conformed = ahead(given(), self.table.conform, cores())
+        for temporary in ahead(evenly(self.table.empty(), conformed, PART_ROWS), written, cores()):
             with refused(path):
                 building._place(temporary)
                 temporary.unlink()

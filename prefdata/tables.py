@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -165,6 +165,19 @@ def _leaves(path: str, kind: pa.DataType) -> list[str]:
     if pa.types.is_struct(kind):
         return [leaf for field in kind for leaf in _leaves(f"{path}.{field.name}", field.type)]
     return [path]
+
+
+def evenly(empty: pa.Table, pieces: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The rows of `pieces` anew, so many a table whatever the pieces were, the rest in the last; one at least."""
+    waiting, many = empty, 0
+    for piece in pieces:
+        waiting = pa.concat_tables([waiting, piece])
+        while waiting.num_rows >= rows:
+            many += 1
+            yield waiting.slice(0, rows)
+            waiting = waiting.slice(rows)
+    if waiting.num_rows or not many:
+        yield waiting
 
 
 def superseded(parts: Sequence[Path], key: list[str]) -> dict[int, list[int]]:
