@@ -123,9 +123,10 @@ class Content:
             some = floats[start : start + _ROWS]
             numbers = np.where(np.isnan(some), np.nan, some + 0.0).view(np.uint64)  # one NaN, one zero
             numbers += hashes[start : start + _ROWS]
-            for i, salt in enumerate((1, 2)):
-                # Sums do not hang on the order; twice 64 bits, so that no two sets of rows meet by chance.
-                self._sums[i] += int(mixed(numbers, salt).sum(dtype=np.uint64))
+            words = mixed(numbers, 1)
+            # Sums do not hang on the order; twice 64 bits, so that no two sets of rows meet by chance.
+            self._sums[0] += int(words.sum(dtype=np.uint64))
+            self._sums[1] += int(np.square(words, out=words).sum(dtype=np.uint64))
         self._rows += len(row_ids)
 
     def __len__(self) -> int:
