@@ -8,7 +8,8 @@ the medians printed. Then, on one size in memory, the rules alone against other 
 
 - end to end: `prefdata select --method rso --k 8`, `prefdata pair --strategy first-round` of what was selected; and
   best-worst pairing among all scored candidates, beside the time to scan the columns that it needs and to write its
-  pairs, and the same command again, which finds that nothing changed.
+  pairs, and the same command again, which finds that nothing changed. Up to ten million scores also the same pairs by
+  one Polars query that joins and groups, in any order and in runs.
 - Algorithm 1 as the paper has it, a Python loop over prompts: from a list of scores to the accepted.
 - best-worst: pandas' groupby-apply, and the best plain Polars that we could write for the same pairs: as one query, and
   by finding the rows of these pairs as numbers and gathering what they hold; both for prompts whose rows lie anywhere,
@@ -75,15 +76,16 @@ def main() -> None:
 
 def _steps(folder: Path, rows: int, rounds: int) -> None:
     """Every step alternately, and the medians of its seconds."""
-    found: dict[str, list[tuple[float, int]]] = {name: [] for name in STEPS}
+    steps = STEPS | QUERIES if rows <= LARGEST_QUERY else STEPS
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in steps}
     for _ in range(rounds):
-        for name, (makes, step) in STEPS.items():
+        for name, (makes, step) in steps.items():
             if makes is not None:
                 shutil.rmtree(folder / makes, ignore_errors=True)
             found[name].append(alone(step, folder))
     for name, measured in found.items():
         seconds, memory = statistics.median(one for one, _ in measured), max(peak for _, peak in measured)
-        print(f"{rows:>12,} {name:<34} {seconds:>8.1f} {rows / seconds:>12,.0f} {memory:>7,}", flush=True)
+        print(f"{rows:>12,} {name:<34} {seconds:>8.2f} {rows / seconds:>12,.0f} {memory:>7,}", flush=True)
 
 
 def alone(work: Callable[..., None], *arguments: Any) -> tuple[float, int]:
@@ -168,6 +170,18 @@ def _scan_and_write(folder: Path) -> None:
     pairs.write_parquet(folder / "written.parquet")
 
 
+def _by_polars(folder: Path, *, in_runs: bool) -> None:
+    """The same pairs, by a query over both tables."""
+    scores, candidates = (
+        pl.scan_parquet(sorted(folder.glob(f"{table}/*/part-*.parquet")), hive_partitioning=False)
+        for table in ("scores", "candidates")
+    )
+    known = candidates.select("candidate_id", "finish_reason", "text_key", "chars")
+    rows = scores.select("candidate_id", "prompt_id", "score").join(known, on="candidate_id", maintain_order="left")
+    rows = rows.with_columns(left_out=pl.lit(None, pl.String))
+    _identified(_expression(rows, in_runs=in_runs).collect()).write_parquet(folder / "by-polars.parquet")
+
+
 STEPS: dict[str, tuple[str | None, Callable[[Path], None]]] = {
     "select rso-8": ("selections/selector=rso-8", _rso),
     "pair first-round": ("pairs/pairing=rso-8", _first_round),
@@ -176,6 +190,13 @@ STEPS: dict[str, tuple[str | None, Callable[[Path], None]]] = {
     "best-worst, the same again": (None, _best_worst),
 }
 """Steps, each with what it makes, which is removed before."""
+
+QUERIES: dict[str, tuple[str | None, Callable[[Path], None]]] = {
+    "best-worst by Polars, one query": (None, partial(_by_polars, in_runs=False)),
+    "best-worst by Polars, in runs": (None, partial(_by_polars, in_runs=True)),
+}
+LARGEST_QUERY = 10_000_000
+"""Scores that Polars holds and joins in some 3 GB."""
 
 
 def rules(each: int) -> None:
@@ -314,13 +335,16 @@ def _of_group(rows: Any) -> Any:
 
 def _polars_expression(pool: pl.DataFrame, *, in_runs: bool) -> pl.DataFrame:
     """What `match` makes, as one query that groups by prompt; each side is a struct, by `max_by` and `min_by`."""
+    return _identified(_expression(pool.lazy(), in_runs=in_runs).collect())
+
+
+def _expression(rows: pl.LazyFrame, *, in_runs: bool) -> pl.LazyFrame:
     row = pl.struct(_FIELDS)
     sides = [
         pl.col(side).struct.field(name).alias(f"{side}_{name}") for side in ("chosen", "rejected") for name in _FIELDS
     ]
     query = (
-        pool.lazy()
-        .select(*_able(in_runs=in_runs), *_FIELDS)
+        rows.select(*_able(in_runs=in_runs), *_FIELDS)
         .group_by("group", maintain_order=True)
         .agg(
             pl.col("prompt_id").first(),
@@ -329,7 +353,7 @@ def _polars_expression(pool: pl.DataFrame, *, in_runs: bool) -> pl.DataFrame:
         )
         .select("prompt_id", *sides)
     )
-    return _identified(_pairs(query).collect())
+    return _pairs(query)
 
 
 def _polars_by_number(pool: pl.DataFrame, *, in_runs: bool) -> pl.DataFrame:
