@@ -51,7 +51,7 @@ POOL_ROWS = 1_000_000
 """Rows of a pool, about: what is held at a time."""
 
 WINDOWS = 2
-"""Pools that are read as they lie are so many times smaller: memory that is used again is many times faster."""
+"""Windows to a pool: what is read as it lies comes in smaller ones, for memory that is used again is faster."""
 
 _LOOK = 1000
 """Rows that tell whether candidates were scored in the order in which they were drawn."""
