@@ -71,5 +71,5 @@ def test_a_content_is_of_the_rows_and_of_nothing_else() -> None:
 
 
 def test_a_content_is_the_same_in_every_release() -> None:
-    """What it was when runs were made: XXH3 (seed 0) of ids, mixed with scores by SplitMix64, summed, and their squares."""
+    """XXH3 (seed 0) of ids, mixed with scores by SplitMix64: the sums of that and of its squares."""
     assert content([(ids.digest(i), i / 3) for i in range(5)]) == "1545d8cc259dfe095cea"
