@@ -169,7 +169,10 @@ def matching(tables: Mapping[str, Sequence[Partition]], key: str, rows: str, con
         for name, partitions in tables.items():
             parts = [sql_text(str(part)) for one in partitions for part in one.readable()]
             every += parts
-            source = f"read_parquet([{', '.join(parts)}], hive_partitioning = true)"
+            source = f"read_parquet([{', '.join(parts)}], hive_partitioning = true)" if parts else f"no_{name}"
+            if not parts:
+                table = TABLES[name]
+                connection.register(source, table.empty().append_column(table.partition, [pa.array([], pa.string())]))
             connection.execute(f"create view {name} as select * from {source}")
         connection.execute(f"set allowed_paths = [{', '.join(every)}]")
         connection.execute("set enable_external_access = false")

@@ -386,8 +386,11 @@ def test_unfinished_scores_may_have_rows_twice(tmp_path: Path) -> None:
 def test_scores_that_were_begun_and_no_more(tmp_path: Path) -> None:
     run = scored_run(tmp_path / "run", names(3))
     write(run, "scores", "reward", [], done=False)
-    report = select(run, SelectSpec(), partial=True).report
-    assert (report.rows_in, report.rows_out) == (0, 0)
+    for where in (None, "score > 0 and prompts.split = 'train' and sampler = 'policy'"):
+        report = select(run, SelectSpec(where=where, name="x"), partial=True, replace=True).report
+        assert (report.rows_in, report.rows_out) == (0, 0)
+    write(run, "candidates", "policy", [])
+    assert select(run, SelectSpec(where="sample_index > 1", name="x"), partial=True, replace=True).report.rows_in == 0
 
 
 @pytest.mark.parametrize("pool_rows", [1_000_000, 3])
