@@ -16,7 +16,7 @@ MOST_CORES = 4
 
 
 def cores() -> int:
-    """How many frames are worked on at a time: one for each core that this process may use, up to `MOST_CORES`."""
+    """The cores that this process may use, up to `MOST_CORES`: as a rule each works on one frame at a time."""
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_CORES)
 
 

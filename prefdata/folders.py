@@ -99,7 +99,7 @@ class Outcome:
     """What a command did: the Report, where the result lies, and how it came about.
 
     made: from nothing; continued: what was missing was added; remade: made anew, because its inputs changed; replaced:
-    made anew with other settings; kept: it was there already and nothing was done.
+    made anew because that was asked for; kept: it was there already and nothing was done.
     """
 
     report: Report
@@ -202,7 +202,10 @@ class Folder:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             for left in self.path.parent.glob(f"_*-{self.path.name}"):
                 if _LEFT.match(left.name) and not written_by_the_living(left.name):
-                    shutil.rmtree(left)
+                    if left.name.startswith("_old-") and not self.path.exists():  # killed before the new one was there
+                        left.rename(self.path)
+                    else:
+                        shutil.rmtree(left)
             try:
                 building.begin(lineage, replace=True)
                 report = fill(building.path)
@@ -221,28 +224,30 @@ class Folder:
         replace: bool = False,
         seen: Mapping[str, str] | None = None,
     ) -> Outcome:
-        """`rebuild`, unless the folder is that already.
+        """`rebuild`, unless the folder is that already; with `replace` whatever it is, were it damaged.
 
         The same spec with other inputs makes it anew: it is derived, and what was there would be stale.
 
         Raises:
             SpecConflict, InputError: as `check`, unless `replace`.
         """
-        if not replace:
-            self.check(lineage)
-        there, success = self.lineage(), self.success()
-        if success is not None and there == lineage:
+        state = self.state if replace else self.check(lineage)
+        success = None if replace else self.success()
+        if success is not None and self.lineage() == lineage:
             return Outcome(success.report, self.path, "kept")
         report = self.rebuild(lineage, fill, seen=seen)
-        if there is None:
-            return Outcome(report, self.path, "made")
-        return Outcome(report, self.path, "remade" if there.fingerprint == lineage.fingerprint else "replaced")
+        return Outcome(report, self.path, "made" if state == "absent" else "replaced" if replace else "remade")
 
     def _swap(self, new: Path) -> None:
         old = self.path.parent / f"_old-{os.getpid()}-{self.path.name}"
-        if self.path.exists():
-            self.path.rename(old)
-        new.rename(self.path)
+        try:
+            if self.path.exists():
+                self.path.rename(old)
+            new.rename(self.path)
+        except BaseException:  # Ctrl-C as well
+            if old.exists() and not self.path.exists():
+                old.rename(self.path)
+            raise
         sync_folder(self.path.parent)
         shutil.rmtree(old, ignore_errors=True)
 

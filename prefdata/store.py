@@ -156,7 +156,7 @@ class Partition(Folder):
             ended.append((yield from pieces))
 
         def written(rows: pa.Table) -> Path:
-            return building._write(rows.combine_chunks(), f"_tmp-{next(numbers)}.parquet")
+            return building._write(rows.combine_chunks(), f"_tmp-{os.getpid()}-{next(numbers)}.parquet")
 
         conformed = ahead(given(), self.table.conform, cores())
         for temporary in ahead(evenly(self.table.empty(), conformed, PART_ROWS), written, cores()):

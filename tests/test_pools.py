@@ -128,11 +128,61 @@ def test_top_k_overall_across_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert report.figures["mean_score_after"] == pytest.approx(45 / 7)
 
 
+def test_replace_makes_anew_what_was_damaged(tmp_path: Path) -> None:
+    run = scored_run(tmp_path / "run", names(6))
+    assert [select(run, SelectSpec(name="x"), replace=again).did for again in (False, False, True)] == [
+        "made",
+        "kept",
+        "replaced",
+    ]
+    whole = bytes_of(run, "x")
+    (part,) = run.partition("selections", "x").parts()
+    part.write_bytes(b"junk")
+    with pytest.raises(InputError, match=r"is damaged: .* with --replace"):
+        pair(run, PairSpec(selector="x"))
+    assert select(run, SelectSpec(name="x"), replace=True).did == "replaced"
+    assert bytes_of(run, "x") == whole
+    success = part.with_name("_SUCCESS")
+    success.write_text("{}")
+    with pytest.raises(InputError, match="anew with --replace"):
+        select(run, SelectSpec(name="x"))
+    assert select(run, SelectSpec(name="x"), replace=True).did == "replaced"
+    assert pair(run, PairSpec(selector="x")).did == "made"
+    assert pair(run, PairSpec(selector="x"), replace=True).did == "replaced"
+
+
+def test_the_old_one_stays_until_the_new_one_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, or kill -9, between the two renames."""
+    run = scored_run(tmp_path / "run", names(6))
+    select(run, SelectSpec(name="x"))
+    whole, path = bytes_of(run, "x"), run.partition("selections", "x").path
+    renamed = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name.startswith("_new-"):
+            raise KeyboardInterrupt
+        return renamed(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            select(run, SelectSpec(name="x", k=2), replace=True)
+    assert bytes_of(run, "x") == whole
+    path.rename(path.with_name(f"_old-999999-{path.name}"))  # a process that was killed there
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "write_parquet", lambda rows, file: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            select(run, SelectSpec(name="x", k=2))
+    assert bytes_of(run, "x") == whole
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
 def test_what_looks_in_step_and_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three looks find both streams in step; the windows in which they are not wait on shelves, and change nothing."""
     answers = names(60)
     run, other = (scored_run(tmp_path / name, answers, parts=7) for name in ("run", "other"))
     apart = [*answers[:30], *answers[70:90], *answers[50:70], *answers[30:50], *answers[90:]]
+    apart[200:208] = reversed(apart[200:208])  # near each other: joined where they are
     write(other, "candidates", "policy", apart, parts=5)
     monkeypatch.setattr(pools, "POOL_ROWS", 20)
     monkeypatch.setattr(pools, "_LOOK", 4)

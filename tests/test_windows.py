@@ -124,6 +124,22 @@ def test_of_what_lies_near_each_other_few_are_scattered(tmp_path: Path, layout: 
         assert not set(leading_bits(near["prompt_id"]).tolist()) & scattered(found)
 
 
+def test_in_step_one_stream_tells_for_both_unless_a_prompt_would_be_cut(tmp_path: Path) -> None:
+    for name, rows, alone in (("whole", drawn(400, 4), True), ("again", [*drawn(400, 4), 7], False)):
+        first, second = (
+            written(tmp_path / name / side, in_parts(rows, size)) for side, size in (("a", 130), ("b", 90))
+        )
+        found = windows_of(first, second, 500, in_step=True)
+        assert found is not None
+        assert found.in_step == alone
+        assert scattered(found) == (
+            set() if alone else set(leading_bits(pl.Series([ids.digest(["prompt", 7])])).tolist())
+        )
+        if alone:
+            assert (found.ends[0] == found.ends[1]).all()
+            assert not (found.ends[0] % 4).any()
+
+
 def test_what_lies_by_turns_has_no_windows(tmp_path: Path) -> None:
     turns = in_parts(list(range(300)) * 4, 100)
     assert laid(tmp_path, turns, turns, 200)[0] is None

@@ -66,7 +66,7 @@ def pair(
     if not replace:
         partition.check(Lineage.of(spec, resolved=resolved))
     seen = as_it_lies(run, spec, source)
-    if kept := partition.unchanged(Lineage.of(spec, resolved=resolved), seen):
+    if not replace and (kept := partition.unchanged(Lineage.of(spec, resolved=resolved), seen)):
         return kept
     beside = (spec.reference,) if spec.reference else ()
     said = _verdicts(source) if spec.strategy == "comparisons" else None

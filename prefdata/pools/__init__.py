@@ -35,7 +35,16 @@ import polars as pl
 from prefdata.ahead import ahead, cores
 from prefdata.draws import Content
 from prefdata.ids import digest
-from prefdata.pools.joining import NONE_ASKED, REASONS, Joining, as_it_lies, in_step, is_score, scorer_of
+from prefdata.pools.joining import (
+    NONE_ASKED,
+    REASONS,
+    Joining,
+    as_it_lies,
+    in_step,
+    is_score,
+    same_candidates,
+    scorer_of,
+)
 from prefdata.pools.parts import Part, Rows, Stream, read
 from prefdata.pools.sieve import Sieve
 from prefdata.pools.windows import Windows, windows_of
@@ -171,7 +180,9 @@ class Pools:
     def _windows(self) -> Windows | None:
         if self._only is not None or self._joining.may_repeat:
             return None
-        return windows_of(self._named, self._drawn, max(1, POOL_ROWS // WINDOWS), in_step=self._look_in_step())
+        rows = max(1, POOL_ROWS // WINDOWS)
+        in_step = max(self._asked, self._there) > rows and self._look_in_step()
+        return windows_of(self._named, self._drawn, rows, in_step=in_step)
 
     def _look_in_step(self) -> bool:
         """Whether candidates look as if they were scored in the order they were drawn: at both ends, and halfway."""
@@ -197,10 +208,11 @@ class Pools:
             far, far_there = NONE_ASKED, self._joining.nothing_known
             if with_prompt:
                 (rows, far), (known, far_there) = cuts.apart(rows), cuts.apart(known)
-            if cuts.in_step:
-                if not in_step(rows, known):  # who belongs to these rows lies among others that are not, or nowhere
-                    return None, rows, self._known(drawn, with_prompt=True)
+            if cuts.in_step and in_step(rows, known):
                 known = known.drop("candidate_id")
+            elif cuts.in_step and not same_candidates(rows, known):
+                # Who belongs to these rows lies among others of which the same is true, or nowhere.
+                return None, rows, self._known(drawn, with_prompt=True)
             return decide((rows, known)), far, far_there
 
         yield from ahead(spans, window, 2 * cores())

@@ -93,7 +93,7 @@ class Joining:
         return {name: lies for name, lies in success.seen.items() if name.startswith("candidates/")} == there
 
     def asked_for(self, named: Sequence[Part], some: Rows = EVERY_ROW) -> pl.DataFrame:
-        """The candidates that parts name: the columns of NONE_ASKED, and what they know of them if that is all."""
+        """Whom parts of one partition name: the columns of NONE_ASKED, and what it knows of them if that is all."""
         table = named[0].of.table.name
         if table == "comparisons":
             both = read(named, ["first_id", "second_id", "prompt_id"], some)
@@ -197,10 +197,18 @@ class Joining:
 
 
 def in_step(asked: pl.DataFrame, known: pl.DataFrame) -> bool:
-    """Whether what is known is of these candidates, row by row: they were scored in the order they were drawn."""
+    """Whether what is known is of these candidates, row by row: they were scored in the order they were drawn.
+
+    Where it has no candidate_id, that was asked before.
+    """
     return asked.height == known.height and (
         "candidate_id" not in known.columns or bool((asked["candidate_id"] == known["candidate_id"]).all())
     )
+
+
+def same_candidates(asked: pl.DataFrame, known: pl.DataFrame) -> bool:
+    """Whether what is known is of these candidates and of no others, in whatever order; nobody is asked for twice."""
+    return asked.height == known.height and bool(asked["candidate_id"].is_in(known["candidate_id"].implode()).all())
 
 
 def is_score(column: str) -> pl.Expr:

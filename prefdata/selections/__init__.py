@@ -60,7 +60,7 @@ def select(
         partition.check(Lineage.of(spec, resolved=resolved))
     distance = Distance.of(spec)
     seen = as_it_lies(run, spec, scores) | distance.parents
-    if kept := partition.unchanged(Lineage.of(spec, resolved=resolved), seen):
+    if not replace and (kept := partition.unchanged(Lineage.of(spec, resolved=resolved), seen)):
         return kept
     if spec.pool == "mix":
         refuse_unknown(spec, [one.name for one in chosen_samplers(run, spec.sampler)])

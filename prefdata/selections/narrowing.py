@@ -78,7 +78,8 @@ def _collapsed(answers: Standing) -> Standing:
     kept = answers.with_columns(row=pl.Series(np.arange(len(stands)))).only(stands)
     rows = kept.rows.join(copies, on="row", how="left", maintain_order="left", suffix="_found")
     found = [pl.coalesce(f"{name}_found", name).alias(name) for name in ("copies", "copy_ids", "copies_apart")]
-    return Standing(rows.with_columns(found), kept.size)
+    rows = rows.with_columns(found).drop("row", *(f"{name}_found" for name in ("copies", "copy_ids", "copies_apart")))
+    return Standing(rows, kept.size)
 
 
 def _copies(rows: pl.DataFrame, repeated: NDArray[np.int64]) -> pl.DataFrame:

@@ -131,6 +131,8 @@ def test_improve_replaces_only_what_is_better_by_enough() -> None:
         assert dropped["not_selected"] + dropped.get("duplicate", 0) == 4
     assert kept(pool([[1.0, 1.0]], round=[0, 1]), method="best-of-n", improve=0.0)[0] == ["0-1"]
     assert kept(pool([[1.0, 9.0]], round=[1, 3]), method="best-of-n", improve=0.5)[0] == ["0-1"]
+    same = pool([[1.0, 1.0, 2.0]], [["a", "a", "b"]], round=[0, 0, 1])
+    assert kept(same, method="best-of-n", improve=0.5) == (["0-2"], {"duplicate": 1, "not_selected": 1})
 
 
 @settings(max_examples=60, deadline=None)
