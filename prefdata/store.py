@@ -98,11 +98,10 @@ class Partition(Folder):
     def append(self, rows: pa.Table) -> Path:
         """Write `rows` as one more immutable part; another process may be appending as well."""
         temporary = self.path / f"_tmp-{os.getpid()}.parquet"
-        with refused(self.path):
-            try:
-                return self._place(self._write(rows, temporary.name))
-            finally:
-                temporary.unlink(missing_ok=True)
+        try:
+            return self._place(self._write(rows, temporary.name))
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _write(self, rows: pa.Table, name: str) -> Path:
         rows, path = self._signed(rows), self.path / name
@@ -160,9 +159,7 @@ class Partition(Folder):
 
         conformed = ahead(given(), self.table.conform, cores())
         for temporary in ahead(evenly(self.table.empty(), conformed, PART_ROWS), written, cores()):
-            with refused(path):
-                building._place(temporary)
-                temporary.unlink()
+            building._place(temporary)
         return ended[0]
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -251,15 +248,17 @@ class Partition(Folder):
     def _place(self, temporary: Path) -> Path:
         # link() fails where the name is taken, so that two processes never overwrite each other's part.
         number = len(self.parts())
-        while True:
-            final = self.path / f"part-{number:05d}.parquet"
-            try:
-                os.link(temporary, final)
-            except FileExistsError:
-                number += 1
-            else:
-                sync_folder(self.path)
-                return final
+        with refused(self.path):
+            while True:
+                final = self.path / f"part-{number:05d}.parquet"
+                try:
+                    os.link(temporary, final)
+                except FileExistsError:
+                    number += 1
+                else:
+                    temporary.unlink()
+                    sync_folder(self.path)
+                    return final
 
 
 class Appender:

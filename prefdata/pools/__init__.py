@@ -155,7 +155,6 @@ class Pools:
         waiting = Shelves(self._room / "waiting", self._shares, held[0])
         for rows in itertools.chain(held, stream):
             waiting.put(rows)
-        del held
         return _by_prompt(waiting)
 
     def _made(self, decide: Decide[T]) -> Iterator[_Decided[T] | None]:
@@ -188,10 +187,11 @@ class Pools:
         """Whether candidates look as if they were scored in the order they were drawn: at both ends, and halfway."""
         if self._asked != self._there or not self._asked:
             return False
+        streams = Stream(self._named), Stream(self._drawn)
         for begin in (0, self._asked // 2, max(0, self._asked - _LOOK)):
             one, other = (
                 pl.concat(read(parts, ["candidate_id"], some) for parts, some in stream.between(begin, begin + _LOOK))
-                for stream in (Stream(self._named), Stream(self._drawn))
+                for stream in streams
             )
             if not one.equals(other):
                 return False

@@ -123,9 +123,9 @@ class Joining:
         return self._known(drawn[0].of.name, rows if sieve is None else sieve.sift(rows))
 
     def _known(self, sampler: str, rows: pl.DataFrame) -> pl.DataFrame:
-        refuses = self._refuses(rows["text"].fill_null("")) if self._phrases else pl.lit(False)
+        said = {"refuses": self._refuses(rows["text"].fill_null(""))} if self._phrases else {}
         kept = rows if self._texts else rows.drop("text", strict=False)
-        return kept.with_columns(sampler=pl.lit(sampler), refuses=refuses)
+        return kept.with_columns(sampler=pl.lit(sampler), **said)
 
     def _refuses(self, texts: pl.Series) -> pl.Series:
         start = texts.str.strip_chars_start(WHITESPACE).str.head(REFUSAL_CHARS).str.replace_all("’", "'", literal=True)
@@ -135,8 +135,7 @@ class Joining:
         """What was asked for of some prompts, with what is there of them unless it is known already: a pool."""
         asked, there = both
         if there is None:
-            rows = asked.with_columns(refuses=pl.lit(False))
-            return rows.drop("extra", "refuses").with_columns(left_out=self._left_out(rows))
+            return asked.drop("extra").with_columns(left_out=self._left_out(asked))
         if self.may_repeat:
             # Of a selection and the scores beside it, the selection; of what was written twice, the last.
             asked = asked.unique("candidate_id", keep="first" if self._beside else "last", maintain_order=True)
@@ -148,7 +147,7 @@ class Joining:
             rows = pl.concat([rows.filter(~pl.col("extra") | of_beside), unscored], how="diagonal")
         if self._wanted is not None:
             rows = rows.filter(pl.col("sampler").is_in(list(self._wanted)))
-        return rows.drop("extra", "refuses").with_columns(left_out=self._left_out(rows))
+        return rows.drop("extra", "refuses", strict=False).with_columns(left_out=self._left_out(rows))
 
     def _joined(self, asked: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
         """What was asked for, with what is known of it, in its order."""

@@ -77,9 +77,9 @@ def _collapsed(answers: Standing) -> Standing:
     stands[copies["row"].to_numpy()] = True
     kept = answers.with_columns(row=pl.Series(np.arange(len(stands)))).only(stands)
     rows = kept.rows.join(copies, on="row", how="left", maintain_order="left", suffix="_found")
-    found = [pl.coalesce(f"{name}_found", name).alias(name) for name in ("copies", "copy_ids", "copies_apart")]
-    rows = rows.with_columns(found).drop("row", *(f"{name}_found" for name in ("copies", "copy_ids", "copies_apart")))
-    return Standing(rows, kept.size)
+    found = {name: f"{name}_found" for name in copies.columns if name != "row"}
+    said = [pl.coalesce(new, name).alias(name) for name, new in found.items()]
+    return Standing(rows.with_columns(said).drop("row", *found.values()), kept.size)
 
 
 def _copies(rows: pl.DataFrame, repeated: NDArray[np.int64]) -> pl.DataFrame:
