@@ -184,9 +184,8 @@ class PairSpec(PoolSpec):
         self.check_use("as_", label_by=("unpaired",), threshold=("unpaired",))
         if self.as_ != "pairs":
             only_pairs = ("strategy", "max_margin", "max_pairs_per_prompt", "max_per_candidate", "balance", "weight")
-            self.check_use(
-                "as_", **dict.fromkeys((*only_pairs, "min_margin", "min_probability", "temperature"), ("pairs",))
-            )
+            by_score = ("per_prompt", "min_margin", "min_probability", "temperature")
+            self.check_use("as_", **dict.fromkeys((*only_pairs, *by_score), ("pairs",)))
         decider = "label_by" if self.as_ == "unpaired" else "strategy"
         self.check_use(decider, top=("top-bottom",), bottom=("top-bottom",))
         if (self.label_by == "threshold") != (self.threshold is not None):

@@ -185,6 +185,9 @@ def test_settings_that_do_not_go_together(tmp_path: Path) -> None:
             PairSpec.parse({"strategy": "comparisons", name: 2.0})
     with pytest.raises(UsageError, match="--top goes with --label-by top-bottom"):
         PairSpec.parse({"as": "unpaired", "top": 2})
+    for table in ("unpaired", "groups", "demonstrations"):
+        with pytest.raises(UsageError, match="--per-prompt goes with --as pairs"):
+            PairSpec.parse({"as": table, "per_prompt": 2})
     with pytest.raises(NotReady, match="no selections yet"):
         pair(run, PairSpec())
 
