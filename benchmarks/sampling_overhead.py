@@ -29,12 +29,12 @@ class NullGenerator:
     versions: dict[str, str] = {}
 
     def __init__(self, model, render: bool) -> None:
-        from prefdata.engines.chat import Chat
+        from prefdata.chat.encoder import Chat
 
         self.model = model
         self._chat = Chat.load(model.folder()) if render else None
 
-    def render(self, messages, tools=None) -> tuple[int, ...]:
+    def render(self, messages, tools=None, holds=()) -> tuple[int, ...]:
         return IDS if self._chat is None else self._chat.prompt_ids(messages, tools)
 
     def generate(self, requests: Iterable) -> Iterator:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from . import show
+from .options import ChatTemplateArg, ChatTemplateFlag
 
 app = typer.Typer(no_args_is_help=True, help="Check a model before it is trusted.")
 
@@ -25,6 +26,8 @@ def reward_model(
     text_format: Annotated[
         Path | None, typer.Option("--text-format", help="A file with the text, {prompt} and {response} in it.")
     ] = None,
+    chat_template: ChatTemplateFlag = None,
+    chat_template_arg: ChatTemplateArg = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, …; the best there is.")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16.")] = "float32",
     limit: Annotated[int, typer.Option("--limit", help="Texts of --data that are scored.", min=2)] = 64,
@@ -38,9 +41,14 @@ def reward_model(
 
     from prefdata.explore.fidelity import check
     from prefdata.explore.reward_models import from_data
+    from prefdata.specs import RankSpec
 
+    read = {"text_format": text_format and str(text_format), "chat_template": chat_template}
+    variables = tuple(chat_template_arg or ())
+    spec = RankSpec.parse({"reward_model": model, **read, "chat_template_arg": variables}, where="check reward-model")
     items = [] if data is None else [item for pair in from_data(data) for item in (pair.chosen, pair.rejected)][:limit]
-    found = check(model, engine=engine, device=device, dtype=dtype, text_format=text_format, items=items)
+    choice = spec.template_choice
+    found = check(model, engine=engine, device=device, dtype=dtype, text_format=text_format, choice=choice, items=items)
     rows = [{"check": c.check, "verdict": c.verdict, "seen": c.seen, "limit": c.limit} for c in found]
     show.table(pa.Table.from_pylist(rows), format)
     if any(one.passed is False for one in found):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from . import show
-from .options import Partial
+from .options import ChatTemplateArg, ChatTemplateFlag, Partial
 
 if TYPE_CHECKING:
     from prefdata.explore.reward_models import Evaluation, Pair
@@ -84,6 +84,8 @@ def reward_model(
     text_format: Annotated[
         Path | None, typer.Option("--text-format", help="A file with the text, {prompt} and {response} in it.")
     ] = None,
+    chat_template: ChatTemplateFlag = None,
+    chat_template_arg: ChatTemplateArg = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, …; the best there is.")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")] = "auto",
     format: Annotated[
@@ -91,18 +93,28 @@ def reward_model(
     ] = "table",
 ) -> None:
     """Accuracy on labelled pairs with 95% intervals, margins, calibration, length bias, other samplers' answers."""
+    from prefdata.errors import UsageError
     from prefdata.explore import reward_models
     from prefdata.store import Run
     from prefdata.tables import TABLES
 
+    read: dict[str, Any] = {
+        "label": label,
+        "text_format": text_format and str(text_format),
+        "chat_template": chat_template,
+        "chat_template_arg": tuple(chat_template_arg or ()),
+    }
     runs = [Run(Path(name)) for name in data if any((Path(name) / table).is_dir() for table in TABLES)]
     stored = next((run for run in runs if scorer in {p.name for p in run.partitions("scores")}), None)
     if stored is not None and len(data) == 1:
+        if given := [name for name, value in read.items() if value]:
+            flag = f"--{given[0].replace('_', '-')}"
+            raise UsageError(f"the scores of {scorer} are in the run, and {flag} changes nothing here: leave it out.")
         pairs, scores = reward_models.stored_pairs(stored, scorer, pairing)
     else:
         groups = by or reward_models.GROUPS
         pairs = [pair for name in data for pair in reward_models.from_data(name, part=pairing, by=groups)]
-        scores = _scored(scorer, pairs, label=label, text_format=text_format, device=device, dtype=dtype)
+        scores = _scored(scorer, pairs, device=device, dtype=dtype, **read)
     samplers = {} if stored is None else reward_models.sampler_scores(stored, scorer)
     if rows is not None:
         reward_models.write_rows(rows, pairs, scores)
@@ -114,9 +126,8 @@ def _scored(named: str, pairs: list[Pair], **settings: Any) -> Scores:
     from prefdata.scorers import open_scorer
     from prefdata.specs import RankSpec
 
-    given = {key: None if value is None else str(value) for key, value in settings.items()}
     kind = "function" if ".py:" in named else "reward_model"
-    scorer = open_scorer(RankSpec.parse({kind: named, **given}, where="eval reward-model"))
+    scorer = open_scorer(RankSpec.parse({kind: named, **settings}, where="eval reward-model"))
     try:
         return score_pairs(scorer, pairs)
     finally:

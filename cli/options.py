@@ -14,12 +14,20 @@ import typer
 
 from prefdata.errors import InputError, UsageError, did_you_mean
 from prefdata.specs import Spec
+from prefdata.specs.chat import ChatSpec
 
 S = TypeVar("S", bound=Spec)
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory; made where there is none.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Replace what is there under this name.")]
 Partial = Annotated[bool, typer.Option("--partial", help="Read the unfinished work of an earlier step as it is.")]
+
+ChatTemplateFlag = Annotated[
+    str | None, typer.Option("--chat-template", help=ChatSpec.model_fields["chat_template"].description)
+]
+ChatTemplateArg = Annotated[
+    list[str] | None, typer.Option("--chat-template-arg", help=ChatSpec.model_fields["chat_template_arg"].description)
+]
 
 _CONFIG = Annotated[
     Path | None,

@@ -110,7 +110,7 @@ def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
         NotReady: there are no prompts yet.
         ModelError: the model cannot be sampled from.
     """
-    from prefdata.engines.chat import Chat
+    from prefdata.chat.encoder import Chat
 
     job = Job.of(run, spec, partial=True)
     drawn = Drawn(job.partition, job.redo_below)
@@ -128,7 +128,7 @@ def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
     }
     if job.engine == "openai" and spec.tokenizer is None:
         return told | {"messages": [dict(message) for message in messages]}
-    chat = Chat.load(job.files.folder(), name=job.files.name, raw=spec.raw)
+    chat = Chat.load(job.files.folder(), name=job.files.name, raw=spec.raw, choice=spec.template_choice)
     return told | {
         "rendered": chat.text(messages, first["tools"], answer_next=True),
         "token_ids": list(chat.prompt_ids(messages, first["tools"])),

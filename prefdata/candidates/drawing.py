@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from prefdata import ids
 from prefdata.candidates.drawn import Drawn
 from prefdata.candidates.jobs import SPREADABLE, Job
+from prefdata.chat.template import TemplateRefusal
 from prefdata.claims import Claims
-from prefdata.engines.protocol import Completion, Generator, Rejection, Request, Sampling, TemplateRefusal
+from prefdata.engines.protocol import Completion, Generator, Rejection, Request, Sampling
 from prefdata.errors import BadRow, BadRows
 from prefdata.progress import Progress
 from prefdata.shares import Shares

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from prefdata.chat.template import template_identity
 from prefdata.engines import Engine, choose_engine, refuse_foreign
 from prefdata.errors import SpecConflict, UsageError
 from prefdata.ids import digest
@@ -131,6 +132,7 @@ def _lineage(run: Run, spec: SampleSpec, files: ModelFiles, engine: str, view: S
     resolved: dict[str, Any] = {"model": files.revision or spec.model, "engine": engine, **view.identity}
     if engine != "openai" or spec.tokenizer is not None:
         resolved["tokenizer"] = files.text_revision
+    resolved |= template_identity(spec)
     if spec.lora is not None:
         resolved["lora"] = identify_adapter(spec.lora)
     if spec.search != "sample":

@@ -67,6 +67,7 @@ def open_generator(spec: ModelSpec, files: ModelFiles, engine: Engine) -> Genera
     return TransformersGenerator(
         files,
         raw=spec.raw,
+        choice=spec.template_choice,
         device=spec.device,
         dtype=spec.dtype,
         batch_tokens=spec.batch_tokens,

@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
-from prefdata.engines.chat import Chat
+from prefdata.chat.encoder import Chat
 from prefdata.engines.protocol import Completion, Rejection, Request, refusal, room
 from prefdata.engines.server import Refused, Server
 from prefdata.engines.stops import StopTexts
@@ -86,7 +86,7 @@ class OpenAIGenerator:
             )
         self.model = files
         self.renders = spec.tokenizer is not None
-        self.chat = Chat.load(files.folder(), name=files.name, raw=spec.raw) if self.renders else None
+        self.chat = _chat(files, spec) if self.renders else None
         self.template_hash = self.chat.template_hash if self.chat else ""
         self.dtype = "the server's"
         self._raw = spec.raw
@@ -107,9 +107,11 @@ class OpenAIGenerator:
             self.close()
             raise
 
-    def render(self, messages: Sequence[Message], tools: str | None = None) -> tuple[int, ...]:
+    def render(
+        self, messages: Sequence[Message], tools: str | None = None, holds: Sequence[str] = ()
+    ) -> tuple[int, ...]:
         """The token ids of a prompt, or none where the server renders; see the protocol."""
-        return self.chat.prompt_ids(messages, tools) if self.chat else ()
+        return self.chat.prompt_ids(messages, tools, holds) if self.chat else ()
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Rejection]:
         """Answer every request once, as the server does, so many at a time; see the protocol."""
@@ -156,6 +158,8 @@ class OpenAIGenerator:
         mine = models.get(self._name, {})
         # vLLM fills what is not said from the model's own generation defaults: there, everything is said.
         self._is_vllm = mine.get("owned_by") == "vllm"
+        self._ends_told = self._is_vllm and self.chat is not None and bool(self.chat.notes)
+        self.notes = self.chat.notes if self.chat and self._ends_told else ()
         length = mine.get("max_model_len")
         lengths = [n for n in (length, max_model_len, self.model.context_length) if isinstance(n, int)]
         self.context_length = min(lengths) if lengths else None
@@ -205,6 +209,8 @@ class OpenAIGenerator:
             if value != silent or self._is_vllm:
                 body[name] = min(value, most) if name == "min_tokens" else value
         if self.chat:
+            if self._ends_told:
+                body["stop_token_ids"] = list(self.chat.end_ids)
             return "completions", body | {"prompt": list(request.prompt_ids), "logprobs": 1}
         if self._raw:
             return "completions", body | {"prompt": request.messages[0]["content"], "logprobs": 1}
@@ -221,7 +227,8 @@ class OpenAIGenerator:
             self._limit = "max_completion_tokens"
             return True
         self._spared.update(name for name in SPARABLE if re.search(rf"\b{name}\b", refused.said) and name in sent)
-        self.notes = tuple(f"The server {why}." for name, why in SPARABLE.items() if name in self._spared)
+        spared = (f"The server {why}." for name, why in SPARABLE.items() if name in self._spared)
+        self.notes = (*(self.chat.notes if self.chat and self._ends_told else ()), *spared)
         return any(name in sent for name in self._spared)
 
     def _rejection(self, request: Request, refused: Refused) -> Rejection:
@@ -306,6 +313,10 @@ def _logprobs(choice: dict[str, Any]) -> tuple[float, ...] | None:
     if found is None or any(value is None for value in found):
         return None
     return tuple(map(float, found))
+
+
+def _chat(files: ModelFiles, spec: ModelSpec) -> Chat:
+    return Chat.load(files.folder(), name=files.name, raw=spec.raw, choice=spec.template_choice)
 
 
 def _fetched(files: ModelFiles) -> Path:

@@ -12,13 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from prefdata.errors import InputError
 from prefdata.ids import Message
 from prefdata.model_files import ModelFiles
-
-
-class TemplateRefusal(InputError):
-    """A conversation that the model's chat template does not take (roles out of order, a role or tools unknown)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +136,18 @@ class Generator(Protocol):
         """The most tokens of prompt and answer together; None where only a server knows."""
         ...
 
-    def render(self, messages: Sequence[Message], tools: str | None = None) -> tuple[int, ...]:
-        """The token ids of a prompt, ready for the answer's first token.
+    def render(
+        self, messages: Sequence[Message], tools: str | None = None, holds: Sequence[str] = ()
+    ) -> tuple[int, ...]:
+        """The token ids of a prompt, ready for the response's first token.
+
+        Args:
+            messages: the conversation.
+            tools: the tools as JSON text, where there are some.
+            holds: responses that a message quotes, which the rendered text must hold.
 
         Raises:
-            TemplateRefusal: the chat template does not take this conversation.
+            TemplateRefusal: the chat template does not take this conversation, or changes what it must hold.
         """
         ...
 

@@ -54,9 +54,11 @@ class Revived:
         self._answered = False
         self._cause: EngineError | None = None
 
-    def render(self, messages: Sequence[Message], tools: str | None = None) -> tuple[int, ...]:
+    def render(
+        self, messages: Sequence[Message], tools: str | None = None, holds: Sequence[str] = ()
+    ) -> tuple[int, ...]:
         """The token ids of a prompt; see the protocol."""
-        return self._generator.render(messages, tools)
+        return self._generator.render(messages, tools, holds)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
         """Answer every request once, through the deaths of engines; see the protocol.

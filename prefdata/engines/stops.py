@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from prefdata.engines.chat import Chat
+    from prefdata.chat.encoder import Chat
 
 
 def before_stop(text: str, stop: Sequence[str], past: int = 0) -> str | None:

@@ -18,10 +18,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from prefdata.chat.encoder import Chat
 from prefdata.engines.beams import BeamRequest, search
-from prefdata.engines.chat import Chat
 from prefdata.engines.draw import Settings, draw, stream_keys
-from prefdata.engines.loading import load, merge_lora, pick_device, pick_dtype
 from prefdata.engines.penalties import Penalties
 from prefdata.engines.protocol import Completion, Rejection, Request, Sampling, refusal, room
 from prefdata.engines.rows import Rows, packed
@@ -29,6 +28,8 @@ from prefdata.engines.stops import StopTexts
 from prefdata.errors import EngineError
 from prefdata.ids import Message
 from prefdata.model_files import ModelFiles
+from prefdata.models.loading import load, merge_lora, pick_device, pick_dtype
+from prefdata.specs.chat import TemplateChoice
 
 WINDOW = 2000
 """Requests that are pulled and sorted at a time."""
@@ -57,6 +58,7 @@ class TransformersGenerator:
         model: ModelFiles,
         *,
         raw: bool = False,
+        choice: TemplateChoice = TemplateChoice(),
         device: str | None = None,
         dtype: str = "auto",
         batch_tokens: int | None = None,
@@ -69,6 +71,7 @@ class TransformersGenerator:
         Args:
             model: what `identify` found.
             raw: continue plain text although the model has a chat template.
+            choice: which chat template, with which variables.
             device: `cpu`, `cuda`, `cuda:1`; a CUDA GPU where there is one, by default.
             dtype: `auto` is float32 on a CPU and bfloat16 on a GPU.
             batch_tokens: rows times positions of a batch; more is faster until the memory ends.
@@ -78,28 +81,29 @@ class TransformersGenerator:
 
         Raises:
             ModelError: the model, its tokenizer or the adapter cannot be loaded.
-            EngineError: there is no such device.
+            UsageError: there is no such device.
         """
         self.model = model
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
-        self.chat = Chat.load(model.folder(), name=model.name, raw=raw)
+        self.chat = Chat.load(model.folder(), name=model.name, raw=raw, choice=choice)
         self.template_hash = self.chat.template_hash
         self.context_length = min(context_length or 1 << 20, model.context_length or 1 << 20)
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-        self.notes = tuple(notes)
+        self.notes = (*notes, *self.chat.notes)
         self._net = load(AutoModelForCausalLM, model, self.dtype, self.device)
         if lora is not None:
             merge_lora(self._net, Path(lora))
         self._vocabulary = int(self._net.get_input_embeddings().num_embeddings)
-        self._end_set = frozenset(self.chat.end_ids(self._net.config, self._net.generation_config))
-        self._ends = torch.tensor(sorted(self._end_set), dtype=torch.int64, device=self.device)
+        self._ends = torch.tensor(self.chat.end_ids, dtype=torch.int64, device=self.device)
         self._stops = StopTexts(self.chat, self._vocabulary)
 
-    def render(self, messages: Sequence[Message], tools: str | None = None) -> tuple[int, ...]:
+    def render(
+        self, messages: Sequence[Message], tools: str | None = None, holds: Sequence[str] = ()
+    ) -> tuple[int, ...]:
         """The token ids of a prompt; see the protocol."""
-        return self.chat.prompt_ids(messages, tools)
+        return self.chat.prompt_ids(messages, tools, holds)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Rejection]:
         """Answer every request once, a batch at a time; see the protocol."""
@@ -195,7 +199,7 @@ class TransformersGenerator:
             key,
             self.chat.decode(token_ids) if cut is None else cut,
             tuple(token_ids),
-            "length" if cut is None and token_ids[-1] not in self._end_set else "stop",
+            "length" if cut is None and token_ids[-1] not in self.chat.end_ids else "stop",
             logprob_sum,
             tuple(logprobs) if sampling.logprobs else None,
         )

@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from prefdata.engines.chat import Chat
+from prefdata.chat.encoder import Chat
 from prefdata.engines.protocol import Completion, Rejection, Request, refusal, room
 from prefdata.engines.stops import StopTexts
 from prefdata.engines.vllm_settings import lora_rank
@@ -66,12 +66,11 @@ class VllmGenerator:
         """
         vllm, spec = import_vllm(), spec or EngineSpec()
         self.model = model
-        self.chat = Chat.load(model.folder(), name=model.name, raw=spec.raw)
+        self.chat = Chat.load(model.folder(), name=model.name, raw=spec.raw, choice=spec.template_choice)
         self.template_hash = self.chat.template_hash
         self._vllm = vllm
         adapter = spec.lora and Path(spec.lora).resolve()
         self._adapter = adapter and vllm.lora.request.LoRARequest("adapter", 1, str(adapter))
-        generation = _generation_config(model)
         self._running = start(
             vllm,
             model,
@@ -89,15 +88,16 @@ class VllmGenerator:
         self.context_length: int | None = self._context
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.versions = self._running.versions
-        self.notes = (*notes, *self._running.notes)
+        self.notes = (*notes, *self._running.notes, *self.chat.notes)
         self._vocabulary = int(config.model_config.get_vocab_size())
         self._stops = StopTexts(self.chat, self._vocabulary)
         self._most = IN_FLIGHT * int(config.scheduler_config.max_num_seqs)
-        self._ends = frozenset(self.chat.end_ids(config.model_config.hf_config, generation))
 
-    def render(self, messages: Sequence[Message], tools: str | None = None) -> tuple[int, ...]:
+    def render(
+        self, messages: Sequence[Message], tools: str | None = None, holds: Sequence[str] = ()
+    ) -> tuple[int, ...]:
         """The token ids of a prompt; see the protocol."""
-        return self.chat.prompt_ids(messages, tools)
+        return self.chat.prompt_ids(messages, tools, holds)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Rejection]:
         """Answer every request once, as the engine finishes them; see the protocol."""
@@ -144,7 +144,7 @@ class VllmGenerator:
             detokenize=bool(stop),
             structured_outputs=schema and self._vllm.sampling_params.StructuredOutputsParams(json=schema),
             ignore_eos=True,  # our own list of end tokens is the same for every engine
-            stop_token_ids=sorted(self._ends),
+            stop_token_ids=list(self.chat.end_ids),
             output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
 
@@ -163,7 +163,7 @@ class VllmGenerator:
             request.key,
             text,
             ids,
-            "stop" if stopped or ids[-1] in self._ends else "length",
+            "stop" if stopped or ids[-1] in self.chat.end_ids else "length",
             logprob_sum,
             self._logprobs(output) if request.sampling.logprobs else None,
         )
@@ -171,11 +171,3 @@ class VllmGenerator:
     @staticmethod
     def _logprobs(output: Any) -> tuple[float, ...]:
         return tuple(float(at[token].logprob) for token, at in zip(output.token_ids, output.logprobs, strict=True))
-
-
-def _generation_config(model: ModelFiles) -> Any:
-    from transformers import GenerationConfig
-
-    if not (model.folder() / "generation_config.json").is_file():
-        return None
-    return GenerationConfig.from_pretrained(model.folder())

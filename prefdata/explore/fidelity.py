@@ -1,9 +1,9 @@
 """check reward-model: whether a model's scores are what they should be, before anybody trusts them.
 
-Each check is a number against a limit, or a fact: the same score whatever stands beside a text, one begin token, the
-end token where the template writes one, the raw logit, the same after loading again, the same through vLLM, and the
-same token ids as training sees. A check that cannot be made here (vLLM is not installed, float16 on a CPU) says so and
-fails nothing.
+Each check is a number against a limit, or a fact: the same score whatever else is in the batch, one begin token, the
+end token, the token ids that tokenizer and template define, which training sees too, the position that the score is
+read at, the raw logit, the same after loading again, and the same through vLLM. A check that cannot be made here (vLLM
+is not installed, float16 on a CPU) says so and fails nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from prefdata.scorers.protocol import Item
 from prefdata.scorers.reward_model import TOLERANCE, RewardModel
 from prefdata.scorers.texts import Row
 from prefdata.specs import EngineSpec
+from prefdata.specs.chat import TemplateChoice
 
 Engine = Literal["auto", "transformers", "vllm"]
 
@@ -58,6 +59,7 @@ def check(
     device: str | None = None,
     dtype: str = "float32",
     text_format: Path | None = None,
+    choice: TemplateChoice = TemplateChoice(),
     items: Sequence[Item] = (),
 ) -> list[Check]:
     """Check a reward model's scores.
@@ -68,6 +70,7 @@ def check(
         device: cpu, cuda, …; the best there is unless given.
         dtype: arithmetic.
         text_format: instead of the model's chat template.
+        choice: which chat template, with which variables.
         items: what to score; a few built-in conversations unless given.
 
     Raises:
@@ -76,7 +79,7 @@ def check(
     """
     files = identify(model, "reward-model")
     several = None if len(label_names(files.config)) == 1 else ALL
-    settings: dict[str, Any] = {"label": several, "text_format": text_format}
+    settings: dict[str, Any] = {"label": several, "text_format": text_format, "choice": choice}
     scorer = RewardModel(files, device=device, dtype=dtype, **settings)
     items = list(items) or _built_in()
     rows = _fitting(scorer, items)
@@ -90,6 +93,8 @@ def check(
         _apart("padding", _whole(scorer, rows), truth, max(limit, TOLERANCE[scorer.dtype] / 10)),
         _identical(scorer, items),
         *_tokens(scorer, rows),
+        _as_defined(scorer, items),
+        _position(scorer, rows, truth, limit),
         _raw(first, truth, limit),
         _as_trained(scorer, items, text_format),
     ]
@@ -176,12 +181,53 @@ def _tokens(scorer: RewardModel, rows: list[Row]) -> list[Check]:
     counts = sorted({0 if begin is None else _leading(row.ids, begin) for row in rows})
     many = "the tokenizer has none" if begin is None else f"{counts[0]} to {counts[-1]}"
     one = Check("one begin token", counts[-1] <= 1, many, "1")
-    written = [row for row in rows if _ends(row.text, tokenizer)]
-    kept = sum(1 for row in written if set(row.ids[-3:]) & _special(tokenizer))
+    closed = scorer.chat.closes_plain_text
+    written = [row for row in rows if closed or _ends(row.text, tokenizer)]
+    kept = sum(1 for row in written if set(row.ids[-3:]) & ({end} if closed else _special(tokenizer)))
     if not written:
         said = "the tokenizer has none" if end is None else f"the text ends without {tokenizer.decode([end])}"
         return [one, Check("end token", None, said)]
     return [one, Check("end token", kept == len(written), f"{kept} of {len(written)}", "all")]
+
+
+def _as_defined(scorer: RewardModel, items: Sequence[Item]) -> Check:
+    """The token ids are those that the tokenizer and its chat template give, but for a second begin token."""
+    found = {key: row.ids for row in scorer.texts.prepare(items).rows for key in row.keys}
+    same = sum(1 for item in items if item.key in found and found[item.key] == _defined(scorer, item))
+    return Check("token ids", same == len(found), f"{same} of {len(found)} as defined", "all")
+
+
+def _defined(scorer: RewardModel, item: Item) -> list[int]:
+    chat, tokenizer = scorer.chat, scorer.chat.tokenizer
+    if chat.template is None:
+        ids = list(tokenizer(scorer.texts.text(item.messages, item.response))["input_ids"])
+        ids += [tokenizer.eos_token_id] if chat.closes_plain_text and ids[-1:] != [tokenizer.eos_token_id] else []
+    else:
+        turns = [*map(dict, item.messages), {"role": "assistant", "content": item.response}]
+        template = {"chat_template": chat.template.source, **chat.template.variables}
+        ids = list(tokenizer.apply_chat_template(turns, return_dict=False, **template))
+    return ids[max(0, _leading(ids, tokenizer.bos_token_id) - 1) :]
+
+
+@torch.inference_mode()
+def _position(scorer: RewardModel, rows: list[Row], truth: dict[str, float], limit: float) -> Check:
+    """Scores are read at the last token; transformers' own forward skips padding tokens to find it."""
+    found: dict[str, float] = {}
+    for row in rows:
+        ids = torch.tensor([row.ids], device=scorer.device)
+        values = scorer.labels.read(scorer._net(input_ids=ids).logits)[0].tolist()
+        named = dict(zip(scorer.outputs, values, strict=True))
+        found |= {f"{key} {name}": value for name, value in named.items() for key in row.keys}
+    check = _apart("score position", found, truth, limit)
+    if check.passed:
+        return check
+    pad = scorer._net.config.pad_token_id
+    why = (
+        "its padding token is the end token, so that it reads the one before"
+        if pad in rows[0].ids[-1:]
+        else (f"it differs by {check.seen}")
+    )
+    return Check(check.check, None, f"read at the last token, but transformers' own forward is not: {why}", check.limit)
 
 
 def _leading(ids: list[int], begin: int | None) -> int:
@@ -207,24 +253,23 @@ def _raw(scores: dict[str, float], truth: dict[str, float], limit: float) -> Che
 
 def _as_trained(scorer: RewardModel, items: Sequence[Item], text_format: Path | None) -> Check:
     """The token ids are those that `prefdata train rm` trains on."""
-    if text_format is not None or scorer.chat.template is None:
-        return Check("text as trained", None, "only the chat template's text can be compared")
+    if text_format is not None:
+        return Check("text as trained", None, "a text format is read as it is, and training knows none")
     from prefdata.train.layouts import Item as Trained
     from prefdata.train.layouts import Row as TrainRow
     from prefdata.train.tokens import Encoder
 
-    tokenizer = scorer.chat.tokenizer
-    encoder = Encoder(tokenizer, frozenset(_special(tokenizer)), None, "error")
-    differ = 0
+    found = {key: row.ids for row in scorer.texts.prepare(items).rows for key in row.keys}
+    items = [item for item in items if item.key in found]
+    encoder, rows = Encoder(scorer.chat, sampled=False), []
     for item in items:
         prompt = [{"role": m["role"], "content": m["content"]} for m in item.messages]
-        answers = [[{"role": "assistant", "content": text}] for text in (item.response, "Other.")]
-        row = TrainRow("check", 1, "train", {})
-        trees = encoder.encode([Trained(prompt, tuple(answers), 1.0, None, None, row, False)]).trees
-        trained = [*trees[0].prompt.tolist(), *trees[0].responses[0].tolist()]
-        (ids,) = scorer.texts.encode([scorer.texts.text(item.messages, item.response)])
-        differ += ids != trained
-    return Check("text as trained", differ == 0, f"{len(items) - differ} of {len(items)} the same", "all")
+        answer = [{"role": "assistant", "content": item.response}]
+        rows.append(Trained(prompt, (answer,), 1.0, None, None, TrainRow("check", 1, "train", {}), False))
+    trees = encoder.encode(rows).trees
+    trained = [[*tree.prompt.tolist(), *tree.responses[0].tolist()] for tree in trees]
+    same = sum(ids == found[item.key] for item, ids in zip(items, trained, strict=True))
+    return Check("text as trained", same == len(items), f"{same} of {len(items)} the same", "all")
 
 
 def _through_vllm(

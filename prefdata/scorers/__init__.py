@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefdata.chat.template import template_identity
 from prefdata.errors import InputError, UsageError
 from prefdata.ids import ID_DIGITS
 from prefdata.model_files import ModelFiles, identify, label_names
@@ -48,7 +49,7 @@ def open_scorer(spec: RankSpec) -> Scorer:
         from prefdata.scorers.verifiers import open_verifier
 
         return open_verifier(spec.verifier, time_limit=spec.time_limit, workers=spec.workers)
-    where: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype, "batch_tokens": spec.batch_tokens}
+    where = _settings(spec)
     if spec.pointwise is not None:
         from prefdata.scorers.pointwise import Pointwise
         from prefdata.scorers.rubrics import load_question
@@ -112,6 +113,7 @@ def identity_of(spec: RankSpec) -> dict[str, Any]:
         found["rubric"] = load_question(spec.rubric or _QUESTIONS[spec.kind]).fingerprint()
     if spec.judge is not None:
         found["rubric"] = _rubric(spec).fingerprint()
+    found |= template_identity(spec)
     if spec.text_format is not None:
         found["text_format"] = file_identity(spec.text_format)
     return found
@@ -140,6 +142,16 @@ def file_identity(file: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:ID_DIGITS]
 
 
+def _settings(spec: RankSpec) -> dict[str, Any]:
+    """How a model is loaded and by which chat template it reads."""
+    return {
+        "device": spec.device,
+        "dtype": spec.dtype,
+        "batch_tokens": spec.batch_tokens,
+        "choice": spec.template_choice,
+    }
+
+
 def _reward_model(spec: RankSpec, where: dict[str, Any]) -> Scorer:
     text_format = None if spec.text_format is None else Path(spec.text_format)
     files = identify(str(spec.reward_model), "reward-model")
@@ -154,7 +166,7 @@ def _classifier(spec: RankSpec, files: ModelFiles, where: dict[str, Any], **read
     if spec.engine == "vllm":
         from prefdata.scorers.pooling import PoolingRewardModel
 
-        return PoolingRewardModel(files, spec, **read)
+        return PoolingRewardModel(files, spec, choice=spec.template_choice, **read)
     from prefdata.scorers.reward_model import RewardModel
 
     return RewardModel(files, **where, **read)
@@ -220,7 +232,7 @@ def open_comparer(spec: RankSpec) -> Comparer:
 
         return PairwiseJudge(_generator(spec), _rubric(spec), annotator=spec.name, **_manner(spec))
     files = _pairwise_files(spec)
-    where: dict[str, Any] = {"device": spec.device, "dtype": spec.dtype, "batch_tokens": spec.batch_tokens}
+    where = _settings(spec)
     if _classifies(files):
         from prefdata.scorers.pairwise_reward import PairwiseReward, first_label
 

@@ -14,7 +14,8 @@ from itertools import count
 from typing import Any
 
 from prefdata import ids
-from prefdata.engines.protocol import Completion, Generator, Rejection, Request, Sampling, TemplateRefusal
+from prefdata.chat.template import VERDICTS, TemplateRefusal
+from prefdata.engines.protocol import Completion, Generator, Rejection, Request, Sampling
 from prefdata.errors import UsageError
 from prefdata.ids import Message
 from prefdata.scorers.protocol import Item, Match, Scored, Verdict
@@ -22,8 +23,8 @@ from prefdata.scorers.rubrics import RATIONALE, Rubric
 
 RETRY_TEMPERATURE = 0.7
 
-Case = tuple[str, tuple[Message, ...]]
-"""A key, and the messages that the judge is shown for it."""
+Case = tuple[str, tuple[Message, ...], tuple[str, ...]]
+"""A key, the messages that the judge is shown for it, and the responses that they quote."""
 
 PROBABILITIES = {"A": 1.0, "B": 0.0, "tie": 0.5}
 WINNERS = {"A": "first", "B": "second", "tie": "tie"}
@@ -38,7 +39,7 @@ class Reply:
         key: the case's.
         shown: id of the messages that the judge was shown.
         verdict: what was read, or None.
-        reason: why nothing was read (`unparsable`, `refused`, `too_long`, `refused_by_template`, `error`), or None.
+        reason: why nothing was read (`unparsable`, `refused`, `too_long`, `error`, a TemplateRefusal's), or None.
         text: what the judge said last, or the engine of why it said nothing.
         tries: how often it was asked.
     """
@@ -128,12 +129,12 @@ class _Judge:
 
     def _next(self) -> _Asked | None:
         """The next new case; those that the judge's template does not take are lost."""
-        for key, messages in self._stream:
+        for key, messages, responses in self._stream:
             shown = ids.digest([dict(message) for message in messages])
             try:
-                prompt_ids = self.generator.render(messages) if self.generator.renders else ()
+                prompt_ids = self.generator.render(messages, holds=responses) if self.generator.renders else ()
             except TemplateRefusal as error:
-                self._lost.append(Reply(key, shown, None, "refused_by_template", str(error), 0))
+                self._lost.append(Reply(key, shown, None, error.reason, str(error), 0))
                 continue
             return _Asked(key, messages, prompt_ids, shown, 1)
         return None
@@ -174,7 +175,7 @@ class AbsoluteJudge(_Judge):
                 lacking.append(Scored(item.key, None, "no_reference", None, None))
                 continue
             said = {"response": item.response, "reference": item.reference}
-            yield item.key, self.rubric.messages(item.messages, **said)
+            yield item.key, self.rubric.messages(item.messages, **said), (item.response,)
 
     def _scored(self, reply: Reply) -> Scored:
         if reply.verdict is None:
@@ -220,12 +221,13 @@ class PairwiseJudge(_Judge):
         yield from map(self._verdict, self._replies(map(self._case, matches)))
 
     def _case(self, match: Match) -> Case:
-        return match.key, self.rubric.messages(match.messages, first=match.shown, second=match.other)
+        messages = self.rubric.messages(match.messages, first=match.shown, second=match.other)
+        return match.key, messages, (match.shown, match.other)
 
     def _verdict(self, reply: Reply) -> Verdict:
         if reply.verdict is None:
-            why = {"refused_by_template": "refused"}.get(reply.reason or "error", reply.reason or "error")
-            return Verdict(reply.key, None, why, rationale=reply.text)
+            reason = reply.reason or "error"
+            return Verdict(reply.key, None, VERDICTS.get(reason, reason), rationale=reply.text)
         said = str(reply.verdict["verdict"])
         strength = None if said == "tie" else reply.verdict.get("strength")
         return Verdict(reply.key, PROBABILITIES[said], WINNERS[said], strength, reply.verdict.get(RATIONALE))

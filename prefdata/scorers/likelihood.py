@@ -22,14 +22,16 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from prefdata import ids
-from prefdata.engines.chat import Chat
-from prefdata.engines.loading import load, pick_device, pick_dtype
-from prefdata.engines.protocol import TemplateRefusal
+from prefdata.chat.encoder import Chat
+from prefdata.chat.renderer import shared_prefix
+from prefdata.chat.template import TemplateRefusal
 from prefdata.errors import ModelError
 from prefdata.ids import Message
 from prefdata.model_files import ModelFiles
+from prefdata.models.loading import load, pick_device, pick_dtype
 from prefdata.scorers.protocol import Item, Scored
 from prefdata.scorers.texts import windows
+from prefdata.specs.chat import TemplateChoice
 
 WINDOW = 1000
 """Answers that are pulled and sorted by length at a time."""
@@ -64,6 +66,7 @@ class LanguageModel:
         files: ModelFiles,
         *,
         raw: bool = False,
+        choice: TemplateChoice = TemplateChoice(),
         device: str | None = None,
         dtype: str = "auto",
         batch_tokens: int | None = None,
@@ -74,6 +77,7 @@ class LanguageModel:
         Args:
             files: what `identify` found.
             raw: continue plain text although the model has a chat template.
+            choice: which chat template, with which variables.
             device: `cpu`, `cuda`, `cuda:1`; a CUDA GPU where there is one, by default.
             dtype: `auto` is float32 on a CPU and bfloat16 on a GPU.
             batch_tokens: rows times the longest row of a batch; more is faster until the memory ends.
@@ -81,12 +85,12 @@ class LanguageModel:
 
         Raises:
             ModelError: the model or its tokenizer cannot be loaded.
-            EngineError: there is no such device or type.
+            UsageError: there is no such device or type.
         """
         self.files = files
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
-        self.chat = Chat.load(files.folder(), name=files.name, raw=raw)
+        self.chat = Chat.load(files.folder(), name=files.name, raw=raw, choice=choice)
         self.context_length = files.context_length or 1 << 20
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
         self.chunk_elements = chunk_elements
@@ -94,7 +98,6 @@ class LanguageModel:
         net = load(AutoModelForCausalLM, files, self.dtype, self.device)
         self._trunk: Any = net.base_model
         self._vocabulary = int(net.get_output_embeddings().weight.shape[0])
-        self._ends = frozenset(self.chat.end_ids(net.config, net.generation_config))
         self._states = _Given()
         setattr(net, net.base_model_prefix, self._states)
         self._head: Any = net
@@ -109,29 +112,30 @@ class LanguageModel:
             end: whether the answer's end token, and what the template writes after it, belong to it.
 
         Raises:
-            TemplateRefusal: the chat template does not take this conversation.
+            TemplateRefusal: the chat template does not take this conversation, or changes the response.
         """
-        text = self.chat.conversation(messages, response)
-        whole = self.chat.conversation_ids(text)
-        last = self.chat.tokenizer.eos_token_id
-        if self.chat.template is None and last is not None and whole[-1:] != [last]:
-            whole.append(last)  # a template ends an answer by itself, plain text does not
-        start = _shared(self.chat.prompt_ids(messages), whole)
-        stop = len(whole)
+        text, prompt, own = self.chat.answered(messages, response)
         if not end:
-            stop = next((i for i in range(max(start, stop - END_WINDOW), stop) if whole[i] in self._ends), stop)
-        return text, Continuation(tuple(whole[:start]), tuple(whole[start:stop]))
+            tail = range(max(0, len(own) - END_WINDOW), len(own))
+            own = own[: next((i for i in tail if own[i] in self.chat.end_ids), len(own))]
+        return text, Continuation(prompt, own)
 
-    def choices(self, messages: Sequence[Message], texts: Sequence[str]) -> tuple[str, list[Continuation]]:
+    def choices(
+        self, messages: Sequence[Message], texts: Sequence[str], holds: Sequence[str] = ()
+    ) -> tuple[str, list[Continuation]]:
         """The prompt as text, and each of several texts as what comes next.
 
+        Args:
+            messages: the conversation.
+            texts: what may come next.
+            holds: the responses that it asks about, which the prompt's text must hold.
+
         Raises:
-            TemplateRefusal: the chat template does not take this conversation.
+            TemplateRefusal: the chat template does not take this conversation, or changes a response in it.
         """
-        prompt = self.chat.text(messages, None, answer_next=True)
-        wholes = [self.chat.conversation_ids(prompt + text) for text in texts]
-        before = self.chat.prompt_ids(messages)
-        start = min(_shared(before, whole) for whole in wholes)
+        prompt = self.chat.text(messages, answer_next=True, holds=holds)
+        before, *wholes = self.chat.encode([prompt, *(prompt + text for text in texts)], complete=False)
+        start = min(shared_prefix(before, whole) for whole in wholes)
         return prompt, [Continuation(tuple(whole[:start]), tuple(whole[start:])) for whole in wholes]
 
     def problem(self, asked: Continuation) -> str | None:
@@ -259,7 +263,7 @@ class _AnswerScorer:
             try:
                 text, tokens = self.model.answer(item.messages, item.response, end=self.end)
             except TemplateRefusal as error:
-                yield Scored(item.key, None, "refused_by_template", None, {"error": str(error)})
+                yield Scored(item.key, None, error.reason, None, {"error": str(error)})
                 continue
             if (problem := self._problem(tokens)) is None:
                 asked.setdefault(tokens, []).append((item.key, ids.text_hash(text)))
@@ -286,17 +290,13 @@ class MeanLogprob(_AnswerScorer):
         files: ModelFiles,
         *,
         end: bool = True,
-        device: str | None = None,
-        dtype: str = "auto",
-        batch_tokens: int | None = None,
+        **settings: Any,
     ) -> None:
         """Load the model; without `end` the end token, and what the template writes after it, is left out.
 
-        Raises:
-            ModelError: the model or its tokenizer cannot be loaded.
-            EngineError: there is no such device or type.
+        `settings` and errors are those of `LanguageModel`.
         """
-        super().__init__(LanguageModel(files, device=device, dtype=dtype, batch_tokens=batch_tokens))
+        super().__init__(LanguageModel(files, **settings))
         self.end = end
 
     def _numbers(self, asked: Sequence[Continuation]) -> Iterator[tuple[int, float, dict[str, Any]]]:
@@ -318,18 +318,19 @@ class ImplicitReward(_AnswerScorer):
         reference: ModelFiles,
         beta: float,
         *,
-        device: str | None = None,
-        dtype: str = "auto",
-        batch_tokens: int | None = None,
+        choice: TemplateChoice = TemplateChoice(),
+        **settings: Any,
     ) -> None:
         """Load both models.
 
+        `choice` is the policy's chat template; `settings` are those of `LanguageModel`.
+
         Raises:
             ModelError: one of them or its tokenizer cannot be loaded, or their tokenizers differ.
-            EngineError: there is no such device or type.
+            UsageError: there is no such device or type.
         """
-        super().__init__(LanguageModel(policy, device=device, dtype=dtype, batch_tokens=batch_tokens))
-        self.reference = LanguageModel(reference, device=device, dtype=dtype, batch_tokens=batch_tokens)
+        super().__init__(LanguageModel(policy, choice=choice, **settings))
+        self.reference = LanguageModel(reference, raw=True, **settings)  # it reads the policy's token ids
         self.beta = beta
         if self.model.chat.tokenizer.get_vocab() != self.reference.chat.tokenizer.get_vocab():
             raise ModelError(
@@ -358,8 +359,3 @@ def finite(key: str, score: float, text_hash: str, details: dict[str, Any]) -> S
     if math.isfinite(score):
         return Scored(key, score, None, text_hash, details)
     return Scored(key, None, "nan" if math.isnan(score) else "infinite", text_hash, None)
-
-
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two rows have in common at their start."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

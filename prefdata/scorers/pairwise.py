@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+from prefdata.chat.template import VERDICTS
 from prefdata.model_files import ModelFiles
 from prefdata.scorers.likelihood import WINDOW, LanguageModel
-from prefdata.scorers.pointwise import Weighed, weigh
+from prefdata.scorers.pointwise import Shown, Weighed, weigh
 from prefdata.scorers.protocol import Match, Verdict
 from prefdata.scorers.rubrics import Question
 from prefdata.scorers.texts import windows
@@ -30,9 +32,7 @@ class Pairwise:
         question: Question,
         *,
         annotator: str | None = None,
-        device: str | None = None,
-        dtype: str = "auto",
-        batch_tokens: int | None = None,
+        **settings: Any,
     ) -> None:
         """Load the model that is asked `question`, of the kind pairwise-labels.
 
@@ -40,15 +40,9 @@ class Pairwise:
             files: the model.
             question: what it is asked.
             annotator: the name that the verdicts go under; the model's unless given.
-            device: see `LanguageModel`, as for the two below.
-            dtype: its arithmetic.
-            batch_tokens: its budget.
-
-        Raises:
-            ModelError: the model or its tokenizer cannot be loaded.
-            EngineError: there is no such device or type.
+            settings: those of `LanguageModel`, whose errors it raises.
         """
-        self.model = LanguageModel(files, raw=question.plain, device=device, dtype=dtype, batch_tokens=batch_tokens)
+        self.model = LanguageModel(files, raw=question.plain, **settings)
         self.question = question
         self.annotator = annotator or files.name
         self.versions = self.model.versions
@@ -56,23 +50,23 @@ class Pairwise:
     def compare(self, matches: Iterable[Match]) -> Iterator[Verdict]:
         """Judge every match once, a window at a time; see the protocol."""
         for window in windows(matches, WINDOW):
-            shown = [
-                (match.key, self.question.messages(match.messages, first=match.shown, second=match.other))
-                for match in window
-            ]
+            shown = [Shown(match.key, self._asked(match), (match.shown, match.other)) for match in window]
             yield from map(_verdict, weigh(self.model, self.question.labels, shown))
 
     def close(self) -> None:
         """Give back the model's memory."""
         self.model.close()
 
+    def _asked(self, match: Match) -> tuple[dict[str, str], ...]:
+        return self.question.messages(match.messages, first=match.shown, second=match.other)
 
-_REASONS = {"refused_by_template": "refused", "too_long": "too_long"}
+
+_WORDS = {**VERDICTS, "too_long": "too_long"}
 
 
 def _verdict(one: Weighed) -> Verdict:
     if one.problem is not None:
-        return Verdict(one.key, None, _REASONS.get(one.problem, "error"), rationale=one.detail)
+        return Verdict(one.key, None, _WORDS.get(one.problem, "error"), rationale=one.detail)
     return verdict_of(one.key, one.log_odds)
 
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefdata.ahead import ahead
-from prefdata.engines.chat import Chat
-from prefdata.engines.protocol import TemplateRefusal
+from prefdata.chat.template import TemplateRefusal, require_unicode
 from prefdata.errors import ModelError
 from prefdata.ids import Message
 from prefdata.model_files import ModelFiles, label_names
@@ -23,7 +22,7 @@ from prefdata.scorers.classifier import Classifier
 from prefdata.scorers.labels import Labels
 from prefdata.scorers.pairwise import verdict_of
 from prefdata.scorers.protocol import Match, Verdict
-from prefdata.scorers.texts import Row, Texts, fill, read_format, windows
+from prefdata.scorers.texts import Row, fill, read_format, windows
 
 LAYOUT = "{conversation}\n\nAnswer A:\n{first}\n\nAnswer B:\n{second}"
 """What is read without a text format; `{conversation}` is its turns, each as `role: content`, a blank line between."""
@@ -73,7 +72,7 @@ class PairwiseReward:
         self.versions = classifier.versions
         self._classifier = classifier
         chat = classifier.texts.chat
-        self._texts = Texts(chat if self.format is None else Chat(chat.tokenizer, name=chat.name, raw=True))
+        self._chat = chat if self.format is None else chat.of_format()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -84,13 +83,14 @@ class PairwiseReward:
         """The exact text of a conversation and two answers to it.
 
         Raises:
-            TemplateRefusal: the template or the format has no place for this conversation.
+            TemplateRefusal: the template or the format has no place for this conversation, or changes a response.
         """
         if self.format is not None:
-            return fill(self.format, messages, first=first, second=second)
+            return require_unicode(fill(self.format, messages, first=first, second=second))
         turns = "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
         asked = fill(LAYOUT, [{"role": "user", "content": ""}], conversation=turns, first=first, second=second)
-        return self._texts.chat.text([{"role": "user", "content": asked}], None, answer_next=False)
+        user = {"role": "user", "content": asked}
+        return self._chat.text([user], answer_next=False, holds=(first, second))
 
     def compare(self, matches: Iterable[Match]) -> Iterator[Verdict]:
         """Judge every match once, a window at a time; see the protocol."""
@@ -119,14 +119,12 @@ class PairwiseReward:
         for match in matches:
             try:
                 text = self.text(match.messages, match.shown, match.other)
-                text.encode("utf-8")
-            except (TemplateRefusal, UnicodeEncodeError) as error:
-                why = "refused" if isinstance(error, TemplateRefusal) else "error"
-                lost.append(Verdict(match.key, None, why, rationale=str(error)))
+            except TemplateRefusal as error:
+                lost.append(Verdict(match.key, None, error.verdict, rationale=str(error)))
                 continue
             prompt = prompts.setdefault(tuple((m["role"], m["content"]) for m in match.messages), len(prompts))
             places.setdefault(text, (prompt, []))[1].append(match.key)
-        ids = self._texts.encode(list(places))
+        ids = self._chat.encode(list(places), complete=True)
         rows = [Row(text, row, *place) for (text, place), row in zip(places.items(), ids, strict=True)]
         return _Window(rows, lost)
 

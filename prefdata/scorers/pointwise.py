@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from prefdata import ids
-from prefdata.engines.protocol import TemplateRefusal
+from prefdata.chat.template import TemplateRefusal
 from prefdata.ids import Message
 from prefdata.model_files import ModelFiles
 from prefdata.scorers.likelihood import WINDOW, Continuation, LanguageModel, finite
@@ -29,18 +30,13 @@ class Pointwise:
         self,
         files: ModelFiles,
         question: Question,
-        *,
-        device: str | None = None,
-        dtype: str = "auto",
-        batch_tokens: int | None = None,
+        **settings: Any,
     ) -> None:
         """Load the model that is asked `question`, of the kind pointwise-labels.
 
-        Raises:
-            ModelError: the model or its tokenizer cannot be loaded.
-            EngineError: there is no such device or type.
+        `settings` and errors are those of `LanguageModel`.
         """
-        self.model = LanguageModel(files, raw=question.plain, device=device, dtype=dtype, batch_tokens=batch_tokens)
+        self.model = LanguageModel(files, raw=question.plain, **settings)
         self.question = question
         self.versions = self.model.versions
 
@@ -53,7 +49,7 @@ class Pointwise:
                     yield Scored(item.key, None, "no_reference", None, None)
                     continue
                 said = {"response": item.response, "reference": item.reference}
-                shown.append((item.key, self.question.messages(item.messages, **said)))
+                shown.append(Shown(item.key, self.question.messages(item.messages, **said), (item.response,)))
             for one in weigh(self.model, self.question.labels, shown):
                 yield self._scored(one)
 
@@ -68,6 +64,14 @@ class Pointwise:
         return finite(one.key, one.share, one.text_hash, {"logps": logps, "log_odds": one.log_odds})
 
 
+class Shown(NamedTuple):
+    """What a model is asked: a key, the messages, and the responses that they quote."""
+
+    key: str
+    messages: Sequence[Message]
+    responses: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Weighed:
     """What a model finds of two labels.
@@ -76,7 +80,7 @@ class Weighed:
         key: the caller's.
         text_hash: id of the text that it was shown; None where there is none.
         logps: ln p of both labels, in nats.
-        problem: why there are none (`refused_by_template`, `too_long`, `empty`), or None.
+        problem: why there are none (`too_long`, `empty`, or a TemplateRefusal's reason), or None.
         detail: the problem in words.
     """
 
@@ -100,16 +104,14 @@ class Weighed:
         return 1 / (1 + math.exp(-odds)) if odds >= 0 else math.exp(odds) / (1 + math.exp(odds))
 
 
-def weigh(
-    model: LanguageModel, labels: tuple[str, str], shown: Sequence[tuple[str, Sequence[Message]]]
-) -> Iterator[Weighed]:
+def weigh(model: LanguageModel, labels: tuple[str, str], shown: Sequence[Shown]) -> Iterator[Weighed]:
     """How likely either label comes next after each of what is shown, by key; equal texts are computed once."""
     asked: dict[str, tuple[list[Continuation], list[str]]] = {}
-    for key, messages in shown:
+    for key, messages, responses in shown:
         try:
-            text, choices = model.choices(messages, labels)
+            text, choices = model.choices(messages, labels, holds=responses)
         except TemplateRefusal as error:
-            yield Weighed(key, None, problem="refused_by_template", detail=str(error))
+            yield Weighed(key, None, problem=error.reason, detail=str(error))
             continue
         if problem := next((found for one in choices if (found := model.problem(one))), None):
             length = max(len(one.prompt) + len(one.ids) for one in choices)

@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prefdata.engines.chat import Chat
+from prefdata.chat.encoder import Chat
 from prefdata.engines.vllm_start import import_vllm, start
 from prefdata.model_files import ModelFiles
 from prefdata.scorers.classifier import Classifier
 from prefdata.scorers.labels import Activation, Labels
 from prefdata.scorers.texts import Row, Texts
 from prefdata.specs import EngineSpec
+from prefdata.specs.chat import TemplateChoice
 
 HANDED = 256
 """Texts inside the engine at a time, or what the engine computes at a time where that is more."""
@@ -37,6 +38,7 @@ class PoolingRewardModel(Classifier):
         label: str | None = None,
         activation: Activation = "logit",
         text_format: Path | None = None,
+        choice: TemplateChoice = TemplateChoice(),
     ) -> None:
         """Start the engine, which takes half a minute or more.
 
@@ -46,6 +48,7 @@ class PoolingRewardModel(Classifier):
             label: which label of several, by name or number; `all` makes each an output.
             activation: the raw logit, or the probability.
             text_format: a file that says how prompt and answer become text, instead of the chat template.
+            choice: which chat template, with which variables.
 
         Raises:
             ModelError: the tokenizer cannot be loaded, or the model has several labels and none is named.
@@ -55,7 +58,7 @@ class PoolingRewardModel(Classifier):
         """
         self.labels = Labels.of(files, label, activation)
         self.outputs = self.labels.outputs
-        self.texts = Texts(Chat.load(files.folder(), name=files.name), text_format)
+        self.texts = Texts(Chat.load(files.folder(), name=files.name, choice=choice), text_format)
         self._vllm = import_vllm()
         self._params = self._vllm.PoolingParams(use_activation=False, task="classify")
         self._running = start(self._vllm, files, spec or EngineSpec(), runner="pooling")

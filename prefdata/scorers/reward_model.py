@@ -19,9 +19,9 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from prefdata.engines.chat import Chat
-from prefdata.engines.loading import load, pick_device, pick_dtype
+from prefdata.chat.encoder import Chat
 from prefdata.model_files import ModelFiles
+from prefdata.models.loading import load, pick_device, pick_dtype
 from prefdata.scorers.backbones import Backbone, Cached
 from prefdata.scorers.classifier import Classifier
 from prefdata.scorers.cores import each, is_small
@@ -29,6 +29,7 @@ from prefdata.scorers.labels import Activation, Labels
 from prefdata.scorers.lean import Lean
 from prefdata.scorers.prefixes import Branching, Computed, Family, batches, chunks, families, padded
 from prefdata.scorers.texts import Row, Texts
+from prefdata.specs.chat import TemplateChoice
 
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
 """Default budgets: rows times the longest row, by kind of device."""
@@ -53,6 +54,7 @@ class RewardModel(Classifier):
         label: str | None = None,
         activation: Activation = "logit",
         text_format: Path | None = None,
+        choice: TemplateChoice = TemplateChoice(),
         share_prompts: bool = True,
     ) -> None:
         """Load the model.
@@ -65,11 +67,12 @@ class RewardModel(Classifier):
             label: which label of several, by name or number; `all` makes each an output.
             activation: the raw logit, or the probability.
             text_format: a file that says how prompt and answer become text, instead of the chat template.
+            choice: which chat template, with which variables.
             share_prompts: whether a prompt may be computed once for its candidates.
 
         Raises:
             ModelError: the model or its tokenizer cannot be loaded, or has several labels and none is named.
-            EngineError: there is no such device or type.
+            UsageError: there is no such device or type.
             UsageError: the model has no such label.
             InputError: the text format cannot be read.
         """
@@ -77,7 +80,7 @@ class RewardModel(Classifier):
         self.outputs = self.labels.outputs
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
-        self.texts = Texts(Chat.load(files.folder(), name=files.name), text_format)
+        self.texts = Texts(Chat.load(files.folder(), name=files.name, choice=choice), text_format)
         self.chat = self.texts.chat
         self.context_length = files.context_length or 1 << 20
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])

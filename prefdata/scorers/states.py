@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from prefdata import ids
-from prefdata.engines.protocol import TemplateRefusal
+from prefdata.chat.template import TemplateRefusal
 from prefdata.model_files import ModelFiles
 from prefdata.scorers.likelihood import Continuation, LanguageModel, finite
 from prefdata.scorers.protocol import Item, Scored
@@ -29,16 +30,9 @@ States = np.ndarray
 class AnswerStates:
     """The hidden states of answers under one model."""
 
-    def __init__(
-        self, files: ModelFiles, *, device: str | None = None, dtype: str = "auto", batch_tokens: int | None = None
-    ) -> None:
-        """Load the model.
-
-        Raises:
-            ModelError: the model or its tokenizer cannot be loaded.
-            EngineError: there is no such device or type.
-        """
-        self.model = LanguageModel(files, device=device, dtype=dtype, batch_tokens=batch_tokens)
+    def __init__(self, files: ModelFiles, **settings: Any) -> None:
+        """Load the model; `settings` and errors are those of `LanguageModel`."""
+        self.model = LanguageModel(files, **settings)
         self.versions = self.model.versions
 
     def of(self, items: Sequence[Item]) -> list[States | Scored]:
@@ -59,7 +53,7 @@ class AnswerStates:
         try:
             text, tokens = self.model.answer(item.messages, item.response, end=False)
         except TemplateRefusal as error:
-            return Scored(item.key, None, "refused_by_template", None, {"error": str(error)})
+            return Scored(item.key, None, error.reason, None, {"error": str(error)})
         if (problem := self.model.problem(tokens)) is None:
             return tokens
         length = {"tokens": len(tokens.prompt) + len(tokens.ids)}
@@ -78,18 +72,13 @@ class StateSimilarity:
         self,
         files: ModelFiles,
         similarity: Callable[[States, States], float],
-        *,
-        device: str | None = None,
-        dtype: str = "auto",
-        batch_tokens: int | None = None,
+        **settings: Any,
     ) -> None:
         """Load the model whose states `similarity` compares: the answer's first, then the reference's.
 
-        Raises:
-            ModelError: the model or its tokenizer cannot be loaded.
-            EngineError: there is no such device or type.
+        `settings` and errors are those of `LanguageModel`.
         """
-        self.states = AnswerStates(files, device=device, dtype=dtype, batch_tokens=batch_tokens)
+        self.states = AnswerStates(files, **settings)
         self.similarity = similarity
         self.versions = self.states.versions
 

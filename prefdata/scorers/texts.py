@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from prefdata.engines.chat import Chat
-from prefdata.engines.protocol import TemplateRefusal
+from prefdata.chat.encoder import Chat
+from prefdata.chat.template import TemplateRefusal, require_unicode
 from prefdata.errors import InputError
 from prefdata.ids import Message
 from prefdata.scorers.protocol import Item, Scored
@@ -60,17 +60,17 @@ class Texts:
             InputError: there is no such file, it is not UTF-8, or it has no place for the response.
         """
         self.format = None if text_format is None else read_format(text_format)
-        self.chat = chat if self.format is None else Chat(chat.tokenizer, name=chat.name, raw=True)
+        self.chat = chat if self.format is None else chat.of_format()
 
     def text(self, messages: Sequence[Message], response: str) -> str:
         """The exact text of a conversation and its answer.
 
         Raises:
-            TemplateRefusal: the template or the format has no place for this conversation.
+            TemplateRefusal: the template or the format has no place for this conversation, or changes the response.
         """
         if self.format is None:
             return self.chat.conversation(messages, response)
-        return fill(self.format, messages, response=response)
+        return require_unicode(fill(self.format, messages, response=response))
 
     def prepare(self, items: Sequence[Item]) -> Window:
         """The items as distinct texts with their token ids; those that cannot be rendered with the reason."""
@@ -80,10 +80,8 @@ class Texts:
         for item in items:
             try:
                 text = self.text(item.messages, item.response)
-                text.encode("utf-8")
-            except (TemplateRefusal, UnicodeEncodeError) as error:
-                reason = "refused_by_template" if isinstance(error, TemplateRefusal) else "not_unicode"
-                refused.append(Scored(item.key, None, reason, None, {"error": str(error)}))
+            except TemplateRefusal as error:
+                refused.append(Scored(item.key, None, error.reason, None, {"error": str(error)}))
                 continue
             prompt = prompts.setdefault(tuple((m["role"], m["content"]) for m in item.messages), len(prompts))
             places.setdefault(text, (prompt, []))[1].append(item.key)
@@ -92,14 +90,8 @@ class Texts:
         return Window(rows, refused)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """The token ids of texts, as `Chat.conversation_ids` gives them, in one call."""
-        if not texts:
-            return []
-        tokenizer = self.chat.tokenizer
-        # A template writes its own special tokens; plain text gets those that the tokenizer adds.
-        special = self.chat.template is None
-        found = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
-        return [_one_begin(row, tokenizer.bos_token_id) for row in found]
+        """The token ids of texts, as `Chat.encode` gives them for complete ones."""
+        return self.chat.encode(texts, complete=True)
 
 
 def read_format(path: Path, answers: Sequence[str] = ("response",)) -> str:
@@ -145,10 +137,3 @@ def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
     stream = iter(items)
     while window := list(islice(stream, size)):
         yield window
-
-
-def _one_begin(ids: list[int], begin: int | None) -> list[int]:
-    extra = 0
-    while begin is not None and len(ids) > extra + 1 and ids[extra] == ids[extra + 1] == begin:
-        extra += 1
-    return ids[extra:]

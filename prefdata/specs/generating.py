@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import ConfigDict, model_validator
 
 from prefdata.specs.base import Condition, Spec, how, what
+from prefdata.specs.chat import ChatSpec
 from prefdata.spreads import (
     Count,
     CountOrNone,
@@ -75,7 +76,7 @@ class IngestSpec(Spec):
         return self
 
 
-class EngineSpec(Spec):
+class EngineSpec(ChatSpec):
     """Behind which engine a generating model runs, and how: what every step with such a model shares."""
 
     may_be_empty: ClassVar[tuple[str, ...]] = ("api_key_env",)
@@ -118,6 +119,17 @@ class EngineSpec(Spec):
     concurrency: int = how(64, "openai: requests under way at a time.", ge=1)
     timeout: float = how(600.0, "openai: seconds to wait for an answer.", gt=0)
     retries: int = how(6, "openai: how often a request is tried again after 429, 5xx and timeouts.", ge=0)
+
+    @model_validator(mode="after")
+    def _a_template_has_a_use(self) -> Self:
+        if self.raw and self.template_choice:
+            raise ValueError("--raw uses no chat template: leave out --chat-template and --chat-template-arg")
+        if self.engine == "openai" and self.tokenizer is None and self.template_choice:
+            raise ValueError(
+                "the server renders by its own chat template: for --chat-template and --chat-template-arg give the "
+                "model's --tokenizer, so that prompts are rendered here"
+            )
+        return self
 
 
 class ModelSpec(EngineSpec):

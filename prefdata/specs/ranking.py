@@ -97,6 +97,10 @@ class RankSpec(EngineSpec):
             ("judge", "reward_model", "pairwise"),
         ),
         **dict.fromkeys(
+            ("chat_template", "chat_template_arg"),
+            ("reward_model", "pairwise", "pointwise", "judge", "implicit", "mean_logprob", "similarity"),
+        ),
+        **dict.fromkeys(
             ("raw", "lora", "base_url", "tokenizer", "api_key_env", "concurrency", "timeout", "retries"), ("judge",)
         ),
     }  # fmt: skip
@@ -119,6 +123,9 @@ class RankSpec(EngineSpec):
                 raise ValueError(
                     f"--{name.replace('_', '-')} goes with {with_}, and changes nothing here: leave it out"
                 )
+        if self.template_choice and (self.text_format is not None or self.similarity in ("exact", "rouge-l")):
+            instead = "--text-format" if self.text_format is not None else f"--similarity {self.similarity}"
+            raise ValueError(f"{instead} uses no chat template: leave out --chat-template and --chat-template-arg")
         if self.engine == "openai" and self.judge is None:
             raise ValueError("--engine openai goes with --judge: a server gives words, and no logits")
         return self

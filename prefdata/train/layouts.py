@@ -74,12 +74,13 @@ def parse(
     need_margin: bool = False,
     need_probability: bool = False,
     skipped: Counter[str] | None = None,
+    on_bad_rows: Literal["error", "drop"] = "error",
 ) -> list[Item]:
-    """The rows as items, in their order, without ties; `skipped` is where those are counted.
+    """The rows as items, in their order, without ties; `skipped` is where those, and dropped rows, are counted.
 
     Raises:
         InputError: there are no rows, or their columns are of no known layout.
-        BadRows: rows that cannot be used, all of them.
+        BadRows: rows that cannot be used, all of them, and `on_bad_rows` is error.
     """
     read: Callable[[Mapping[str, Any]], Parsed] | None = None
     items, bad, ties = [], [], 0
@@ -97,13 +98,13 @@ def parse(
             items.append(_item(row, read(row.values), need_margin, need_probability))
         except Unusable as problem:
             bad.append(BadRow(row.file, row.row, str(problem)))
-    if bad:
+    if bad and (on_bad_rows == "error" or not items):
         raise BadRows(bad)
     if not items:
         why = f"all {ties} rows are ties" if ties else "it is empty"
         raise InputError(f"{name} has no {kind} to train on: {why}. Check the file, or the step that made it.")
     if skipped is not None:
-        skipped.update(tie=ties)
+        skipped.update(tie=ties, bad_row=len(bad))
     return items
 
 

@@ -6,23 +6,24 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from prefdata.chat.encoder import PLAIN_END, Chat, named_ends
 from prefdata.disk import refused
-from prefdata.errors import ModelError, UsageError
+from prefdata.errors import ModelError
 from prefdata.ids import seed as seed_of
 from prefdata.model_files import ModelFiles
+from prefdata.models.loading import pick_device, read_weights, silenced
 from prefdata.train.logps import logits
 from prefdata.train.specs import RmSpec, TrainSpec
+from prefdata.train.tokens import Encoded
 
 log = logging.getLogger("prefdata.train")
 
@@ -52,26 +53,24 @@ class Loaded:
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
 
-def load_tokenizer(files: ModelFiles) -> Any:
-    """The model's tokenizer.
+def load_chat(files: ModelFiles, spec: TrainSpec) -> Chat:
+    """The model's encoder, with the chat template that `spec` means.
 
     Raises:
-        ModelError: transformers cannot read it, or it names no end token.
+        ModelError: transformers cannot read the tokenizer, or it names no end token.
+        UsageError, InputError: there is no such chat template, or it does not read a variable.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(files.folder())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{files.name}: cannot load the tokenizer ({error}). Save the tokenizer again.") from None
-    if tokenizer.eos_token_id is None:
+    chat = Chat.load(files.folder(), name=files.name, choice=spec.template_choice)
+    if chat.tokenizer.eos_token_id is None:
         raise ModelError(f"{files.name}: the tokenizer names no end token. Set eos_token in tokenizer_config.json.")
-    return tokenizer
+    return chat
 
 
 def load(files: ModelFiles, spec: TrainSpec, tokenizer: Any) -> Loaded:
     """The model that `spec` trains: a reward model for an RmSpec (with a new head on a causal LM), else a causal LM.
 
     Raises:
-        ModelError: transformers cannot load it, or it computes what the trainer does not know.
+        ModelError: transformers cannot load it, its files lack tensors, or it computes what the trainer does not know.
         UsageError: the device is not there.
     """
     device = pick_device(spec.device)
@@ -96,7 +95,7 @@ def load(files: ModelFiles, spec: TrainSpec, tokenizer: Any) -> Loaded:
 def _causal(files: ModelFiles, spec: TrainSpec, config: Any) -> Any:
     if spec.from_scratch:
         return _from_config(AutoModelForCausalLM, config)
-    return _from_pretrained(AutoModelForCausalLM, files)
+    return read_weights(AutoModelForCausalLM, files, torch.float32)
 
 
 def _reward_model(files: ModelFiles, spec: TrainSpec, config: Any, tokenizer: Any) -> Any:
@@ -109,54 +108,22 @@ def _reward_model(files: ModelFiles, spec: TrainSpec, config: Any, tokenizer: An
             "own forward looks for the last token that is not padding, and would read the one before it.",
             files.name,
         )
+    new_head = spec.from_scratch or not files.architecture.endswith("ForSequenceClassification")
     if spec.from_scratch:
         model = _from_config(AutoModelForSequenceClassification, config)
     else:
-        model = _from_pretrained(AutoModelForSequenceClassification, files, config=config)
+        new = "score" if new_head else ""
+        model = read_weights(AutoModelForSequenceClassification, files, torch.float32, new=new, config=config)
     if not is_reward_model(model):
         raise ModelError(f"{files.name}: {type(model).__name__} has no linear `score` head on its last hidden states.")
-    if spec.from_scratch or not files.architecture.endswith("ForSequenceClassification"):
-        # Small at the start (1 / (h + 1), as OpenRLHF does), so that the first loss is ln 2 and no answer is favoured.
+    if new_head:
+        # Small at the start (1 / (h + 1), as OpenRLHF does), so that the first loss is ln 2 and none is favoured.
         nn.init.normal_(model.score.weight, std=1 / (model.score.in_features + 1))
     return model
 
 
 def _from_config(auto: Any, config: Any) -> Any:
     return auto.from_config(config, dtype=torch.float32)
-
-
-def _from_pretrained(auto: Any, files: ModelFiles, **settings: Any) -> Any:
-    with _quiet():
-        return auto.from_pretrained(files.folder(), dtype=torch.float32, use_safetensors=True, **settings)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # A new head is meant to be new and a bar of 1/1 tells nothing: transformers' messages would only alarm.
-    hf_logging: Any = transformers.utils.logging
-    said, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(said)
-        if bars:
-            hf_logging.enable_progress_bar()
-
-
-def pick_device(name: str | None) -> torch.device:
-    """The device of that name; without one, the GPU where there is one, else the CPU.
-
-    Raises:
-        UsageError: there is no such device.
-    """
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"there is no device {name!r} here ({str(error).splitlines()[0]}). Use cpu.") from None
-    return device
 
 
 def _micro_tokens(device: torch.device, spec: TrainSpec) -> int:
@@ -169,15 +136,6 @@ def _autocast(device: torch.device, dtype: str) -> torch.dtype | None:
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
     return torch.bfloat16 if dtype == "bfloat16" else None
-
-
-def stop_ids(files: ModelFiles, tokenizer: Any) -> frozenset[int]:
-    """Ids that end an answer: the tokenizer's end token and those of the model's configs."""
-    source = files.folder() / "generation_config.json"
-    said = [files.config, json.loads(source.read_text("utf-8")) if source.exists() else {}]
-    named = [config.get("eos_token_id") for config in said]
-    flat = [i for ids in named for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
-    return frozenset([tokenizer.eos_token_id, *flat])
 
 
 @torch.no_grad()
@@ -210,19 +168,49 @@ def is_reward_model(model: Any) -> bool:
     return isinstance(getattr(model, "score", None), nn.Linear)
 
 
-def save(loaded: Loaded, files: ModelFiles, folder: Path) -> None:
-    """Write `folder` as a Hugging Face model that transformers and vLLM load: weights, tokenizer, template, configs."""
-    model = loaded.model
+def save(loaded: Loaded, files: ModelFiles, chat: Chat, trained: Encoded, folder: Path) -> None:
+    """Write `folder` as a Hugging Face model that transformers and vLLM load: weights, tokenizer, template, configs.
+
+    It says what was trained: the chat template with the variables that were set, or none where the data were plain
+    texts, and the tokens that ended the responses.
+    """
+    model, tokenizer = loaded.model, loaded.tokenizer
     weights = {name: tensor.to(loaded.save_dtype) for name, tensor in model.state_dict().items()}
     model.config.dtype = loaded.save_dtype
-    with refused(folder), _quiet():
+    plain = chat.template is None or not trained.conversations
+    if plain:
+        model.config.prefdata = {PLAIN_END: tokenizer.eos_token}
+    elif hasattr(model.config, "prefdata"):  # of the model that training began with
+        del model.config.prefdata
+    tokenizer.chat_template = None if plain else chat.saved_templates
+    ends = [] if is_reward_model(model) else _declare(model.config, files, trained.ends)
+    with refused(folder), silenced():
         model.save_pretrained(folder, state_dict=weights)
-        loaded.tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o666 & ~_umask())  # safetensors writes for its owner only
+    if not is_reward_model(model):
+        _save_generation_config(files.folder() / "generation_config.json", folder / "generation_config.json", ends)
+
+
+def _declare(config: Any, files: ModelFiles, trained: Set[int]) -> list[int]:
+    """Add the tokens that ended responses in training to those of a config; empty where all are there already."""
     source = files.folder() / "generation_config.json"
-    if source.exists() and not is_reward_model(model):
-        shutil.copyfile(source, folder / "generation_config.json")
+    generation = json.loads(source.read_text("utf-8")) if source.exists() else {}
+    declared = named_ends(generation) or named_ends(files.config)
+    if trained <= set(declared):
+        return []
+    config.eos_token_id = [*declared, *sorted(trained - set(declared))]
+    return list(config.eos_token_id)
+
+
+def _save_generation_config(source: Path, target: Path, ends: list[int]) -> None:
+    """Copy the generation defaults of the model that training began with; `ends` take the place of its end tokens."""
+    if source.exists():
+        shutil.copyfile(source, target)
+    if ends:
+        values = json.loads(target.read_text("utf-8"))
+        target.write_text(json.dumps({**values, "eos_token_id": ends}, indent=2) + "\n", "utf-8")
 
 
 def _umask() -> int:

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from prefdata.chat.template import template_identity
 from prefdata.errors import SpecConflict, UsageError
 from prefdata.ids import digest
 from prefdata.model_files import Kind, ModelFiles, identify
@@ -97,7 +98,11 @@ class _Training:
         self.lineage = Lineage.of(
             spec,
             self.source.parents,
-            resolved={"model": self.files.revision, "tokenizer": tokenizer_id(self.files)},
+            resolved={
+                "model": self.files.revision,
+                "tokenizer": tokenizer_id(self.files),
+                **template_identity(spec),
+            },
             torch=version("torch"),
             transformers=version("transformers"),
         )
@@ -129,7 +134,7 @@ class _Training:
 
         started = time.monotonic()
         data = Prepared(self)
-        loaded = models.load(self.files, self.spec, data.tokenizer)
+        loaded = models.load(self.files, self.spec, data.chat.tokenizer)
         self.folder.begin(self.lineage, replace=replace)
         train, test = data.train.trees, data.test.trees
         objective, test_objective = self._objectives(loaded, train, test, progress)
@@ -140,7 +145,7 @@ class _Training:
         path = self.folder.path
         loop = Loop(loaded, objective, self.spec, train, path, path / CHECKPOINT_FILE, held_out if test else None)
         last = loop.run(progress)
-        models.save(loaded, self.files, self.folder.path)
+        models.save(loaded, self.files, data.chat, data.train, self.folder.path)
         figures = {name: last[name] for name in SUMMARY if name in last}
         report = data.report(objective.noun).timed(time.monotonic() - started, steps=loop.total, **figures)
         self.folder.finish(report)
@@ -170,7 +175,7 @@ class Prepared:
     """The data of a training, tokenised: `train`, `test`, and the account of its rows."""
 
     def __init__(self, training: _Training) -> None:
-        from prefdata.train.models import load_tokenizer, stop_ids
+        from prefdata.train.models import load_chat
         from prefdata.train.tokens import Encoder
 
         spec, files, source = training.spec, training.files, training.source
@@ -183,15 +188,27 @@ class Prepared:
             need_margin=isinstance(spec, RmSpec) and spec.use_margin,
             need_probability=isinstance(spec, RmSpec | DpoSpec) and spec.soft_labels,
             skipped=self.skipped,
+            on_bad_rows=spec.on_bad_rows,
         )
         self.count = len(items) + self.skipped.total()
-        self.tokenizer = load_tokenizer(files)
-        encoder = Encoder(self.tokenizer, stop_ids(files, self.tokenizer), longest(files, spec), spec.on_long)
+        self.chat = load_chat(files, spec)
+        encoder = Encoder(
+            self.chat,
+            longest(files, spec),
+            spec.on_long,
+            sampled=not isinstance(spec, RmSpec),
+            on_bad_rows=spec.on_bad_rows,
+        )
         self.train = encoder.encode([item for item in items if item.row.split != "test"])
         self.test = encoder.encode([item for item in items if item.row.split == "test"])
         if not self.train.trees:
             raise UsageError(
                 f"{source.name}: nothing is left to train on ({_account(self.count, self.train.dropped)})."
+            )
+        if spec.template_choice and not self.train.conversations:
+            raise UsageError(
+                f"{source.name} holds plain texts, which no chat template renders: leave out --chat-template and "
+                "--chat-template-arg, or give conversations (lists of {role, content})."
             )
 
     def report(self, unit: str) -> Report:
@@ -199,8 +216,11 @@ class Prepared:
         dropped = {"held_out": len(self.test.trees)} if self.test.trees else {}
         for reason, count in [*(+self.skipped).items(), *self.train.dropped.items(), *self.test.dropped.items()]:
             dropped[reason] = dropped.get(reason, 0) + count
-        truncated = self.train.truncated + self.test.truncated
-        figures: dict[str, Any] = {"truncated": truncated} if truncated else {}
+        figures: dict[str, Any] = dict(+(self.train.figures + self.test.figures))
+        if self.chat.template is not None and (plain := len(self.train.trees) - self.train.conversations):
+            figures["plain_texts"] = plain
+            if not self.train.conversations:
+                figures["note"] = "Trained on plain texts: the new model has no chat template."
         return Report(
             step=self.step,
             unit=unit,

@@ -9,10 +9,11 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from prefdata.specs import Spec, how, what
+from prefdata.specs import how, what
+from prefdata.specs.chat import ChatSpec
 
 
-class TrainSpec(Spec):
+class TrainSpec(ChatSpec):
     """What every trainer is asked."""
 
     model: str = what(description="The model to start from: a folder or a hub name.")
@@ -42,6 +43,11 @@ class TrainSpec(Spec):
         "error",
         "What happens to longer examples: refuse the data and name them, leave them out, or cut the ends of "
         "their responses (end token included). Each is counted.",
+    )
+    on_bad_rows: Literal["error", "drop"] = what(
+        "error",
+        "What happens to rows that cannot be used, or whose response the chat template refuses or changes: refuse the "
+        "data and name them, or leave them out. Each is counted.",
     )
     seed: int = what(0, "Seed of the order of the data, of dropout and of new weights.", ge=0)
     micro_tokens: int | None = how(

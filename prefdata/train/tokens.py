@@ -1,213 +1,282 @@
-"""Items become trees of token ids: rendered once, split where prompt and answer part, checked for their ends.
+"""Items become trees of token ids: rendered and tokenised by the encoder, split where prompt and response part.
 
-A conversation is rendered whole by the model's chat template, and the answer is what follows the longest prefix that
-its tokens share with those of the rendered prompt: no token of a boundary is ever made from two tokenisations. What is
-trained is all that the template writes from there on, the end of the turn included. Plain texts get the tokenizer's
-own begin token, and its end token at their end.
+The texts, and their ids, are those that scoring, likelihoods and sampling use (`prefdata.chat`). Trained is all that
+the template writes from the response on, the end of the turn included; a template with `{% generation %}` blocks says
+itself what is trained. Plain texts end with the tokenizer's end token.
 
-A run's candidates are trained as texts, through the template, also where they were cut off by the length limit: the
-trained answer then ends there too.
+A run's candidates are trained as texts, through the template, also where they were truncated: the trained response then
+ends there too.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from prefdata.chat.encoder import Chat
+from prefdata.chat.renderer import shared_prefix
+from prefdata.chat.responses import require_responses
+from prefdata.chat.template import TemplateRefusal, require_unicode
 from prefdata.errors import BadRow, BadRows, ModelError
 from prefdata.train.batches import Ids, Tree
 from prefdata.train.layouts import Item, Turns
 
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _END_WINDOW = 4
-"""Tokens at the end of an answer among which its end token must be: some templates write a line break after it."""
+"""Tokens at the end of a response among which its end token must be: some templates write a line break after it."""
+
+
+class Problem(NamedTuple):
+    """Why an item has no tree: a word for the report, and what is wrong."""
+
+    reason: str
+    detail: str
 
 
 @dataclass
 class Encoded:
     """Trees, and what became of the items that are not among them.
 
-    `rows` are the places of the trees' items.
+    Attributes:
+        trees: the examples.
+        rows: the places of their items.
+        dropped: items that are left out, by reason.
+        figures: items of which a report should tell, by what is to be told.
+        ends: the tokens that end the responses.
+        conversations: how many of the trees are conversations, and not plain texts.
     """
 
     trees: list[Tree] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
-    dropped: dict[str, int] = field(default_factory=dict)
-    truncated: int = 0
-
-    def drop(self, reason: str) -> None:
-        """Count one item that is left out."""
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+    dropped: Counter[str] = field(default_factory=Counter)
+    figures: Counter[str] = field(default_factory=Counter)
+    ends: set[int] = field(default_factory=set)
+    conversations: int = 0
 
 
 class Encoder:
     """Turns items into trees for one model.
 
     Args:
-        tokenizer: the model's.
-        stops: ids that may end an answer.
-        max_length: most tokens of a prompt with one answer, or None.
-        on_long: error, drop or truncate; what happens to longer ones. Truncation cuts the ends of answers.
+        chat: the model's encoder.
+        max_length: most tokens of a prompt with one response, or None.
+        on_long: error, drop or truncate; what happens to longer ones. Truncation cuts the ends of responses.
+        sampled: whether the model is one that is sampled from, so that a response must follow the prompt as it does
+            there. A reward model reads whole conversations.
+        on_bad_rows: error or drop; what happens to items that the template refuses or changes.
     """
 
-    def __init__(self, tokenizer: Any, stops: frozenset[int], max_length: int | None, on_long: str) -> None:
-        self.tokenizer, self.max_length, self.on_long = tokenizer, max_length, on_long
-        self.template = tokenizer.get_chat_template() if tokenizer.chat_template else None
-        self.ends = np.array(sorted({*stops, *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}))
+    def __init__(
+        self,
+        chat: Chat,
+        max_length: int | None = None,
+        on_long: str = "error",
+        *,
+        sampled: bool = True,
+        on_bad_rows: Literal["error", "drop"] = "error",
+    ) -> None:
+        self.chat, self.plain = chat, chat.plain()
+        self.max_length, self.on_long = max_length, on_long
+        self.sampled, self.on_bad_rows = sampled, on_bad_rows
+        self._ends = set(chat.end_ids) | (set(chat.special_ids) if chat.turn_end is None else set())
 
     def encode(self, items: Sequence[Item]) -> Encoded:
         """The items as trees.
 
         Raises:
-            ModelError: the chat template is missing, or does not end an answer with an end token.
-            BadRows: the template refuses rows, or rows are too long and `on_long` is error.
+            ModelError: the chat template is missing, or does not end a response with an end token.
+            BadRows: the template refuses or changes rows and `on_bad_rows` is error, or rows are too long and `on_long`
+                is error.
         """
-        drawn = self._masked(items) if self._has_masks(items) else self._split(items)
         out, bad = Encoded(), []
-        for place, (item, tree) in enumerate(zip(items, drawn, strict=True)):
-            problem = tree if isinstance(tree, str) else self._fit(tree, out, place)
-            if problem:
-                bad.append(BadRow(item.row.file, item.row.row, problem))
+        marked = [self._is_marked(item) for item in items]
+        masked = iter(self._masked([item for item, marks in zip(items, marked, strict=True) if marks], out))
+        split = iter(self._split([item for item, marks in zip(items, marked, strict=True) if not marks], out))
+        for place, (item, marks) in enumerate(zip(items, marked, strict=True)):
+            tree = next(masked if marks else split)
+            problem = tree if isinstance(tree, Problem) else self._fit(item, tree, out, place)
+            if problem is None:
+                continue
+            if self.on_bad_rows == "drop" and problem.reason != "too_long":
+                out.dropped[problem.reason] += 1
+            else:
+                bad.append(BadRow(item.row.file, item.row.row, problem.detail))
         if bad:
             raise BadRows(bad)
         return out
 
-    def _has_masks(self, items: Sequence[Item]) -> bool:
-        chats = bool(items) and len(items[0].answers) == 1 and not isinstance(items[0].prompt, str)
-        return chats and bool(self.template and _GENERATION.search(self.template))
+    def _is_marked(self, item: Item) -> bool:
+        """Whether the template's own marks say which tokens of an item are trained."""
+        chats = len(item.answers) == 1 and not isinstance(item.prompt, str)
+        return self.sampled and chats and self.chat.template is not None and self.chat.template.marks
 
-    def _split(self, items: Sequence[Item]) -> list[Tree | str]:
-        """Trees by the longest common prefix of the prompt's and the whole texts' tokens; texts for unusable items."""
-        rendered = [self._texts(item) for item in items]
-        plain = [special for _, special in rendered]
-        flat = [text for texts, _ in rendered if not isinstance(texts, str) for text in texts]
-        adds = [special for texts, special in rendered if not isinstance(texts, str) for _ in texts]
-        ids = iter(self._tokenise(flat, adds))
-        trees: list[Tree | str] = []
-        for item, (texts, _), special in zip(items, rendered, plain, strict=True):
-            if isinstance(texts, str):
-                trees.append(texts)
-                continue
-            prompt, *wholes = [next(ids) for _ in texts]
-            trees.append(self._tree(item, prompt, [self._ended(whole, special) for whole in wholes]))
+    def _split(self, items: Sequence[Item], out: Encoded) -> list[Tree | Problem]:
+        """Trees by the longest common prefix of the prompt's and the whole texts' tokens."""
+        rendered = [self._texts(item, out) for item in items]
+        trees: list[Tree | Problem] = [one if isinstance(one, Problem) else Problem("", "") for one in rendered]
+        for chat in (self.chat, self.plain):
+            texts = {
+                place: one
+                for place, (item, one) in enumerate(zip(items, rendered, strict=True))
+                if not isinstance(one, Problem) and isinstance(item.prompt, str) is (chat is self.plain)
+            }
+            prompts = chat.encode([prompt for prompt, *_ in texts.values()], complete=False)
+            wholes = iter(chat.encode([whole for _, *own in texts.values() for whole in own], complete=True))
+            for (place, (_, *own)), prompt in zip(texts.items(), prompts, strict=True):
+                trees[place] = self._tree(items[place], _ids(prompt), [_ids(next(wholes)) for _ in own], out)
         return trees
 
-    def _texts(self, item: Item) -> tuple[list[str] | str, bool]:
-        """(the prompt's text and every whole text, whether the tokenizer adds its special tokens); or what is wrong."""
-        if isinstance(item.prompt, str):
-            return [item.prompt, *(item.prompt + str(answer) for answer in item.answers)], True
-        if self.template is None:
-            return self._untemplated(item), True
+    def _texts(self, item: Item, out: Encoded) -> list[str] | Problem:
+        """The prompt's text and every whole text; or what is wrong."""
         try:
-            wholes = [self._render([*item.prompt, *answer], item) for answer in item.answers]
-            return [self._render(item.prompt, item, add_generation_prompt=True), *wholes], False
-        except Exception as error:  # a template is a program and raises what it likes
-            return f"the chat template refuses it: {error}", False
+            if isinstance(item.prompt, str):
+                texts = [require_unicode(text) for text in (item.prompt, *(item.prompt + str(a) for a in item.answers))]
+            else:
+                self._require_template(item)
+                tools = None if item.tools is None else json.dumps(item.tools)
+                wholes = [
+                    self.chat.complete(item.prompt, _turns(answer), tools, sampled=self.sampled).text
+                    for answer in item.answers
+                ]
+                texts = [self.chat.text(item.prompt, tools, answer_next=True), *wholes]
+        except TemplateRefusal as refusal:
+            return Problem(refusal.reason, str(refusal))
+        self._count(item, texts[1:], out)
+        return texts
 
-    def _render(self, turns: Turns, item: Item, **how: Any) -> str:
-        text: str = self.tokenizer.apply_chat_template(turns, tools=item.tools, tokenize=False, **how)
-        return text
-
-    def _untemplated(self, item: Item) -> list[str]:
-        if len(item.prompt) != 1 or any(len(answer) != 1 for answer in item.answers):
+    def _require_template(self, item: Item) -> None:
+        one_turn = len(item.prompt) == 1 and all(len(answer) == 1 for answer in item.answers)
+        if self.chat.template is None and not one_turn:
             raise ModelError(
                 "the tokenizer has no chat template, and the data holds conversations of several turns. Give a model "
-                "that has one, or put chat_template.jinja into its folder."
+                "that has one, or a template with --chat-template."
             )
-        prompt = item.prompt[0]["content"]  # type: ignore[index]
-        return [prompt, *(prompt + answer[0]["content"] for answer in item.answers)]  # type: ignore[index]
 
-    def _tokenise(self, texts: list[str], adds: list[bool]) -> list[Ids]:
-        out: list[Ids | None] = [None] * len(texts)
-        for special in set(adds):
-            places = [i for i, add in enumerate(adds) if add is special]
-            ids = self.tokenizer([texts[i] for i in places], add_special_tokens=special)["input_ids"]
-            for i, vector in zip(places, ids, strict=True):
-                out[i] = np.array(vector, dtype=np.int32)
-        return [vector for vector in out if vector is not None]
+    def _count(self, item: Item, wholes: Sequence[str], out: Encoded) -> None:
+        """Count what a report should tell of an item's texts."""
+        responses = [_responses(answer) for answer in item.answers]
+        if any(text not in whole for own, whole in zip(responses, wholes, strict=True) for text in own):
+            out.figures["whitespace_changed_by_template"] += 1
+        prompt = [item.prompt] if isinstance(item.prompt, str) else [turn["content"] for turn in item.prompt]
+        if any(self.chat.spells_special(text) for text in (*prompt, *(text for own in responses for text in own))):
+            out.figures["special_tokens_in_text"] += 1
 
-    def _ended(self, whole: Ids, special: bool) -> Ids:
-        end = self.tokenizer.eos_token_id
-        return np.append(whole, np.int32(end)) if special and (not len(whole) or whole[-1] != end) else whole
-
-    def _tree(self, item: Item, prompt: Ids, wholes: list[Ids]) -> Tree | str:
+    def _tree(self, item: Item, prompt: Ids, wholes: list[Ids], out: Encoded) -> Tree | Problem:
         start = min(shared_prefix(prompt, whole) for whole in wholes)
-        return self._checked(item, wholes[0][:start], tuple(whole[start:] for whole in wholes), None)
+        return self._checked(item, wholes[0][:start], tuple(whole[start:] for whole in wholes), None, out)
 
-    def _masked(self, items: Sequence[Item]) -> list[Tree | str]:
-        """Trees by the template's own {% generation %} marks: every turn of the assistant, or those of the answer."""
-        trees: list[Tree | str] = []
+    def _masked(self, items: Sequence[Item], out: Encoded) -> list[Tree | Problem]:
+        """Trees by the template's own {% generation %} marks: every turn of the assistant, or those of the response."""
+        trees: list[Tree | Problem] = []
         for item in items:
-            turns = [*item.prompt, *item.answers[0]]
             try:
-                said = self.tokenizer.apply_chat_template(
-                    turns, tools=item.tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-                )
-                asked = "" if item.every_turn else self._render(item.prompt, item, add_generation_prompt=True)  # type: ignore[arg-type]
-            except Exception as error:  # a template is a program and raises what it likes
-                trees.append(f"the chat template refuses it: {error}")
+                ids, mask = self._marked(item, out)
+            except TemplateRefusal as refusal:
+                trees.append(Problem(refusal.reason, str(refusal)))
                 continue
-            ids, mask = np.array(said["input_ids"], dtype=np.int32), np.array(said["assistant_masks"], dtype=bool)
-            mask[: shared_prefix(self._tokenise([asked], [False])[0], ids)] = False
             places = np.flatnonzero(mask)
             first, last = (places[0], places[-1] + 1) if len(places) else (len(ids), len(ids))
-            trees.append(self._checked(item, ids[:first], (ids[first:last],), (mask[first:last],)))
+            trees.append(self._checked(item, ids[:first], (ids[first:last],), (mask[first:last],), out))
         return trees
 
+    def _marked(self, item: Item, out: Encoded) -> tuple[Ids, np.ndarray]:
+        """The token ids of a conversation, and which of them are trained.
+
+        Raises:
+            TemplateRefusal: the template refuses the conversation, changes a response, or does not mark it.
+        """
+        prompt, answer = _turns(item.prompt), _turns(item.answers[0])
+        tools = None if item.tools is None else json.dumps(item.tools)
+        rendered = self.chat.complete(prompt, answer, tools, sampled=self.sampled, every_turn=item.every_turn)
+        asked = "" if item.every_turn else self.chat.text(prompt, tools, answer_next=True)
+        responses = _responses([*prompt, *answer] if item.every_turn else answer)
+        marked = "".join(rendered.text[at:to] for at, to in rendered.marked if to > len(asked.rstrip()))
+        require_responses(marked, 0, responses, f"{self.chat.name}, in its generation blocks,")
+        self._count(item, [rendered.text], out)
+        ids, mask = map(np.array, self.chat.encode_marked(rendered))
+        if asked:
+            (before,) = self.chat.encode([asked], complete=False)
+            mask[: shared_prefix(before, ids)] = False
+        return ids.astype(np.int32), mask.astype(bool)
+
     def _checked(
-        self, item: Item, prompt: Ids, responses: tuple[Ids, ...], trained: tuple[np.ndarray, ...] | None
-    ) -> Tree | str:
-        begin = self.tokenizer.bos_token_id
+        self, item: Item, prompt: Ids, responses: tuple[Ids, ...], trained: tuple[np.ndarray, ...] | None, out: Encoded
+    ) -> Tree | Problem:
         for response in responses:
             if not len(response):
-                return "the chat template writes nothing for the answer"
-            if not np.isin(response[-_END_WINDOW:], self.ends).any():
-                end = self.tokenizer.decode(response[-_END_WINDOW:])
-                raise ModelError(
-                    f"the chat template ends an answer with {end!r}, which is no end token: a model trained so would "
-                    "never stop. Let the template write the end token after the assistant's turn (inside its "
-                    "generation block, where it has one)."
-                )
-            begins = np.count_nonzero(prompt == begin) + np.count_nonzero(response == begin)
-            if begin is not None and begin != self.tokenizer.eos_token_id and begins > 1:
-                return f"it holds {begins} begin tokens ({self.tokenizer.bos_token}), and a model expects one"
+                return Problem("changed_by_template", "the chat template writes nothing for the response")
+            out.ends.add(self._end_of(response))
         return Tree(prompt, responses, trained, item.weight, item.margin or 0.0, item.probability)
 
-    def _fit(self, tree: Tree, out: Encoded, place: int) -> str | None:
+    def _end_of(self, response: Ids) -> int:
+        """The token that ends a response: the one that the template ends turns with, or any other end token.
+
+        Raises:
+            ModelError: there is none.
+        """
+        tail = response[-_END_WINDOW:].tolist()
+        found = self.chat.turn_end if self.chat.turn_end in tail else next((t for t in tail if t in self._ends), None)
+        if found is None:
+            raise ModelError(
+                f"the chat template ends a response with {self.chat.tokenizer.decode(tail)!r}, which is no end token: "
+                "a model trained so would never stop. Let the template write the end token after the assistant's turn "
+                "(inside its generation block, where it has one)."
+            )
+        return found
+
+    def _fit(self, item: Item, tree: Tree, out: Encoded, place: int) -> Problem | None:
         """Put the tree into `out` if it is not too long, or as `on_long` says; returns what is wrong with it."""
         fits = tree
         if tree.weight == 0:
-            out.drop("weight_zero")
+            out.dropped["weight_zero"] += 1
+            return None
+        if _alike(tree):
+            out.dropped["identical_as_rendered"] += 1
             return None
         if self.max_length is not None and tree.length > self.max_length:
             if self.on_long == "error":
-                return f"{tree.length} tokens, more than {self.max_length} (see on_long and max_length)"
+                long = f"{tree.length} tokens, more than {self.max_length} (see on_long and max_length)"
+                return Problem("too_long", long)
             room = self.max_length - len(tree.prompt)
             if self.on_long == "drop" or room < 1:
-                out.drop("too_long" if self.on_long == "drop" else "prompt_too_long")
+                out.dropped["too_long" if self.on_long == "drop" else "prompt_too_long"] += 1
                 return None
             fits = cut(tree, room)
-            if len({response.tobytes() for response in fits.responses}) < len(fits.responses):
-                out.drop("identical_when_truncated")
+            if _alike(fits):
+                out.dropped["identical_when_truncated"] += 1
                 return None
-            out.truncated += 1
+            out.figures["truncated"] += 1
         out.trees.append(fits)
         out.rows.append(place)
+        out.conversations += not isinstance(item.prompt, str)
         return None
-
-
-def shared_prefix(a: Ids, b: Ids) -> int:
-    """How many tokens `a` and `b` have in common at their start."""
-    count = min(len(a), len(b))
-    differs = np.flatnonzero(a[:count] != b[:count])
-    return int(differs[0]) if len(differs) else count
 
 
 def cut(tree: Tree, room: int) -> Tree:
     """The tree with its responses cut to `room` tokens."""
     trained = None if tree.trained is None else tuple(mask[:room] for mask in tree.trained)
     return replace(tree, responses=tuple(response[:room] for response in tree.responses), trained=trained)
+
+
+def _alike(tree: Tree) -> bool:
+    """Whether two responses are the same tokens, so that there is nothing to prefer."""
+    return len({response.tobytes() for response in tree.responses}) < len(tree.responses)
+
+
+def _ids(tokens: Iterable[int]) -> Ids:
+    return np.array(tokens, dtype=np.int32)
+
+
+def _turns(part: str | Turns) -> Turns:
+    assert not isinstance(part, str)
+    return part
+
+
+def _responses(answer: str | Turns) -> list[str]:
+    if isinstance(answer, str):
+        return [answer]
+    return [turn["content"] for turn in answer if turn["role"] == "assistant"]

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from prefdata.chat.template import TemplateRefusal
 from prefdata.engines import open_generator, served, server
-from prefdata.engines.protocol import Completion, Rejection, Request, Sampling, TemplateRefusal
+from prefdata.engines.protocol import Completion, Rejection, Request, Sampling
 from prefdata.errors import EngineError, ModelError, UsageError
 from prefdata.specs import ModelSpec
 

@@ -39,7 +39,7 @@ class Frail:
         self.life, self.dies, self.asked, self.open = Frail.lives, dies, asked, True
         self.model, self.versions = ModelFiles("m", "", None, {}), {}
 
-    def render(self, messages, tools=None) -> tuple[int, ...]:
+    def render(self, messages, tools=None, holds=()) -> tuple[int, ...]:
         return (1,)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Rejection]:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdata.engines.chat import Chat
+from prefdata.chat.encoder import Chat
 from prefdata.engines.protocol import Sampling
 from prefdata.engines.stops import StopTexts, before_stop
 

@@ -12,8 +12,8 @@ from prefdata.explore import fidelity
 from prefdata.explore.fidelity import check
 from prefdata.scorers.reward_model import RewardModel
 
-NAMES = ["batch", "batch of two", "order", "padding", "identical pair", "one begin token", "end token", "raw logit",
-         "text as trained", "reload"]  # fmt: skip
+NAMES = ["batch", "batch of two", "order", "padding", "identical pair", "one begin token", "end token", "token ids",
+         "score position", "raw logit", "text as trained", "reload"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from prefdata.engines.protocol import Completion, Rejection, Request, TemplateRefusal
+from prefdata.chat.template import TemplateRefusal
+from prefdata.engines.protocol import Completion, Rejection, Request
 from prefdata.errors import UsageError
 from prefdata.model_files import ModelFiles, identify
 from prefdata.scorers.judge import RETRY_TEMPERATURE, AbsoluteJudge, PairwiseJudge
@@ -44,7 +45,7 @@ class Scripted:
         self.times: Counter[str] = Counter()
         self.closed = False
 
-    def render(self, messages, tools=None) -> tuple[int, ...]:
+    def render(self, messages, tools=None, holds=()) -> tuple[int, ...]:
         if messages[-1]["content"].startswith("refuse"):
             raise TemplateRefusal("the template refuses it")
         return tuple(messages[-1]["content"].encode())

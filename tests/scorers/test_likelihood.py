@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prefdata import ids
+from prefdata.chat.encoder import Chat
 from prefdata.errors import ModelError
 from prefdata.model_files import identify
 from prefdata.scorers.likelihood import Continuation, ImplicitReward, LanguageModel, MeanLogprob
@@ -144,7 +145,7 @@ def test_choices_share_what_comes_before_them(tiny_policy):
 def test_the_trainer_sums_the_same_tokens(tmp_path, make_policy, template):
     """The implicit reward is what DPO's loss pushes: the same split, the same tokens, the same ln p."""
     import numpy as np
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from prefdata.train.batches import collate
     from prefdata.train.layouts import Row, parse
@@ -157,7 +158,7 @@ def test_the_trainer_sums_the_same_tokens(tmp_path, make_policy, template):
         for pair in ({"chosen": "yes", "rejected": "no, never"}, {"chosen": "é 🎬", "rejected": "?"})
     ]
     items_ = parse([Row("x", n, "train", row) for n, row in enumerate(rows, 1)], "preferences", "x")
-    trees = Encoder(AutoTokenizer.from_pretrained(folder), frozenset({2, 3}), None, "error").encode(items_).trees
+    trees = Encoder(Chat.load(folder)).encode(items_).trees
     with torch.inference_mode():
         net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         trained = sequence_logps(net, collate(trees, np.arange(2))).flatten().tolist()

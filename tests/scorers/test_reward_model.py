@@ -137,7 +137,7 @@ def test_a_model_with_a_pooler_goes_through_its_own_forward(tmp_path, tiny_rewar
     model = open_model(folder)
     found = scored(model, items(ANSWERS))
     for i, answer in enumerate(ANSWERS):
-        row = model.chat.conversation_ids(model.chat.conversation(PROMPT, answer))
+        row = model.chat.encode([model.chat.conversation(PROMPT, answer)], complete=True)[0]
         with torch.inference_mode():
             assert found[str(i)] == pytest.approx(float(net(torch.tensor([row])).logits), abs=1e-5)
 
@@ -385,7 +385,7 @@ def test_weights_without_a_score_head_are_refused(tiny_policy, tmp_path, edit_js
     """A causal LM whose config.json claims to be a reward model would get a random head, and random scores."""
     folder = shutil.copytree(tiny_policy, tmp_path / "m")
     edit_json(folder / "config.json", architectures=["LlamaForSequenceClassification"], id2label={"0": "score"})
-    with pytest.raises(ModelError, match="lack 1 tensors of a LlamaForSequenceClassification"):
+    with pytest.raises(ModelError, match=r"lack 1 tensor \(score.weight\) of a LlamaForSequenceClassification"):
         open_model(folder)
 
 

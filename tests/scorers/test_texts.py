@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from prefdata.engines.chat import Chat
-from prefdata.engines.protocol import TemplateRefusal
+from prefdata.chat.encoder import Chat
+from prefdata.chat.template import TemplateRefusal
 from prefdata.errors import InputError
 from prefdata.scorers.protocol import Item
 from prefdata.scorers.texts import Texts, fill, read_format, windows
@@ -53,7 +53,7 @@ def test_a_format_of_two_answers_needs_all_places(tmp_path):
 def test_many_at_once_have_the_token_ids_of_each_alone(tiny_reward_model, raw):
     chat = Chat.load(tiny_reward_model, raw=raw)
     said = ["", " ", "<bos>", "<bos><bos>x", "a<eos>", "é 🎬", "<bos>y"]
-    assert Texts(chat).encode(said) == [chat.conversation_ids(text) for text in said]
+    assert Texts(chat).encode(said) == [chat.encode([text], complete=True)[0] for text in said]
 
 
 def test_one_text_is_one_row_and_what_cannot_be_rendered_has_a_reason(tiny_reward_model):

@@ -15,6 +15,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from prefdata import ids
+from prefdata.chat.encoder import Chat
 from prefdata.pairs import pair
 from prefdata.prompts import ingest
 from prefdata.reports import Report
@@ -139,7 +140,7 @@ def test_only_the_last_answer_and_its_end_are_trained(
         export(run, ExportSpec(dialect=way), data)  # type: ignore[arg-type]
     source = find(data, kind)
     items = parse(source.read(), kind, source.name)
-    trees = Encoder(tokenizer, frozenset({2, EOT}), None, "error").encode(items).trees
+    trees = Encoder(Chat(tokenizer, name="tiny")).encode(items).trees
     assert len(trees) == 4
     for item, tree in zip(items, trees, strict=True):
         assert str(item.prompt).count("Napoleon") == 1

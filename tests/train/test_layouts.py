@@ -150,7 +150,7 @@ def test_ties_are_left_out_and_counted(tmp_path: Path, write_jsonl: Any) -> None
     skipped: Counter[str] = Counter()
     path = write_jsonl(tmp_path / "x.jsonl", [tie, {**GOOD, "verdict": "chosen"}, tie])
     assert len(read(path, "preferences", skipped=skipped)) == 1
-    assert skipped == {"tie": 2}
+    assert +skipped == {"tie": 2}
     with pytest.raises(InputError, match="all 2 rows are ties"):
         read(write_jsonl(tmp_path / "y.jsonl", [tie, tie]), "preferences")
 

@@ -364,7 +364,7 @@ def test_a_falling_chosen_answer_is_warned_of_once(
         ({"max_length": 20}, BadRows, "more than 20"),
         ({"max_length": 20, "on_long": "drop"}, UsageError, "nothing is left to train on"),
         ({"max_length": 4000}, UsageError, "more than the 128 positions"),
-        ({"device": "cuda:7"}, UsageError, "there is no device"),
+        ({"device": "cuda:7"}, UsageError, "--device cuda:7: "),
         ({"pairing": None, "model": "BARE"}, ModelError, "holds no weights"),
     ],
 )

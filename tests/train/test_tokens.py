@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from prefdata.chat.encoder import Chat
 from prefdata.errors import BadRows, ModelError
 from prefdata.train.layouts import Row, parse
 from prefdata.train.tokens import Encoded, Encoder
@@ -28,10 +29,15 @@ def tokenizer(tiny_policy: Path) -> Any:
 
 
 def encode(
-    tokenizer: Any, kind: Any, *rows: dict[str, Any], limit: int | None = None, on_long: str = "error"
+    tokenizer: Any,
+    kind: Any,
+    *rows: dict[str, Any],
+    limit: int | None = None,
+    on_long: str = "error",
+    **settings: Any,
 ) -> Encoded:
     items = parse([Row("x", n, "train", row) for n, row in enumerate(rows, 1)], kind, "x")
-    return Encoder(tokenizer, frozenset({EOS, EOT}), limit, on_long).encode(items)
+    return Encoder(Chat(tokenizer, name="tiny"), limit, on_long, **settings).encode(items)
 
 
 def turns(*contents: str) -> list[dict[str, str]]:
@@ -114,15 +120,36 @@ def test_a_template_that_never_ends_a_turn_is_refused(tokenizer: Any) -> None:
         encode(tokenizer, "preferences", chat())
 
 
-def test_a_second_begin_token_is_refused_with_its_row(tokenizer: Any) -> None:
-    with pytest.raises(BadRows, match=r"x:2: it holds 2 begin tokens \(<bos>\)"):
-        encode(tokenizer, "preferences", chat(), chat("oh <bos>"))
+def test_a_begin_token_at_every_turn_is_the_templates_business(tokenizer: Any) -> None:
+    """Llama 2 writes one before each user turn; ChatML models may have <|im_start|> as theirs."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token }}[INST] {{ m['content'] }} [/INST]"
+        "{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}"
+    )
+    (tree,) = encode(tokenizer, "demonstrations", {"messages": turns("hi", "a", "more", "bc")}).trees
+    assert tokenizer.decode(tree.prompt) == "<bos>[INST] hi [/INST] a <eos><bos>[INST] more [/INST]"
+    assert tokenizer.decode(tree.responses[0]) == " bc <eos>"
+
+
+def test_a_doubled_begin_token_at_the_start_is_taken_off(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    (tree,) = encode(tokenizer, "preferences", chat()).trees
+    assert tokenizer.decode(tree.prompt) == "<bos>[user] hi<eot>[assistant] "
+
+
+def test_special_tokens_in_texts_become_those_tokens_and_are_counted(tokenizer: Any) -> None:
+    made = encode(tokenizer, "preferences", chat(), chat("oh <bos>"), chat("oh <eot>"))
+    assert made.figures == {"special_tokens_in_text": 2}
+    assert made.trees[1].responses[0].tolist()[-2:] == [BOS, EOT]
+    assert made.trees[2].responses[0].tolist()[-2:] == [EOT, EOT]
 
 
 def test_what_the_template_refuses_is_named_by_row(tokenizer: Any) -> None:
     tool = {"role": "tool", "content": "42"}
     row = {**chat(), "prompt": [*turns("hi"), tool]}
-    with pytest.raises(BadRows, match="x:2: the chat template refuses it: unknown role tool"):
+    with pytest.raises(
+        BadRows, match=r"x:2: the chat template of tiny refuses this conversation \(user, tool.*: unknown role tool"
+    ):
         encode(tokenizer, "preferences", chat(), row)
 
 
@@ -138,7 +165,7 @@ def test_too_long_is_an_error_that_names_the_row(tokenizer: Any) -> None:
 
 def test_too_long_is_dropped_and_counted(tokenizer: Any) -> None:
     made = encode(tokenizer, "preferences", chat(), chat("long good answer"), limit=33, on_long="drop")
-    assert (len(made.trees), made.rows, made.dropped, made.truncated) == (1, [0], {"too_long": 1}, 0)
+    assert (len(made.trees), made.rows, made.dropped, made.figures) == (1, [0], {"too_long": 1}, {})
 
 
 def test_too_long_is_cut_at_the_end_and_counted(tokenizer: Any) -> None:
@@ -146,7 +173,7 @@ def test_too_long_is_cut_at_the_end_and_counted(tokenizer: Any) -> None:
     rows = [chat(), chat("long good answer", "short"), alike, endless]
     made = encode(tokenizer, "preferences", *rows, limit=33, on_long="truncate")
     assert made.rows == [0, 1]
-    assert made.truncated == 1
+    assert made.figures == {"truncated": 1}
     assert made.dropped == {"identical_when_truncated": 1, "prompt_too_long": 1}
     assert [tokenizer.decode(response) for response in made.trees[1].responses] == ["long good ", "short<eot>"]
     assert made.trees[1].length == 33

@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from prefdata.engines.chat import Chat
-from prefdata.engines.protocol import TemplateRefusal
+from prefdata.chat.encoder import Chat
+from prefdata.chat.template import TemplateRefusal
 from prefdata.errors import ModelError
 
 USER = {"role": "user", "content": "hi"}
@@ -101,8 +101,8 @@ def test_tools_that_a_template_would_drop_are_refused(edited):
 
 def test_a_conversation_has_no_open_turn(chat):
     assert chat.conversation([USER], "yes") == "<bos>[user] hi<eot>[assistant] yes<eot>"
-    assert chat.conversation_ids("<bos>[user] hi<eot>")[0] == 1
-    assert chat.conversation_ids("<bos>[user] hi<eot>").count(1) == 1
+    (ids,) = chat.encode(["<bos>[user] hi<eot>"], complete=True)
+    assert (ids[0], ids.count(1), ids[-1]) == (1, 1, 3)
 
 
 def test_decoding(chat):
@@ -147,15 +147,20 @@ def test_a_tokenizer_that_closes_texts_leaves_a_prompt_open(tiny_policy):
     chat = Chat(tokenizer, name="closing", raw=True)
     assert tokenizer.encode("hi") == [1, 75, 76, 2]
     assert chat.prompt_ids([USER]) == (1, 75, 76)
-    assert chat.conversation_ids("hi") == [1, 75, 76, 2]
+    assert chat.encode(["hi"], complete=True) == [[1, 75, 76, 2]]
+    assert chat.encode(["hi<eos>"], complete=False) == [[1, 75, 76, 2]]  # the user's own is no closing one
 
 
-def test_the_ends_are_all_that_anyone_names(chat):
-    class Config:
-        eos_token_id = (3, 9)
-
-    assert chat.end_ids() == (2,)
-    assert chat.end_ids(Config, None) == (2, 3, 9)
+def test_the_ends_are_all_that_tokenizer_configs_and_template_name(tiny_policy, tmp_path, edit_json):
+    folder = shutil.copytree(tiny_policy, tmp_path / "m")
+    edit_json(folder / "config.json", eos_token_id=7)
+    edit_json(folder / "generation_config.json", eos_token_id=[2, 9])
+    chat = Chat.load(folder, name="m")
+    assert (chat.end_ids, chat.turn_end) == ((2, 3, 7, 9), 3)
+    assert chat.notes == ("Responses also end at <eot>: the chat template ends turns with it, and the configs of m do "
+                          "not name it.",)  # fmt: skip
+    assert Chat.load(folder, raw=True).end_ids == (2, 7, 9)
+    assert Chat.load(tiny_policy).notes == ()
 
 
 def test_the_hash_names_template_and_tokenizer(tiny_policy, tmp_path):

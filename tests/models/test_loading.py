@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from prefdata.engines.loading import merge_lora, pick_device, pick_dtype
 from prefdata.engines.protocol import Request, Sampling
 from prefdata.engines.transformers import TransformersGenerator
-from prefdata.errors import EngineError, ModelError, UsageError
+from prefdata.errors import ModelError, UsageError
 from prefdata.model_files import identify
+from prefdata.models.loading import merge_lora, pick_device, pick_dtype
 
 QUERY, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 
@@ -160,5 +160,5 @@ def test_what_is_no_device_or_no_type_is_wrong_usage():
 
 
 def test_a_device_that_this_machine_has_not():
-    with pytest.raises(EngineError, match=r"^--device cuda:99: .*\. Use --device cpu\.$"):
+    with pytest.raises(UsageError, match=r"^--device cuda:99: .*\. Use --device cpu\.$"):
         pick_device("cuda:99")

@@ -1,9 +1,12 @@
-"""Where and how a network runs, and loading it: shared by the embedded engine and the reward models."""
+"""Load a network: device, type, weights and LoRA adapters, for engines, scorers and the trainer alike."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from prefdata.errors import EngineError, ModelError, UsageError
+from prefdata.errors import ModelError, UsageError
 from prefdata.model_files import ModelFiles
+
+log = logging.getLogger("prefdata.models")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -24,8 +29,7 @@ def pick_device(device: str | None) -> torch.device:
     """The device asked for, or the first CUDA GPU, or the CPU.
 
     Raises:
-        UsageError: that is no device.
-        EngineError: this machine has none such.
+        UsageError: that is no device, or this machine has none such.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -37,7 +41,7 @@ def pick_device(device: str | None) -> torch.device:
         torch.empty(0, device=picked)
     except (RuntimeError, AssertionError) as error:
         said = str(error).splitlines()[0].rstrip(".")
-        raise EngineError(f"--device {device}: {said}. Use --device cpu.") from None
+        raise UsageError(f"--device {device}: {said}. Use --device cpu.") from None
     return picked
 
 
@@ -55,24 +59,98 @@ def pick_dtype(dtype: str, device: torch.device) -> str:
 
 
 def load(auto_class: Any, model: ModelFiles, dtype: str, device: torch.device) -> Any:
-    """The network of `model`, from safetensors alone, ready for inference.
+    """Load the network of `model` from safetensors, ready for inference; errors as in `read_weights`."""
+    return read_weights(auto_class, model, _DTYPES[dtype]).to(device).eval()
+
+
+def read_weights(auto_class: Any, model: ModelFiles, dtype: torch.dtype, *, new: str = "", **settings: Any) -> Any:
+    """Load the network of `model` with every one of its weights taken from the files.
+
+    Args:
+        auto_class: which of transformers' classes loads it.
+        model: what `identify` found.
+        dtype: of the weights.
+        new: the module whose weights may be missing, because the caller initialises it: a reward model's new head.
+        settings: further keyword arguments of `from_pretrained`.
 
     Raises:
-        ModelError: transformers cannot load it, or would make up weights that the files lack.
+        ModelError: transformers cannot load it, or tensors are missing, have another shape, or belong to its layers
+            and are not used.
     """
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        net, found = auto_class.from_pretrained(
-            model.folder(), dtype=_DTYPES[dtype], use_safetensors=True, output_loading_info=True
-        )
+        with silenced():
+            net, found = auto_class.from_pretrained(
+                model.folder(),
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **settings,
+            )
     except Exception as error:
-        raise ModelError(f"cannot load {model.name}: {error}.") from error
-    if missing := sorted(found["missing_keys"]):
+        raise ModelError(f"cannot load {model.name}: {' '.join(str(error).split())}.") from error
+    _check_complete(net, found, model, new)
+    return net
+
+
+def _check_complete(net: Any, found: dict[str, Any], model: ModelFiles, new: str) -> None:
+    """Compare the tensors of the files with those of the network.
+
+    Raises:
+        ModelError: they differ in what the network computes with.
+    """
+    missing = sorted(name for name in found["missing_keys"] if not new or not name.startswith(f"{new}."))
+    unused = sorted(found["unexpected_keys"])
+    within = [name for name in unused if name.startswith(f"{net.base_model_prefix}.")]
+    kind = type(net).__name__
+    if missing:
+        hint = f" They hold {_listed(unused)}, which it does not have." if unused else ""
         raise ModelError(
-            f"the weights of {model.name} lack {len(missing)} tensors of a {model.architecture} (first: {missing[0]}). "
-            "Save or fetch the model again."
+            f"the weights of {model.name} lack {_listed(missing)} of a {kind}.{hint} Save or fetch the model again."
         )
-    return net.to(device).eval()
+    if shapes := sorted(found["mismatched_keys"]):
+        name, stored, wanted = shapes[0]
+        raise ModelError(
+            f"the weights of {model.name} do not fit its config.json: {name} is {_size(stored)} and should be "
+            f"{_size(wanted)} ({_count(len(shapes), 'such tensor')}). Save or fetch the model again."
+        )
+    if within:
+        raise ModelError(
+            f"the weights of {model.name} hold {_listed(within)} in the layers of a {kind}, which has no place for "
+            "them, so it would compute something else than the model that was saved. Check architectures and sizes in "
+            "its config.json, or merge adapters and dequantise first."
+        )
+    if not new and unused:
+        log.warning("%s: %s of its files are no part of a %s and are not used.", model.name, _listed(unused), kind)
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{_count(len(names), 'tensor')} ({', '.join(names[:most])}{more})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keep transformers' own messages and progress bars off the terminal."""
+    # What is missing or unused is checked and reported here; transformers' own tables and bars repeat it.
+    hf_logging: Any = transformers.utils.logging
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
 
 
 def merge_lora(net: Any, folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""Text to token ids and back: one encoder for training, scoring, likelihoods and sampling."""
