@@ -60,9 +60,15 @@ def _lost(wanted: str, text: str) -> str:
     head = bisect_right(lengths, 0, key=lambda length: wanted[:length] not in text)
     tail = bisect_right(lengths, 0, key=lambda length: wanted[-length:] not in text)
     start, end = head if head >= CHANCE else 0, len(wanted) - (tail if tail >= CHANCE else 0)
-    while end < len(wanted) and not wanted[end].isspace():
-        end += 1  # whole words
+    while _within_word(wanted, start):
+        start -= 1
+    while _within_word(wanted, end):
+        end += 1
     return wanted[start:end].strip() or wanted
+
+
+def _within_word(text: str, place: int) -> bool:
+    return 0 < place < len(text) and not text[place - 1].isspace() and not text[place].isspace()
 
 
 def _squeezed(text: str) -> str:

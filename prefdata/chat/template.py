@@ -270,5 +270,12 @@ def _syntax(source: str) -> _Syntax:
         tree = environment.parse(source)
     except TemplateSyntaxError as error:
         return _Syntax(error=f"line {error.lineno}: {error.message}")
-    reads = meta.find_undeclared_variables(tree) - set(DEFAULT_NAMESPACE)
+    # Names that the template sets itself count only where it asks whether they were given.
+    own = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"}
+    asked = {
+        node.node.name
+        for node in tree.find_all((nodes.Test, nodes.Filter))
+        if node.name in ("defined", "undefined", "default", "d") and isinstance(node.node, nodes.Name)
+    }
+    reads = meta.find_undeclared_variables(tree) - set(DEFAULT_NAMESPACE) - (own - asked)
     return _Syntax(frozenset(reads), tree.find(nodes.Scope) is not None)
