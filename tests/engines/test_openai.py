@@ -393,6 +393,19 @@ def test_with_the_tokenizer_token_ids_are_sent(fake, connect):
     assert full == Rejection("k", "prompt_too_long", "32 prompt tokens in a context of 32")
 
 
+def test_a_vllm_server_is_sent_the_end_token_that_only_the_template_names(fake, connect, make_policy, tmp_path):
+    """Its own configs name <eos> alone, and responses that end with <eot> would run to the limit."""
+    folder = make_policy(tmp_path / "m", eos_token_id=2)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
+    fake.answer = lambda path, body, nth: (200, {}, {"choices": [{"text": "x", "finish_reason": "stop"}]})
+    for owner, ends in (("someone", None), ("vllm", [2, 3])):
+        fake.models = {"data": [{"id": "m", "owned_by": owner}]}
+        generator = connect(tokenizer=str(folder))
+        list(generator.generate([Request("k", generator.render([{"role": "user", "content": "hi"}]), 5, PLAIN)]))
+        assert fake.bodies[-1].get("stop_token_ids") == ends
+        assert any("Responses also end at <eot>" in note for note in generator.notes) == (ends is not None)
+
+
 def test_a_tokenizer_that_is_not_there(fake, connect, tmp_path):
     with pytest.raises(ModelError, match="no folder"):
         connect(tokenizer=str(tmp_path / "none"))
