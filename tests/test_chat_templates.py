@@ -76,7 +76,7 @@ def test_template_and_variables_are_part_of_what_a_sampler_is(run, policy, prefd
     }
     for name, given in flags.items():
         assert prefdata(*command, name, *given)[0] == 0
-    found = rows(prefdata, run, "select candidate_id from candidates where sampler <> 'given'")
+    found = rows(prefdata, run, "select candidate_id from candidates where sampler in ('plain', 'off', 'on', 'own')")
     assert len({row["candidate_id"] for row in found}) == 4
     code, _, err = prefdata(*command, "off", "--chat-template-arg", "enable_thinking=true")
     assert (code, "chat_template_arg" in err) == (2, True)
@@ -139,9 +139,8 @@ def test_ranking_reads_by_the_template_that_was_asked_for(run, reward, prefdata,
     model = reward(REASONING)
     (tmp_path / "kept.jinja").write_text(CHATML)
     assert prefdata("rank", run, "--reward-model", model, "--name", "own")[0] == 0
-    code, out, err = prefdata(
-        "rank", run, "--reward-model", model, "--name", "kept", "--chat-template", tmp_path / "kept.jinja"
-    )
+    command = ("rank", run, "--reward-model", model, "--name", "kept")
+    code, out, err = prefdata(*command, "--chat-template", tmp_path / "kept.jinja")
     assert (code, "changed by template" in out) == (0, False), err
     found = rows(prefdata, run, "select score from scores where scorer = 'kept'")
     assert len({row["score"] for row in found}) == 2
