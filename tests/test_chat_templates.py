@@ -78,7 +78,7 @@ def test_template_and_variables_are_part_of_what_a_sampler_is(run, policy, prefd
         assert prefdata(*command, name, *given)[0] == 0
     found = rows(prefdata, run, "select candidate_id from candidates where sampler in ('plain', 'off', 'on', 'own')")
     assert len({row["candidate_id"] for row in found}) == 4
-    code, _, err = prefdata(*command, "off", "--chat-template-arg", "enable_thinking=true")
+    code, _, err = prefdata(*command, "off", "--chat-template-arg", "enable_thinking=0")
     assert (code, "chat_template_arg" in err) == (2, True)
     own.write_text(CHATML)  # the same file with another content is another template
     assert prefdata(*command, "own", "--chat-template", own)[0] == 2
