@@ -67,6 +67,15 @@ def test_the_page_on_curves(home: Path) -> None:
     assert re.search(r"16 +T=0.7.* extrapolated ", printed)
 
 
+def test_the_page_on_chat_templates(home: Path) -> None:
+    page = (ROOT / "docs/chat-templates.md").read_text("utf-8")
+    (template,) = re.findall(r"```jinja\n(.*?)```", page, flags=re.DOTALL)
+    (home / "brief.jinja").write_text(template)
+    said = run_all(console_commands(ROOT / "docs/chat-templates.md"), home)
+    shown = next(out for command, out in said.items() if "--dry-run" in command)
+    assert "<|assistant|>In short: " in shown
+
+
 def test_the_page_on_selection(home: Path) -> None:
     commands = console_commands(ROOT / "docs/selection.md")
     assert len(commands) > 20
