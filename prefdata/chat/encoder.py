@@ -19,7 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from prefdata.chat.renderer import PROBE, Renderer, shared_prefix
+import numpy as np
+
+from prefdata.chat.renderer import PROBE, Renderer
 from prefdata.chat.template import NotUnicode, Rendered, TemplateRefusal, choose
 from prefdata.errors import ModelError, UsageError
 from prefdata.ids import Message, digest
@@ -306,6 +308,13 @@ class Chat(Renderer):
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def shared_prefix(a: Sequence[int] | np.ndarray, b: Sequence[int] | np.ndarray) -> int:
+    """How many tokens two rows have in common at their start."""
+    count = min(len(a), len(b))
+    differs = np.flatnonzero(np.asarray(a[:count]) != np.asarray(b[:count]))
+    return int(differs[0]) if len(differs) else count
 
 
 def named_ends(config: dict[str, Any]) -> list[int]:

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
-from prefdata.chat.responses import require_prompt, require_responses
+from prefdata.chat.responses import require_prompt, require_responses, shared_start
 from prefdata.chat.template import ChatTemplate, Rendered, TemplateRefusal, require_unicode
 from prefdata.ids import Message
 
@@ -143,7 +141,7 @@ class Renderer:
             return 0
         if text.startswith(before):
             return len(before)
-        same = shared_prefix(list(before), list(text))  # some templates close what they take for the last turn
+        same = shared_start(before, text)  # some templates close what they take for the last turn
         return max(0, same - max(map(len, responses), default=0))
 
     def _single(self, messages: Sequence[Message]) -> str:
@@ -158,13 +156,6 @@ class Renderer:
             f"{why} only the text of a single user message can be continued, and this conversation is {roles}. "
             "Choose a model with a chat template, or give one with --chat-template."
         )
-
-
-def shared_prefix(a: Sequence[Any] | np.ndarray, b: Sequence[Any] | np.ndarray) -> int:
-    """How many elements two rows have in common at their start."""
-    count = min(len(a), len(b))
-    differs = np.flatnonzero(np.asarray(a[:count]) != np.asarray(b[:count]))
-    return int(differs[0]) if len(differs) else count
 
 
 def _parsed(tools: str | None) -> Any:

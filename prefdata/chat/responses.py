@@ -47,11 +47,16 @@ def require_prompt(prompt: str, text: str, name: str) -> None:
     wanted = prompt.rstrip()
     if text.startswith(wanted):
         return
-    same = bisect_right(range(len(wanted)), 0, key=lambda length: not text.startswith(wanted[: length + 1]))
+    same = shared_start(wanted, text)
     raise ResponseChanged(
         f"the chat template of {name} opens a response with {_shown(wanted[same:])} when it is sampled, and not in "
         "the whole conversation. Choose another template with --chat-template."
     )
+
+
+def shared_start(one: str, other: str) -> int:
+    """How many characters two texts have in common at their start."""
+    return bisect_right(range(len(one)), 0, key=lambda length: not other.startswith(one[: length + 1]))
 
 
 def _lost(wanted: str, text: str) -> str:

@@ -96,7 +96,8 @@ class TransformersGenerator:
         if lora is not None:
             merge_lora(self._net, Path(lora))
         self._vocabulary = int(self._net.get_input_embeddings().num_embeddings)
-        self._ends = torch.tensor(self.chat.end_ids, dtype=torch.int64, device=self.device)
+        ends = [end for end in self.chat.end_ids if end < self._vocabulary]
+        self._ends = torch.tensor(ends, dtype=torch.int64, device=self.device)
         self._stops = StopTexts(self.chat, self._vocabulary)
 
     def render(

@@ -144,7 +144,7 @@ class VllmGenerator:
             detokenize=bool(stop),
             structured_outputs=schema and self._vllm.sampling_params.StructuredOutputsParams(json=schema),
             ignore_eos=True,  # our own list of end tokens is the same for every engine
-            stop_token_ids=list(self.chat.end_ids),
+            stop_token_ids=[end for end in self.chat.end_ids if end < self._vocabulary],
             output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
 

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from prefdata import ids
-from prefdata.chat.encoder import Chat
-from prefdata.chat.renderer import shared_prefix
+from prefdata.chat.encoder import Chat, shared_prefix
 from prefdata.chat.template import TemplateRefusal
 from prefdata.errors import ModelError
 from prefdata.ids import Message

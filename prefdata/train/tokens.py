@@ -18,8 +18,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from prefdata.chat.encoder import Chat
-from prefdata.chat.renderer import shared_prefix
+from prefdata.chat.encoder import Chat, shared_prefix
 from prefdata.chat.responses import require_responses
 from prefdata.chat.template import TemplateRefusal, require_unicode
 from prefdata.errors import BadRow, BadRows, ModelError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from families import CHATML, CHATML_BOS
+from families import CHATML, CHATML_BOS, FAMILIES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -105,3 +105,53 @@ def test_the_prefix_space_of_sentencepiece_is_not_written_twice(tmp_path):
     answered = chat.answered([{"role": "user", "content": "a"}], " sat cat")
     assert (answered.prompt, answered.ids) == ((4,), (5, 6, 1))
     assert chat.decode(answered.ids[:-1]) == " sat cat"
+
+
+@pytest.fixture
+def metaspace() -> Any:
+    """A tokenizer as SentencePiece's: words with their space in front, and a begin token before every text."""
+    from tokenizers import trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(
+        vocab_size=120, special_tokens=["<unk>", "<bos>", "<eos>", "<eot>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(
+        ["How many legs has a spider? Eight legs, I think.", "[user] [assistant] [INST]"], trainer
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[BOS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>", pad_token="<eos>"
+    )
+
+
+@pytest.mark.parametrize("family", ["generation", "llama-2", "mistral", "zephyr", None])
+def test_the_whole_is_tokenised_once_whatever_the_tokenizer_does_at_a_texts_start(metaspace, family):
+    metaspace.chat_template = FAMILIES.get(family or "")
+    chat, user = Chat(metaspace, name="m"), {"role": "user", "content": "How many legs"}
+    text, prompt, ids = chat.answered([user], " has a spider")
+    whole = metaspace(text, add_special_tokens=family is None)["input_ids"]
+    assert [*prompt, *ids] == whole + ([2] if family is None else [])
+    assert metaspace.decode(ids).strip().startswith("has a spider")
+    assert ids[-1 if family != "zephyr" else -2] == chat.turn_end
+
+
+def test_marks_are_those_of_the_characters_that_a_token_stands_for(metaspace):
+    metaspace.chat_template = FAMILIES["generation"]
+    chat, turn = Chat(metaspace, name="m"), {"role": "assistant", "content": "Eight legs"}
+    rendered = chat.complete([{"role": "user", "content": "How many"}], [turn])
+    ids, mask = chat.encode_marked(rendered)
+    marked = [token for token, is_marked in zip(ids, mask, strict=True) if is_marked]
+    assert metaspace.decode(marked).strip() == "Eight legs<eot>"
+    assert ids == chat.encode([rendered.text], complete=True)[0]
+
+
+def test_a_doubled_begin_token_moves_no_mark(tokenizer):
+    tokenizer.chat_template = "{{ bos_token }}" + FAMILIES["generation"]
+    chat = Chat(tokenizer, name="m")
+    rendered = chat.complete([USER], [{"role": "assistant", "content": "yes"}])
+    ids, mask = chat.encode_marked(rendered)
+    assert tokenizer.decode([token for token, marked in zip(ids, mask, strict=True) if marked]) == "yes<eot>"
+    assert ids.count(1) == 1
