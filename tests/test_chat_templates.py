@@ -232,3 +232,58 @@ def test_a_comparison_of_a_response_that_is_not_whole_is_no_verdict(run, policy,
         found = rows(prefdata, run, f"select verdict, rationale from comparisons where judge = '{name}'")
         assert {row["verdict"] for row in found} == {"error"}
         assert all("leaves out a part of the response" in row["rationale"] for row in found)
+
+
+# --- tools ------------------------------------------------------------------------------------------------------------
+
+TOOLS = '[{"name": "legs_of"}]'
+
+
+@pytest.fixture
+def tool_run(tmp_path: Path, write: Any, prefdata: Any) -> Path:
+    """A run whose prompt has tools."""
+    file = write({**SPIDER, "tools": json.loads(TOOLS), "responses": [KEPT]}, name="tools.jsonl")
+    code, _, err = prefdata("ingest", tmp_path / "tools", file, "--as", "candidates", "--source", "given")
+    assert code == 0, err
+    return tmp_path / "tools"
+
+
+@pytest.mark.parametrize("kind", ["reward-model", "mean-logprob"])
+def test_a_scorer_reads_the_tools_that_a_prompt_has(tool_run, policy, reward, prefdata, kind):
+    """As sampling and training do: a prompt without its tools is another prompt."""
+    from conftest import CHAT_TEMPLATE
+
+    from prefdata.chat.encoder import Chat
+    from prefdata.ids import text_hash
+
+    model = (reward if kind == "reward-model" else policy)(CHAT_TEMPLATE)
+    code, _, err = prefdata("rank", tool_run, f"--{kind}", model, "--name", "x")
+    assert code == 0, err
+    user = [{"role": "user", "content": SPIDER["prompt"]}]
+    (row,) = rows(prefdata, tool_run, "select text_hash, score, reason from scores where scorer = 'x'")
+    text = Chat.load(model).conversation(user, KEPT, TOOLS)
+    assert '"name": "legs_of"' in text
+    assert (row["reason"], row["text_hash"]) == (None, text_hash(text))
+
+
+def test_tools_that_a_scorer_has_no_place_for_are_a_reason(tool_run, reward, prefdata, tmp_path):
+    model = reward(CHATML)
+    (tmp_path / "without.txt").write_text("{prompt} {response}")
+    (tmp_path / "with.txt").write_text("{tools} {prompt} {response}")
+    formats = {name: ("--text-format", tmp_path / f"{name}.txt") for name in ("with", "without")}
+    for name, more in {"template": (), **formats}.items():
+        assert prefdata("rank", tool_run, "--reward-model", model, "--name", name, *more)[0] == 0
+    assert (
+        prefdata("rank", tool_run, "--reward-model", model, "--name", "t", "--text-format", tmp_path / "with.txt")[0]
+        == 0
+    )
+    found = {r["scorer"]: r["reason"] for r in rows(prefdata, tool_run, "select scorer, reason from scores")}
+    assert found == {"template": "refused_by_template", "without": "refused_by_template", "with": None}
+
+
+def test_training_on_tools_that_the_template_drops_is_an_error(policy, prefdata, write, tmp_path):
+    data = write(
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": TOOLS}
+    )
+    code, _, err = prefdata("train", "sft", data, "--model", policy(CHATML), "--out", tmp_path / "out")
+    assert (code, "has no place for tools" in err) == (2, True)

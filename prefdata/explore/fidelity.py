@@ -9,6 +9,7 @@ is not installed, float16 on a CPU) says so and fails nothing.
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -200,12 +201,14 @@ def _as_defined(scorer: RewardModel, items: Sequence[Item]) -> Check:
 def _defined(scorer: RewardModel, item: Item) -> list[int]:
     chat, tokenizer = scorer.chat, scorer.chat.tokenizer
     if chat.template is None:
-        ids = list(tokenizer(scorer.texts.text(item.messages, item.response))["input_ids"])
+        ids = list(tokenizer(scorer.texts.text(item.messages, item.response, item.tools))["input_ids"])
         ids += [tokenizer.eos_token_id] if chat.closes_plain_text and ids[-1:] != [tokenizer.eos_token_id] else []
     else:
         turns = [*map(dict, item.messages), {"role": "assistant", "content": item.response}]
-        template = {"chat_template": chat.template.source, **chat.template.variables}
-        ids = list(tokenizer.apply_chat_template(turns, return_dict=False, **template))
+        tools = None if item.tools is None else json.loads(item.tools)
+        source = chat.template.source if tools is None else chat.template.tool_source
+        given = {"tools": tools, "chat_template": source, **chat.template.variables}
+        ids = list(tokenizer.apply_chat_template(turns, return_dict=False, **given))
     return ids[max(0, _leading(ids, tokenizer.bos_token_id) - 1) :]
 
 
@@ -265,7 +268,8 @@ def _as_trained(scorer: RewardModel, items: Sequence[Item], text_format: Path | 
     for item in items:
         prompt = [{"role": m["role"], "content": m["content"]} for m in item.messages]
         answer = [{"role": "assistant", "content": item.response}]
-        rows.append(Trained(prompt, (answer,), 1.0, None, None, TrainRow("check", 1, "train", {}), False))
+        tools = None if item.tools is None else json.loads(item.tools)
+        rows.append(Trained(prompt, (answer,), 1.0, None, tools, TrainRow("check", 1, "train", {}), False))
     trees = encoder.encode(rows).trees
     trained = [[*tree.prompt.tolist(), *tree.responses[0].tolist()] for tree in trees]
     same = sum(ids == found[item.key] for item, ids in zip(items, trained, strict=True))

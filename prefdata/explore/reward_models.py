@@ -181,7 +181,8 @@ def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]
 def _pair(key: str, item: Labelled, by: Sequence[str]) -> Pair:
     prompt = item.prompt
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    sides = [_item(f"{key}/{name}", messages, answer) for name, answer in zip("cr", item.answers, strict=True)]
+    tools = None if item.tools is None else json.dumps(item.tools)
+    sides = [_item(f"{key}/{name}", messages, answer, tools) for name, answer in zip("cr", item.answers, strict=True)]
     groups = {name: str(item.row.values[name]) for name in by if item.row.values.get(name) is not None}
     return Pair(sides[0], sides[1], groups)
 
@@ -192,11 +193,11 @@ def _frame(table: Any) -> pl.DataFrame:
     return frame
 
 
-def _item(key: str, prompt: Sequence[Mapping[str, str]], answer: str | list[dict[str, str]]) -> Item:
+def _item(key: str, prompt: Sequence[Mapping[str, str]], answer: str | list[dict[str, str]], tools: str | None) -> Item:
     said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
     turns: list[Any] = [*prompt, *said]
     messages: tuple[Message, ...] = tuple(turns[:-1])
-    return Item(key, messages, turns[-1]["content"], False)
+    return Item(key, messages, turns[-1]["content"], False, tools=tools)
 
 
 def _rows(pairs: Sequence[Pair], scores: Mapping[str, float | None]) -> Iterator[dict[str, Any]]:

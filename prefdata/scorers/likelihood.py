@@ -102,18 +102,21 @@ class LanguageModel:
         self._head: Any = net
         self._pad = self.chat.tokenizer.pad_token_id or 0
 
-    def answer(self, messages: Sequence[Message], response: str, *, end: bool = True) -> tuple[str, Continuation]:
+    def answer(
+        self, messages: Sequence[Message], response: str, tools: str | None = None, *, end: bool = True
+    ) -> tuple[str, Continuation]:
         """A conversation with its answer as text, and split into the tokens of the prompt and those of the answer.
 
         Args:
             messages: the conversation.
             response: the answer.
+            tools: the tools as JSON text, where there are some.
             end: whether the answer's end token, and what the template writes after it, belong to it.
 
         Raises:
             TemplateRefusal: the chat template does not take this conversation, or changes the response.
         """
-        text, prompt, own = self.chat.answered(messages, response)
+        text, prompt, own = self.chat.answered(messages, response, tools)
         if not end:
             tail = range(max(0, len(own) - END_WINDOW), len(own))
             own = own[: next((i for i in tail if own[i] in self.chat.end_ids), len(own))]
@@ -260,7 +263,7 @@ class _AnswerScorer:
         asked: dict[Continuation, list[tuple[str, str]]] = {}
         for item in window:
             try:
-                text, tokens = self.model.answer(item.messages, item.response, end=self.end)
+                text, tokens = self.model.answer(item.messages, item.response, item.tools, end=self.end)
             except TemplateRefusal as error:
                 yield Scored(item.key, None, error.reason, None, {"error": str(error)})
                 continue

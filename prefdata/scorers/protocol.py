@@ -17,7 +17,7 @@ from prefdata.ids import Message
 class Item:
     """One answer to be scored: a key of the caller's, the conversation, the answer, and whether it was cut off.
 
-    The prompt's reference answer and its metadata (a JSON text) come along where it has them.
+    The prompt's reference answer, its metadata and its tools (JSON texts) come along where it has them.
     """
 
     key: str
@@ -26,6 +26,7 @@ class Item:
     truncated: bool
     reference: str | None = None
     metadata: str | None = None
+    tools: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class AnswerStates:
 
     def _asked(self, item: Item) -> Continuation | Scored:
         try:
-            text, tokens = self.model.answer(item.messages, item.response, end=False)
+            text, tokens = self.model.answer(item.messages, item.response, item.tools, end=False)
         except TemplateRefusal as error:
             return Scored(item.key, None, error.reason, None, {"error": str(error)})
         if (problem := self.model.problem(tokens)) is None:
@@ -101,6 +101,6 @@ class StateSimilarity:
             return answer
         if isinstance(reference, Scored):
             return replace(reference, reason=f"reference_{reference.reason}", text_hash=None)
-        text = self.states.model.chat.conversation(item.messages, item.response)
+        text = self.states.model.chat.conversation(item.messages, item.response, item.tools)
         details = {"tokens": len(answer), "reference_tokens": len(reference)}
         return finite(item.key, float(self.similarity(answer, reference)), ids.text_hash(text), details)

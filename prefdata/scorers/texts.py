@@ -1,8 +1,8 @@
 """The exact texts that a classifier reads, and their token ids: rendered and tokenised once, a window at a time.
 
 The text is what the model's own chat template makes of the conversation with its answer, or what a file of the user's
-says, with `{prompt}`, `{response}` and `{system}` in it. The next window is prepared in a thread while the network
-works on this one.
+says, with `{prompt}`, `{response}`, `{system}` and `{tools}` in it. The next window is prepared in a thread while the
+network works on this one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prefdata.chat.encoder import Chat
 from prefdata.chat.template import TemplateRefusal, require_unicode
@@ -62,28 +62,29 @@ class Texts:
         self.format = None if text_format is None else read_format(text_format)
         self.chat = chat if self.format is None else chat.of_format()
 
-    def text(self, messages: Sequence[Message], response: str) -> str:
-        """The exact text of a conversation and its answer.
+    def text(self, messages: Sequence[Message], response: str, tools: str | None = None) -> str:
+        """The exact text of a conversation and its answer; `tools` as JSON text.
 
         Raises:
             TemplateRefusal: the template or the format has no place for this conversation, or changes the response.
         """
         if self.format is None:
-            return self.chat.conversation(messages, response)
-        return require_unicode(fill(self.format, messages, response=response))
+            return self.chat.conversation(messages, response, tools)
+        return require_unicode(fill(self.format, messages, tools, response=response))
 
     def prepare(self, items: Sequence[Item]) -> Window:
         """The items as distinct texts with their token ids; those that cannot be rendered with the reason."""
         places: dict[str, tuple[int, list[str]]] = {}
-        prompts: dict[tuple[tuple[str, str], ...], int] = {}
+        prompts: dict[tuple[Any, ...], int] = {}
         refused = []
         for item in items:
             try:
-                text = self.text(item.messages, item.response)
+                text = self.text(item.messages, item.response, item.tools)
             except TemplateRefusal as error:
                 refused.append(Scored(item.key, None, error.reason, None, {"error": str(error)}))
                 continue
-            prompt = prompts.setdefault(tuple((m["role"], m["content"]) for m in item.messages), len(prompts))
+            key = (item.tools, *((m["role"], m["content"]) for m in item.messages))
+            prompt = prompts.setdefault(key, len(prompts))
             places.setdefault(text, (prompt, []))[1].append(item.key)
         ids = self.encode(list(places))
         rows = [Row(text, row, *place) for (text, place), row in zip(places.items(), ids, strict=True)]
@@ -111,7 +112,7 @@ def read_format(path: Path, answers: Sequence[str] = ("response",)) -> str:
     return text.removesuffix("\n")
 
 
-def fill(template: str, messages: Sequence[Message], **answers: str) -> str:
+def fill(template: str, messages: Sequence[Message], tools: str | None = None, **answers: str) -> str:
     """The text of a format with a conversation of one user message, and a system message at most.
 
     `answers` are the texts by their places: `response`, or `first` and `second`.
@@ -119,7 +120,7 @@ def fill(template: str, messages: Sequence[Message], **answers: str) -> str:
     All places are filled at once, so that braces in a prompt or an answer stay what they are.
 
     Raises:
-        TemplateRefusal: the conversation has more turns, or a system message that the format has no place for.
+        TemplateRefusal: the conversation has more turns, or a system message or tools that the format has no place for.
     """
     roles = [message["role"] for message in messages]
     if roles not in (["user"], ["system", "user"]):
@@ -127,8 +128,10 @@ def fill(template: str, messages: Sequence[Message], **answers: str) -> str:
         raise TemplateRefusal(f"a text format takes one user message, after a system message at most, not: {said}")
     if roles[0] == "system" and "{system}" not in template:
         raise TemplateRefusal("the text format has no {system}, and the conversation has a system message")
+    if tools is not None and "{tools}" not in template:
+        raise TemplateRefusal("the text format has no {tools}, and the prompt has tools")
     system = messages[0]["content"] if roles[0] == "system" else ""
-    values = {"prompt": messages[-1]["content"], "system": system, **answers}
+    values = {"prompt": messages[-1]["content"], "system": system, "tools": tools or "", **answers}
     return _PLACE.sub(lambda place: str(values.get(place[1], place[0])), template)
 
 

@@ -23,7 +23,7 @@ SHARE = 4096
 """Candidates that are read, claimed and joined with their prompts at a time."""
 
 _COLUMNS = ["candidate_id", "prompt_id", "text", "status", "finish_reason"]
-_PROMPT = ["prompt_id", "messages", "reference", "metadata"]
+_PROMPT = ["prompt_id", "messages", "tools", "reference", "metadata"]
 
 Row = dict[str, Any]
 
@@ -142,6 +142,7 @@ def item_of(row: Row) -> Item:
         truncated=row["finish_reason"] == "length",
         reference=row["reference"],
         metadata=row["metadata"],
+        tools=row["tools"],
     )
 
 
