@@ -273,10 +273,6 @@ def test_tools_that_a_scorer_has_no_place_for_are_a_reason(tool_run, reward, pre
     formats = {name: ("--text-format", tmp_path / f"{name}.txt") for name in ("with", "without")}
     for name, more in {"template": (), **formats}.items():
         assert prefdata("rank", tool_run, "--reward-model", model, "--name", name, *more)[0] == 0
-    assert (
-        prefdata("rank", tool_run, "--reward-model", model, "--name", "t", "--text-format", tmp_path / "with.txt")[0]
-        == 0
-    )
     found = {r["scorer"]: r["reason"] for r in rows(prefdata, tool_run, "select scorer, reason from scores")}
     assert found == {"template": "refused_by_template", "without": "refused_by_template", "with": None}
 

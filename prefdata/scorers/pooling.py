@@ -58,7 +58,8 @@ class PoolingRewardModel(Classifier):
         """
         self.labels = Labels.of(files, label, activation)
         self.outputs = self.labels.outputs
-        self.texts = Texts(Chat.load(files.folder(), name=files.name, choice=choice), text_format)
+        chat = Chat.load(files.folder(), name=files.name, raw=text_format is not None, choice=choice)
+        self.texts = Texts(chat, text_format)
         self._vllm = import_vllm()
         self._params = self._vllm.PoolingParams(use_activation=False, task="classify")
         self._running = start(self._vllm, files, spec or EngineSpec(), runner="pooling")

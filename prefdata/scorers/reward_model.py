@@ -80,7 +80,8 @@ class RewardModel(Classifier):
         self.outputs = self.labels.outputs
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
-        self.texts = Texts(Chat.load(files.folder(), name=files.name, choice=choice), text_format)
+        chat = Chat.load(files.folder(), name=files.name, raw=text_format is not None, choice=choice)
+        self.texts = Texts(chat, text_format)
         self.chat = self.texts.chat
         self.context_length = files.context_length or 1 << 20
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])

@@ -141,10 +141,11 @@ def test_the_whole_is_tokenised_once_whatever_the_tokenizer_does_at_a_texts_star
 def test_marks_are_those_of_the_characters_that_a_token_stands_for(metaspace):
     metaspace.chat_template = FAMILIES["generation"]
     chat, turn = Chat(metaspace, name="m"), {"role": "assistant", "content": "Eight legs"}
-    rendered = chat.complete([{"role": "user", "content": "How many"}], [turn])
+    user = {"role": "user", "content": "How many"}
+    rendered = chat.complete([user, {**turn, "content": "Has"}, user], [turn])
     ids, mask = chat.encode_marked(rendered)
     marked = [token for token, is_marked in zip(ids, mask, strict=True) if is_marked]
-    assert metaspace.decode(marked).strip() == "Eight legs<eot>"
+    assert metaspace.decode(marked).replace(" ", "") == "Has<eot>Eightlegs<eot>"
     assert ids == chat.encode([rendered.text], complete=True)[0]
 
 

@@ -381,6 +381,16 @@ def test_padding_is_little(tiny_reward_model):
     assert 0 < model.padding < 0.03
 
 
+def test_a_text_format_needs_no_chat_template(make_reward_model, tmp_path):
+    """A model with several templates, and none the default, is read by the format alone."""
+    folder = make_reward_model(tmp_path / "m", tokenizer={"chat_template": {"a": "x", "b": "y"}})
+    with pytest.raises(ModelError, match="several chat templates"):
+        RewardModel(identify(str(folder), "reward-model"), device="cpu")
+    (tmp_path / "f.txt").write_text("{prompt}{response}")
+    model = RewardModel(identify(str(folder), "reward-model"), device="cpu", text_format=tmp_path / "f.txt")
+    assert model.texts.encode([model.texts.text(PROMPT, "x")])[0][0] == 1
+
+
 def test_weights_without_a_score_head_are_refused(tiny_policy, tmp_path, edit_json):
     """A causal LM whose config.json claims to be a reward model would get a random head, and random scores."""
     folder = shutil.copytree(tiny_policy, tmp_path / "m")
