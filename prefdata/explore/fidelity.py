@@ -206,9 +206,7 @@ def _defined(scorer: RewardModel, item: Item) -> list[int]:
     else:
         turns = [*map(dict, item.messages), {"role": "assistant", "content": item.response}]
         tools = None if item.tools is None else json.loads(item.tools)
-        source = chat.template.source if tools is None else chat.template.tool_source
-        given = {"tools": tools, "chat_template": source, **chat.template.variables}
-        ids = list(tokenizer.apply_chat_template(turns, return_dict=False, **given))
+        ids = list(tokenizer(chat.template.render(turns, tools).text, add_special_tokens=False)["input_ids"])
     return ids[max(0, _leading(ids, tokenizer.bos_token_id) - 1) :]
 
 
