@@ -69,6 +69,11 @@ class Lineage(BaseModel):
             versions={"prefdata": version("prefdata"), **versions},
         )
 
+    @property
+    def format(self) -> int:
+        """The version of what a model's identity was made of (`ids.FORMAT`)."""
+        return int(self.spec.get("format", 1))
+
     def versions_text(self) -> str:
         """The libraries' versions on one line."""
         return ", ".join(f"{name} {said}" for name, said in self.versions.items())
@@ -141,11 +146,7 @@ class Folder:
                 raise InputError(f"{self.path} holds files that prefdata did not write. Choose another folder or name.")
             return "absent"
         if there.fingerprint != lineage.fingerprint:
-            changed = difference({"step": there.step, **there.spec}, {"step": lineage.step, **lineage.spec})
-            raise SpecConflict(
-                f"{self.path} was made with other settings ({changed}). "
-                "Give the new one another name, or --replace the old one."
-            )
+            raise SpecConflict(f"{self.path} {_why_other(there, lineage)}")
         return self.state
 
     def begin(self, lineage: Lineage, *, replace: bool = False, revise: bool = False) -> State:
@@ -260,6 +261,17 @@ class Folder:
         for left in self.path.glob("_tmp-*"):
             if not written_by_the_living(left.name):
                 left.unlink(missing_ok=True)
+
+
+def _why_other(there: Lineage, lineage: Lineage) -> str:
+    if there.step == lineage.step and there.format != lineage.format:
+        return (
+            f"was made by another version of prefdata (identity format {there.format}, here {lineage.format}), whose "
+            "ids, seeds and scores differ: it can be read as it is, and not continued. Give the new one another name "
+            "(--name, for train --out), or --replace the old one."
+        )
+    changed = difference({"step": there.step, **there.spec}, {"step": lineage.step, **lineage.spec})
+    return f"was made with other settings ({changed}). Give the new one another name, or --replace the old one."
 
 
 def _load(path: Path, kind: type[Said]) -> Said | None:

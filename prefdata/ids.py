@@ -12,6 +12,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+FORMAT = 2
+"""Version of what a model's identity is made of, and with it candidates' ids, seeds and scores.
+
+It is part of the identity of all that a model made (`sample`, `rank`, `train`): what another version began is read, and
+not continued. 1 (until 0.1): weights and tokenizer, without config.json.
+"""
+
 ID_DIGITS = 20
 """Hexadecimal digits of an id: 80 bits."""
 

@@ -6,17 +6,15 @@ shard, no tokenizer, another kind of model. Nothing here imports torch or transf
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from prefdata.errors import ModelError, did_you_mean
-from prefdata.ids import ID_DIGITS, digest
+from prefdata.model_identity import config_id, text_id, weights_id
 
 Kind = Literal["causal-lm", "reward-model", "comparer", "reward-start"]
 """What a model is to serve as; `comparer` is either of the first two, to compare answers, and `reward-start` what a
@@ -36,29 +34,15 @@ _WANTED: dict[Kind, str] = {
 }
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
-_TEXT_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 _INDEX = "model.safetensors.index.json"
-_WHOLE_BYTES = 1 << 30
-_BLOCK_BYTES = 1 << 20
-_SAMPLED_BLOCKS = 512
 
 
 @dataclass(frozen=True)
 class ModelFiles:
     """A model that was found: its name as given, its revision, its folder (None for a hub name) and its config.json.
 
-    The revision is the hub's commit hash, or for a folder the SHA-256 of its weights (20 hexadecimal digits). Weights
-    above 1 GiB are hashed in evenly spaced blocks, and the revision says so with the prefix `sampled-`.
+    The revision is the hub's commit hash, or for a folder `WEIGHTS.CONFIG`: the ids of its weights and of its configs
+    (`model_identity`), or `CONFIG` alone where no weights were asked for.
     """
 
     name: str
@@ -82,14 +66,8 @@ class ModelFiles:
 
     @property
     def text_revision(self) -> str:
-        """The id of what turns text into token ids and back: tokenizer, chat template, generation defaults.
-
-        For a hub name that is the commit; for a folder a hash of those files.
-        """
-        if self.path is None:
-            return self.revision
-        files = [self.path / name for name in _TEXT_FILES]
-        return digest({f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()})
+        """The id of what turns text into token ids and back; for a hub name that is the commit."""
+        return self.revision if self.path is None else text_id(self.path)
 
     def folder(self) -> Path:
         """The local folder of the files; a hub model is downloaded at this revision first (safetensors only).
@@ -116,7 +94,7 @@ def identify(model: str, kind: Kind, *, tokenizer: bool = True, weights: bool = 
         model: a folder, or a hub name (`org/name`) where no such folder exists.
         kind: what the model is to be used as.
         tokenizer: whether a tokenizer must be there too.
-        weights: whether weights must be there too; without, the revision is the hash of a folder's JSON files.
+        weights: whether weights must be there too; without, the revision is that of the configs.
 
     Raises:
         ModelError: there is no such model, a file is missing or broken, or it is another kind of model.
@@ -125,10 +103,11 @@ def identify(model: str, kind: Kind, *, tokenizer: bool = True, weights: bool = 
     if folder.is_dir():
         config = _read_config(folder)
         _check_kind(model, kind, config)
-        files = _weight_files(folder) if weights else sorted(folder.glob("*.json"))
+        files = _weight_files(folder) if weights else []
         if tokenizer:
             _check_tokenizer(folder)
-        return ModelFiles(model, _hash_weights(files), folder.resolve(), config)
+        parts = [*([weights_id(files)] if weights else []), config_id(folder)]
+        return ModelFiles(model, ".".join(parts), folder.resolve(), config)
     if folder.exists():
         raise ModelError(f"{model} is a file, and a model is a folder. Give the folder that holds its config.json.")
     if not _HUB_NAME.fullmatch(model) or ("/" in model and folder.parent.is_dir()):
@@ -136,20 +115,6 @@ def identify(model: str, kind: Kind, *, tokenizer: bool = True, weights: bool = 
     revision, config = _hub_config(model)
     _check_kind(model, kind, config)
     return ModelFiles(model, revision, None, config)
-
-
-def identify_adapter(adapter: str) -> str:
-    """The revision of a LoRA adapter's folder: the hash of its configuration and weights.
-
-    Raises:
-        ModelError: there is no such folder, or it is no adapter.
-    """
-    folder = Path(adapter).expanduser()
-    files = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
-    for file in files:
-        if not file.is_file():
-            raise ModelError(f"{adapter} is no LoRA adapter: it holds no {file.name}. Give the folder that holds it.")
-    return digest({file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files})
 
 
 def _near(folder: Path) -> str:
@@ -171,7 +136,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"cannot read {path}: {error}. Fetch or save the model again.") from None
     if not isinstance(value, dict):
         raise ModelError(f"{path} is not a JSON object. Fetch or save the model again.")
@@ -257,27 +222,6 @@ def _check_whole(file: Path) -> None:
         whole = False
     if not whole:
         raise ModelError(f"{file} is not a whole safetensors file ({size:,} bytes). Fetch the model again.")
-
-
-def _hash_weights(files: list[Path]) -> str:
-    total = sum(file.stat().st_size for file in files)
-    sha = hashlib.sha256()
-    for file in files:
-        sha.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        blocks = None if total <= _WHOLE_BYTES else max(8, _SAMPLED_BLOCKS * file.stat().st_size // total)
-        for block in _blocks(file, blocks):
-            sha.update(block)
-    return ("sampled-" if total > _WHOLE_BYTES else "") + sha.hexdigest()[:ID_DIGITS]
-
-
-def _blocks(file: Path, count: int | None) -> Iterator[bytes]:
-    """The file in blocks of 1 MiB: all of them, or `count` evenly spaced ones, the first and the last among them."""
-    last = (file.stat().st_size - 1) // _BLOCK_BYTES
-    every = range(last + 1) if count is None else sorted({round(i * last / (count - 1)) for i in range(count)})
-    with file.open("rb") as stream:
-        for number in every:
-            stream.seek(number * _BLOCK_BYTES)
-            yield stream.read(_BLOCK_BYTES)
 
 
 def _hub_config(name: str) -> tuple[str, dict[str, Any]]:

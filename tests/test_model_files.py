@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prefdata import model_files
+from prefdata import model_files, model_identity
 from prefdata.errors import ModelError
 from prefdata.model_files import identify
 
@@ -38,23 +38,22 @@ def test_a_whole_folder(policy):
     assert files.context_length == 128
 
 
-def test_the_revision_is_the_hash_of_the_weights(policy, edit_json):
+def test_the_revision_is_the_hash_of_the_weights_and_of_the_config(policy):
     weights = policy / "model.safetensors"
     data = weights.read_bytes()
     expected = hashlib.sha256(f"model.safetensors\0{len(data)}\0".encode() + data).hexdigest()[:20]
-    assert identify(str(policy), "causal-lm").revision == expected
-    edit_json(policy / "config.json", _note="the config is no weight")
-    assert identify(str(policy), "causal-lm").revision == expected
+    assert identify(str(policy), "causal-lm").revision == f"{expected}.{model_identity.config_id(policy)}"
+    assert identify(str(policy), "causal-lm", weights=False).revision == model_identity.config_id(policy)
     weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert identify(str(policy), "causal-lm").revision != expected
+    assert not identify(str(policy), "causal-lm").revision.startswith(expected)
 
 
 def test_large_weights_are_hashed_in_blocks_and_the_revision_says_so(policy, monkeypatch):
     weights = policy / "model.safetensors"
     whole = identify(str(policy), "causal-lm").revision
-    monkeypatch.setattr(model_files, "_WHOLE_BYTES", 1000)
-    monkeypatch.setattr(model_files, "_BLOCK_BYTES", 1000)
-    monkeypatch.setattr(model_files, "_SAMPLED_BLOCKS", 10)
+    monkeypatch.setattr(model_identity, "_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(model_identity, "_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(model_identity, "_SAMPLED_BLOCKS", 10)
     sampled = identify(str(policy), "causal-lm").revision
     assert sampled.startswith("sampled-")
     assert sampled != f"sampled-{whole}"
@@ -63,9 +62,9 @@ def test_large_weights_are_hashed_in_blocks_and_the_revision_says_so(policy, mon
         changed = bytearray(data)
         changed[place] ^= 1
         weights.write_bytes(changed)
-        blocks = [b"".join(model_files._blocks(weights, 10))]
+        blocks = [b"".join(model_identity._blocks(weights, 10))]
         weights.write_bytes(data)
-        assert blocks != [b"".join(model_files._blocks(weights, 10))]
+        assert blocks != [b"".join(model_identity._blocks(weights, 10))]
 
 
 def test_no_such_folder_names_the_near_one(policy):
@@ -141,7 +140,7 @@ def sharded(tiny_policy, tmp_path):
 def test_shards(sharded):
     shards = sorted(sharded.glob("model-*.safetensors"))
     assert len(shards) > 2
-    assert len(identify(str(sharded), "causal-lm").revision) == 20
+    assert len(identify(str(sharded), "causal-lm").revision) == 20 + 1 + 20
     shards[1].unlink()
     assert f"lacks 1 of the {len(shards)} weight files of its index (first: {shards[1].name})" in refused(sharded)
 

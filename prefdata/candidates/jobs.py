@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from prefdata.chat.template import template_identity
 from prefdata.engines import Engine, choose_engine, refuse_foreign
 from prefdata.errors import SpecConflict, UsageError
-from prefdata.ids import digest
-from prefdata.model_files import ModelFiles, identify, identify_adapter
+from prefdata.ids import FORMAT, digest
+from prefdata.model_files import ModelFiles, identify
+from prefdata.model_identity import adapter_id
 from prefdata.specs import SampleSpec, difference
 from prefdata.spreads import is_spread
 from prefdata.store import Lineage, Partition, Run, name_of
@@ -92,7 +93,8 @@ class Job:
         """
         self._refuse_twins()
         there = self.partition.lineage()
-        if there is None or there.fingerprint == self.lineage.fingerprint or not self.spec.retry_truncated:
+        redone = self.spec.retry_truncated and there is not None and there.format == self.lineage.format
+        if there is None or there.fingerprint == self.lineage.fingerprint or not redone:
             self.partition.check(self.lineage)
             return False
         old, new = ({**one.spec, "max_tokens": None} for one in (there, self.lineage))
@@ -127,14 +129,14 @@ def _files(spec: SampleSpec, engine: Engine) -> ModelFiles:
 
 
 def _lineage(run: Run, spec: SampleSpec, files: ModelFiles, engine: str, view: SampleView) -> Lineage:
-    """The sampler's identity: settings, weights, tokenizer and engine; not the path, the name or how many."""
+    """The sampler's identity: settings, weights, config, tokenizer, engine; not the path, the name or how many."""
     parents = {str(p): p.content for p in run.partitions("prompts")}
-    resolved: dict[str, Any] = {"model": files.revision or spec.model, "engine": engine, **view.identity}
+    resolved = {"format": FORMAT, "model": files.revision or spec.model, "engine": engine, **view.identity}
     if engine != "openai" or spec.tokenizer is not None:
         resolved["tokenizer"] = files.text_revision
     resolved |= template_identity(spec)
     if spec.lora is not None:
-        resolved["lora"] = identify_adapter(spec.lora)
+        resolved["lora"] = adapter_id(Path(spec.lora).expanduser())
     if spec.search != "sample":
         resolved["n"] = spec.n  # the best four beams of eight are not the beams of four
     return Lineage.of(spec, parents, resolved=resolved)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from prefdata.chat.template import template_identity
 from prefdata.errors import InputError, UsageError
-from prefdata.ids import ID_DIGITS
+from prefdata.ids import FORMAT, ID_DIGITS
 from prefdata.model_files import ModelFiles, identify, label_names
+from prefdata.model_identity import adapter_id
 from prefdata.specs import EngineSpec, ModelSpec, RankSpec
 
 if TYPE_CHECKING:
@@ -82,40 +83,55 @@ def outputs_of(spec: RankSpec) -> tuple[str, ...]:
 
 
 def identity_of(spec: RankSpec) -> dict[str, Any]:
-    """What a scorer is, apart from its settings: weights and tokenizer, or the content of a file, in its path's place.
+    """Return what a scorer is, apart from its settings: ids of models and of files' contents, in their paths' place.
 
     Raises:
         ModelError: there is no such model, or it is of another kind.
         InputError: there is no such file.
     """
-    found: dict[str, Any] = {}
-    if spec.reward_model is not None:
-        files = identify(spec.reward_model, "reward-model")
-        found = {"reward_model": files.revision, "tokenizer": files.text_revision}
-    for name in ("mean_logprob", "implicit", "pointwise", "judge"):
-        if (model := getattr(spec, name)) is not None and spec.engine != "openai":
-            files = _language_model(model)
-            found |= {name: files.revision, "tokenizer": files.text_revision}
-    if spec.reference is not None:
-        found["reference"] = _language_model(spec.reference).revision
+    models = models_of(spec)
+    found: dict[str, Any] = {"format": FORMAT}
+    for name, files in models.items():
+        tokenizer = "reference_tokenizer" if name == "reference" else "tokenizer"
+        found |= {name: files.revision or files.name}
+        found |= {tokenizer: files.text_revision} if files.path or files.revision else {}
     if spec.function is not None:
         found["function"] = function_identity(spec.function)
     if spec.verifier is not None:
         found["verifier"] = _verifier_identity(spec.verifier)
-    classifies = False
-    if spec.pairwise is not None:
-        files = _pairwise_files(spec)
-        classifies = _classifies(files)
-        found |= {"pairwise": files.revision, "tokenizer": files.text_revision}
-    if spec.kind in _QUESTIONS and not classifies:
+    if spec.kind in _QUESTIONS and not (spec.kind == "pairwise" and _classifies(models["pairwise"])):
         from prefdata.scorers.rubrics import load_question
 
         found["rubric"] = load_question(spec.rubric or _QUESTIONS[spec.kind]).fingerprint()
     if spec.judge is not None:
-        found["rubric"] = _rubric(spec).fingerprint()
+        from prefdata.engines import choose_engine
+
+        found |= {"engine": choose_engine(spec.engine)[0], "rubric": _rubric(spec).fingerprint()}
+    if spec.lora is not None:
+        found["lora"] = adapter_id(Path(spec.lora).expanduser())
     found |= template_identity(spec)
     if spec.text_format is not None:
         found["text_format"] = file_identity(spec.text_format)
+    return found
+
+
+def models_of(spec: RankSpec) -> dict[str, ModelFiles]:
+    """Find the models that a scorer is made of, by the setting that names each; a server's without a revision.
+
+    Raises:
+        ModelError: there is no such model, or it is of another kind.
+        UsageError: a setting is for another kind of model.
+    """
+    found: dict[str, ModelFiles] = {}
+    if spec.reward_model is not None:
+        found["reward_model"] = identify(spec.reward_model, "reward-model")
+    if spec.pairwise is not None:
+        found["pairwise"] = _pairwise_files(spec)
+    if spec.judge is not None:
+        found["judge"] = _judge_files(spec)
+    for name in ("mean_logprob", "implicit", "pointwise", "reference"):
+        if (model := getattr(spec, name)) is not None:
+            found[name] = _language_model(model)
     return found
 
 
@@ -174,14 +190,21 @@ def _classifier(spec: RankSpec, files: ModelFiles, where: dict[str, Any], **read
 
 def _generator(spec: RankSpec) -> Generator:
     """The judge on its engine, raised when it dies."""
-    from prefdata.engines import choose_engine, open_generator, served
+    from prefdata.engines import choose_engine, open_generator
     from prefdata.engines.revive import revived
 
-    settings = {name: getattr(spec, name) for name in EngineSpec.model_fields}
-    asked = ModelSpec(model=str(spec.judge), **settings)
-    engine, _ = choose_engine(asked.engine)
-    files = served(asked) if engine == "openai" else _language_model(asked.model)
+    asked, files, (engine, _) = _judge_model(spec), _judge_files(spec), choose_engine(spec.engine)
     return revived(lambda: open_generator(asked, files, engine))
+
+
+def _judge_model(spec: RankSpec) -> ModelSpec:
+    return ModelSpec(model=str(spec.judge), **{name: getattr(spec, name) for name in EngineSpec.model_fields})
+
+
+def _judge_files(spec: RankSpec) -> ModelFiles:
+    from prefdata.engines import served
+
+    return served(_judge_model(spec)) if spec.engine == "openai" else _language_model(str(spec.judge))
 
 
 def _rubric(spec: RankSpec) -> Rubric:

@@ -1,6 +1,6 @@
 """The frozen reference of DPO: run once over the data, kept in Parquet, so that no second model is in memory.
 
-The cache is named by what decides its numbers: the model's weights, the data's tokens and the precision.
+The cache is named by what decides its numbers: the model's weights and config, the data's tokens and the precision.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from prefdata.disk import refused, write_atomically
-from prefdata.ids import digest
+from prefdata.ids import FORMAT, digest
 from prefdata.progress import Progress, quiet
 from prefdata.train.batches import Tree, content, micro_batches
 from prefdata.train.logps import sequence_logps
@@ -28,12 +28,12 @@ def reference_logps(
 
     Args:
         loaded: the model that is the reference, before its first step.
-        revision: the id of its weights.
+        revision: the id of its weights and config.
         trees: the data.
         cache: a folder of cached log-probabilities.
         progress: told of every example read.
     """
-    key = digest({"model": revision, "data": content(trees), "dtype": str(loaded.autocast)})
+    key = digest({"format": FORMAT, "model": revision, "data": content(trees), "dtype": str(loaded.autocast)})
     path = cache / f"{key}.parquet"
     if path.exists():
         return _from_table(pq.read_table(path))

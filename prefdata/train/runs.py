@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prefdata.chat.template import template_identity
 from prefdata.errors import SpecConflict, UsageError
-from prefdata.ids import digest
+from prefdata.ids import FORMAT
 from prefdata.model_files import Kind, ModelFiles, identify
 from prefdata.progress import Progress, quiet
 from prefdata.reports import Report
@@ -99,8 +99,9 @@ class _Training:
             spec,
             self.source.parents,
             resolved={
+                "format": FORMAT,
                 "model": self.files.revision,
-                "tokenizer": tokenizer_id(self.files),
+                "tokenizer": self.files.text_revision,
                 **template_identity(spec),
             },
             torch=version("torch"),
@@ -256,11 +257,3 @@ def longest(files: ModelFiles, spec: TrainSpec) -> int | None:
     if spec.max_length is not None and context is not None and spec.max_length > context:
         raise UsageError(f"max_length {spec.max_length} is more than the {context} positions of {files.name}.")
     return spec.max_length or context
-
-
-def tokenizer_id(files: ModelFiles) -> str:
-    """The id of a local model's tokenizer and chat template; a hub model's revision covers them."""
-    if files.path is None:
-        return files.revision
-    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-    return digest([(files.path / name).read_text("utf-8") for name in names if (files.path / name).is_file()])
