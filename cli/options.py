@@ -99,10 +99,14 @@ def resolve(spec_type: type[S], flags: Mapping[str, Any], config: Path | None) -
 
 
 def as_yaml(spec: Spec) -> str:
-    """A spec as the section of a YAML file that would give it."""
+    """A spec as the section of a YAML file that would give it; `***` stands for secrets in a URL."""
     import yaml
 
     section: Any = spec.model_dump(mode="json", by_alias=True)
+    if section.get("base_url"):
+        from prefdata.engines.address import without_secrets
+
+        section["base_url"] = without_secrets(section["base_url"])
     for word in reversed(spec.step.split()):
         section = {word: section}
     return yaml.safe_dump(section, sort_keys=False, allow_unicode=True)

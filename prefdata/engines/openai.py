@@ -151,10 +151,9 @@ class OpenAIGenerator:
 
     def _greet(self, max_model_len: int | None) -> None:
         """Learn what the server is: its version, whether it is vLLM, and the model's context."""
-        listed = (self._wait(self._server.get("models")) or {}).get("data") or []
-        models = {str(one.get("id")): one for one in listed if isinstance(one, dict)}
-        version = (self._wait(self._server.get("../version")) or {}).get("version")
-        self._known = sorted(models)
+        models = {str(one.get("id")): one for one in self._wait(self._server.models())}
+        version = self._wait(self._server.version())
+        self._known = sorted(map(self._server.without_secrets, models))
         mine = models.get(self._name, {})
         # vLLM fills what is not said from the model's own generation defaults: there, everything is said.
         self._is_vllm = mine.get("owned_by") == "vllm"
@@ -163,7 +162,7 @@ class OpenAIGenerator:
         length = mine.get("max_model_len")
         lengths = [n for n in (length, max_model_len, self.model.context_length) if isinstance(n, int)]
         self.context_length = min(lengths) if lengths else None
-        self.versions = {"server": str(version)} if version else {}
+        self.versions = {"server": version} if version else {}
 
     def _refusal(self, request: Request) -> Rejection | None:
         if self.chat:
@@ -240,7 +239,8 @@ class OpenAIGenerator:
         if refused.status in (401, 403):
             raise self._server.wrong_key(refused)
         if refused.status == 404:
-            hint = did_you_mean(self._name, self._known) if self._known else " Check --model and --base-url."
+            v1 = "" if self._server.url.endswith("/v1") else " (did you forget /v1?)"
+            hint = did_you_mean(self._name, self._known) if self._known else f" Check --model and --base-url{v1}."
             raise EngineError(
                 f"{self._server.url} has no model {self._name}, or no such address: {refused.said}.{hint}"
             )
@@ -257,9 +257,10 @@ class OpenAIGenerator:
         message = choice.get("message") or {}
         finish = str(choice.get("finish_reason"))
         if finish == "content_filter" or message.get("refusal"):
-            return Rejection(request.key, "refused", message.get("refusal") or "the server's content filter")
+            why = self._server.without_secrets(str(message.get("refusal") or "the server's content filter"))
+            return Rejection(request.key, "refused", why)
         if finish not in FINISHED:
-            return Rejection(request.key, "rejected", f"the server ended it: {finish}")
+            return Rejection(request.key, "rejected", f"the server ended it: {self._server.without_secrets(finish)}")
         text = str(choice.get("text") or message.get("content") or "")
         ids = choice.get("token_ids")
         if ids is not None and self.chat:

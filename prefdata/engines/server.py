@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from prefdata.engines.address import Address
 from prefdata.errors import EngineError, UsageError
 
 FIRST_PAUSE = 0.5
@@ -42,7 +43,7 @@ class Server:
         """Get ready; nothing is sent.
 
         Args:
-            url: up to and with `/v1`.
+            url: the base URL, up to and with `/v1` where the server has that.
             key_env: the environment variable that holds the key; none is sent where it is not set.
             timeout: seconds to wait for an answer.
             retries: how often a request is sent again.
@@ -51,39 +52,63 @@ class Server:
         Raises:
             UsageError: the URL or the key cannot be one.
         """
-        self.url = url.rstrip("/")
+        self._address = Address.parse(url)
+        self.url = self._address.shown
         self._key_env = key_env
         self._key = os.environ.get(key_env, "").strip()
         self._retries = retries
         if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
             raise UsageError(f"{key_env} holds characters that no key has. Set it again.")
+        # A password in the URL takes the key's place: a request has one Authorization header.
+        bearer = {"Authorization": f"Bearer {self._key}"} if self._key and not self._address.auth else {}
         try:
-            said = httpx.URL(self.url)
-        except httpx.InvalidURL as error:
-            raise UsageError(f"{url} is no URL: {error}. Write --base-url as http://HOST:PORT/v1.") from None
-        if said.scheme not in ("http", "https") or not said.host:
-            raise UsageError(f"{url} is no URL of a server. Write --base-url as http://HOST:PORT/v1.")
-        self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=timeout,
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-        )
+            self._client = httpx.AsyncClient(
+                headers=bearer,
+                auth=self._address.auth,
+                timeout=timeout,
+                limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+                follow_redirects=False,  # the key is for this origin alone
+            )
+        except (ImportError, ValueError, httpx.InvalidURL):
+            raise UsageError(
+                "the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used (http:// and https:// can). "
+                "Change it, or name the server's host in NO_PROXY."
+            ) from None
 
-    async def get(self, path: str) -> dict[str, Any] | None:
-        """What the server has there, or None where it has nothing of the kind; `path` may leave `/v1` by `../`.
+    async def models(self) -> list[dict[str, Any]]:
+        """Return the models that the server lists; none where it has no list.
 
         Raises:
-            EngineError: there is no server, or it does not take the key.
+            EngineError: there is no server, it does not take the key, or it has its interface under `/v1`.
         """
-        url = f"{self.url.rpartition('/')[0]}/{path[3:]}" if path.startswith("../") else f"{self.url}/{path}"
         try:
-            response = await self._client.get(url, timeout=GREETING_TIMEOUT)
+            response = await self._client.get(self._address.at("models"), timeout=GREETING_TIMEOUT)
         except httpx.TransportError as error:
             raise EngineError(
-                f"no server answers at {self.url}: {self._clean(_line(error))}. Start it, or mend --base-url."
+                f"no server answers at {self.url}: {self._line(_described(error))}. Start it, or correct --base-url."
             ) from None
         if response.status_code in (401, 403):
             raise self.wrong_key(self._refused(response))
+        self._refuse_redirect(response)
+        listed = _listed(_json_object(response)) if response.status_code == 200 else None
+        if listed is None and _listed(await self._get(self._address.at("v1/models"))) is not None:
+            raise EngineError(
+                f"there is a server at {self.url}, but no /models at that path; did you forget /v1? "
+                f"Give --base-url {self.url}/v1."
+            )
+        return listed or []
+
+    async def version(self) -> str | None:
+        """Return the server's version, where it says one: vLLM does."""
+        said = (await self._get(self._address.beside("version")) or {}).get("version")
+        return self._line(str(said)) if said else None
+
+    async def _get(self, url: httpx.URL) -> dict[str, Any] | None:
+        """What is there, or None: the server may well do without."""
+        try:
+            response = await self._client.get(url, timeout=GREETING_TIMEOUT)
+        except httpx.TransportError:
+            return None
         return _json_object(response) if response.status_code == 200 else None
 
     async def post(self, path: str, body: dict[str, Any], is_whole: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -91,15 +116,16 @@ class Server:
 
         Raises:
             Refused: it will not do this.
-            EngineError: it was busy, broken or away each time.
+            EngineError: it was busy, broken or away each time, or leads elsewhere.
         """
         for attempt in range(self._retries + 1):
             pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt))
             try:
-                response = await self._client.post(f"{self.url}/{path}", json=body)
+                response = await self._client.post(self._address.at(path), json=body)
             except httpx.TransportError as error:
-                said = _line(error)
+                said = _described(error)
             else:
+                self._refuse_redirect(response)
                 answer = _json_object(response) if response.status_code == 200 else None
                 if answer is not None and is_whole(answer):
                     return answer
@@ -112,12 +138,17 @@ class Server:
                 await asyncio.sleep(pause)
         times = "once" if self._retries == 0 else f"{self._retries + 1} times"
         raise EngineError(
-            f"{self.url} failed {times} (last: {self._clean(said)}). See to the server and run the same command again: "
+            f"{self.url} failed {times} (last: {self._line(said)}). See to the server and run the same command again: "
             "it continues where this one stopped."
         )
 
     def wrong_key(self, refused: Refused) -> EngineError:
         """The error for a key that is missing or not taken."""
+        if self._address.auth:
+            return EngineError(
+                f"{self.url} does not take the user and password of the URL: {refused.status} {refused.said}. "
+                "Correct them in --base-url; or leave them out, and the key is sent."
+            )
         what = (
             f"does not take the key in {self._key_env}" if self._key else f"wants a key, and {self._key_env} is empty"
         )
@@ -129,17 +160,29 @@ class Server:
         """End the connections."""
         await self._client.aclose()
 
+    def _refuse_redirect(self, response: httpx.Response) -> None:
+        if response.has_redirect_location:
+            target = self._line(self._address.elsewhere(response.headers["location"]))
+            raise EngineError(
+                f"{self.url} redirects to {target} ({response.status_code}), and the key is sent to no other address. "
+                "If that is the server, give its address as --base-url."
+            )
+
     def _refused(self, response: httpx.Response) -> Refused:
         said = (_json_object(response) or {}).get("error") or _json_object(response) or {}
         if not isinstance(said, dict):
-            return Refused(response.status_code, "", self._clean(str(said)))
+            return Refused(response.status_code, "", self._line(str(said)))
         message = said.get("message") or said.get("detail") or response.text or response.reason_phrase
-        return Refused(response.status_code, str(said.get("code") or said.get("type") or ""), self._clean(str(message)))
+        code = self._line(str(said.get("code") or said.get("type") or ""))
+        return Refused(response.status_code, code, self._line(str(message)))
 
-    def _clean(self, said: str) -> str:
-        """One line of what was said, not too long, and without the key: a server may repeat it."""
-        line = " ".join((said.replace(self._key, "…") if self._key else said).split())
-        return line[:500].rstrip(".")
+    def without_secrets(self, text: str) -> str:
+        """Return what a server said without the key and the URL's secrets, which it may repeat."""
+        return self._address.clean(text.replace(self._key, "…") if self._key else text)
+
+    def _line(self, text: str) -> str:
+        """Return one line of what a server said, not too long, without secrets and a full stop."""
+        return " ".join(self.without_secrets(text).split())[:500].rstrip(".")
 
 
 def _json_object(response: httpx.Response) -> dict[str, Any] | None:
@@ -148,6 +191,12 @@ def _json_object(response: httpx.Response) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
+
+
+def _listed(answer: dict[str, Any] | None) -> list[dict[str, Any]] | None:
+    """The entries of a list as OpenAI's interface has them, or None where that is no such list."""
+    found = None if answer is None else answer.get("data")
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else None
 
 
 def _retry_after(response: httpx.Response) -> float:
@@ -165,5 +214,5 @@ def _retry_after(response: httpx.Response) -> float:
         return 0.0
 
 
-def _line(error: Exception) -> str:
+def _described(error: Exception) -> str:
     return f"{type(error).__name__} {str(error).strip()}".strip()

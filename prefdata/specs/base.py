@@ -33,7 +33,10 @@ def what(default: Any = ..., description: str = "", **bounds: Any) -> Any:
 
 
 def how(default: Any = ..., description: str = "", **bounds: Any) -> Any:
-    """A field that says how, or how much, but never which result; it stays out of the fingerprint."""
+    """A field that says how, or how much, but never which result; it stays out of the fingerprint.
+
+    With `repr=False` its value may hold a secret, and is in no message.
+    """
     return Field(default, description=description, json_schema_extra={"how": True}, **bounds)
 
 
@@ -105,6 +108,9 @@ class Spec(BaseModel):
             return f"{name}: {said}" if name else said
         if error["type"] == "tuple_type":
             said = "should be a list, [a, b, …]"
+        field = cls.model_fields.get(str(error["loc"][0])) if error["loc"] else None
+        if field is not None and not field.repr:  # it may hold a secret
+            return f"{name}: {said.replace('Input should be ', 'should be ', 1)}"
         given = list(error["input"]) if isinstance(error["input"], tuple) else error["input"]  # as YAML has it
         return f"{name}: {said.replace('Input should be ', 'should be ', 1)}, not {given!r}"
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal, Self
+import re
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, model_validator
+from pydantic import AfterValidator, ConfigDict, model_validator
 
 from prefdata.specs.base import Condition, Spec, how, what
 from prefdata.specs.chat import ChatSpec
@@ -76,6 +77,16 @@ class IngestSpec(Spec):
         return self
 
 
+def _no_key(name: str) -> str:
+    if name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("should be the name of an environment variable that holds the key, not the key itself")
+    return name
+
+
+VariableName = Annotated[str, AfterValidator(_no_key)]
+"""The name of an environment variable; empty for none."""
+
+
 class EngineSpec(ChatSpec):
     """Behind which engine a generating model runs, and how: what every step with such a model shares."""
 
@@ -111,11 +122,13 @@ class EngineSpec(ChatSpec):
         "core of a CPU.",
         ge=1,
     )
-    base_url: str | None = how(None, "openai: where the server is, as http://HOST:PORT/v1.")
+    base_url: str | None = how(None, "openai: where the server is, as http://HOST:PORT/v1.", repr=False)
     tokenizer: str | None = how(
         None, "openai: the model's own folder or hub name; prompts are then rendered here and sent as token ids."
     )
-    api_key_env: str = how("OPENAI_API_KEY", "openai: the environment variable that holds the key; it is never stored.")
+    api_key_env: VariableName = how(
+        "OPENAI_API_KEY", "openai: the environment variable that holds the key; it is never stored.", repr=False
+    )
     concurrency: int = how(64, "openai: requests under way at a time.", ge=1)
     timeout: float = how(600.0, "openai: seconds to wait for an answer.", gt=0)
     retries: int = how(6, "openai: how often a request is tried again after 429, 5xx and timeouts.", ge=0)

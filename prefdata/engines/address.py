@@ -1,0 +1,131 @@
+"""Where a server is: one origin, to which every request goes, and what of it may be shown.
+
+A base URL may hold secrets: a user with a password, or a key in its query. They are sent to that origin, and are in no
+message, report or table.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx
+
+from prefdata.errors import UsageError
+
+HIDDEN = "***"
+"""What stands for a secret in a URL that is shown."""
+
+_SECRET = re.compile(r"auth|code|cred|key|pass|secret|sig|token", re.IGNORECASE)
+_EXAMPLE = "Write --base-url as http://HOST:PORT/v1."
+_SHORTEST = 4
+"""Characters of a secret that is looked for in what a server says."""
+
+
+@dataclass(frozen=True, repr=False)
+class Address:
+    """A base URL, taken apart.
+
+    Attributes:
+        shown: scheme, host, port and path: what messages say.
+        auth: the user name and the password of the URL, or None.
+        secrets: texts that may not be shown.
+    """
+
+    shown: str
+    auth: tuple[str, str] | None
+    secrets: tuple[str, ...]
+    _base: httpx.URL
+    _path: bytes
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Take a base URL apart; nothing is looked up or sent.
+
+        Raises:
+            UsageError: it is not the URL of a server, in words that hold no secret of it.
+        """
+        found = _parsed(url)
+        base = found.copy_with(userinfo=b"")
+        path = base.raw_path.partition(b"?")[0].rstrip(b"/")
+        shown = str(base.copy_with(raw_path=path or b"/")).rstrip("/")
+        auth = (found.username, found.password) if found.userinfo else None
+        return cls(shown, auth, _secrets(found), base, path)
+
+    def at(self, name: str) -> httpx.URL:
+        """Return the URL of what is below the base, with the base's query."""
+        return self._with(self._path + b"/" + name.encode())
+
+    def beside(self, name: str) -> httpx.URL:
+        """Return the URL of what is beside the base's last part, or below the origin where the base is the origin."""
+        return self._with(self._path.rpartition(b"/")[0] + b"/" + name.encode())
+
+    def _with(self, path: bytes) -> httpx.URL:
+        return self._base.copy_with(raw_path=path + (b"?" + self._base.query if self._base.query else b""))
+
+    def elsewhere(self, location: str) -> str:
+        """Return where a redirect leads, as it may be shown."""
+        try:
+            target = self._base.join(location)
+            return str(target.copy_with(userinfo=b"", query=None, fragment=None))
+        except (httpx.InvalidURL, ValueError):
+            return "an address that cannot be read"
+
+    def clean(self, text: str) -> str:
+        """Return the text without the secrets: a server may repeat what it was sent."""
+        for secret in self.secrets:
+            text = text.replace(secret, "…")
+        return text
+
+
+def without_secrets(url: str) -> str:
+    """Return a base URL with `***` for a user with a password, and for each key or token in its query."""
+    try:
+        found = httpx.URL(url.strip())
+        host = found.host
+    except (httpx.InvalidURL, ValueError):
+        host = ""
+    if not host:
+        return HIDDEN if _may_hold_secrets(url) else url
+    given = found.params.multi_items()
+    kept = [(name, HIDDEN if _SECRET.search(name) else value) for name, value in given]
+    hidden: dict[str, Any] = {"userinfo": HIDDEN.encode()} if found.userinfo else {}
+    hidden |= {"query": urlencode(kept, safe="*").encode()} if kept != given else {}
+    hidden |= {"fragment": HIDDEN} if found.fragment else {}
+    return str(found.copy_with(**hidden)) if hidden else url
+
+
+def _may_hold_secrets(url: str) -> bool:
+    return "@" in url or "?" in url
+
+
+def _parsed(url: str) -> httpx.URL:
+    shown = url if url and url.isprintable() else repr(url)
+    shown = "the base URL is" if _may_hold_secrets(url) else f"{shown} is"
+    try:
+        found = httpx.URL(url.strip())
+        host = found.host
+    except (httpx.InvalidURL, ValueError):
+        raise UsageError(f"{shown} no URL. {_EXAMPLE}") from None
+    if found.scheme not in ("http", "https") or not host:
+        raise UsageError(f"{shown} no URL of a server. {_EXAMPLE}")
+    if found.port is not None and not 0 < found.port < 1 << 16:
+        raise UsageError(f"{shown} no URL of a server: a port is 1 to 65535. {_EXAMPLE}")
+    if found.fragment:
+        raise UsageError(f"{shown} no base URL: no server is sent what follows a #. Leave it out.")
+    if HIDDEN in found.userinfo.decode() or HIDDEN in dict(found.params).values():
+        raise UsageError(f"the base URL holds {HIDDEN}, which --print-config writes for a secret. Put the secret in.")
+    return found
+
+
+def _secrets(url: httpx.URL) -> tuple[str, ...]:
+    """A URL's secrets, in every form in which they are sent; the longest first."""
+    found = {value for name, value in url.params.multi_items() if _SECRET.search(name)}
+    if url.userinfo:
+        pair = f"{url.username}:{url.password}"
+        found |= {url.password or url.username, pair, base64.b64encode(pair.encode()).decode()}
+        found |= set(url.userinfo.decode().split(":", 1)[-1:])
+    return tuple(sorted((secret for secret in found if len(secret) >= _SHORTEST), key=len, reverse=True))
