@@ -262,6 +262,8 @@ class OpenAIGenerator:
         if finish not in FINISHED:
             return Rejection(request.key, "rejected", f"the server ended it: {self._server.without_secrets(finish)}")
         text = str(choice.get("text") or message.get("content") or "")
+        if self._server.sent_key_in(text):
+            return Rejection(request.key, "rejected", "the response holds the API key, and is not stored")
         ids = choice.get("token_ids")
         if ids is not None and self.chat:
             text = self._text(ids, text, request, choice)

@@ -21,6 +21,9 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0
 LONGEST_RETRY_AFTER = 600.0
 GREETING_TIMEOUT = 30.0
+SECRET_KEY = 16
+"""Characters from which on a key is looked for in responses: no text holds one by chance."""
+
 BUSY = (408, 409, 425, 429)
 """Statuses that pass, beside all of 500 and above."""
 
@@ -175,6 +178,10 @@ class Server:
         message = said.get("message") or said.get("detail") or response.text or response.reason_phrase
         code = self._line(str(said.get("code") or said.get("type") or ""))
         return Refused(response.status_code, code, self._line(str(message)))
+
+    def sent_key_in(self, text: str) -> bool:
+        """Return whether a text holds the key; a short one (EMPTY, for a server that wants none) is no secret."""
+        return len(self._key) >= SECRET_KEY and self._key in text
 
     def without_secrets(self, text: str) -> str:
         """Return what a server said without the key and the URL's secrets, which it may repeat."""

@@ -276,6 +276,18 @@ def test_what_a_server_says_in_an_answer_holds_no_key(start) -> None:
         assert "…" in refused.detail
 
 
+def test_a_response_that_holds_the_key_is_not_stored(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set is published; a key of a server that wants none (EMPTY) is a word like others."""
+    server = start()
+    server.serve("/v1")
+    answer = {"choices": [{"message": {"content": f"The key is {KEY}. EMPTY."}, "finish_reason": "stop"}]}
+    server.answers["/v1/chat/completions"] = (200, {}, answer)
+    (refused,) = ask(f"http://{server.host}/v1")
+    assert (refused.status, refused.detail) == ("rejected", "the response holds the API key, and is not stored")
+    monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")
+    assert ask(f"http://{server.host}/v1")[0].text == f"The key is {KEY}. EMPTY."
+
+
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "gopher://u:hunter22@h", "http://[::1", "http://h:8x"])
 def test_a_proxy_that_cannot_be_used_is_named_and_shows_no_password(
     start, monkeypatch: pytest.MonkeyPatch, proxy: str
