@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from . import show
-from .options import ChatTemplateArg, ChatTemplateFlag
+from .options import ChatTemplateArg, ChatTemplateDate, ChatTemplateFlag
 
 app = typer.Typer(no_args_is_help=True, help="Check a model before it is trusted.")
 
@@ -28,6 +28,7 @@ def reward_model(
     ] = None,
     chat_template: ChatTemplateFlag = None,
     chat_template_arg: ChatTemplateArg = None,
+    chat_template_date: ChatTemplateDate = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, …; the best there is.")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16.")] = "float32",
     limit: Annotated[int, typer.Option("--limit", help="Texts of --data that are scored.", min=2)] = 64,
@@ -44,6 +45,7 @@ def reward_model(
     from prefdata.specs import RankSpec
 
     read = {"text_format": text_format and str(text_format), "chat_template": chat_template}
+    read |= {"chat_template_date": chat_template_date}
     variables = tuple(chat_template_arg or ())
     spec = RankSpec.parse({"reward_model": model, **read, "chat_template_arg": variables}, where="check reward-model")
     items = [] if data is None else [item for pair in from_data(data) for item in (pair.chosen, pair.rejected)][:limit]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from . import show
-from .options import ChatTemplateArg, ChatTemplateFlag, Partial
+from .options import ChatTemplateArg, ChatTemplateDate, ChatTemplateFlag, Partial
 
 if TYPE_CHECKING:
     from prefdata.explore.reward_models import Evaluation, Pair
@@ -86,6 +86,7 @@ def reward_model(
     ] = None,
     chat_template: ChatTemplateFlag = None,
     chat_template_arg: ChatTemplateArg = None,
+    chat_template_date: ChatTemplateDate = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, …; the best there is.")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")] = "auto",
     format: Annotated[
@@ -103,6 +104,7 @@ def reward_model(
         "text_format": text_format and str(text_format),
         "chat_template": chat_template,
         "chat_template_arg": tuple(chat_template_arg or ()),
+        "chat_template_date": chat_template_date,
     }
     runs = [Run(Path(name)) for name in data if any((Path(name) / table).is_dir() for table in TABLES)]
     stored = next((run for run in runs if scorer in {p.name for p in run.partitions("scores")}), None)
@@ -123,11 +125,11 @@ def reward_model(
 
 def _scored(named: str, pairs: list[Pair], **settings: Any) -> Scores:
     from prefdata.explore.reward_models import score_pairs
-    from prefdata.scorers import open_scorer
+    from prefdata.scorers import dated_scorer, open_scorer
     from prefdata.specs import RankSpec
 
     kind = "function" if ".py:" in named else "reward_model"
-    scorer = open_scorer(RankSpec.parse({kind: named, **settings}, where="eval reward-model"))
+    scorer = open_scorer(dated_scorer(RankSpec.parse({kind: named, **settings}, where="eval reward-model")))
     try:
         return score_pairs(scorer, pairs)
     finally:

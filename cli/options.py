@@ -25,6 +25,9 @@ Partial = Annotated[bool, typer.Option("--partial", help="Read the unfinished wo
 ChatTemplateFlag = Annotated[
     str | None, typer.Option("--chat-template", help=ChatSpec.model_fields["chat_template"].description)
 ]
+ChatTemplateDate = Annotated[
+    str | None, typer.Option("--chat-template-date", help=ChatSpec.model_fields["chat_template_date"].description)
+]
 ChatTemplateArg = Annotated[
     list[str] | None, typer.Option("--chat-template-arg", help=ChatSpec.model_fields["chat_template_arg"].description)
 ]

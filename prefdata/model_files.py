@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,8 @@ _WANTED: dict[Kind, str] = {
     "reward-start": "a causal language model or a reward model",
 }
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+_HUB_TEXT_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", *_HUB_TEXT_FILES]
 _INDEX = "model.safetensors.index.json"
 
 
@@ -68,6 +70,26 @@ class ModelFiles:
     def text_revision(self) -> str:
         """The id of what turns text into token ids and back; for a hub name that is the commit."""
         return self.revision if self.path is None else text_id(self.path)
+
+    def text_folder(self) -> Path:
+        """Return the local folder of the tokenizer and its templates; of a hub model they alone are downloaded.
+
+        Raises:
+            ModelError: the download failed.
+        """
+        if self.path is not None:
+            return self.path
+        import huggingface_hub
+
+        wanted: dict[str, Any] = {"revision": self.revision, "allow_patterns": _HUB_TEXT_FILES}
+        with suppress(huggingface_hub.errors.LocalEntryNotFoundError):
+            folder = Path(huggingface_hub.snapshot_download(self.name, local_files_only=True, **wanted))
+            if (folder / "tokenizer_config.json").is_file():
+                return folder
+        try:
+            return Path(huggingface_hub.snapshot_download(self.name, **wanted))
+        except Exception as error:
+            raise _hub_error(self.name, error) from error
 
     def folder(self) -> Path:
         """The local folder of the files; a hub model is downloaded at this revision first (safetensors only).

@@ -21,7 +21,8 @@ import polars as pl
 
 from prefdata.candidates.drawing import Drawing, refuse_long
 from prefdata.candidates.drawn import Drawn
-from prefdata.candidates.jobs import SPREADABLE, Job
+from prefdata.candidates.jobs import SPREADABLE, Job, partition_of
+from prefdata.chat.clock import began_on
 from prefdata.claims import Claims
 from prefdata.engines import open_generator
 from prefdata.engines.protocol import Generator
@@ -67,7 +68,8 @@ def samples(
     Raises:
         As `sample`; before anything is drawn, if one of them cannot be.
     """
-    jobs = [Job.of(run, spec, partial=partial) for spec in specs]
+    date = None if replace else began_on(partition_of(run, spec) for spec in specs)
+    jobs = [Job.of(run, spec, partial=partial, date=date) for spec in specs]
     retries = [False if replace else job.check() for job in jobs]
     engine = _Engine(jobs[0], load or _load)
     try:
@@ -112,7 +114,7 @@ def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
     """
     from prefdata.chat.encoder import Chat
 
-    job = Job.of(run, spec, partial=True)
+    job = Job.of(run, spec, partial=True, date=began_on([partition_of(run, spec)]))
     drawn = Drawn(job.partition, job.redo_below)
     counts = [sum(map(len, drawn.missing([p["prompt_id"] for p in prompts], spec.n))) for _, prompts in job.prompts]
     first = next(iter(job.prompts))[1][0]
@@ -128,7 +130,7 @@ def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
     }
     if job.engine == "openai" and spec.tokenizer is None:
         return told | {"messages": [dict(message) for message in messages]}
-    chat = Chat.load(job.files.folder(), name=job.files.name, raw=spec.raw, choice=spec.template_choice)
+    chat = Chat.load(job.files.folder(), name=job.files.name, raw=spec.raw, choice=job.spec.template_choice)
     return told | {
         "rendered": chat.text(messages, first["tools"], answer_next=True),
         "token_ids": list(chat.prompt_ids(messages, first["tools"])),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefdata.chat.clock import dated
 from prefdata.chat.template import template_identity
 from prefdata.engines import Engine, choose_engine, refuse_foreign
 from prefdata.errors import SpecConflict, UsageError
@@ -56,8 +57,10 @@ class Job:
     law: str
 
     @classmethod
-    def of(cls, run: Run, spec: SampleSpec, *, partial: bool = False) -> Job:
+    def of(cls, run: Run, spec: SampleSpec, *, partial: bool = False, date: str | None = None) -> Job:
         """Resolve a spec; nothing is loaded or written.
+
+        `date` is what a chat template that reads the clock takes for today, where the spec does not say.
 
         Raises:
             NotReady: there are no finished prompts (or `partial`).
@@ -68,6 +71,8 @@ class Job:
         engine, why = choose_engine(spec.engine)
         _refuse_contradictions(spec, engine)
         files = _files(spec, engine)
+        rendered = not spec.raw and (engine != "openai" or spec.tokenizer is not None)
+        spec = dated(spec, [files] if rendered else [], date)
         view = SampleView.of(spec)
         if spec.search != "sample" and view.varies:
             raise UsageError(f"--search {spec.search} searches one prompt, and --preprompts gives each answer its own.")
@@ -76,8 +81,7 @@ class Job:
         law = {name: value for name, value in spec.essence(lineage.spec).items() if name not in _NOT_THE_LAW}
         if spec.search != "sample":
             law["max_tokens"] = spec.max_tokens  # the best beams of a shorter search are others
-        partition = run.partition("candidates", spec.name or name_of(spec.model))
-        return cls(run, spec, files, engine, why, view, prompts, partition, lineage, digest(law))
+        return cls(run, spec, files, engine, why, view, prompts, partition_of(run, spec), lineage, digest(law))
 
     @property
     def redo_below(self) -> int | None:
@@ -118,6 +122,11 @@ class Job:
                     f"{self.partition.name!r} would draw the same candidates again. Continue it with --name "
                     f"{other.name}, or change --seed."
                 )
+
+
+def partition_of(run: Run, spec: SampleSpec) -> Partition:
+    """Return where a spec's candidates go."""
+    return run.partition("candidates", spec.name or name_of(spec.model))
 
 
 def _files(spec: SampleSpec, engine: Engine) -> ModelFiles:

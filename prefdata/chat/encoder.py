@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from prefdata.chat.renderer import PROBE, Renderer
-from prefdata.chat.template import NotUnicode, Rendered, TemplateRefusal, choose
+from prefdata.chat.template import NotUnicode, Rendered, TemplateRefusal, choose, load_tokenizer
 from prefdata.errors import ModelError, UsageError
 from prefdata.ids import Message, digest
 from prefdata.specs.chat import TemplateChoice
@@ -107,12 +107,7 @@ class Chat(Renderer):
             ModelError: the tokenizer cannot be loaded.
             UsageError, InputError: as the constructor.
         """
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except Exception as error:
-            raise ModelError(f"cannot load the tokenizer of {folder}: {error}. Save it there again.") from error
+        tokenizer = load_tokenizer(folder)
         hashes = {
             file: hashlib.sha256((folder / file).read_bytes()).hexdigest()
             for file in _TOKENIZER_FILES

@@ -7,14 +7,18 @@ program: it may refuse a conversation, drop parts of it or rewrite them, which e
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prefdata.chat.clock import NAME, frozen, unset
 from prefdata.errors import InputError, ModelError, UsageError, did_you_mean
 from prefdata.ids import Message, digest
+from prefdata.model_files import ModelFiles
 from prefdata.specs.chat import ChatSpec, TemplateChoice
 
 
@@ -53,7 +57,7 @@ class Rendered(NamedTuple):
     marked: tuple[tuple[int, int], ...] = ()
 
 
-_OWN = ("messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now")
+_OWN = ("messages", "tools", "documents", "add_generation_prompt", "raise_exception", NAME)
 """What every template may read, and nobody sets by hand."""
 
 
@@ -67,6 +71,7 @@ class ChatTemplate:
         tool_source: the Jinja text for conversations with tools; the same unless the tokenizer has one named tool_use.
         variables: what it is given beside the conversation.
         tokens: the tokenizer's special tokens by name (`bos_token`, …).
+        date: what it reads as today's date, or None where it may not read the clock.
     """
 
     name: str
@@ -74,6 +79,7 @@ class ChatTemplate:
     tool_source: str
     variables: Mapping[str, Any] = field(default_factory=dict)
     tokens: Mapping[str, Any] = field(default_factory=dict)
+    date: str | None = None
 
     @property
     def marks(self) -> bool:
@@ -86,7 +92,29 @@ class ChatTemplate:
         found: dict[str, Any] = {"template": self.source}
         if self.tool_source != self.source:
             found["tool_template"] = self.tool_source
-        return found | ({"variables": dict(self.variables)} if self.variables else {})
+        found |= {"variables": dict(self.variables)} if self.variables else {}
+        return found | ({"date": self.date} if self.date else {})
+
+    @cached_property
+    def reads_clock(self) -> bool:
+        """Whether the template may ask for the date: it calls for it somewhere, and no variable keeps it from that.
+
+        Whether a variable does (`date_string`, for Llama 3) is found by rendering conversations of several forms.
+        """
+        named = any(NAME in _syntax(source).reads for source in (self.source, self.tool_source))
+        return named and (not self.variables or self._asks_for_the_date())
+
+    def _asks_for_the_date(self) -> bool:
+        asked: list[str] = []
+
+        def note(format: str) -> str:
+            asked.append(format)
+            return frozen("2000-01-01")(format)
+
+        for messages, tools, answer_next in product(_FORMS, (None, [_TOOL]), (True, False)):
+            with suppress(TemplateRefusal):
+                self._render(messages, tools, answer_next, note)
+        return bool(asked)
 
     @cached_property
     def with_defaults(self) -> str | dict[str, str]:
@@ -101,7 +129,13 @@ class ChatTemplate:
         Raises:
             TemplateRefusal: the template refuses it or breaks on it, or there is no message.
             NotUnicode: the text holds half of a surrogate pair.
+            UsageError: it reads the clock, and no date is known.
         """
+        return self._render(messages, tools, answer_next, frozen(self.date) if self.date else unset(self.name))
+
+    def _render(
+        self, messages: Sequence[Message], tools: Any, answer_next: bool, clock: Callable[[str], str]
+    ) -> Rendered:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         if not messages:
@@ -114,8 +148,10 @@ class ChatTemplate:
                 chat_template=self.source if tools is None else self.tool_source,
                 return_assistant_tokens_mask=marks,
                 add_generation_prompt=answer_next,
-                **{**self.tokens, **self.variables},
+                **{**self.tokens, **self.variables, NAME: clock},
             )
+        except UsageError:  # the clock's
+            raise
         except Exception as error:  # a template is a program and raises what it likes
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise TemplateRefusal(
@@ -150,9 +186,41 @@ def choose(tokenizer: Any, name: str, choice: TemplateChoice) -> ChatTemplate | 
         )
     else:
         source, tool_source = named["default"], named.get("tool_use", named["default"])
-    template = ChatTemplate(name, source, tool_source, choice.variables, tokenizer.special_tokens_map)
+    template = ChatTemplate(name, source, tool_source, choice.variables, tokenizer.special_tokens_map, choice.date)
     _check_variables(template)
     return template
+
+
+_FORMS: tuple[tuple[Message, ...], ...] = (
+    ({"role": "user", "content": "a"},),
+    ({"role": "system", "content": "s"}, {"role": "user", "content": "a"}),
+    ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}),
+    (*({"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user", "assistant")),),
+)
+_TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+
+
+def template_of(files: ModelFiles, choice: TemplateChoice) -> ChatTemplate | None:
+    """Find the template that `choice` means for a model; raises what `choose` does.
+
+    Raises:
+        ModelError: the tokenizer cannot be loaded.
+    """
+    return choose(load_tokenizer(files.text_folder()), files.name, choice)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer in a model's folder.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise ModelError(f"cannot load the tokenizer of {folder}: {error}. Save it there again.") from error
 
 
 def template_identity(spec: ChatSpec) -> dict[str, Any]:

@@ -19,13 +19,14 @@ from typing import Any
 
 import polars as pl
 
+from prefdata.chat.clock import began_on
 from prefdata.claims import Claims
 from prefdata.comparisons.board import Board, Share
 from prefdata.comparisons.schedules import ORDERS, Two, orders, schedule
 from prefdata.errors import SpecConflict
 from prefdata.progress import Progress, quiet
 from prefdata.reports import Report, nonzero
-from prefdata.scorers import identity_of, open_comparer
+from prefdata.scorers import dated_scorer, identity_of, open_comparer
 from prefdata.scorers.protocol import Comparer, Verdict
 from prefdata.shares import Shares
 from prefdata.specs import RankSpec
@@ -49,8 +50,9 @@ def compare(
         ModelError: the judge cannot be used.
     """
     samplers = [run.ready(sampler, partial=partial) for sampler in chosen_samplers(run, spec.sampler)]
-    identity = identity_of(spec)
     partition = run.partition("comparisons", spec.name or name_of(str(getattr(spec, spec.kind))))
+    spec = dated_scorer(spec, None if replace else began_on([partition]))
+    identity = identity_of(spec)
     if not replace:
         partition.check(Lineage.of(spec, resolved=identity))
     with Board(run, samplers, spec) as board:

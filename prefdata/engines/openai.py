@@ -14,7 +14,6 @@ import re
 import threading
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from prefdata.chat.encoder import Chat
 from prefdata.engines.protocol import Completion, Rejection, Request, refusal, room
 from prefdata.engines.server import Refused, Server
 from prefdata.engines.stops import StopTexts
-from prefdata.errors import EngineError, ModelError, UsageError, did_you_mean
+from prefdata.errors import EngineError, UsageError, did_you_mean
 from prefdata.ids import Message
 from prefdata.model_files import ModelFiles, identify
 from prefdata.specs import ModelSpec
@@ -58,7 +57,7 @@ def served(spec: ModelSpec) -> ModelFiles:
     if spec.tokenizer is None:
         return ModelFiles(spec.model, "", None, {})
     files = identify(spec.tokenizer, "causal-lm", weights=False)
-    return ModelFiles(spec.model, "", files.path or _fetched(files), files.config)
+    return ModelFiles(spec.model, "", files.text_folder(), files.config)
 
 
 class OpenAIGenerator:
@@ -320,17 +319,3 @@ def _logprobs(choice: dict[str, Any]) -> tuple[float, ...] | None:
 
 def _chat(files: ModelFiles, spec: ModelSpec) -> Chat:
     return Chat.load(files.folder(), name=files.name, raw=spec.raw, choice=spec.template_choice)
-
-
-def _fetched(files: ModelFiles) -> Path:
-    """The folder of a hub model's tokenizer, without its weights."""
-    import huggingface_hub
-
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                files.name, revision=files.revision, allow_patterns=["*.json", "*.jinja", "*.model", "*.txt"]
-            )
-        )
-    except Exception as error:
-        raise ModelError(f"cannot fetch the tokenizer of {files.name}: {error}. Give a folder, or connect.") from error

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 
+from prefdata.chat.clock import with_date
 from prefdata.errors import ModelError
 from prefdata.model_files import ModelFiles, identify, label_names
 from prefdata.scorers.classifier import Classifier
@@ -80,6 +81,7 @@ def check(
     """
     files = identify(model, "reward-model")
     several = None if len(label_names(files.config)) == 1 else ALL
+    choice = choice if text_format else with_date(choice, [files])
     settings: dict[str, Any] = {"label": several, "text_format": text_format, "choice": choice}
     scorer = RewardModel(files, device=device, dtype=dtype, **settings)
     items = list(items) or _built_in()

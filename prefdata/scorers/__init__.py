@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefdata.chat.clock import dated
 from prefdata.chat.template import template_identity
 from prefdata.errors import InputError, UsageError
 from prefdata.ids import FORMAT, ID_DIGITS
@@ -115,8 +116,24 @@ def identity_of(spec: RankSpec) -> dict[str, Any]:
     return found
 
 
-def models_of(spec: RankSpec) -> dict[str, ModelFiles]:
+def dated_scorer(spec: RankSpec, began: str | None = None) -> RankSpec:
+    """Return the spec with the date that its models' chat templates read, if one of them reads the clock.
+
+    `began` is the date of the scores or comparisons that are continued.
+
+    Raises:
+        ModelError: there is no such model, or it is of another kind.
+        UsageError: a date is given, and no template has a use for it.
+    """
+    server = spec.engine == "openai" and spec.tokenizer is None
+    rendered = spec.text_format is None and not spec.raw and not server
+    return dated(spec, models_of(spec, weights=False).values() if rendered else [], began)
+
+
+def models_of(spec: RankSpec, *, weights: bool = True) -> dict[str, ModelFiles]:
     """Find the models that a scorer is made of, by the setting that names each; a server's without a revision.
+
+    Without `weights` their revisions are those of their configs.
 
     Raises:
         ModelError: there is no such model, or it is of another kind.
@@ -124,14 +141,14 @@ def models_of(spec: RankSpec) -> dict[str, ModelFiles]:
     """
     found: dict[str, ModelFiles] = {}
     if spec.reward_model is not None:
-        found["reward_model"] = identify(spec.reward_model, "reward-model")
+        found["reward_model"] = identify(spec.reward_model, "reward-model", weights=weights)
     if spec.pairwise is not None:
-        found["pairwise"] = _pairwise_files(spec)
+        found["pairwise"] = _pairwise_files(spec, weights)
     if spec.judge is not None:
-        found["judge"] = _judge_files(spec)
+        found["judge"] = _judge_files(spec, weights)
     for name in ("mean_logprob", "implicit", "pointwise", "reference"):
         if (model := getattr(spec, name)) is not None:
-            found[name] = _language_model(model)
+            found[name] = _language_model(model, weights)
     return found
 
 
@@ -201,10 +218,10 @@ def _judge_model(spec: RankSpec) -> ModelSpec:
     return ModelSpec(model=str(spec.judge), **{name: getattr(spec, name) for name in EngineSpec.model_fields})
 
 
-def _judge_files(spec: RankSpec) -> ModelFiles:
+def _judge_files(spec: RankSpec, weights: bool = True) -> ModelFiles:
     from prefdata.engines import served
 
-    return served(_judge_model(spec)) if spec.engine == "openai" else _language_model(str(spec.judge))
+    return served(_judge_model(spec)) if spec.engine == "openai" else _language_model(str(spec.judge), weights)
 
 
 def _rubric(spec: RankSpec) -> Rubric:
@@ -227,8 +244,8 @@ def _similarity(spec: RankSpec, where: dict[str, Any]) -> Scorer:
     return ReferenceScorer(exact_match if spec.similarity == "exact" else rouge_l)
 
 
-def _language_model(model: str) -> ModelFiles:
-    return identify(model, "causal-lm")
+def _language_model(model: str, weights: bool = True) -> ModelFiles:
+    return identify(model, "causal-lm", weights=weights)
 
 
 def _reference(spec: RankSpec) -> str:
@@ -270,14 +287,14 @@ def open_comparer(spec: RankSpec) -> Comparer:
     return Pairwise(files, question, annotator=spec.name, **where)
 
 
-def _pairwise_files(spec: RankSpec) -> ModelFiles:
+def _pairwise_files(spec: RankSpec, weights: bool = True) -> ModelFiles:
     """The model that compares, a language model or a classifier.
 
     Raises:
         ModelError: it is neither.
         UsageError: a setting is for the other kind.
     """
-    files = identify(str(spec.pairwise), "comparer")
+    files = identify(str(spec.pairwise), "comparer", weights=weights)
     if spec.engine == "vllm" and not _classifies(files):
         raise UsageError(
             f"{files.name} is a language model, and its labels are weighed on transformers: leave --engine vllm out. "

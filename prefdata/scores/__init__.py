@@ -18,11 +18,12 @@ from typing import Any
 
 import polars as pl
 
+from prefdata.chat.clock import began_on
 from prefdata.claims import Claims
 from prefdata.errors import SpecConflict
 from prefdata.progress import Progress, quiet
 from prefdata.reports import Report, nonzero
-from prefdata.scorers import identity_of, open_scorer, outputs_of
+from prefdata.scorers import dated_scorer, identity_of, open_scorer, outputs_of
 from prefdata.scores.derived import aggregated, calibrated, combined
 from prefdata.scores.index import CandidateIndex
 from prefdata.scores.scoring import Scoring
@@ -49,8 +50,9 @@ def rank(
         if spec.kind == name:
             return step(run, spec, replace=replace, partial=partial)
     samplers = [run.ready(sampler, partial=partial) for sampler in chosen_samplers(run, spec.sampler)]
+    partitions = {name: run.partition("scores", _partition_name(spec, name)) for name in outputs_of(spec)}
+    spec = dated_scorer(spec, None if replace else began_on(partitions.values()))
     lineages = _lineages(run, spec)
-    partitions = {name: run.partition("scores", _partition_name(spec, name)) for name in lineages}
     if not replace:
         for name, partition in partitions.items():
             partition.check(lineages[name])

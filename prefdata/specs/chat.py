@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from datetime import date
+from typing import Annotated, Any, Self
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from prefdata.specs.base import Spec, what
 
@@ -19,17 +20,35 @@ class TemplateChoice:
     Attributes:
         named: a Jinja file or the name of one of the tokenizer's templates; None takes the tokenizer's default.
         variables: what the template reads beside the conversation, by name.
+        date: what the template reads as today's date, where it reads the clock (YYYY-MM-DD).
     """
 
     named: str | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
+    date: str | None = None
 
     def __bool__(self) -> bool:
+        """Whether a template or variables are chosen; a date alone chooses none."""
         return self.named is not None or bool(self.variables)
 
 
+def _no_other_than_a_day(text: str | None) -> str | None:
+    if text is not None:
+        try:
+            whole = date.fromisoformat(text).isoformat() == text
+        except ValueError:
+            whole = False
+        if not whole:
+            raise ValueError(f"should be a date, as YYYY-MM-DD, not {text!r}")
+    return text
+
+
+Day = Annotated[str | None, AfterValidator(_no_other_than_a_day)]
+"""A date as YYYY-MM-DD, or none."""
+
+
 class ChatSpec(Spec):
-    """The chat template of a model, and its variables."""
+    """The chat template of a model, its variables and its date."""
 
     chat_template: str | None = what(
         None, "Instead of the model's own chat template: a Jinja file, or the name of one of its tokenizer's templates."
@@ -39,6 +58,11 @@ class ChatSpec(Spec):
         "A variable for the chat template, as KEY=VALUE (VALUE in JSON, or text), such as enable_thinking=false; "
         "may be given several times.",
     )
+    chat_template_date: Day = what(
+        None,
+        "What a chat template that reads the clock takes for today, as YYYY-MM-DD; the day on which the work began "
+        "unless given.",
+    )
 
     @model_validator(mode="after")
     def _variables_are_readable(self) -> Self:
@@ -47,8 +71,9 @@ class ChatSpec(Spec):
 
     @property
     def template_choice(self) -> TemplateChoice:
-        """The two settings as one value."""
-        return TemplateChoice(self.chat_template, parse_variables(self.chat_template_arg))
+        """The settings as one value."""
+        variables = parse_variables(self.chat_template_arg)
+        return TemplateChoice(self.chat_template, variables, self.chat_template_date)
 
 
 def parse_variables(settings: tuple[str, ...]) -> dict[str, Any]:

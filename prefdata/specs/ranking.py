@@ -97,7 +97,7 @@ class RankSpec(EngineSpec):
             ("judge", "reward_model", "pairwise"),
         ),
         **dict.fromkeys(
-            ("chat_template", "chat_template_arg"),
+            ("chat_template", "chat_template_arg", "chat_template_date"),
             ("reward_model", "pairwise", "pointwise", "judge", "implicit", "mean_logprob", "similarity"),
         ),
         **dict.fromkeys(

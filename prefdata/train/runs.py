@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from prefdata.chat.clock import began_on, dated
 from prefdata.chat.template import template_identity
 from prefdata.errors import SpecConflict, UsageError
 from prefdata.ids import FORMAT
@@ -65,7 +66,7 @@ def train_sft(
         InputError: the data, the model or a setting is bad, or `out` holds something else; nothing was written.
         EngineError: training ran into numbers that are not finite.
     """
-    return _Training(data, spec, out, spec.selector).run(replace, progress)
+    return _Training(data, spec, out, spec.selector, replace).run(replace, progress)
 
 
 def train_rm(
@@ -75,7 +76,7 @@ def train_rm(
 
     The score is read at the last token of the rendered conversation. Arguments and errors as in `train_sft`.
     """
-    return _Training(data, spec, out, spec.pairing).run(replace, progress)
+    return _Training(data, spec, out, spec.pairing, replace).run(replace, progress)
 
 
 def train_dpo(
@@ -85,14 +86,15 @@ def train_dpo(
 
     Arguments and errors as in `train_sft`.
     """
-    return _Training(data, spec, out, spec.pairing).run(replace, progress)
+    return _Training(data, spec, out, spec.pairing, replace).run(replace, progress)
 
 
 class _Training:
-    def __init__(self, data: Path | str, spec: TrainSpec, out: Path | str, part: str | None) -> None:
-        self.spec, self.folder = spec, Folder(Path(out))
+    def __init__(self, data: Path | str, spec: TrainSpec, out: Path | str, part: str | None, replace: bool) -> None:
+        self.folder = Folder(Path(out))
         self.kind: Layout = "demonstrations" if isinstance(spec, SftSpec) else "preferences"
         self.files = find_model(spec)
+        self.spec = spec = dated(spec, [self.files], None if replace else began_on([self.folder]))
         imitation = spec.imitation if isinstance(spec, SftSpec) else None
         self.source = sources.find(data, self.kind, part=part, imitation=imitation)
         self.lineage = Lineage.of(
