@@ -97,14 +97,10 @@ class ChatTemplate:
 
     @cached_property
     def reads_clock(self) -> bool:
-        """Whether the template may ask for the date: it calls for it somewhere, and no variable keeps it from that.
+        """Whether the template asks for the date, with its variables, in one of some conversations of every form.
 
-        Whether a variable does (`date_string`, for Llama 3) is found by rendering conversations of several forms.
+        Its text would not tell: where `date_string` is set, Llama 3's names the clock and does not read it.
         """
-        named = any(NAME in _syntax(source).reads for source in (self.source, self.tool_source))
-        return named and (not self.variables or self._asks_for_the_date())
-
-    def _asks_for_the_date(self) -> bool:
         asked: list[str] = []
 
         def note(format: str) -> str:
@@ -195,7 +191,8 @@ _FORMS: tuple[tuple[Message, ...], ...] = (
     ({"role": "user", "content": "a"},),
     ({"role": "system", "content": "s"}, {"role": "user", "content": "a"}),
     ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}),
-    (*({"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user", "assistant")),),
+    tuple({"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user", "assistant")),
+    tuple({"role": role, "content": role[0]} for role in ("user", "assistant", "tool", "assistant")),
 )
 _TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
 

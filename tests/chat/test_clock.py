@@ -32,7 +32,7 @@ LLAMA = (  # as Llama 3.1 has it
     "{% set date_string = strftime_now('%d %b %Y') %}"
     "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}" + "{{ date_string }}<eot>" + TURNS + OPENS
 )
-RARELY = "{{ x }}{% if messages[0]['content'] == 'Say one.' %}{{ strftime_now('%A') }}{% endif %}" + TURNS + OPENS
+RARELY = "{% if messages[0]['content'] == 'Say one.' %}{{ strftime_now('%A') }}{% endif %}" + TURNS + OPENS
 HI = [{"role": "user", "content": "Hi"}]
 
 
@@ -90,7 +90,7 @@ def test_the_time_of_a_date_is_midnight() -> None:
         "{% if messages[0]['role'] != 'system' %}{{ strftime_now('%Y') }}{% endif %}" + TURNS,
         "{% if messages[0]['role'] == 'system' %}{{ strftime_now('%Y') }}{% endif %}" + TURNS,
         "{% if add_generation_prompt %}{{ strftime_now('%Y') }}{% endif %}" + TURNS,
-        RARELY,
+        "{% if messages | selectattr('role', 'equalto', 'tool') | list %}{{ strftime_now('%Y') }}{% endif %}" + TURNS,
         "{% if (strftime_now('%Y') | int) > 2024 %}new{% endif %}" + TURNS,
         "{{ raise_exception('no system') if messages[0]['role'] == 'system' }}{{ strftime_now('%Y') }}" + TURNS,
     ],
@@ -106,7 +106,10 @@ def test_a_template_that_reads_the_clock_is_found(model, on, template: str) -> N
         ("{# strftime_now is not used #}" + TURNS, {}),
         ("{% set date_string = '26 Jul 2024' %}{{ date_string }}" + TURNS, {}),
         (LLAMA, {"variables": {"date_string": "1 May 2020"}}),
-        (RARELY, {"variables": {"x": 1}}),
+        ("{% if strftime_now is defined %}{% endif %}" + TURNS, {}),
+        ("{% if false %}{{ strftime_now('%Y') }}{% endif %}" + TURNS, {}),
+        ("{% set date_string = '26 Jul 2024' %}" + LLAMA, {}),
+        (RARELY, {}),
         ("{% if now is defined %}{{ now() }}{% endif %}" + TURNS, {}),
     ],
 )
@@ -144,7 +147,7 @@ def test_without_a_date_the_clock_is_never_read(model) -> None:
 
 def test_a_conversation_that_makes_it_read_the_clock_is_an_error_with_the_way_out(run: Run, model, on) -> None:
     """No conversation that is tried asks for the day, but a prompt of the run does: then the date is to be given."""
-    spec = SampleSpec(model=str(model(RARELY)), chat_template_arg=("x=1",), n=1, max_tokens=4, name="s")
+    spec = SampleSpec(model=str(model(RARELY)), n=1, max_tokens=4, name="s")
     with pytest.raises(UsageError, match="--chat-template-date 2025-03-01"):
         sample(run, spec)
     spec = spec.model_copy(update={"chat_template_date": "2025-03-01"})
