@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 # Small models lose time on many threads, and parallel test runs share the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB for each engine; they stay, see kept_engines
+os.environ.setdefault("VLLM_CACHE_ROOT", str(Path.home() / ".cache" / "vllm"))  # compile once, also where HOME changes
 
 import json
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs, so that a test sees the same machine everywhere; `-m gpu` keeps them."""
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put all tests of vLLM on one worker, where its engines stay, and slow tests first: none is left for the end."""
+    for item in items:
+        if item.get_closest_marker("vllm"):
+            item.add_marker(pytest.mark.xdist_group("vllm"))
+            item.add_marker(pytest.mark.timeout(3600))  # a start may take ten minutes on a busy machine
+            item.fixturenames.insert(0, "kept_engines")
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+SAMPLE_POLICY = Path(__file__).parents[1] / "sample_data/policy"
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<eot>")
 """The special tokens of the tiny tokenizer, whose ids are 0, 1, 2 and 3; the 256 bytes follow."""
@@ -118,14 +140,62 @@ def make_reward_model() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def tiny_policy(tmp_path_factory: pytest.TempPathFactory, make_policy: Callable[..., Path]) -> Path:
-    """A causal LM with a chat template, a BOS and two end tokens (`<eos>` 2, `<eot>` 3); context 128."""
-    return make_policy(tmp_path_factory.mktemp("models") / "tiny-policy")
+    """A causal LM with a chat template, a BOS and two end tokens (`<eos>` 2, `<eot>` 3); context 128.
+
+    Its generation defaults would shorten and sharpen every response: no engine may use them.
+    """
+    folder = make_policy(tmp_path_factory.mktemp("models") / "tiny-policy")
+    defaults = folder / "generation_config.json"
+    own = {"max_new_tokens": 3, "temperature": 0.1, "top_k": 1, "do_sample": True, "repetition_penalty": 5.0}
+    defaults.write_text(json.dumps({**json.loads(defaults.read_text()), **own}))
+    return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_reward_model(tmp_path_factory: pytest.TempPathFactory, make_reward_model: Callable[..., Path]) -> Path:
     """A sequence-classification model with one label and the policy's tokenizer; context 128."""
     return make_reward_model(tmp_path_factory.mktemp("models") / "tiny-reward")
+
+
+@pytest.fixture(scope="session")
+def fitting_reward_model(tmp_path_factory: pytest.TempPathFactory, make_reward_model: Callable[..., Path]) -> Path:
+    """The tiny reward model with a context of 256, which the built-in texts of `check reward-model` fit."""
+    return make_reward_model(tmp_path_factory.mktemp("models") / "fitting", max_position_embeddings=256)
+
+
+@pytest.fixture(scope="session")
+def kept_engines() -> Iterator[None]:
+    """Let the tests of vLLM share its engines, one for each model; every test marked `vllm` has this fixture."""
+    from kept_engines import KeptEngines
+
+    from prefdata.engines import vllm
+    from prefdata.scorers import pooling
+
+    kept = KeptEngines()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (vllm, pooling):
+            patch.setattr(module, "start", kept.start)
+        yield
+    kept.close()
+
+
+@pytest.fixture(scope="session")
+def sample_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of a `vllm serve` with the bundled policy, by two names; its key is `sk-of-the-tests`."""
+    from servers import vllm_serve
+
+    names = ("policy", "sample_data/policy")
+    with vllm_serve(SAMPLE_POLICY, tmp_path_factory.mktemp("serve") / "log", names, key="sk-of-the-tests") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of a `vllm serve` with the tiny policy, which it calls `policy`."""
+    from servers import vllm_serve
+
+    with vllm_serve(tiny_policy, tmp_path_factory.mktemp("serve") / "log") as url:
+        yield url
 
 
 @pytest.fixture

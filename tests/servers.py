@@ -9,23 +9,25 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def vllm_serve(model: Path, log: Path, name: str = "policy", key: str | None = None) -> Iterator[str]:
-    """The base URL of a server that answers as `name`; its output goes to `log`."""
+def vllm_serve(model: Path, log: Path, names: Sequence[str] = ("policy",), key: str | None = None) -> Iterator[str]:
+    """The base URL of a server that answers to each of `names`; its output goes to `log`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # What `vllm serve` runs; its own command asks for a package of the name vllm, which the CPU build does not have.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    command += ["--served-model-name", name]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-num-seqs", "16"]
+    command += ["--served-model-name", *names, "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--dtype", "float32", "--max-num-seqs", "16", "--enforce-eager"]
     command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "2048"]
-    quiet = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **({"VLLM_API_KEY": key} if key else {})}
+    # A server cuts every answer at its model's own default; all other defaults are overruled by the requests.
+    command += ["--override-generation-config", '{"max_new_tokens": 1000000}']
+    quiet = {"VLLM_NO_USAGE_STATS": "1", **({"VLLM_API_KEY": key} if key else {})}
     with log.open("wb") as out:
         server = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **quiet}, start_new_session=True)
     try:
@@ -36,7 +38,7 @@ def vllm_serve(model: Path, log: Path, name: str = "policy", key: str | None = N
         server.wait(30)
 
 
-def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path, seconds: float = 240) -> None:
+def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path, seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while server.poll() is None and time.monotonic() < end:
         try:

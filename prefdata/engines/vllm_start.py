@@ -205,9 +205,12 @@ class Running:
     def close(self) -> None:
         """Stop the engine and its processes; again does nothing."""
         if self.engine is not None:
-            self.engine.engine_core.shutdown()
-            self._started.close()
-        self.engine = None
+            core, self.engine = self.engine.engine_core, None
+            try:
+                core.shutdown()
+            finally:
+                _end_sockets(core)
+                self._started.close()
 
     def _do(self, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -232,6 +235,15 @@ def _wake_when_dead(core: Any) -> None:
         core.outputs_queue.put(RuntimeError("a process of the engine has ended"))
 
     Thread(target=wait, name="prefdata-engine-watch", daemon=True).start()
+
+
+def _end_sockets(core: Any) -> None:
+    """End the engine's ZeroMQ context in a thread of its own.
+
+    That of an engine that was killed may never end. Left to the garbage collector, it would be ended by whatever
+    thread collects, and block that: the one that reads the next engine's output, say.
+    """
+    Thread(target=core.resources.ctx.term, name="prefdata-engine-end", daemon=True).start()
 
 
 def untested(version: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,3 +95,18 @@ def test_greedy_answers_of_vllm_and_transformers_are_the_same(tmp_path: Path) ->
     assert len(texts["vllm"]) == 150
     different = [key for key, ids in texts["vllm"].items() if ids != texts["transformers"][key]]
     assert len(different) <= 1  # a tie of two logits within float32 rounding may fall either way
+
+
+@pytest.mark.vllm
+def test_a_trained_model_is_sampled_from_by_a_compiled_engine(
+    prefdata: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """As a user runs it: nothing is set that keeps vLLM from compiling. The context limit gets it its own engine."""
+    lines = (DATA / "heldout_preferences.jsonl").read_text("utf-8").splitlines(keepends=True)[:32]
+    (tmp_path / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+    model, run = tmp_path / "dpo", tmp_path / "run"
+    assert prefdata("train", "dpo", tmp_path / "pairs.jsonl", "--model", DATA / "policy", "--out", model)[0] == 0
+    assert prefdata("ingest", run, DATA / "prompts.jsonl")[0] == 0
+    how = ["--max-tokens", 40, "--engine", "vllm", "--max-model-len", 200]
+    code, out, err = prefdata("sample", run, "--split", "test", "-n", 1, "--model", model, *how)
+    assert (code, "150 in, 150 out" in out) == (0, True), err

@@ -29,16 +29,13 @@ ENGINES = ["transformers", *(pytest.param(name, marks=pytest.mark.vllm) for name
 
 
 @pytest.fixture(scope="module", params=ENGINES)
-def engine(request, tiny_policy, serve):
+def engine(request, tiny_policy):
     files = identify(str(tiny_policy), "causal-lm")
     if request.param == "openai":
-        with serve(tiny_policy) as url:
-            spec = ModelSpec(model="policy", engine="openai", base_url=url, tokenizer=str(tiny_policy))
-            generator = open_generator(spec, served(spec), "openai")
-            yield generator
-            generator.close()
-        return
-    if request.param == "vllm":
+        url = request.getfixturevalue("tiny_server")
+        spec = ModelSpec(model="policy", engine="openai", base_url=url, tokenizer=str(tiny_policy))
+        generator = open_generator(spec, served(spec), "openai")
+    elif request.param == "vllm":
         from prefdata.engines.vllm import VllmGenerator
 
         generator = VllmGenerator(files, EngineSpec(dtype="float32"))
@@ -232,7 +229,7 @@ def test_vllm_and_transformers_take_the_same_likeliest_tokens(tiny_policy):
     both = []
     for generator in (
         TransformersGenerator(files, device="cpu", dtype="float32"),
-        VllmGenerator(files, EngineSpec(dtype="float32", max_num_seqs=16)),
+        VllmGenerator(files, EngineSpec(dtype="float32")),
     ):
         both.append(answers(generator, requests(generator, 1, GREEDY)))
         generator.close()

@@ -87,7 +87,8 @@ from prefdata.engines.vllm import VllmGenerator
 from prefdata.model_files import identify
 from prefdata.specs import EngineSpec
 if __name__ == "__main__":
-    engine = VllmGenerator(identify(sys.argv[1], "causal-lm"), EngineSpec(max_num_seqs=16))
+    spec = EngineSpec(max_num_seqs=16, engine_option=("enforce_eager=true",))
+    engine = VllmGenerator(identify(sys.argv[1], "causal-lm"), spec)
     list(engine.generate(iter([Request("k", (1, 70), 0, Sampling(1.0, 1.0, 0, 4))])))
     print("ready", flush=True)
     time.sleep(600)

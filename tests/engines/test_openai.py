@@ -528,7 +528,8 @@ def test_vllm_serve_has_its_own_context_and_errors(sample_server, monkeypatch):
 
 
 @pytest.mark.vllm
-def test_vllm_serve_with_a_model_without_a_template(serve, make_policy, tmp_path):
+def test_vllm_serve_with_a_model_without_a_template(tiny_server, make_policy, tmp_path):
+    """The server's model has the same weights, and a template that `raw` has to leave out."""
     from prefdata.engines.transformers import TransformersGenerator
     from prefdata.model_files import identify
 
@@ -539,12 +540,11 @@ def test_vllm_serve_with_a_model_without_a_template(serve, make_policy, tmp_path
     conversations = [({"role": "user", "content": text},) for text in texts]
     asked = [Request(m[0]["content"], local.render(m), 1, greedy, m) for m in conversations]
     expected = answers(local, asked)
-    with serve(folder) as url:
-        for tokenizer in (str(folder), None):
-            spec = ModelSpec(model="policy", engine="openai", base_url=url, raw=True, tokenizer=tokenizer)
-            generator = open_generator(spec, served(spec), "openai")
-            found = answers(generator, asked)
-            generator.close()
-            assert {key: a.token_ids for key, a in found.items()} == {key: a.token_ids for key, a in expected.items()}
-            if tokenizer:
-                assert {key: a.text for key, a in found.items()} == {key: a.text for key, a in expected.items()}
+    for tokenizer in (str(folder), None):
+        spec = ModelSpec(model="policy", engine="openai", base_url=tiny_server, raw=True, tokenizer=tokenizer)
+        generator = open_generator(spec, served(spec), "openai")
+        found = answers(generator, asked)
+        generator.close()
+        assert {key: a.token_ids for key, a in found.items()} == {key: a.token_ids for key, a in expected.items()}
+        if tokenizer:
+            assert {key: a.text for key, a in found.items()} == {key: a.text for key, a in expected.items()}

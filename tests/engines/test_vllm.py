@@ -124,18 +124,8 @@ def test_an_unknown_option_is_refused_before_anything_starts(tiny_policy):
 
 
 @pytest.fixture(scope="module")
-def policy(make_policy, tmp_path_factory) -> Path:
-    """A policy whose generation defaults would cut and sharpen every answer."""
-    folder = make_policy(tmp_path_factory.mktemp("models") / "opinionated")
-    defaults = folder / "generation_config.json"
-    own = {"max_new_tokens": 3, "temperature": 0.1, "top_k": 1, "do_sample": True, "repetition_penalty": 5.0}
-    defaults.write_text(json.dumps({**json.loads(defaults.read_text()), **own}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def engine(policy) -> Iterator[Any]:
-    generator = VllmGenerator(identify(str(policy), "causal-lm"), EngineSpec(max_num_seqs=16))
+def engine(tiny_policy) -> Iterator[Any]:
+    generator = VllmGenerator(identify(str(tiny_policy), "causal-lm"), EngineSpec())
     yield generator
     generator.close()
 

@@ -16,9 +16,9 @@ NAMES = ["batch", "batch of two", "order", "padding", "identical pair", "one beg
          "score position", "raw logit", "text as trained", "reload"]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model(make_reward_model, tmp_path_factory):
-    return make_reward_model(tmp_path_factory.mktemp("models") / "m", max_position_embeddings=256)
+@pytest.fixture
+def model(fitting_reward_model):
+    return fitting_reward_model
 
 
 def checked(folder, **options) -> dict[str, fidelity.Check]:

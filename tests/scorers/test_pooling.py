@@ -14,15 +14,17 @@ pytestmark = pytest.mark.vllm
 ASKED = [
     Item(f"{i}/{k}", ({"role": "user", "content": question},), answer, False)
     for i, question in enumerate(("Say something.", "Say more. " * 3))
-    for k, answer in enumerate(("", "yes", "no, never", "é 🎬", "long " * 12, "<eos>", "yes<pad>", "x" * 200, "yes"))
+    for k, answer in enumerate(("", "yes", "no, never", "é 🎬", "long " * 12, "<eos>", "yes<pad>", "x" * 300, "yes"))
 ]
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["one label", "three labels"])
-def both(request, make_reward_model, tmp_path_factory):
+def both(request, fitting_reward_model, make_reward_model, tmp_path_factory):
     from prefdata.scorers.pooling import PoolingRewardModel
 
-    folder = make_reward_model(tmp_path_factory.mktemp("models") / "m", labels=request.param)
+    folder = fitting_reward_model
+    if request.param == 3:
+        folder = make_reward_model(tmp_path_factory.mktemp("models") / "three", labels=3, max_position_embeddings=256)
     files = identify(str(folder), "reward-model")
     label = None if request.param == 1 else "all"
     ours = list(RewardModel(files, device="cpu", label=label).score(ASKED))
