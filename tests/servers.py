@@ -24,6 +24,7 @@ def vllm_serve(model: Path, log: Path, names: Sequence[str] = ("policy",), key: 
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", *names, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "float32", "--max-num-seqs", "16", "--enforce-eager"]
+    command += ["--kv-cache-memory-bytes", "67108864"]
     command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "2048"]
     # A server cuts every answer at its model's own default; all other defaults are overruled by the requests.
     command += ["--override-generation-config", '{"max_new_tokens": 1000000}']

@@ -412,7 +412,7 @@ def test_two_processes_share_the_work(run: Run, spec, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "prefdata.cli", "sample", str(run), "--model", spec().model]
     command += ["-n", "8", "--max-tokens", "20", "--name", "s"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=300) for process in both]
+    said = [process.communicate(timeout=1800) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert run.partition("candidates", "s").state == "finished"
     stored = [part.num_rows for part in map(pq.read_table, run.partition("candidates", "s").parts())]

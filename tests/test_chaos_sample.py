@@ -14,11 +14,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 from forks import Forked
+from kept_engines import SMALL
 from shells import finish, killed_at, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 PROMPTS, N = 200, 16
-EAGER = ["--engine-option", "enforce_eager=true", "--max-num-seqs", "64"]
+ON_VLLM = [*(word for option in SMALL for word in ("--engine-option", option)), "--max-num-seqs", "64"]
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def run(tmp_path: Path) -> Path:
 
 def command(run: Path, policy: Path, engine: str) -> list[object]:
     settings = ["-n", N, "--max-tokens", "60", "--engine", engine, "--name", "policy", "--temperature", "0.9:1.1"]
-    return ["sample", run, "--model", policy, *settings, *(EAGER if engine == "vllm" else [])]
+    return ["sample", run, "--model", policy, *settings, *(ON_VLLM if engine == "vllm" else [])]
 
 
 def stored(run: Path) -> pl.DataFrame:

@@ -46,24 +46,25 @@ def test_a_silent_worker_is_dead(tmp_path: Path) -> None:
         assert one.take("a") == "mine"  # it took the first generation; what both do is kept once
 
 
-def _works(folder: Path, took) -> None:
+def _works(folder: Path, took, meet) -> None:
     with Claims(folder) as claims:
+        meet.wait()
         for number in range(50):
             if claims.take(f"share-{number}") == "free":
                 took.put(number)
                 time.sleep(0.001)
-        time.sleep(0.5)  # the other must still meet us
+        meet.wait()  # who leaves last takes the claims along
 
 
 def test_processes_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    took = context.Queue()
-    workers = [context.Process(target=_works, args=(tmp_path, took)) for _ in range(3)]
+    took, meet = context.Queue(), context.Barrier(3, timeout=600)
+    workers = [context.Process(target=_works, args=(tmp_path, took, meet)) for _ in range(3)]
     for worker in workers:
         worker.start()
-    numbers = [took.get(timeout=60) for _ in range(50)]
+    numbers = [took.get(timeout=600) for _ in range(50)]
     for worker in workers:
-        worker.join(60)
+        worker.join(600)
     assert sorted(numbers) == list(range(50))
     assert took.empty()
 

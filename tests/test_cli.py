@@ -17,7 +17,7 @@ import typer
 
 def process(*arguments: object, **more) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "prefdata.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **more)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1800, **more)
 
 
 @pytest.fixture

@@ -43,8 +43,8 @@ NEEDED = (
 )
 """What is used of vLLM, looked for before anything is started."""
 
-CPU_CACHE_GIB = "2"
-"""Memory for keys and values on a CPU, where VLLM_CPU_KVCACHE_SPACE does not say."""
+CPU_CACHE_BYTES = 2 << 30
+"""Memory for keys and values on a CPU, unless VLLM_CPU_KVCACHE_SPACE or the option kv_cache_memory_bytes says."""
 
 BATCH_INVARIANT_CAPABILITY = 80
 """The compute capability (times ten) from which on vLLM 0.32 has kernels that do not mind their neighbours."""
@@ -62,7 +62,6 @@ def import_vllm() -> Any:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a forked process would not carry the mark
     try:
         with warnings.catch_warnings():
@@ -100,6 +99,7 @@ def start(vllm: Any, model: ModelFiles, spec: EngineSpec, **settings: Any) -> Ru
     wanted = {
         "model": str(model.folder()),
         "dtype": "float32" if spec.dtype == "auto" and platform.is_cpu() else spec.dtype,
+        "kv_cache_memory_bytes": CPU_CACHE_BYTES if platform.is_cpu() else None,
         **{name: getattr(spec, name) for name in _AS_THEY_ARE},
         "use_tqdm_on_load": False,
         "disable_log_stats": True,

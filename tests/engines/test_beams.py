@@ -62,6 +62,7 @@ def test_plain_beams_are_transformers_own(engine, n, most):
             do_sample=False,
             max_new_tokens=most,
             early_stopping=False,
+            repetition_penalty=1.0,  # the model's own default is another
             length_penalty=1.0,
         )
         for key, row in zip(request.keys, own[:, prompt.shape[1] :].tolist(), strict=True):

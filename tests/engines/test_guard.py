@@ -14,16 +14,16 @@ import pytest
 PARENT = """
 import subprocess, sys, time
 from prefdata.engines.guard import Guard
-before = subprocess.Popen(["sleep", "60"])
+before = subprocess.Popen(["sleep", "600"])
 guard = Guard()
-code = "import subprocess as s; p = s.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+code = "import subprocess as s; p = s.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
 child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 grandchild = int(child.stdout.readline())
 print(before.pid, child.pid, grandchild, guard._watcher.pid, flush=True)
 if sys.argv[1] == "release":
     guard.release()
     print("released", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -34,7 +34,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def gone(pid: int, seconds: float = 15) -> bool:
+def gone(pid: int, seconds: float = 120) -> bool:
     end = time.monotonic() + seconds
     while alive(pid) and time.monotonic() < end:
         time.sleep(0.1)
@@ -87,7 +87,7 @@ from prefdata.engines.vllm import VllmGenerator
 from prefdata.model_files import identify
 from prefdata.specs import EngineSpec
 if __name__ == "__main__":
-    spec = EngineSpec(max_num_seqs=16, engine_option=("enforce_eager=true",))
+    spec = EngineSpec(max_num_seqs=16, engine_option=("enforce_eager=true", "kv_cache_memory_bytes=67108864"))
     engine = VllmGenerator(identify(sys.argv[1], "causal-lm"), spec)
     list(engine.generate(iter([Request("k", (1, 70), 0, Sampling(1.0, 1.0, 0, 4))])))
     print("ready", flush=True)
@@ -108,7 +108,7 @@ def test_killing_us_ends_vllm(tiny_policy, tmp_path):
     assert len(ours) >= 2  # the guard and vLLM's own
     parent.kill()
     parent.wait()
-    assert all(gone(pid, 30) for pid in ours)
+    assert all(gone(pid) for pid in ours)
 
 
 def family(mark: str) -> list[int]:

@@ -113,7 +113,7 @@ def connect(fake: FakeServer) -> Iterator[Callable[..., Any]]:
     opened = []
 
     def make(**settings: Any) -> Any:
-        spec = ModelSpec(**{"model": "m", "engine": "openai", "base_url": fake.url, "timeout": 5.0, **settings})
+        spec = ModelSpec(**{"model": "m", "engine": "openai", "base_url": fake.url, "timeout": 120.0, **settings})
         opened.append(open_generator(spec, served(spec), "openai"))
         return opened[-1]
 
@@ -241,11 +241,11 @@ def test_trouble_that_stays_is_an_error_with_the_servers_words(fake, connect):
 
 def test_a_timeout_is_tried_again(fake, connect):
     def late(path, body, nth):
-        time.sleep(1.0 if nth == 1 else 0)
+        time.sleep(4.0 if nth == 1 else 0)
         return 200, {}, chat("in time")
 
     fake.answer = late
-    assert one(connect(timeout=0.3, retries=1)).text == "in time"
+    assert one(connect(timeout=2.0, retries=1)).text == "in time"
     fake.answer = lambda path, body, nth: (time.sleep(0.6), (200, {}, chat("late")))[1]
     with pytest.raises(EngineError, match=r"failed once \(last: ReadTimeout"):
         one(connect(timeout=0.3, retries=0), sampling=Sampling(0.5, 1.0, 0, 20))

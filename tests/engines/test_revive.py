@@ -11,6 +11,7 @@ from itertools import islice
 from threading import Thread
 
 import pytest
+from kept_engines import SMALL
 
 from prefdata.engines.protocol import Completion, Rejection, Request, Sampling
 from prefdata.engines.revive import revived
@@ -185,7 +186,7 @@ def test_vllm_killed_in_the_middle(tiny_policy):
     from prefdata.engines.vllm import VllmGenerator
 
     opened = []
-    spec = EngineSpec(max_num_seqs=8, engine_option=("enforce_eager=true",))
+    spec = EngineSpec(max_num_seqs=8, engine_option=SMALL)
 
     def start() -> VllmGenerator:
         opened.append(VllmGenerator(identify(str(tiny_policy), "causal-lm"), spec))

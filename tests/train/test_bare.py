@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import SERVER
+
+from prefdata.train.runs import train_dpo
+from prefdata.train.specs import DpoSpec
 
 BARE = """
 import sys
@@ -19,26 +26,30 @@ assert not {"torch", "transformers"} & set(sys.modules), "specs and runs must be
 print(train_dpo(sys.argv[1], DpoSpec(model=sys.argv[2], lr=1e-3), sys.argv[3]).report.rows_out)
 """
 
-KILLED = """
-import os, signal, sys, threading
-from prefdata.train.runs import train_dpo
-from prefdata.train.specs import DpoSpec
-after = float(sys.argv[4])
-timers = []
-def progress(done, total, **figures):
-    if after >= 0 and not timers:
-        timers.append(threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)))
-        timers[0].daemon = True
-        timers[0].start()
-spec = DpoSpec(model=sys.argv[2], lr=1e-3, batch_size=2, epochs=2, save_every=1)
-train_dpo(sys.argv[1], spec, sys.argv[3], progress=progress)
-"""
-"""Trains; with a number of seconds from 0 up, it is killed that long after the reference's first example."""
-
 
 def run(code: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
+
+
+def train(data: Path, policy: Path, out: Path, after: float) -> None:
+    """Train; with a number of seconds from 0 up, be killed that long after the reference's first example."""
+    timers: list[threading.Timer] = []
+
+    def progress(done: int, total: int, **figures: Any) -> None:
+        if after >= 0 and not timers:
+            timers.append(threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)))
+            timers[0].daemon = True
+            timers[0].start()
+
+    train_dpo(data, DpoSpec(model=str(policy), lr=1e-3, batch_size=2, epochs=2, save_every=1), out, progress=progress)
+
+
+def exit_code(*arguments: Any) -> int | None:
+    process = SERVER.Process(target=train, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode
 
 
 def test_trains_without_the_rest_of_prefdata(
@@ -57,10 +68,10 @@ def test_kill_9_and_the_same_command_gives_the_same_bits(
     """Killed at seven moments between the reference's first example and the end, whatever it was doing then."""
     data = write_jsonl(tmp_path / "p.jsonl", make_pairs(40))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert run(KILLED, data, tiny_policy, whole, -1).returncode == 0
-    codes = [run(KILLED, data, tiny_policy, cut, after).returncode for after in (0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)]
-    assert codes.count(-9) >= 4
-    assert run(KILLED, data, tiny_policy, cut, -1).returncode == 0
+    assert exit_code(data, tiny_policy, whole, -1) == 0
+    codes = [exit_code(data, tiny_policy, cut, after) for after in (0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)]
+    assert codes.count(-signal.SIGKILL) >= 4
+    assert exit_code(data, tiny_policy, cut, -1) == 0
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert read_metrics(cut) == read_metrics(whole)
     assert not list(cut.glob("_tmp-*"))
