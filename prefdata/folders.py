@@ -175,7 +175,8 @@ class Folder:
             (self.path / SUCCESS_FILE).unlink(missing_ok=True)
 
     def finish(self, report: Report, seen: Mapping[str, str] | None = None) -> None:
-        """Write `_SUCCESS`, last of all."""
+        """Write `_SUCCESS`, last of all; what processes that died meanwhile left goes."""
+        self._sweep()
         lineage = self.lineage()
         assert lineage is not None, f"{self.path} was finished before it was begun"
         now = datetime.now(UTC).isoformat("T", "seconds")

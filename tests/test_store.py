@@ -113,6 +113,9 @@ def test_leftovers_of_dead_processes_are_swept_and_living_ones_kept(tmp_path: Pa
     part.begin(Lineage.of(ToySpec()))
     assert sorted(f.name for f in part.path.iterdir()) == ["_spec.json", f"_tmp-{os.getppid()}.parquet"]
     assert part.parts() == []
+    (part.path / f"_tmp-{dead.pid}.parquet").write_bytes(b"half")
+    part.finish(report(0))  # by a worker that outlived another
+    assert sorted(f.name for f in part.path.iterdir()) == ["_SUCCESS", "_spec.json", f"_tmp-{os.getppid()}.parquet"]
 
 
 def test_only(tmp_path: Path) -> None:
