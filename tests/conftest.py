@@ -20,7 +20,12 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide the GPUs, so that a test sees the same machine everywhere; `-m gpu` keeps them."""
+    """Hide the GPUs, so that a test sees the same machine everywhere; `-m gpu` keeps them.
+
+    Refuse a pytest with which pytest-xdist 3.8 ignores groups: vLLM's engines would run side by side.
+    """
+    if config.getoption("numprocesses", None) and not hasattr(pytest.Item, "_nodeid"):
+        raise pytest.UsageError(f"pytest-xdist ignores groups with pytest {pytest.__version__}; install pytest<9.2")
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
