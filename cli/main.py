@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +14,7 @@ import typer
 import typer.core
 
 from prefdata.errors import PrefdataError, storage_error
+from prefdata.interruptible import still_running
 
 from . import check, curves, demo, evaluate, explain, export, ingest, pair, rank, sample, select, sql, status, train
 
@@ -129,6 +132,7 @@ def main() -> None:
         # A command group by itself has shown its help, and that says it all.
         code = _fail(f"prefdata: {_usage(error)}", 2, debug) if str(error) else 2
     except (KeyboardInterrupt, typer.Abort):
+        _say_no_more()
         code = _fail(
             "prefdata: stopped; what was finished is kept, and the same command continues.", INTERRUPTED, debug
         )
@@ -144,6 +148,8 @@ def main() -> None:
         if debug:
             raise
         code = _fail(f"prefdata: {type(error).__name__}: {error} (a bug: see it whole with --debug)", 1, debug)
+    if code == INTERRUPTED and still_running():  # an exit as usual would wait for a query that cannot be stopped
+        os._exit(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -156,7 +162,8 @@ def _refused(error: Exception) -> PrefdataError | None:
 
 def _say_no_more() -> None:
     """Write nothing more to where it cannot be written, also when Python flushes at the end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(io.UnsupportedOperation):  # an output that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

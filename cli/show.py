@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 import time
@@ -10,9 +11,13 @@ from contextlib import contextmanager
 from datetime import date
 from datetime import time as time_of_day
 from decimal import Decimal
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from prefdata.interruptible import let_interrupt_write
 
 if TYPE_CHECKING:
     import polars as pl
@@ -121,27 +126,71 @@ def printable(text: str) -> str:
 
 def table(rows: pa.Table, form: str | None) -> None:
     """Print rows in the form asked for: a table on a terminal and CSV in a pipe where none is."""
+    pieces(iter([rows]), form)
+
+
+def pieces(tables: Iterator[pa.Table], form: str | None) -> None:
+    """Print rows that come in several tables with the same columns, each as it comes; as `table` does."""
     import polars as pl
 
+    let_interrupt_write()
     form = form or ("table" if sys.stdout.isatty() else "csv")
     if form == "parquet":
-        import pyarrow.parquet as pq
-
-        pq.write_table(rows, sys.stdout.buffer)
+        _parquet(tables)
         return
-    frame = pl.from_arrow(rows)
-    assert isinstance(frame, pl.DataFrame)
-    if form == "json":
-        typer.echo(_json(frame.to_dicts(), indent=2))
-    elif form == "jsonl":
+    printers = {"json": _json_array, "jsonl": _json_lines, "csv": _csv}
+    printer = printers.get(form) or partial(_grid, form=form)
+    printer(frame for frame in map(pl.from_arrow, tables) if isinstance(frame, pl.DataFrame))
+
+
+def _parquet(tables: Iterator[pa.Table]) -> None:
+    import pyarrow.parquet as pq
+
+    first = next(tables)
+    with pq.ParquetWriter(_Output(), first.schema) as writer:
+        for rows in chain([first], tables):
+            writer.write_table(rows)
+
+
+class _Output(io.RawIOBase):
+    """Standard output for a writer that writes when it is closed, too: after a failed write it takes no more."""
+
+    failed = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if not self.failed:
+            self.failed = True
+            sys.stdout.buffer.write(data)
+            self.failed = False
+        return len(data)
+
+
+def _json_array(frames: Iterator[pl.DataFrame]) -> None:
+    rows = (row for frame in frames for row in frame.iter_rows(named=True))
+    before = "["
+    for row in rows:
+        typer.echo(before + "\n  " + _json(row, indent=2).replace("\n", "\n  "), nl=False)
+        before = ","
+    typer.echo("[]" if before == "[" else "\n]")
+
+
+def _json_lines(frames: Iterator[pl.DataFrame]) -> None:
+    for frame in frames:
         for row in frame.iter_rows(named=True):
             typer.echo(_json(row))
-    elif form == "csv":
+
+
+def _csv(frames: Iterator[pl.DataFrame]) -> None:
+    import polars as pl
+
+    for number, frame in enumerate(frames):
         nested = [name for name, kind in frame.schema.items() if kind.to_python() in (list, dict)]
         as_text = [pl.Series(name, [_json(v) for v in frame[name].to_list()], pl.String) for name in nested]
-        sys.stdout.write(frame.with_columns(as_text).write_csv())  # whole: typer would leave out escape sequences
-    else:
-        _grid(frame, form)
+        text = frame.with_columns(as_text).write_csv(include_header=number == 0)
+        sys.stdout.write(text)  # whole: typer would leave out escape sequences
 
 
 def _json(value: Any, indent: int | None = None) -> str:
@@ -173,22 +222,29 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _grid(frame: pl.DataFrame, form: str) -> None:
-    head = list(frame.columns)
-    body = [[_cell(value, form) for value in row] for row in frame.iter_rows()]
-    widths = [max([len(name), *(len(row[i]) for row in body)]) for i, name in enumerate(head)]
-    right = [kind.is_numeric() for kind in frame.dtypes]
+def _grid(frames: Iterator[pl.DataFrame], form: str) -> None:
+    widths: list[int] = []  # where later rows are wider, they widen what follows
+    for number, frame in enumerate(frames):
+        head = list(frame.columns)
+        body = [[_cell(value, form) for value in row] for row in frame.iter_rows()]
+        widths = widths or [len(name) for name in head]
+        widths = [max([width, *(len(row[i]) for row in body)]) for i, width in enumerate(widths)]
+        right = [kind.is_numeric() for kind in frame.dtypes]
+        rows = [head, _rule(widths, right, form), *body] if number == 0 else body
+        for cells in rows:
+            typer.echo(_line(cells, widths, right, form))
 
-    def line(cells: list[str]) -> str:
-        padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)]
-        return f"| {' | '.join(padded)} |" if form == "markdown" else "  ".join(padded).rstrip()
 
-    rule = [
-        "-" * (w - 1) + (":" if r else "-") if form == "markdown" else "-" * w
-        for w, r in zip(widths, right, strict=True)
-    ]
-    for cells in (head, rule, *body):
-        typer.echo(line(cells))
+def _line(cells: list[str], widths: list[int], right: list[bool], form: str) -> str:
+    padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)]
+    return f"| {' | '.join(padded)} |" if form == "markdown" else "  ".join(padded).rstrip()
+
+
+def _rule(widths: list[int], right: list[bool], form: str) -> list[str]:
+    """The line between the names and the rows."""
+    if form != "markdown":
+        return ["-" * width for width in widths]
+    return ["-" * (width - 1) + (":" if r else "-") for width, r in zip(widths, right, strict=True)]
 
 
 _WITHOUT_QUOTES = (str, date, time_of_day)

@@ -1,4 +1,4 @@
-"""prefdata sql: questions to a run."""
+"""prefdata sql: queries of a run."""
 
 from __future__ import annotations
 
@@ -25,10 +25,15 @@ def sql(
             help="table on a terminal and csv in a pipe unless given; NaN and infinity are null in json and jsonl.",
         ),
     ] = None,
+    memory_limit: Annotated[
+        str, typer.Option(help="Memory that the query may use: 4GB, or a share of the machine's.")
+    ] = "50%",
 ) -> None:
-    """Ask the run's tables with SQL (DuckDB), read-only."""
+    """Query the run's tables with SQL (DuckDB), read-only."""
     from prefdata.explore import sql as explore
     from prefdata.store import Run
 
-    answer = explore.query(Run(run), query) if query is not None else explore.tables(Run(run))
-    show.table(answer, format)
+    if query is None:
+        show.table(explore.tables(Run(run)), format)
+    else:
+        show.pieces(explore.stream(Run(run), query, memory_limit=memory_limit), format)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import re
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,84 +152,49 @@ def _keys_and_split(parts: list[Path], split: str) -> tuple[NDArray[np.uint64], 
 
 
 def matching(tables: Mapping[str, Sequence[Partition]], key: str, rows: str, condition: str) -> pl.Series:
-    """The `key` of the rows for which a SQL condition holds.
+    """Return the `key` of the rows for which a SQL condition holds.
 
     `rows` is SQL's from-clause on these tables by their names. The partitions' keys (source, sampler, …) are columns as
     well.
 
     Raises:
-        UsageError: DuckDB does not take the condition, or it says something else each time it is asked.
+        UsageError: it is no single condition that only reads these tables, or gives other rows each time.
     """
     import duckdb
 
-    with duckdb.connect(":memory:") as connection:
-        _check_condition(connection, condition)
-        every = []
-        for name, partitions in tables.items():
-            parts = [sql_text(str(part)) for one in partitions for part in one.readable()]
-            every += parts
-            source = f"read_parquet([{', '.join(parts)}], hive_partitioning = true)" if parts else f"no_{name}"
-            if not parts:
-                table = TABLES[name]
-                connection.register(source, table.empty().append_column(table.partition, [pa.array([], pa.string())]))
-            connection.execute(f"create view {name} as select * from {source}")
-        connection.execute(f"set allowed_paths = [{', '.join(every)}]")
-        connection.execute("set enable_external_access = false")
-        connection.execute("set lock_configuration = true")
+    from prefdata.sql_check import check_condition, error_text
+    from prefdata.sql_session import Session
+
+    files = {name: [part for one in partitions for part in one.readable()] for name, partitions in tables.items()}
+    every = {os.path.abspath(part) for parts in files.values() for part in parts}  # noqa: PTH100
+    query = f"select {key} from {rows} where ({condition}\n)"
+
+    def answer(connection: Any) -> pa.Table:
+        for name, parts in files.items():
+            _add_view(connection, name, parts)
+        check_condition(connection, condition, query)
+        return connection.sql(query).to_arrow_table()
+
+    with Session(every.__contains__) as session:
         try:
-            query = f"select {key} from {rows} where ({condition}\n)"
-            frame = pl.from_arrow(connection.sql(query).to_arrow_table())
-        except duckdb.Error as error:
-            raise UsageError(f"--where: {_first_words(error)}") from None
+            frame = pl.from_arrow(session.run(answer))
+        except (duckdb.Error, UsageError) as error:
+            raise UsageError(f"--where: {error_text(error)}") from None
     assert isinstance(frame, pl.DataFrame)
     return frame[key]
 
 
-_CHANGING_COLUMNS = ("current_date", "current_time", "current_timestamp", "localtime", "localtimestamp")
-"""Functions that are written without brackets, as columns are."""
+def _add_view(connection: Any, name: str, parts: list[Path]) -> None:
+    """Make a view of these parts of a table; its partition's key is a column, also where there are none."""
+    from prefdata.sql_files import file_url
 
-
-def _check_condition(connection: Any, condition: str) -> None:
-    """That a condition is one, and the same whenever it is asked: else a step would not be a function of its inputs.
-
-    Raises:
-        UsageError: it is not.
-    """
-    import duckdb
-
-    text = f"select 1 where {condition}\n"
-    try:
-        statements = duckdb.extract_statements(text)
-    except duckdb.Error as error:
-        raise UsageError(f"--where: {_first_words(error)}") from None
-    if len(statements) != 1:
-        raise UsageError("--where takes one condition, such as \"split = 'test' and len(messages) > 1\".")
-    ((said,),) = connection.execute("select json_serialize_sql(?)", [text]).fetchall()
-    parsed = json.loads(said)
-    unsteady = "select function_name from duckdb_functions() where stability <> 'CONSISTENT'"
-    changing = {*_CHANGING_COLUMNS, *(name for (name,) in connection.execute(unsteady).fetchall())}
-    if found := sorted(set(_names_in(parsed)) & changing):
-        raise UsageError(f"--where asks {found[0]}, which says something else each time: ask what the tables hold.")
-
-
-def _first_words(error: Exception) -> str:
-    """What DuckDB says, without the drawing of where."""
-    return " ".join(re.split(r"LINE \d+:", str(error))[0].split())
-
-
-def _names_in(parsed: Any) -> Iterator[str]:
-    """The functions that a parsed query calls, and the columns that are not a table's by name."""
-    if isinstance(parsed, dict):
-        if "function_name" in parsed:
-            yield parsed["function_name"].lower()
-        if len(parsed.get("column_names") or ()) == 1:
-            yield parsed["column_names"][0].lower()
-        if parsed.get("sample"):
-            yield "random"
-        parsed = list(parsed.values())
-    if isinstance(parsed, list):
-        for part in parsed:
-            yield from _names_in(part)
+    if parts:
+        urls = [sql_text(file_url(os.path.abspath(part))) for part in parts]  # noqa: PTH100
+        connection.execute(f"create view {name} as from read_parquet([{', '.join(urls)}], hive_partitioning = true)")
+        return
+    table = TABLES[name]
+    empty = table.empty().append_column(table.partition, [pa.array([], pa.string())])
+    connection.register(name, empty)
 
 
 def sql_text(text: str) -> str:

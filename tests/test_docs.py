@@ -75,6 +75,12 @@ def test_the_page_on_chat_templates(run_all: Pages) -> None:
     assert "<|assistant|>In short: " in shown
 
 
+def test_the_page_on_sql(run_all: Pages, home: Path) -> None:
+    said = run_all(console_commands(DOCS / "sql.md"))
+    assert any("turns" in out for out in said.values())
+    assert (home / "prompts.parquet").stat().st_size > 1000
+
+
 def test_the_page_on_selection(run_all: Pages) -> None:
     commands = console_commands(DOCS / "selection.md")
     assert len(commands) > 20

@@ -325,7 +325,7 @@ def test_a_broken_condition_is_one_line(tmp_path: Path, prefdata, where: str) ->
     assert err.startswith("prefdata: --where")
     assert err.count("\n") == 1
     if any(name in where.lower() for name in ("random", "current_date", "now", "sample")):
-        assert "says something else each time" in err
+        assert "gives another value each time" in err
     assert 'near ")"' not in err or ")" in where  # no bracket that nobody wrote
     assert not (run.path / "selections").exists()
     assert not list(run.path.glob("_tmp*"))

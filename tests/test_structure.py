@@ -19,6 +19,7 @@ GROUND = {
     "errors", "ids", "specs", "reports", "tables", "disk", "folders", "store", "model_files",
     "model_identity", "draws", "views", "progress", "ahead", "claims", "shares", "spreads", "transforms",
     "template_files", "pools", "grids", "shelves", "chat", "models",
+    "interruptible", "sql_check", "sql_files", "sql_session",
 }  # fmt: skip
 SOURCES = sorted([*ROOT.glob("prefdata/**/*.py"), *ROOT.glob("cli/*.py"), *ROOT.glob("sample_data/*.py")])
 

@@ -1,20 +1,24 @@
-"""sql: questions to a run, answered by DuckDB on the Parquet files as they lie.
+"""sql: queries of a run, answered by DuckDB on its Parquet files.
 
-One view a table, with its partition key as a column, and two that join what is asked for together most:
+One view per table, with its partition key as a column, and two that join what is most often queried together:
 
-- `answers`: a row a candidate and score: the prompt's text, the answer, sampler, scorer, score.
-- `preferences`: a row a pair: the prompt's text, both answers, both scores, both samplers.
+- `answers`: a row per candidate and score: the prompt's text, the response, sampler, scorer, score.
+- `preferences`: a row per pair: the prompt's text, both responses, both scores, both samplers.
 
-A prompt that stands in several sources is one there, the first source's; so is in `preferences` an answer that several
-samplers drew by the same law.
+A prompt of several sources is one row there, the first source's; so is in `preferences` a response that several
+samplers with the same settings drew.
 
-A query can only read, and only inside the run directory.
+A query only reads, and only the run (`sql_check`, `sql_session`). A file of the run is a table by its name:
+`from 'RUN/curves/points.parquet'`.
 
 SQL lets two columns have one name and a table does not: the later ones are numbered, as DuckDB does (`a`, `a_1`).
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,8 +26,11 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from prefdata.errors import InputError, NotReady, UsageError
+from prefdata.errors import InputError, NotReady, PrefdataError, UsageError
 from prefdata.explore.status import existing
+from prefdata.sql_check import check_query, error_text
+from prefdata.sql_files import file_url
+from prefdata.sql_session import MEMORY_LIMIT, Session
 from prefdata.store import MADE_BY, Run
 from prefdata.tables import TABLES
 from prefdata.views import sql_text
@@ -51,110 +58,152 @@ _JOINS = {
 }
 
 _AS_TEXT = ("bignum", "bit", "interval", "time with time zone", "uhugeint", "union", "variant")
-"""DuckDB's types that Arrow, or those who read it, do not have: their values are given as DuckDB writes them."""
+"""DuckDB's types that Arrow or its readers do not have: their values are given as DuckDB writes them."""
+
+_BATCH_ROWS = 50_000
 
 
-def query(run: Run, sql: str) -> pa.Table:
-    """The answer to one SQL query over the run's tables.
+def query(run: Run, sql: str, *, memory_limit: str = MEMORY_LIMIT) -> pa.Table:
+    """Return the rows of one SQL query over the run's tables.
+
+    `memory_limit` (`4GB`, `50%` of the machine's) holds for DuckDB's work, and again for the rows that are returned.
 
     Raises:
-        NotReady: it asks for a table that no step has made yet.
-        UsageError: it is not a single query, or DuckDB refuses it.
+        NotReady: it reads a table that no step has made yet.
+        UsageError: it is not a single query that only reads, or DuckDB refuses it.
+        PrefdataError: it needs more memory than the limit.
     """
-    with connect(run) as connection:
-        return _query(connection, run, sql)
+    pieces, size = [], 0
+    with _open(run, memory_limit) as session:
+        limit = session.memory_limit()
+        for piece in _pieces(session, run, sql):
+            pieces.append(piece)
+            size += piece.nbytes
+            if size > limit:
+                raise PrefdataError(f"the rows need more memory than {memory_limit}: query fewer, or raise the limit.")
+    return pa.concat_tables(pieces)
+
+
+def stream(run: Run, sql: str, *, memory_limit: str = MEMORY_LIMIT) -> Iterator[pa.Table]:
+    """Yield the rows of a query in tables of at most 50,000 rows, at least one, as they are computed.
+
+    Raises:
+        NotReady, UsageError, PrefdataError: as `query`; an error of a later row comes after the rows before it.
+    """
+    with _open(run, memory_limit) as session:
+        yield from _pieces(session, run, sql)
 
 
 def tables(run: Run) -> pa.Table:
-    """What can be asked: each view with its rows and columns."""
-    with connect(run) as connection:
-        views = "select view_name from duckdb_views() where not internal order by view_oid"
-        names = [row[0] for row in connection.sql(views).fetchall()]
-        described = [connection.sql(f'select * from "{name}" limit 0') for name in names]
-        counts = [connection.sql(f'select count(*) from "{name}"').fetchall()[0][0] for name in names]
-        return pa.table(
-            {
-                "view": pa.array(names, pa.string()),
-                "rows": pa.array(counts, pa.int64()),
-                "columns": pa.array([", ".join(view.columns) for view in described], pa.string()),
-            }
-        )
+    """Return what can be queried: each view with its rows and columns."""
+    with _open(run, MEMORY_LIMIT) as session:
+        return session.run(_tables)
 
 
-def connect(run: Run) -> duckdb.DuckDBPyConnection:
-    """A connection with the run's views, confined to reading the run directory.
+def _tables(connection: duckdb.DuckDBPyConnection) -> pa.Table:
+    views = "select view_name from duckdb_views() where not internal order by view_oid"
+    names = [row[0] for row in connection.sql(views).fetchall()]
+    described = [connection.sql(f'select * from "{name}" limit 0') for name in names]
+    counts = [connection.sql(f'select count(*) from "{name}"').fetchall()[0][0] for name in names]
+    return pa.table(
+        {
+            "view": pa.array(names, pa.string()),
+            "rows": pa.array(counts, pa.int64()),
+            "columns": pa.array([", ".join(view.columns) for view in described], pa.string()),
+        }
+    )
+
+
+@contextmanager
+def _open(run: Run, memory_limit: str) -> Iterator[Session]:
+    """A session with the run's views, which reads nothing outside the run directory.
 
     Raises:
         NotReady: there is no run at that path.
-        InputError: a part of a table is damaged.
+        InputError: a part of a table is damaged, or of another version of its contract.
     """
     existing(run)
-    connection = duckdb.connect(":memory:")
+    folder = str(run.path.resolve())
+    with Session(lambda path: path.startswith(f"{folder}{os.sep}"), memory_limit) as session:
+        session.run(lambda connection: _add_views(connection, run))
+        yield session
+
+
+def _add_views(connection: duckdb.DuckDBPyConnection, run: Run) -> None:
     there = [name for name in TABLES if any(partition.parts() for partition in run.partitions(name))]
     for name in there:
-        try:
-            connection.execute(f"create view {name} as {_scan(run.path, name)}")
-        except duckdb.Error as error:
-            for partition in run.partitions(name):
-                partition.readable()  # says which part is damaged, and what to do about it
-            raise InputError(_first_lines(error)) from None
+        for partition in run.partitions(name):
+            partition.readable()  # raises where a part is damaged, or of another version of the contract
+        connection.execute(f"create view {name} as {_scan(run.path, name)}")
     for name, (needs, select) in _JOINS.items():
         if all(need in there for need in needs):
             connection.execute(f"create view {name} as {select}")
-    # The pattern is held against the list as it is written, before it is expanded.
-    folder = str(run.path.resolve())
-    connection.execute(f"set allowed_directories = [{sql_text(folder)}, {sql_text(_glob_safe(folder))}]")
-    connection.execute("set enable_external_access = false")
-    connection.execute("set lock_configuration = true")
-    return connection
 
 
 def _scan(run: Path, name: str) -> str:
     table = TABLES[name]
-    pattern = sql_text(f"{_glob_safe(str(run.resolve()))}/{name}/{table.partition}=*/part-*.parquet")
+    pattern = f"{_glob_safe(str(run.resolve()))}/{name}/{table.partition}=*/part-*.parquet"
     # The key as text: a sampler named 2024 is not a number.
-    scan = f"read_parquet({pattern}, hive_partitioning = true, hive_types_autocast = false)"
-    return f"select * from {scan}"
+    options = "hive_partitioning = true, hive_types_autocast = false"
+    return f"select * from read_parquet({sql_text(file_url(pattern))}, {options})"
 
 
 def _glob_safe(path: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in path)
 
 
-def _query(connection: duckdb.DuckDBPyConnection, run: Run, sql: str) -> pa.Table:
+def _pieces(session: Session, run: Run, sql: str) -> Iterator[pa.Table]:
+    with _explained(run):
+        reader, names = session.run(lambda connection: _reader(connection, run, sql))
+        first = True
+        while (batch := session.run(lambda _: next(reader, None))) is not None or first:
+            yield pa.Table.from_batches([] if batch is None else [batch], reader.schema).rename_columns(names)
+            first = False
+
+
+def _reader(connection: duckdb.DuckDBPyConnection, run: Run, sql: str) -> tuple[pa.RecordBatchReader, list[str]]:
+    """The rows of a query, and the names of their columns."""
+    checked = check_query(connection, sql)
+    for name in checked.files:
+        _add_file(connection, run, name)
+    answer = connection.sql(checked.text)
+    return _portable(answer).to_arrow_reader(_BATCH_ROWS), _numbered(answer.columns)
+
+
+def _add_file(connection: duckdb.DuckDBPyConnection, run: Run, name: str) -> None:
+    """Make a view of a file that a query reads as a table, under the name that it has there.
+
+    Raises:
+        UsageError: it is not in the run.
+    """
+    path, folder = Path(os.path.abspath(name)), Path(os.path.abspath(run.path))  # noqa: PTH100
+    if not path.is_relative_to(folder):
+        raise UsageError(f"a query reads only inside {run}, and {name} is outside.")
+    inside = run.path.resolve() / path.relative_to(folder)
+    view = name.replace('"', '""')
+    connection.execute(f'create view "{view}" as from {sql_text(file_url(inside))}')
+
+
+@contextmanager
+def _explained(run: Run) -> Iterator[None]:
+    """Turn what DuckDB and Arrow raise into errors for the person at the terminal."""
     try:
-        statements = duckdb.extract_statements(sql)
-        if len(statements) != 1 or statements[0].type not in (
-            duckdb.StatementType.SELECT,
-            duckdb.StatementType.EXPLAIN,
-        ):
-            raise UsageError("give one query that reads (select …); a run is only changed by the steps.")
-        answer = connection.sql(_without_end(statements[0].query))
-        return _portable(answer).to_arrow_table().rename_columns(_numbered(answer.columns))
+        yield
     except duckdb.CatalogException as error:
         for name in [*TABLES, *_JOINS]:
             if f"name {name} " in str(error):
                 makers = _JOINS[name][0] if name in _JOINS else (name,)
                 missing = next((m for m in makers if not run.partitions(m)), makers[0])
                 raise NotReady(f"{run} has no {missing} yet: run `{MADE_BY[missing]} {run} …` first.") from None
-        raise UsageError(_first_lines(error)) from None
+        raise UsageError(error_text(error)) from None
+    except duckdb.OutOfMemoryException as error:
+        raise PrefdataError(f"{error_text(error)}. Raise --memory-limit, or query less.") from None
     except duckdb.PermissionException as error:
-        raise UsageError(f"a query reads only inside {run}: {_first_lines(error)}") from None
+        raise UsageError(f"a query reads only inside {run}: {error_text(error)}") from None
     except duckdb.IOException as error:
-        raise InputError(_first_lines(error)) from None
-    except duckdb.Error as error:
-        raise UsageError(_first_lines(error)) from None
-
-
-def _without_end(query: str) -> str:
-    """A query without its semicolon and what comments stand after it: it is asked for inside another one."""
-    text = query.encode()  # places are counted in bytes
-    for place, kind in reversed(duckdb.tokenize(query)):
-        if text[place : place + 1] == b";":
-            return text[:place].decode()
-        if kind != duckdb.token_type.comment:
-            break
-    return query
+        raise InputError(error_text(error)) from None
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise UsageError(error_text(error)) from None
 
 
 def _portable(answer: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
@@ -177,7 +226,3 @@ def _numbered(names: list[str]) -> list[str]:
         later = (f"{name}_{i}" for i in count(1))
         given.append(name if name not in given else next(new for new in later if new not in given and new not in names))
     return given
-
-
-def _first_lines(error: Exception) -> str:
-    return " ".join(str(error).split("\n\n")[0].split())
