@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,11 +35,19 @@ def policies(
         typer.Option("--format", "-f", help="table on a terminal and csv in a pipe unless given."),
     ] = None,
 ) -> None:
-    """Compare policies: mean scores, win rate against a baseline with its 95% interval, mean length in tokens."""
+    """Compare policies on the same prompts: mean scores, win rate over a baseline with its 95% interval, mean tokens.
+
+    A selected response meets only samples that it was not chosen from: fresh ones, or each sample left out in turn.
+    """
     from prefdata.explore.policies import compare
     from prefdata.store import Run
 
-    show.table(compare(Run(run), scorer, policy, baseline, split).to_arrow(), format)
+    rows = compare(Run(run), scorer, policy, baseline, split)
+    with_notes = format in ("csv", "json", "jsonl") or (format is None and not sys.stdout.isatty())
+    show.table((rows if with_notes else rows.drop("note")).to_arrow(), format)
+    if not with_notes:
+        for name, note in rows.select("policy", "note").drop_nulls().iter_rows():
+            typer.echo(f"\n{name}: {note}")
 
 
 @app.command("judges", epilog="Example: prefdata eval judges runs/ranking --judge duel")
