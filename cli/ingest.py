@@ -24,9 +24,7 @@ def ingest(
     replace: Replace = False,
 ) -> None:
     """Read prompts from files: strings or conversations, in any known layout; with answers, or verdicts on them."""
-    from prefdata.comparisons.people import ingest_comparisons
-    from prefdata.prompts import ingest as ingest_prompts
+    from prefdata.steps import ingest as step
     from prefdata.store import Run
 
-    step = ingest_comparisons if spec.kind == "comparisons" else ingest_prompts
     show.outcome(step(Run(run), files, spec, replace=replace))

@@ -13,12 +13,9 @@ EXAMPLE = "Example: prefdata rank runs/demo --reward-model reward_model"
 @takes(RankSpec)
 def rank(run: RunArgument, spec: RankSpec, replace: Replace = False, partial: Partial = False) -> None:
     """Score the candidates, or have them compared; or make scores of scores and of comparisons."""
-    from prefdata.comparisons import compare
-    from prefdata.scorers import compares
-    from prefdata.scores import rank as score
+    from prefdata.steps import rank as step
     from prefdata.store import Run
 
-    step = compare if compares(spec) else score
     with show.progress("rank") as progress:
         done = step(Run(run), spec, replace=replace, partial=partial, progress=progress)
     show.outcome(done)

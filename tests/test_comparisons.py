@@ -15,6 +15,7 @@ import pytest
 import prefdata.comparisons as step
 from prefdata.comparisons import board, compare, orders, schedule
 from prefdata.errors import InputError
+from prefdata.explore.judges import judges
 from prefdata.prompts import ingest
 from prefdata.scorers.protocol import Match, Verdict
 from prefdata.specs import IngestSpec, RankSpec
@@ -102,6 +103,37 @@ def test_a_judge_who_likes_the_first_place_is_found_out(run: Run, judge: Longer)
     report = compare(run, spec(schedule="all")).report
     assert report.figures["first_place_won"] > 0.9
     assert report.figures["same_in_both_orders"] < 0.1
+
+
+class Undecided(Longer):
+    """A judge to whom all are equal."""
+
+    def compare(self, matches: Iterable[Match]) -> Iterator[Verdict]:
+        for match in matches:
+            yield Verdict(match.key, 0.5, "tie")
+
+
+@pytest.mark.parametrize(
+    ("made", "agreement"), [(Longer(), None), (Longer(0.3), None), (Longer(0.85), 0.0), (Undecided(), 1.0)]
+)
+def test_a_judge_agrees_with_itself_by_one_definition(
+    run: Run, judge: Longer, monkeypatch: pytest.MonkeyPatch, made: Longer, agreement: float | None
+) -> None:
+    """A tie in both orders is agreement, for the report of `rank` and for `eval judges` alike."""
+    monkeypatch.setattr(step, "open_comparer", lambda _: made)
+    figures = compare(run, spec(schedule="all")).report.figures
+    (row,) = judges(run)[0].to_dicts()
+    assert figures["same_in_both_orders"] == row["consistency"]
+    assert figures["first_place_won"] == row["first_position_rate"]
+    assert row["both_orders"] * 2 == row["comparisons"]
+    if agreement is not None:
+        assert row["consistency"] == agreement
+
+
+def test_python_has_candidates_compared_as_the_command_line_does(run: Run, judge: Longer) -> None:
+    import prefdata as library
+
+    assert library.rank(run, spec(schedule="all")).path == run.path / "comparisons/judge=longer"
 
 
 def test_what_was_not_understood_is_no_verdict(run: Run, judge: Longer) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefdata.comparisons.people import ingest_comparisons
-from prefdata.errors import BadRows, NotReady, SpecConflict
+from prefdata.errors import BadRows, NotReady, SpecConflict, UsageError
 from prefdata.prompts import ingest
 from prefdata.scores import rank
 from prefdata.specs import IngestSpec, RankSpec
@@ -54,6 +54,20 @@ def test_by_texts_and_by_ids(run: Run, tmp_path: Path) -> None:
     rank(run, RankSpec(comparisons=("people",), name="bt"))
     score = {r["candidate_id"]: r["score"] for r in run.partition("scores", "bt").read().to_pylist()}
     assert score[id_of["good"]] > score[id_of["fair"]] > score[id_of["schlecht 🎬"]]
+
+
+def test_python_reads_comparisons_as_the_command_line_does(run: Run, tmp_path: Path, prefdata) -> None:
+    """`prefdata.ingest` took them for prompts."""
+    import prefdata as library
+
+    rows = [{"prompt": "Say.", "answer_a": "good", "answer_b": "fair", "winner": "A"}]
+    file = write(tmp_path / "v.jsonl", rows)
+    done = library.ingest(run, [file], IngestSpec(kind="comparisons", source="people"))
+    assert (done.path, done.report.figures["first"]) == (run.path / "comparisons/judge=people", 1)
+    code, out, _ = prefdata("ingest", run.path, file, "--as", "comparisons", "--source", "people")
+    assert (code, "nothing to do" in out) == (0, True)
+    with pytest.raises(UsageError, match=r"prefdata\.ingest"):
+        ingest(run, [file], IngestSpec(kind="comparisons"))
 
 
 def test_bad_rows_are_told_all_at_once(run: Run, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ are given it share the work.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from prefdata.errors import SpecConflict
 from prefdata.progress import Progress, quiet
 from prefdata.reports import Report, nonzero
 from prefdata.scorers import dated_scorer, identity_of, open_comparer
+from prefdata.scorers.agreement import order_counts
 from prefdata.scorers.protocol import Comparer, Verdict
 from prefdata.shares import Shares
 from prefdata.specs import RankSpec
@@ -151,21 +153,15 @@ class Comparing:
 
 def account(board: Board) -> Report:
     """The Report of a judge: every comparison is a row, with a verdict or with the reason why there is none."""
-    rows = given = pairs = agree = 0
-    first_won = 0.0
-    verdicts: dict[str, int] = {}
+    rows, counts, verdicts = 0, Counter[str](), Counter[str]()
     for number in range(board.shares):
         share = board.verdicts(number)
-        shown_first = pl.when(pl.col("order") == ORDERS[0]).then("probability").otherwise(1 - pl.col("probability"))
-        known = share.filter(pl.col("probability").is_not_null())
-        rows, given = rows + share.height, given + known.height
-        first_won += float(known.select(shown_first.sum()).item())
-        both = known.group_by("first_id", "second_id").agg(side=pl.col("probability") - 0.5)
-        both = both.filter(pl.col("side").list.len() == 2)
-        pairs += both.height
-        agree += int((both["side"].list.get(0) * both["side"].list.get(1) > 0).sum())
-        for verdict, number_of in share["verdict"].value_counts(name="n").iter_rows():
-            verdicts[verdict] = verdicts.get(verdict, 0) + number_of
+        rows += share.height
+        # One judge's, and a candidate is of one prompt.
+        named = share.with_columns(annotator=pl.lit(""), prompt_id=pl.lit(""))
+        for found in order_counts(named).drop("annotator").to_dicts():
+            counts.update(found)
+        verdicts.update(dict(share["verdict"].value_counts(name="n").iter_rows()))
     return Report(
         step="rank",
         unit="comparisons",
@@ -174,7 +170,7 @@ def account(board: Board) -> Report:
         figures={
             "candidates": board.players,
             **nonzero(dict(sorted(verdicts.items()))),
-            "first_place_won": first_won / given if given else None,
-            "same_in_both_orders": agree / pairs if pairs else None,
+            "first_place_won": counts["first_position"] / counts["decided"] if counts["decided"] else None,
+            "same_in_both_orders": counts["consistent"] / counts["both_orders"] if counts["both_orders"] else None,
         },
     )

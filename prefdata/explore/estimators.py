@@ -180,14 +180,20 @@ def expected_beirami(scores: Floats, logprobs: Floats, ns: Sequence[int]) -> Flo
 
 
 def best_of_n_law(p: Floats, r: Floats, n: int) -> Floats:
-    """The law of best-of-n where the candidates' law is finite: probabilities `p` and rewards `r`, shape (outcomes,).
+    """The distribution of best-of-n, where the candidates' is finite: probabilities `p`, rewards `r`, (outcomes,).
 
-    A level of reward is chosen with F^n - F_below^n; within it, in proportion to p.
+    A level of reward is chosen with F^n - F_below^n; within it, in proportion to p. What has probability 0 keeps it.
     """
     levels, level = np.unique(r, return_inverse=True)
-    share = np.bincount(level, weights=p, minlength=levels.size)
-    edges = np.concatenate([[0.0], np.cumsum(share)]) ** n
-    return np.diff(edges)[level] * p / share[level]
+    mass = np.bincount(level, weights=p, minlength=levels.size).astype(np.float64)
+    cumulative = np.cumsum(mass)
+    with np.errstate(divide="ignore"):  # all of the mass is in the first level
+        missed = n * np.log1p(-_quotient(mass, cumulative))
+    chosen: Floats = cumulative**n * -np.expm1(
+        missed
+    )  # F^n (1 - (F_below / F)^n): precise where a level has little mass
+    found: Floats = chosen[level] * _quotient(p, mass[level])
+    return found
 
 
 def kl_of_law(p: Floats, r: Floats, n: int) -> float:
@@ -233,6 +239,12 @@ def _all_among(total: int, ns: Sequence[int]) -> Floats:
     k = np.arange(total)
     columns = [np.exp(_log_choose(k, n) - _log_choose(k[-1:], n)) if n < total else np.full(total, np.nan) for n in ns]
     return np.stack(columns, axis=1)
+
+
+def _quotient(part: Floats, whole: Floats) -> Floats:
+    """Divide parts by wholes, 0 where the whole is 0."""
+    quotient: Floats = np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+    return quotient
 
 
 def _divergence(q: Floats, p: Floats) -> Floats:

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from prefdata.chat.clock import with_date
 from prefdata.errors import ModelError
 from prefdata.model_files import ModelFiles, identify, label_names
+from prefdata.scorers.calibrate import sigmoid
 from prefdata.scorers.classifier import Classifier
 from prefdata.scorers.labels import ALL
 from prefdata.scorers.protocol import Item
@@ -247,7 +248,8 @@ def _ends(text: str, tokenizer: Any) -> bool:
 
 def _raw(scores: dict[str, float], truth: dict[str, float], limit: float) -> Check:
     """The score is the logit, not its sigmoid."""
-    squashed = max(abs(scores[key] - 1 / (1 + math.exp(-truth[key]))) for key in scores)
+    probabilities = sigmoid(np.array([truth[key] for key in scores]))
+    squashed = float(np.abs(np.array(list(scores.values())) - probabilities).max())
     close = _apart("raw logit", scores, truth, limit)
     return Check(
         close.check, close.passed, f"{close.seen} from the logit, {squashed:.1e} from its sigmoid", close.limit

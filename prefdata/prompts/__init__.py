@@ -25,7 +25,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from prefdata import ids
-from prefdata.errors import BadRow, BadRows, InputError
+from prefdata.errors import BadRow, BadRows, InputError, UsageError
 from prefdata.formats.answers import KNOWN, AnsweredRow, Gathered, apart
 from prefdata.formats.layouts import Layout, Prompt, Unusable, detect, named
 from prefdata.formats.readers import RawRow, read
@@ -59,10 +59,13 @@ def ingest(run: Run, files: Sequence[str], spec: IngestSpec, *, replace: bool = 
     name are refused unless `replace`.
 
     Raises:
+        UsageError: the spec is for comparisons.
         InputError: a file is missing, empty or of an unknown kind or layout, or has no answers where some are wanted;
             BadRows tells every row by its place.
         SpecConflict: a source of this name holds other prompts or answers, or was made with other settings.
     """
+    if spec.kind == "comparisons":
+        raise UsageError("comparisons are no prompts: prefdata.ingest reads either.")
     partition = run.partition("prompts", spec.source or name_of(Path(files[0]).stem))
     began = time.monotonic()
     instructions = Instructions.of(spec.instructions) if spec.instructions is not None else None

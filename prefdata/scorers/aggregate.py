@@ -17,6 +17,9 @@ from prefdata.errors import UsageError, did_you_mean
 from prefdata.scorers.leagues import Floats, Ints, League, blocks, count_pairs, league, sums
 
 METHODS = ("bradley-terry", "elo", "borda", "copeland")
+LEAST_PRIOR = 1e-9
+"""The smallest prior above 0: strengths of some 20 nats still have 15 digits of curvature."""
+
 ELO_PER_NAT = 400 / np.log(10)
 """Elo points for one nat of Bradley-Terry strength: 173.7178."""
 
@@ -52,11 +55,13 @@ def aggregate(
         do not lead from everyone to everyone, so that a strength would be infinite).
 
     Raises:
-        UsageError: there is no such method.
+        UsageError: there is no such method, or the prior is too small to count with.
         InputError: a probability is not in [0, 1].
     """
     if method not in METHODS:
         raise UsageError(f"there is no way {method!r} to make scores of comparisons.{did_you_mean(method, METHODS)}")
+    if 0 < prior < LEAST_PRIOR:
+        raise UsageError(f"a prior of {prior:g} is too small to count with: give 0, or at least {LEAST_PRIOR:g}.")
     here = league(comparisons)
     count = len(here.prompt)
     games = np.bincount(here.first, minlength=count) + np.bincount(here.second, minlength=count)

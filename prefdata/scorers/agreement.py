@@ -19,39 +19,57 @@ Counts = NDArray[np.float64]
 _PAIR = ("prompt_id", "low", "high")
 
 
+_COUNTS = ["comparisons", "null", "ties", "both_orders", "consistent"]
+
+
 def consistency(comparisons: pl.DataFrame) -> pl.DataFrame:
-    """How each annotator fares when the same two answers are shown in the other order; one row an annotator.
+    """How each annotator fares when the same two responses are shown in the other order; one row per annotator.
 
     Returns:
         annotator; `comparisons`; `null` among them; `ties`; `both_orders`: pairs judged in both orders; `consistent`:
         of those, the ones judged alike (a tie and a tie are alike); `consistency`: their share; `first_position_rate`:
-        the share of verdicts, ties left out, for the answer that was shown first (0.5 for one who does not care).
+        the share of verdicts, ties excluded, for the response that was shown first (0.5 for an unbiased judge).
         Shares of nothing are null.
+    """
+    counts = order_counts(comparisons)
+    return counts.select(
+        "annotator",
+        *_COUNTS,
+        _share("consistent", "both_orders").alias("consistency"),
+        _share("first_position", "decided").alias("first_position_rate"),
+    )
+
+
+def order_counts(comparisons: pl.DataFrame) -> pl.DataFrame:
+    """The counts that `consistency` gives the shares of; those of disjoint sets of pairs can be added.
+
+    Returns:
+        annotator, comparisons, null, ties, both_orders, consistent as there; `decided`: verdicts that are no ties;
+        `first_position`: those of them for the response that was shown first.
     """
     shown = _by_pair(comparisons)
     kept = shown.filter(pl.col("probability").is_not_null())
-    decided = kept.filter(pl.col("verdict") != 0)
     orders = kept.group_by("annotator", *_PAIR, "low_shown_first").agg(pl.col("probability").mean())
     orders = orders.with_columns(_verdict().alias("verdict"))
     pairs = orders.group_by("annotator", *_PAIR).agg(
-        (pl.len() == 2).alias("both"), ((pl.len() == 2) & (pl.col("verdict").n_unique() == 1)).alias("same")
+        (pl.len() == 2).alias("both_orders"),
+        ((pl.len() == 2) & (pl.col("verdict").n_unique() == 1)).alias("consistent"),
     )
-    first = (pl.col("verdict") > 0) == pl.col("low_shown_first")
-    alike = [pl.col("both").sum().alias("both_orders"), pl.col("same").sum().alias("consistent")]
+    decided = pl.col("verdict") != 0
+    first = decided & ((pl.col("verdict") > 0) == pl.col("low_shown_first"))
     parts = [
-        kept.group_by("annotator").agg((pl.col("verdict") == 0).sum().alias("ties")),
-        pairs.group_by("annotator").agg(alike),
-        decided.group_by("annotator").agg(first.mean().alias("first_position_rate")),
+        kept.group_by("annotator").agg(ties=(~decided).sum(), decided=decided.sum(), first_position=first.sum()),
+        pairs.group_by("annotator").agg(pl.col("both_orders", "consistent").sum()),
     ]
-    made = shown.group_by("annotator").agg(
-        pl.len().alias("comparisons"), pl.col("probability").null_count().alias("null")
-    )
+    made = shown.group_by("annotator").agg(comparisons=pl.len(), null=pl.col("probability").null_count())
     for part in parts:
         made = made.join(part, on="annotator", how="left")
-    counts = ["comparisons", "null", "ties", "both_orders", "consistent"]
-    made = made.with_columns(pl.col(counts).fill_null(0).cast(pl.Int64))
-    share = pl.when(pl.col("both_orders") > 0).then(pl.col("consistent") / pl.col("both_orders"))
-    return made.select("annotator", *counts, share.alias("consistency"), "first_position_rate").sort("annotator")
+    counts = [*_COUNTS, "decided", "first_position"]
+    return made.select("annotator", pl.col(counts).fill_null(0).cast(pl.Int64)).sort("annotator")
+
+
+def _share(part: str, whole: str) -> pl.Expr:
+    return pl.when(pl.col(whole) > 0).then(pl.col(part) / pl.col(whole))
 
 
 def verdicts(comparisons: pl.DataFrame) -> pl.DataFrame:

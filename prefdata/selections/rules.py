@@ -157,6 +157,12 @@ def _by_draws(answers: Standing, drawn: NDArray[np.int32]) -> Places:
     return np.where(drawn > 0, place, NOWHERE)
 
 
+_CERTAIN = 64.0
+"""A difference of logits that noise from 52-bit uniforms, which lies between -3.7 and 36.8, never turns round."""
+_FAR = 1e5
+"""A distance of logits at which noise still keeps ten digits."""
+
+
 def _noisy(scores: Scores, beta: float, uniform: Scores) -> Scores:
     if beta == 0:
         return scores
@@ -164,8 +170,30 @@ def _noisy(scores: Scores, beta: float, uniform: Scores) -> Scores:
     if np.isinf(beta):
         noisy[np.isneginf(scores)] = -np.inf
     else:
-        noisy += scores / beta  # -inf (no candidate) stays -inf
+        noisy += _logits(scores, beta)  # -inf (no candidate) stays -inf
     return noisy
+
+
+def _logits(scores: Scores, beta: float) -> Scores:
+    """Divide differences of scores by beta, the prompt's highest at 0, so that noise that is added is not rounded off.
+
+    Of a prompt with candidates far below the highest, differences above `_CERTAIN` between neighbours are that much:
+    the order of the noisy logits stays the same, and equal scores far down are ordered by the noise.
+    """
+    logits: Scores = (scores - scores.max(axis=1, keepdims=True)) / beta
+    far = ((logits < -_FAR) & ~np.isneginf(logits)).any(axis=1)
+    if far.any():
+        some = scores[far]
+        order = descending(some)
+        some = np.take_along_axis(some, order, axis=1)
+        with np.errstate(invalid="ignore"):  # between two that are no candidates
+            gaps = np.minimum((some[:, :-1] - some[:, 1:]) / beta, _CERTAIN)
+        below = np.zeros_like(some)
+        below[:, 1:] = -np.cumsum(np.where(np.isneginf(some[:, 1:]), np.inf, gaps), axis=1)
+        capped = np.empty_like(below)
+        np.put_along_axis(capped, order, below, axis=1)
+        logits[far] = capped
+    return logits
 
 
 def _scaled(scores: Scores, beta: float) -> Scores:

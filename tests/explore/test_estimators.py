@@ -143,6 +143,23 @@ def test_a_coin() -> None:
     assert e.kl_empirical(rows([0, 1]), [2])[0] == pytest.approx(0.130812, abs=5e-7)
 
 
+def test_what_has_no_probability_keeps_none() -> None:
+    """A probability of 0 at either end, in the middle, and beside another of its level."""
+    p, r = np.array([0.0, 0.5, 0.0, 0.5, 0.0, 0.0]), np.array([-1.0, 0, 0.5, 1, 1, 2])
+    assert e.best_of_n_law(p, r, 2).tolist() == [0, 0.25, 0, 0.75, 0, 0]
+    assert e.kl_of_law(p, r, 2) == pytest.approx(0.130812, abs=5e-7)
+    assert e.win_rate_of_law(p, r, 2) == pytest.approx(0.625)
+    assert e.best_of_n_law(np.array([0.0, 1.0]), np.array([0.0, 0.0]), 3).tolist() == [0, 1]
+
+
+def test_an_unlikely_best_outcome_is_n_times_as_likely() -> None:
+    # 1 - (1 - eps)^n = n eps to first order.
+    eps, n = 1e-18, 8
+    q = e.best_of_n_law(np.array([1 - eps, eps]), np.array([0.0, 1.0]), n)
+    assert q[1] == pytest.approx(n * eps, rel=1e-12)
+    assert q[0] == pytest.approx(1)
+
+
 def test_ten_alike() -> None:
     # q_i = (i/10)^4 - ((i-1)/10)^4 over p = 1/10.
     p, r = np.full(10, 0.1), np.arange(10.0)

@@ -409,3 +409,67 @@ def test_uniforms_are_uniform_and_independent_of_order() -> None:
 def test_empty_pool() -> None:
     for method in ("best-of-n", "rso", "rso-algorithm1", "boltzmann", "top-k-overall"):
         assert kept(pool([[None]]), method=method) == ([], {"no_score": 1})
+
+
+EXTREME = [
+    ([1e6, 1e6, 0.0], 1e-10),
+    ([1e6, 1e6, 0.0], 1e-11),
+    ([1e17, 1e17, 1e17], 1.0),
+    ([1e6, 1e6 + 1e-9, 1e6 + 2e-9], 1e-9),
+    ([-1e6, -1e6, -1e6], 1e-12),
+    ([1e100, -1e100, -1e100, 1e100], 1e-100),
+    ([3e5, 1.0, 1.0 + 2e-10, 1.0], 1e-10),
+    ([2.0, 0.0, 1e-300, 0.0], 1e-300 ** (1 / 3)),
+]
+"""Scores and a beta: logits from 1e9 to 1e200 apart, equal ones and some within beta of each other far below."""
+
+
+def plackett_luce(rewards: list[float], beta: float) -> dict[tuple[int, ...], float]:
+    """The exact probability of every order: each next one in proportion to exp((r - max of the remaining) / beta)."""
+    made = {}
+    for order in itertools.permutations(range(len(rewards))):
+        p, remaining = 1.0, list(order)
+        while remaining:
+            best = max(rewards[i] for i in remaining)
+            weights = [math.exp(max((rewards[i] - best) / beta, -745.0)) for i in remaining]
+            p *= weights[0] / sum(weights)
+            remaining.pop(0)
+        made[order] = p
+    return {order: p for order, p in made.items() if p > 1e-12}
+
+
+@pytest.mark.parametrize(("rewards", "beta"), EXTREME)
+def test_rso_draws_from_its_exact_distribution_whatever_the_scale(rewards: list[float], beta: float) -> None:
+    """Noise of size 1 added to scores / beta would be rounded off: equal scores would come in list order."""
+    with np.errstate(all="raise", under="ignore"):
+        found = orders(rewards, beta, len(rewards), "rso")
+    assert fits(counted(found), plackett_luce(rewards, beta))
+
+
+@pytest.mark.parametrize(("rewards", "beta"), EXTREME)
+def test_boltzmann_draws_from_its_exact_distribution_whatever_the_scale(rewards: list[float], beta: float) -> None:
+    random = np.random.default_rng(0)
+    scores = np.tile(np.array(rewards), (DRAWS, 1))
+    drawn = boltzmann_draws(scores, beta, 1, lambda _: random.random(scores.shape)).sum(axis=0)
+    first = Counter()
+    for order, p in plackett_luce(rewards, beta).items():
+        first[(order[0],)] += p
+    assert fits(Counter({(i,): int(n) for i, n in enumerate(drawn) if n}), dict(first))
+
+
+@pytest.mark.parametrize(("rewards", "beta"), EXTREME)
+def test_the_acceptance_is_that_of_the_differences(rewards: list[float], beta: float) -> None:
+    rate, effective = acceptance(np.array([rewards, [r - rewards[0] for r in rewards]]), beta)
+    weights = [math.exp(max((r - max(rewards)) / beta, -745.0)) for r in rewards]
+    assert rate[0] == pytest.approx(sum(weights) / len(weights))
+    assert effective[0] == pytest.approx(sum(weights) ** 2 / sum(w * w for w in weights))
+
+
+def test_a_shorter_prompt_beside_a_longer_one_is_drawn_from_alike() -> None:
+    """The grid is padded: what is no candidate stays last, also where others are far below the best."""
+    scores = np.array([[1e9, 0.0, 0.0, 0.0], [1e9, 0.0, 0.0, -np.inf], [1.0, 0.0, -np.inf, -np.inf]])
+    uniform = np.random.default_rng(5).random((3, 4))
+    together = gumbel_ranks(scores, 1e-9, uniform)
+    assert together[:, 0].tolist() == [1, 1, 1]
+    assert (together[1, 3], set(together[2, 2:])) == (4, {3, 4})
+    assert together[1, :3].tolist() == gumbel_ranks(scores[1:2, :3], 1e-9, uniform[1:2, :3])[0].tolist()
