@@ -18,7 +18,7 @@ from prefdata.ids import seed as seed_of
 from prefdata.progress import Progress, quiet
 from prefdata.train import checkpoint as checkpoints
 from prefdata.train.batches import Tree, micro_batches, step_index, steps_per_epoch
-from prefdata.train.metrics import Log, Means, fetch
+from prefdata.train.metrics import Log, Means, RunMeans, fetch
 from prefdata.train.models import Loaded
 from prefdata.train.objectives import Objective, Sums
 from prefdata.train.specs import TrainSpec
@@ -57,11 +57,15 @@ class Loop:
         self.total = spec.epochs * steps_per_epoch(len(train), spec.batch_size)
         self.optimizer = make_optimizer(loaded.model, spec)
         self.means = Means()
+        self.run_means = RunMeans(self.total)
         self.last: dict[str, float] = {}
         self.tokens = 0.0
 
     def run(self, progress: Progress = quiet) -> dict[str, float]:
-        """Train to the end, from the folder's checkpoint where there is one; returns the last metrics of each kind.
+        """Train to the end, from the folder's checkpoint where there is one.
+
+        Returns:
+            The last metrics of each kind; those of the whole run are in `run_means`.
 
         Raises:
             EngineError: the loss or the gradient is not finite; the last checkpoint is kept.
@@ -69,16 +73,28 @@ class Loop:
         """
         state = checkpoints.read(self.checkpoint, self.loaded.model, self.optimizer) or {}
         done, self.means, self.last = state.get("step", 0), Means(state.get("means")), state.get("last", {})
+        self.run_means = RunMeans(self.total, state.get("run_means"))
         with refused(self.folder), closing(Log(self.folder, state.get("position", 0), done + 1)) as record:
             while done < self.total:
-                self.means.add(self._step(done))
+                metrics = self._step(done)
+                self.means.add(metrics)
+                self.run_means.add(done, metrics)
                 done += 1
                 self._record(record, done)
                 progress(done, self.total, **self._figures())
                 if self.spec.save_every and done % self.spec.save_every == 0 and done < self.total:
-                    kept = {"step": done, "position": record.sync(), "means": self.means.sums, "last": self.last}
-                    checkpoints.write(self.checkpoint, self.loaded.model, self.optimizer, kept)
+                    self._keep(done, record)
         return self.last
+
+    def _keep(self, done: int, record: Log) -> None:
+        state = {
+            "step": done,
+            "position": record.sync(),
+            "means": self.means.sums,
+            "run_means": self.run_means.sums,
+            "last": self.last,
+        }
+        checkpoints.write(self.checkpoint, self.loaded.model, self.optimizer, state)
 
     def _step(self, step: int) -> dict[str, tuple[float, float]]:
         """One optimiser step (from 0): forward, backward, clip, update; returns its metrics as (sum, count)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,9 +34,43 @@ class Means:
 
     def take(self) -> dict[str, float]:
         """The means since the last take."""
-        means = {name: total / count if count else 0.0 for name, (total, count) in self.sums.items()}
+        means = self.means()
         self.sums = {}
         return means
+
+    def means(self) -> dict[str, float]:
+        """The means of what was added."""
+        return {name: total / count if count else 0.0 for name, (total, count) in self.sums.items()}
+
+
+class RunMeans:
+    """The means of a run's metrics over all of its steps, and over the first and the last tenth of them.
+
+    Args:
+        steps: how many the run has.
+        sums: of an earlier part of the run, as `sums` has them.
+    """
+
+    def __init__(self, steps: int, sums: dict[str, dict[str, list[float]]] | None = None) -> None:
+        self._first, self._last = max(1, steps // 10), steps - max(1, steps // 10)
+        self._means = {part: Means((sums or {}).get(part)) for part in ("", " first", " last")}
+
+    @property
+    def sums(self) -> dict[str, dict[str, list[float]]]:
+        """What `RunMeans` continues from, as JSON values."""
+        return {part: means.sums for part, means in self._means.items()}
+
+    def add(self, step: int, metrics: dict[str, tuple[float, float]]) -> None:
+        """Add the (sum, count) of each metric of a step (from 0)."""
+        parts = {"": True, " first": step < self._first, " last": step >= self._last}
+        for part, inside in parts.items():
+            if inside:
+                self._means[part].add(metrics)
+
+    def figures(self, names: Sequence[str]) -> dict[str, float]:
+        """The means of these metrics, where there are such: `loss`, `loss first`, `loss last`."""
+        parts = {part: means.means() for part, means in self._means.items()}
+        return {f"{name}{part}": means[name] for name in names for part, means in parts.items() if name in means}
 
 
 def fetch(pieces: list[Sums], **more: Tensor) -> dict[str, tuple[float, float]]:

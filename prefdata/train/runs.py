@@ -35,15 +35,11 @@ if TYPE_CHECKING:
 CHECKPOINT_FILE = "_checkpoint"
 """In the model's folder while it is trained. Safetensors without the suffix: engines load every *.safetensors."""
 
-SUMMARY = (
-    "loss",
-    "rewards/accuracies",
-    "rewards/margins",
-    "logps/chosen_drift",
-    "eval/loss",
-    "eval/rewards/accuracies",
-)
-"""The metrics, as they were at the end, that the Report repeats; metrics.jsonl has them all."""
+RUN_MEANS = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen_drift")
+"""The metrics of which the Report has means over the run, and over its first and last tenth."""
+
+EVALUATED = ("eval/loss", "eval/rewards/accuracies")
+"""The metrics of the last evaluation that the Report repeats; metrics.jsonl has them all."""
 
 
 def train_sft(
@@ -149,7 +145,7 @@ class _Training:
         loop = Loop(loaded, objective, self.spec, train, path, path / CHECKPOINT_FILE, held_out if test else None)
         last = loop.run(progress)
         models.save(loaded, self.files, data.chat, data.train, self.folder.path)
-        figures = {name: last[name] for name in SUMMARY if name in last}
+        figures = loop.run_means.figures(RUN_MEANS) | {name: last[name] for name in EVALUATED if name in last}
         report = data.report(objective.noun).timed(time.monotonic() - started, steps=loop.total, **figures)
         self.folder.finish(report)
         (self.folder.path / CHECKPOINT_FILE).unlink(missing_ok=True)

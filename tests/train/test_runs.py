@@ -83,6 +83,24 @@ def test_dpo(pairs: Path, tiny_policy: Path, tmp_path: Path, read_metrics: Any) 
     assert next((out / "tensorboard").iterdir()).stat().st_size > 1000
 
 
+def test_the_report_has_means_over_the_run_and_not_the_last_batch(
+    pairs: Path, tiny_policy: Path, tmp_path: Path, read_metrics: Any
+) -> None:
+    """24 pairs in batches of 7 are 4 steps an epoch, the last with 3 pairs: of 24 steps a tenth is 2."""
+    out = tmp_path / "dpo"
+    spec = DpoSpec(model=str(tiny_policy), lr=1e-3, batch_size=7, epochs=6, log_every=1)
+    figures = train_dpo(pairs, spec, out).report.figures
+    lines = [line for line in read_metrics(out) if "loss" in line]
+    sizes = [7, 7, 7, 3] * 6
+    assert (figures["steps"], len(lines)) == (24, 24)
+    for name in ("loss", "rewards/accuracies", "rewards/margins"):
+        for part, rows in (("", slice(None)), (" first", slice(2)), (" last", slice(-2, None))):
+            total = sum(line[name] * size for line, size in zip(lines[rows], sizes[rows], strict=True))
+            assert figures[f"{name}{part}"] == pytest.approx(total / sum(sizes[rows]), abs=1e-6)
+    assert figures["loss last"] < figures["loss"] < figures["loss first"]
+    assert figures["eval/loss"] == read_metrics(out)[-1]["eval/loss"]
+
+
 def test_the_saved_policy_is_a_whole_model(demonstrations: Path, tiny_policy: Path, tmp_path: Path) -> None:
     out = tmp_path / "sft"
     train_sft(demonstrations, SftSpec(model=str(tiny_policy), lr=1e-3, batch_size=8, epochs=4), out)
@@ -98,7 +116,7 @@ def test_a_reward_model_scores_the_same_after_reloading(pairs: Path, tiny_policy
     """From a causal LM: the head is new, trained, and saved."""
     out = tmp_path / "rm"
     done = train_rm(pairs, RmSpec(model=str(tiny_policy), lr=1e-3, batch_size=8, epochs=4), out)
-    assert done.report.figures["rewards/accuracies"] == 1.0
+    assert done.report.figures["rewards/accuracies last"] == 1.0
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     assert model.config.num_labels == 1
     rows = [json.loads(line) for line in pairs.read_text().splitlines()]
@@ -154,13 +172,14 @@ def test_stopped_and_continued_gives_the_same_bits(
         "dpo": (train_dpo, DpoSpec, pairs),
     }[trainer]
     settings = spec(model=str(tiny_policy), lr=1e-3, batch_size=5, epochs=2, save_every=2, log_every=3, eval_every=4)
-    train(data, settings, tmp_path / "whole")
+    whole = train(data, settings, tmp_path / "whole")
     for step in (1, 3, 4, 8):
         with pytest.raises(Killed):
             train(data, settings, tmp_path / "cut", progress=stop_after(step))
         assert not (tmp_path / "cut" / "_SUCCESS").exists()
     done = train(data, settings, tmp_path / "cut")
     assert done.did == "continued"
+    assert done.report.figures == whole.report.figures
     assert same(tmp_path / "whole", tmp_path / "cut")
     assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "cut")
     assert len(read_metrics(tmp_path / "cut")) == {"sft": 4, "rm": 7, "dpo": 7}[trainer]
