@@ -44,6 +44,8 @@ def test_the_picture_of_the_literature(home: Path) -> None:
     assert reference["prompts"] == best["prompts"] == dpo["prompts"] == 150
     assert dpo["win_rate"] >= 0.70
     assert dpo["low"] > 0.67
+    assert (best["compared_as"], dpo["compared_as"]) == ("best-of-15", None)
+    assert 0.65 < best["low"] < best["win_rate"] < best["high"] < 15 / 16
     assert reference["mean_truth"] + 0.3 < dpo["mean_truth"] < best["mean_truth"] + 0.2
     assert 0.5 < dpo["mean_tokens"] / reference["mean_tokens"] < 2.0
 
