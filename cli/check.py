@@ -1,4 +1,4 @@
-"""prefdata check: whether a model can be trusted with a task."""
+"""prefdata check: whether a model, or a run's files, can be trusted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,23 @@ import typer
 from . import show
 from .options import ChatTemplateArg, ChatTemplateDate, ChatTemplateFlag
 
-app = typer.Typer(no_args_is_help=True, help="Check a model before it is trusted.")
+app = typer.Typer(no_args_is_help=True, help="Check a model, or a run's files, before they are trusted.")
+
+
+@app.command("run", epilog="Example: prefdata check run runs/demo")
+def run(path: Annotated[Path, typer.Argument(metavar="RUN", help="A run; or a model or export that it made.")]) -> None:
+    """Read every file of a run, and say which are damaged, missing or changed: a line each, and exit code 1."""
+    from prefdata.explore.check_run import check_run, leftovers
+
+    faults = 0
+    for fault in check_run(path):
+        faults += 1
+        typer.echo(fault)
+    for left in leftovers(path):
+        typer.echo(f"prefdata: {left} is being written, or was left by a process that was killed.", err=True)
+    if faults:
+        raise typer.Exit(1)
+    typer.echo(f"{path}: every file is as it was written.")
 
 
 @app.command("reward-model", epilog="Example: prefdata check reward-model sample_data/reward_model")

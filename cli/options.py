@@ -19,7 +19,7 @@ from prefdata.specs.chat import ChatSpec
 S = TypeVar("S", bound=Spec)
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory; made where there is none.")]
-Replace = Annotated[bool, typer.Option("--replace", help="Replace what is there under this name.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace what prefdata made there before; other files stay.")]
 Partial = Annotated[bool, typer.Option("--partial", help="Read the unfinished work of an earlier step as it is.")]
 
 ChatTemplateFlag = Annotated[

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _DID = {
     "made": "made",
     "continued": "added what was missing to",
-    "remade": "made anew, because its input changed:",
+    "remade": "made again, because its input or its files changed:",
     "replaced": "replaced",
     "kept": "nothing to do: the same is there already,",
 }

@@ -1,15 +1,36 @@
-"""Writing to disk so that it stays written: temporary name, fsync, rename, fsync of the folder."""
+"""Writing to disk so that it stays written: temporary name, fsync, rename, fsync of the folder.
+
+A temporary name says which process writes it: `_tmp-HOST-SPACE-PID-START-RANDOM-NAME`. SPACE is the id of the numbering
+of processes that PID belongs to (the machine's boot and its PID namespace), START is when the process began: so two
+containers with one host name, and two processes that had one number, are told apart.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import secrets
+import socket
+import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from prefdata.errors import storage_error
+from prefdata.ids import digest
+
+Kind = Literal["tmp", "new", "old"]
+"""A file or folder that is being written, a folder that is being built, a folder that another one replaced."""
+
+WEEK = 7 * 86_400.0
+"""Seconds after which what a process of another machine left counts as abandoned: nothing else can tell."""
+
+_OWNER = re.compile(r"[A-Za-z0-9.]*-(?P<space>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)")
+_TEMPORARY = re.compile(rf"_(?P<kind>tmp|new|old)-(?P<owner>{_OWNER.pattern})-[0-9a-f]{{8}}-(?P<name>.*)", re.DOTALL)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -18,12 +39,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     Raises:
         StorageError: the disk is full, read-only, or not ours to write; nothing is left behind.
     """
-    temporary = path.with_name(f"_tmp-{os.getpid()}-{path.name}")
+    temporary = temporary_name(path)
     with refused(path):
         try:
             write_file(temporary, write)
             temporary.rename(path)
-            sync_folder(path.parent)
+            sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -36,13 +57,41 @@ def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         os.fsync(file.fileno())
 
 
-def sync_folder(path: Path) -> None:
-    """Wait until the disk has the folder's names."""
+def sync(path: Path) -> None:
+    """Wait until the disk has a file's content, or a folder's names."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def checksum(path: Path) -> str:
+    """Compute the checksum of a file: XXH3, 64 bits, as 16 hexadecimal digits; once a process, while it is unchanged.
+
+    It finds damage (a flip is missed with a chance of 2^-64) and not intent, and costs less than reading the file.
+    """
+    import xxhash
+
+    with path.open("rb", buffering=0) as file:
+        seen = stamp(file)
+        if seen in _CHECKSUMS:
+            return _CHECKSUMS[seen]
+        value = hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
+    if time.time_ns() - max(seen[3:]) > _TICK:  # else it may change again without another time
+        _CHECKSUMS[seen] = value
+    return value
+
+
+def stamp(file: IO[Any]) -> tuple[int, ...]:
+    """Return what changes when an open file does: device, inode, size in bytes, and its times in nanoseconds."""
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+_CHECKSUMS: dict[tuple[int, ...], str] = {}
+_TICK = 1_000_000_000
+"""Nanoseconds within which two changes of a file may have one time, whatever the file system."""
 
 
 @contextmanager
@@ -51,21 +100,100 @@ def refused(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        said = storage_error(error, path)
-        if said is None:
+        message = storage_error(error, path)
+        if message is None:
             raise
-        raise said from error
+        raise message from error
 
 
-def written_by_the_living(name: str) -> bool:
-    """Whether another process that still runs wrote the temporary file or folder of this name."""
-    found = re.match(r"_(?:tmp|new|old)-(\d+)", name)
-    if not found or int(found[1]) == os.getpid():
-        return False
+def temporary_name(path: Path, kind: Kind = "tmp") -> Path:
+    """Return a name beside `path` that no other process uses, on whatever machine."""
+    return path.with_name(f"_{kind}-{this_process()}-{secrets.token_hex(4)}-{_short(path.name)}")
+
+
+def temporaries(path: Path, *kinds: Kind) -> list[Path]:
+    """List the temporary files and folders of these kinds that were made for exactly `path`."""
+    found = ((name, _TEMPORARY.fullmatch(name)) for name in names_in(path.parent))
+    return [path.with_name(n) for n, m in found if m and m["kind"] in kinds and m["name"] == _short(path.name)]
+
+
+def names_in(path: Path) -> list[str]:
+    """List the names in a folder, sorted; none where there is no folder."""
     try:
-        os.kill(int(found[1]), 0)
+        return sorted(entry.name for entry in path.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a name is a temporary one."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def is_abandoned(path: Path) -> bool:
+    """Return whether a temporary file or folder is left over: its process is dead.
+
+    Whether a process of another machine lives cannot be known: what it wrote is left alone for a week.
+    """
+    match = _TEMPORARY.fullmatch(path.name)
+    alive = owner_is_alive(match["owner"]) if match else True
+    return _age(path) > WEEK if alive is None else not alive
+
+
+def replaced_name(name: str) -> str | None:
+    """Return the name of what was replaced, from its temporary name; None for other names."""
+    match = _TEMPORARY.fullmatch(name)
+    return match["name"] if match and match["kind"] == "old" else None
+
+
+def this_process() -> str:
+    """Return the name of this process among those of all machines: HOST-SPACE-PID-START."""
+    return f"{_host()}-{os.getpid()}-{_start(os.getpid()) or 0}"
+
+
+def owner_is_alive(owner: str) -> bool | None:
+    """Return whether the process of that name runs; None where it belongs to another machine or container."""
+    match = _OWNER.fullmatch(owner)
+    if match is None or match["space"] != _host().rpartition("-")[2]:
+        return None
+    try:
+        os.kill(int(match["pid"]), 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    start = _start(int(match["pid"]))
+    return start is None or int(match["start"]) in (0, start)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 110 else digest(name)  # file systems take 255 characters
+
+
+@cache
+def _host() -> str:
+    """The machine's name, and the id of its numbering of processes: each container counts its own."""
+    name = re.sub(r"[^A-Za-z0-9]+", ".", socket.gethostname())[:32]
+    try:
+        numbering = [Path("/proc/sys/kernel/random/boot_id").read_text(), Path("/proc/self/ns/pid").stat().st_ino]
+    except OSError:
+        numbering = [name, uuid.getnode()]
+    return f"{name}-{digest(numbering)[:8]}"
+
+
+def _start(pid: int) -> int | None:
+    """When a process began, in ticks since boot; -1 where it ended and waits for its parent, None where unknown."""
+    try:
+        if Path("/proc/self").readlink().name != str(os.getpid()):  # of another namespace: its numbers are not ours
+            return None
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return -1 if state in "ZX" else int(numbers[18])
+
+
+def _age(path: Path) -> float:
+    """Seconds since anything in a file or folder was written."""
+    with suppress(OSError):
+        return time.time() - max(each.stat().st_mtime for each in (path, *path.rglob("*")))
+    return 0.0

@@ -1,149 +1,91 @@
-"""Folders that one spec fills: a table's partition, a model, an export. What made it is said first, success last."""
+"""Folders that one spec fills: a table's partition, a model, an export. What made it is said first, success last.
+
+Whatever replaces a folder removes only what prefdata wrote there (`contents`), and is whole when it takes its place
+(`swaps`): a kill at any moment leaves the old one or the new one.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import re
+import copy
+import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from prefdata.disk import refused, sync_folder, write_atomically, written_by_the_living
+from prefdata import contents
+from prefdata.disk import is_abandoned, is_temporary, refused, temporaries, temporary_name
 from prefdata.errors import InputError, SpecConflict
-from prefdata.ids import digest
+from prefdata.lineage import (
+    SPEC_FILE,
+    SUCCESS_FILE,
+    FileRecord,
+    Lineage,
+    Outcome,
+    Success,
+    read_json,
+    write_json,
+)
 from prefdata.reports import Report
-from prefdata.specs import Spec, difference
+from prefdata.specs import difference
+from prefdata.swaps import refuse_place, settle, swap
 
 State = Literal["absent", "unfinished", "finished"]
 
-SPEC_FILE = "_spec.json"
-SUCCESS_FILE = "_SUCCESS"
-
-Said = TypeVar("Said", bound=BaseModel)
-
-_LEFT = re.compile(r"_(?:tmp|new|old)-(\d+)")
-
-
-class Lineage(BaseModel):
-    """Where rows came from: what every footer and `_spec.json` say.
-
-    `spec` is the spec's identity, `parents` maps what was read (`candidates/policy`, or a file) to its content's id.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    step: str
-    spec: dict[str, Any]
-    fingerprint: str
-    parents: dict[str, str] = {}
-    versions: dict[str, str] = Field(default_factory=lambda: {"prefdata": version("prefdata")})
-
-    @classmethod
-    def of(
-        cls,
-        spec: Spec,
-        parents: dict[str, str] | None = None,
-        *,
-        resolved: dict[str, Any] | None = None,
-        **versions: str,
-    ) -> Lineage:
-        """The lineage of what `spec` makes from `parents`; `versions` are those of the libraries that matter.
-
-        `resolved` replaces or adds to the spec's identity what was only known at run time: a model's weights for its
-        path, the engine that `auto` meant.
-        """
-        identity = {**spec.identity(), **(resolved or {})}
-        return cls(
-            step=spec.step,
-            spec=identity,
-            fingerprint=digest({"step": spec.step, **spec.essence(identity)}),
-            parents=parents or {},
-            versions={"prefdata": version("prefdata"), **versions},
-        )
-
-    @property
-    def format(self) -> int:
-        """The version of what a model's identity was made of (`ids.FORMAT`)."""
-        return int(self.spec.get("format", 1))
-
-    def versions_text(self) -> str:
-        """The libraries' versions on one line."""
-        return ", ".join(f"{name} {said}" for name, said in self.versions.items())
-
-    @property
-    def content(self) -> str:
-        """The id of what this lineage makes: the steps are deterministic, so spec and inputs name the result."""
-        return digest({"fingerprint": self.fingerprint, "parents": self.parents})
-
-
-class Success(BaseModel):
-    """What `_SUCCESS` says: the step's Report, the content's id and when it was finished.
-
-    `seen` is how what was read lay on disk then (`Partition.as_it_lies`), by name, where the step has looked: what lies
-    as it did is what it was.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    report: Report
-    content: str
-    finished: str
-    seen: dict[str, str] = {}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command did: the Report, where the result lies, and how it came about.
-
-    made: from nothing; continued: what was missing was added; remade: made anew, because its inputs changed; replaced:
-    made anew because that was asked for; kept: it was there already and nothing was done.
-    """
-
-    report: Report
-    path: Path
-    did: Literal["made", "continued", "remade", "replaced", "kept"]
+log = logging.getLogger("prefdata.storage")
 
 
 class Folder:
-    """A folder that one spec fills: a table's partition, a model, an export."""
+    """A folder that one spec fills: a table's partition, a model, an export.
 
-    def __init__(self, path: Path) -> None:
+    Whatever replaces it removes only what prefdata wrote there: what `_SUCCESS` lists and was not changed since, and
+    the names in `working`. Other files stay (`.git`, LICENSE, notes).
+    """
+
+    def __init__(self, path: Path, working: Collection[str] = ()) -> None:
+        """The folder at `path`; `working` names what prefdata keeps there besides until it is finished."""
         self.path = path
+        self.working = working
 
     @property
     def state(self) -> State:
         """absent, unfinished (begun, no `_SUCCESS`) or finished."""
+        settle(self.path)
         if (self.path / SUCCESS_FILE).exists():
             return "finished"
         return "unfinished" if (self.path / SPEC_FILE).exists() else "absent"
 
+    @property
+    def intact(self) -> bool:
+        """Whether it is finished, and every file that `_SUCCESS` lists is there; what they hold is not read."""
+        return self.success() is not None and not self.missing()
+
     def lineage(self) -> Lineage | None:
         """What the folder is being or was made from, or None where it was not begun."""
-        return _load(self.path / SPEC_FILE, Lineage)
+        settle(self.path)
+        return read_json(self.path / SPEC_FILE, Lineage)
 
     def success(self) -> Success | None:
         """What `_SUCCESS` says, or None where the folder is not finished."""
-        return _load(self.path / SUCCESS_FILE, Success)
+        settle(self.path)
+        return read_json(self.path / SUCCESS_FILE, Success)
 
-    def check(self, lineage: Lineage) -> State:
-        """The folder's state, when it is free for `lineage` or was made by the same spec; touches nothing.
+    def check(self, lineage: Lineage, *, replace: bool = False) -> State:
+        """Return the folder's state, if `lineage` may fill, continue or, with `replace`, replace it; touches nothing.
 
         Raises:
             SpecConflict: it was made by another spec; the message shows the difference.
             InputError: it holds files that prefdata did not write.
         """
+        if replace:
+            self._refuse_to_replace(lineage)
+            return self.state
         there = self.lineage()
         if there is None:
-            if self.path.is_dir() and any(not f.name.startswith("_") for f in self.path.iterdir()):
-                raise InputError(f"{self.path} holds files that prefdata did not write. Choose another folder or name.")
+            self._refuse_foreign()
             return "absent"
         if there.fingerprint != lineage.fingerprint:
             raise SpecConflict(f"{self.path} {_why_other(there, lineage)}")
@@ -152,21 +94,25 @@ class Folder:
     def begin(self, lineage: Lineage, *, replace: bool = False, revise: bool = False) -> State:
         """Make the folder ready to be filled; returns the state that it was in.
 
-        With `replace` whatever was there, by whatever spec, is removed first; with `revise` it stays, and is to be
-        continued as what `lineage` says.
+        With `replace` an empty one takes the place of what was there, by whatever spec; with `revise` that stays, and
+        is to be continued as what `lineage` says.
 
         Raises:
             SpecConflict, InputError: as `check`.
             StorageError: the folder cannot be written.
         """
-        state: State = "absent" if replace else self.state if revise else self.check(lineage)
+        state = self.state if revise else self.check(lineage, replace=replace)
         with refused(self.path):
-            if replace and self.path.exists():
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-            if state == "absent" or self.lineage() != lineage:
-                self.write_text(SPEC_FILE, lineage.model_dump_json(indent=2))
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._clean_up()
+            if replace:
+                self._put(self._built(lineage))
+                return "absent"
+            self.path.mkdir(exist_ok=True)
+            with suppress(InputError):  # damaged, and known from elsewhere
+                if read_json(self.path / SPEC_FILE, Lineage) == lineage:
+                    return state
+            write_json(self.path / SPEC_FILE, lineage)
         return state
 
     def reopen(self) -> None:
@@ -180,8 +126,10 @@ class Folder:
         lineage = self.lineage()
         assert lineage is not None, f"{self.path} was finished before it was begun"
         now = datetime.now(UTC).isoformat("T", "seconds")
-        success = Success(report=report, content=lineage.content, finished=now, seen=dict(seen or {}))
-        self.write_text(SUCCESS_FILE, success.model_dump_json(indent=2))
+        with refused(self.path):
+            files = self._record()
+            success = Success(report=report, content=lineage.content, finished=now, files=files, seen=dict(seen or {}))
+            write_json(self.path / SUCCESS_FILE, success)
 
     def unchanged(self, lineage: Lineage, seen: Mapping[str, str]) -> Outcome | None:
         """What was made before, if it was by the same spec and from what lies as it did: there is nothing to do.
@@ -190,30 +138,29 @@ class Folder:
         know (`remake`).
         """
         success, there = self.success(), self.lineage()
-        if success is None or there is None or there.fingerprint != lineage.fingerprint:
+        if success is None or there is None or there.fingerprint != lineage.fingerprint or not self.intact:
             return None
         return Outcome(success.report, self.path, "kept") if seen and success.seen == dict(seen) else None
 
     def rebuild(
         self, lineage: Lineage, fill: Callable[[Path], Report], *, seen: Mapping[str, str] | None = None
     ) -> Report:
-        """Make the whole folder at once: filled beside by `fill`, which gets its path, then renamed into place."""
-        building = Folder(self.path.parent / f"_new-{os.getpid()}-{self.path.name}")
+        """Make the whole folder at once: filled beside by `fill`, which gets its path, then put into its place.
+
+        Raises:
+            InputError: what is there may not be replaced.
+        """
+        self._refuse_to_replace(lineage)
         began = time.monotonic()
         with refused(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            for left in self.path.parent.glob(f"_*-{self.path.name}"):
-                if _LEFT.match(left.name) and not written_by_the_living(left.name):
-                    if left.name.startswith("_old-") and not self.path.exists():  # killed before the new one was there
-                        left.rename(self.path)
-                    else:
-                        shutil.rmtree(left)
+            self._clean_up()
+            building = self._built(lineage)
             try:
-                building.begin(lineage, replace=True)
                 report = fill(building.path)
                 report = report if report.seconds else report.timed(time.monotonic() - began)
                 building.finish(report, seen)
-                self._swap(building.path)
+                self._put(building)
             finally:
                 shutil.rmtree(building.path, ignore_errors=True)
         return report
@@ -231,37 +178,141 @@ class Folder:
         The same spec with other inputs makes it anew: it is derived, and what was there would be stale.
 
         Raises:
-            SpecConflict, InputError: as `check`, unless `replace`.
+            SpecConflict, InputError: as `check`.
         """
-        state = self.state if replace else self.check(lineage)
+        state = self.check(lineage, replace=replace)
         success = None if replace else self.success()
-        if success is not None and self.lineage() == lineage:
+        if success is not None and self.intact and self.lineage() == lineage:
             return Outcome(success.report, self.path, "kept")
         report = self.rebuild(lineage, fill, seen=seen)
         return Outcome(report, self.path, "made" if state == "absent" else "replaced" if replace else "remade")
 
-    def _swap(self, new: Path) -> None:
-        old = self.path.parent / f"_old-{os.getpid()}-{self.path.name}"
+    def remove(self) -> None:
+        """Remove what prefdata wrote here, and the folder unless something else is in it."""
+        old = temporary_name(self.path, "old")
+        with refused(self.path):
+            self.path.rename(old)
+            self._dispose(old)
+
+    def changed(self) -> list[str]:
+        """List the files that `_SUCCESS` lists and that hold something else now; not those that are gone."""
+        return contents.changed(self.path, self._files())
+
+    def missing(self) -> list[str]:
+        """List the files that `_SUCCESS` lists and that are gone."""
+        return contents.missing(self.path, self._files())
+
+    def problems(self) -> Iterator[str]:
+        """Everything that is not as prefdata wrote it, a line each; all files are read."""
+        yield from self._json_problems()
+        yield from (f"{self.path / name} is missing." for name in self.missing())
+        yield from (f"{self.path / name} is damaged, or was changed after it was written." for name in self.changed())
+
+    def _json_problems(self) -> Iterator[str]:
+        for name, kind in ((SPEC_FILE, Lineage), (SUCCESS_FILE, Success)):
+            try:
+                found = read_json(self.path / name, kind)
+            except InputError as error:
+                yield str(error)
+            else:
+                if found is None and name == SPEC_FILE:
+                    yield f"{self.path / name} is missing."
+
+    def _refuse_to_replace(self, lineage: Lineage) -> None:
+        refuse_place(self.path)
+        if (step := self._made_by()) is None:
+            self._refuse_foreign()
+        elif not self._is_like(step, lineage.step):
+            raise InputError(
+                f"{self.path} holds what `prefdata {step}` made, and `prefdata {lineage.step}` does not replace that. "
+                "Choose another folder."
+            )
+        if changed := self.changed():
+            raise InputError(
+                f"{self.path / changed[0]} was changed since prefdata wrote it, and making {self.path} again would "
+                "lose that. Rename the file to keep it, or delete it, and run the same command again."
+            )
+
+    def _refuse_foreign(self) -> None:
+        if foreign := list(contents.foreign(self.path, self._files(), self._is_own)):
+            some = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+            raise InputError(
+                f"{self.path} holds files that prefdata did not write ({some}), and --replace does not remove those. "
+                "Choose another folder or name."
+            )
+
+    def _made_by(self) -> str | None:
+        """The step that made the folder, if prefdata did; either of its two files tells.
+
+        Raises:
+            InputError: both are damaged, or one is and the other is not there.
+        """
         try:
-            if self.path.exists():
-                self.path.rename(old)
-            new.rename(self.path)
-        except BaseException:  # Ctrl-C as well
-            if old.exists() and not self.path.exists():
-                old.rename(self.path)
-            raise
-        sync_folder(self.path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+            there = self.lineage()
+        except InputError as error:
+            success = self._success_if_whole()
+            if success is None:
+                raise InputError(f"{error} Nothing else shows what made {self.path}: remove it yourself.") from None
+            return success.report.step
+        return there.step if there else None
 
-    def write_text(self, name: str, text: str) -> None:
-        """Write one small file atomically."""
-        write_atomically(self.path / name, lambda file: file.write(text.encode()))
+    def _is_like(self, step: str, other: str) -> bool:
+        """Whether what one step made may be replaced by what another makes: a model by a model."""
+        return step.split()[0] == other.split()[0]
 
-    def _sweep(self) -> None:
-        # Temporary files of processes that died; those of living ones carry a living pid.
-        for left in self.path.glob("_tmp-*"):
-            if not written_by_the_living(left.name):
-                left.unlink(missing_ok=True)
+    def _success_if_whole(self) -> Success | None:
+        with suppress(InputError):
+            return self.success()
+        return None
+
+    def _files(self) -> dict[str, FileRecord]:
+        success = self._success_if_whole()
+        return success.files if success else {}
+
+    def _is_own(self, name: str) -> bool:
+        return name in (SPEC_FILE, SUCCESS_FILE, *self.working) or is_temporary(name)
+
+    def _record(self) -> dict[str, FileRecord]:
+        return contents.record(self.path)
+
+    def _at(self, path: Path) -> Self:
+        """The same folder at another path: while it is built, or after it was replaced."""
+        other = copy.copy(self)
+        other.path = path
+        return other
+
+    def _built(self, lineage: Lineage) -> Self:
+        """An empty one beside, begun."""
+        building = self._at(temporary_name(self.path, "new"))
+        building.path.mkdir()
+        write_json(building.path / SPEC_FILE, lineage)
+        return building
+
+    def _put(self, new: Folder) -> None:
+        """Put what was built beside into its place; what prefdata did not write there stays there."""
+        if old := swap(new.path, self.path):
+            self._dispose(old, keep=True)
+
+    def _dispose(self, old: Path, *, keep: bool = False) -> None:
+        """Remove what was here and is now at `old`; with `keep` what prefdata did not write comes back."""
+        files = self._at(old)._files()
+        if keep:
+            contents.move_foreign(old, self.path, files, self._is_own)
+        contents.remove_own(old, files, self._is_own)
+        if old.exists():
+            log.warning("what prefdata did not write in %s, or was changed there since, is now in %s", self.path, old)
+
+    def _clean_up(self) -> None:
+        """Remove what dead processes left, here and beside; put back what one had in its hands."""
+        settle(self.path)
+        for left in temporaries(self.path, "new", "old"):
+            if is_abandoned(left) and left.name.startswith("_new-"):
+                shutil.rmtree(left, ignore_errors=True)
+            elif is_abandoned(left):
+                self._dispose(left, keep=True)
+        for file in self.path.glob("_tmp-*"):
+            if is_abandoned(file):
+                file.unlink(missing_ok=True)
 
 
 def _why_other(there: Lineage, lineage: Lineage) -> str:
@@ -273,16 +324,3 @@ def _why_other(there: Lineage, lineage: Lineage) -> str:
         )
     changed = difference({"step": there.step, **there.spec}, {"step": lineage.step, **lineage.spec})
     return f"was made with other settings ({changed}). Give the new one another name, or --replace the old one."
-
-
-def _load(path: Path, kind: type[Said]) -> Said | None:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        return kind.model_validate(json.loads(text))
-    except ValueError as error:
-        raise InputError(
-            f"{path} is not as prefdata writes it ({error}). Make its folder anew with --replace."
-        ) from None

@@ -1,15 +1,14 @@
 """export: pairs, selections, labels, groups or demonstrations in, shards and a dataset card out.
 
 The folder is laid out as the hub lays out datasets, `data/train-00000-of-00004.parquet` and a README.md, so that
-`datasets.load_dataset(FOLDER)` reads it. A row belongs to its prompt's split. The folder is built beside and renamed
-into place: it is never seen half-written.
+`datasets.load_dataset(FOLDER)` reads it. A row belongs to its prompt's split. The folder is built beside and put into
+place when it is whole; other files that a person keeps there (`.git`, LICENSE) stay.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefdata.disk import write_file
-from prefdata.errors import InputError, SpecConflict, UsageError
+from prefdata.errors import InputError, UsageError
 from prefdata.formats.card import Split, card
 from prefdata.formats.dialects import DIALECTS, Dialect
 from prefdata.reports import Report, nonzero
@@ -69,8 +68,8 @@ def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False) -> Ou
         NotReady: what the dialect reads is not there, or unfinished.
         UsageError: a table was named that the dialect does not read, two were, or one of several must be named.
         SpecConflict: the folder holds another export.
-        InputError: the folder holds files that prefdata did not write, which `replace` does not touch either; or
-            there is no row to write.
+        InputError: the folder is not ours to replace, or a file of ours in it was changed since; or there is no row to
+            write. `replace` does not change that.
     """
     dialect = DIALECTS[spec.dialect]
     source = _source(run, spec, dialect)
@@ -78,11 +77,6 @@ def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False) -> Ou
     parents = {str(partition): partition.content for partition in (source, *prompts)}
     lineage = Lineage.of(spec, parents, resolved={source.table.partition: source.name})
     folder = Folder(to)
-    if to.exists() and not to.is_dir():
-        raise InputError(f"{to} is a file. Name a folder with --to.")
-    if replace:
-        with suppress(SpecConflict):
-            folder.check(lineage)
     return folder.remake(lineage, lambda path: _fill(run, spec, source, lineage, path, to.name), replace=replace)
 
 

@@ -6,9 +6,7 @@ share of each is held at a time, and memory does not grow with the run.
 
 from __future__ import annotations
 
-import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any, Self
 import polars as pl
 import pyarrow as pa
 
-from prefdata.disk import refused, written_by_the_living
+from prefdata.disk import is_abandoned, refused, temporary_name
 from prefdata.store import Run
 
 TOGETHER = 500_000
@@ -124,9 +122,9 @@ def shelf_room(run: Run) -> Iterator[Path]:
     """
     with refused(run.path):
         for left in run.path.glob("_tmp-*-shelves"):
-            if left not in _OPEN and not written_by_the_living(left.name):
+            if left not in _OPEN and is_abandoned(left):
                 shutil.rmtree(left, ignore_errors=True)
-    room = run.path / f"_tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}-shelves"
+    room = temporary_name(run.path / "shelves")
     _OPEN.add(room)
     try:
         yield room

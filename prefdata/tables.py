@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +22,9 @@ import pyarrow.parquet as pq
 
 from prefdata.errors import InputError, did_you_mean
 from prefdata.ids import ID_DIGITS, chars, text_key
+
+if TYPE_CHECKING:
+    import polars as pl
 
 TYPES: dict[str, pa.DataType] = {
     "id": pa.string(),
@@ -140,6 +143,20 @@ def write_parquet(rows: pa.Table, file: IO[bytes]) -> None:
     pq.write_table(rows, file, compression="zstd", use_dictionary=_repeating(rows))
 
 
+def scan_parts(parts: Path | list[Path]) -> pl.LazyFrame:
+    """Scan Parquet files by their exact names: `[`, `*` and `?` are no patterns, `key=value` in a path no column."""
+    import polars as pl
+
+    return pl.scan_parquet(parts, hive_partitioning=False, glob=False)
+
+
+def read_part(part: Path, columns: Sequence[str]) -> pl.DataFrame:
+    """Read columns of one Parquet file, by its exact name."""
+    import polars as pl
+
+    return pl.read_parquet(part, columns=list(columns), hive_partitioning=False, glob=False)
+
+
 def _repeating(rows: pa.Table) -> list[str]:
     """The columns (of nested ones the leaves) that are worth a dictionary: their values come again.
 
@@ -187,10 +204,9 @@ def superseded(parts: Sequence[Path], key: list[str]) -> dict[int, list[int]]:
     compared in full.
     """
     import numpy as np
-    import polars as pl
 
     def keys(part: Path) -> pl.DataFrame:
-        return pl.read_parquet(part, columns=key, hive_partitioning=False).select(key)
+        return read_part(part, key).select(key)
 
     hashes = [keys(part).hash_rows().to_numpy() for part in parts]
     every = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)

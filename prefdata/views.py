@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from prefdata.draws import leading_bits
 from prefdata.errors import InputError, UsageError, did_you_mean
 from prefdata.store import Partition, Run
-from prefdata.tables import TABLES
+from prefdata.tables import TABLES, read_part
 
 WHITESPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 """What `str.strip` strips; Polars' own notion leaves some control characters."""
@@ -145,7 +145,7 @@ def _keys_and_split(parts: list[Path], split: str) -> tuple[NDArray[np.uint64], 
     """The key of each prompt in these files, and whether it is of the split."""
     ids, splits = [np.empty(0, np.uint64)], [np.empty(0, bool)]
     for part in parts:
-        frame = pl.read_parquet(part, columns=["prompt_id", "split"], hive_partitioning=False)
+        frame = read_part(part, ["prompt_id", "split"])
         ids.append(leading_bits(frame["prompt_id"]))
         splits.append((frame["split"] == split).to_numpy() | (split == "all"))
     return np.concatenate(ids), np.concatenate(splits)
@@ -165,13 +165,16 @@ def matching(tables: Mapping[str, Sequence[Partition]], key: str, rows: str, con
     from prefdata.sql_check import check_condition, error_text
     from prefdata.sql_session import Session
 
-    files = {name: [part for one in partitions for part in one.readable()] for name, partitions in tables.items()}
-    every = {os.path.abspath(part) for parts in files.values() for part in parts}  # noqa: PTH100
+    files = {
+        name: [Path(os.path.abspath(part)) for one in partitions for part in one.readable()]  # noqa: PTH100
+        for name, partitions in tables.items()
+    }
+    every = {str(part) for parts in files.values() for part in parts}
     query = f"select {key} from {rows} where ({condition}\n)"
 
     def answer(connection: Any) -> pa.Table:
         for name, parts in files.items():
-            _add_view(connection, name, parts)
+            add_view(connection, name, parts)
         check_condition(connection, condition, query)
         return connection.sql(query).to_arrow_table()
 
@@ -184,13 +187,17 @@ def matching(tables: Mapping[str, Sequence[Partition]], key: str, rows: str, con
     return frame[key]
 
 
-def _add_view(connection: Any, name: str, parts: list[Path]) -> None:
-    """Make a view of these parts of a table; its partition's key is a column, also where there are none."""
+def add_view(connection: Any, name: str, parts: list[Path]) -> None:
+    """Make a view of these parts of a table and of no others; its partition's key is a column, as text.
+
+    The parts' paths are absolute; the key is a column also where there are no parts.
+    """
     from prefdata.sql_files import file_url
 
     if parts:
-        urls = [sql_text(file_url(os.path.abspath(part))) for part in parts]  # noqa: PTH100
-        connection.execute(f"create view {name} as from read_parquet([{', '.join(urls)}], hive_partitioning = true)")
+        urls = ", ".join(sql_text(file_url(part)) for part in parts)
+        options = "hive_partitioning = true, hive_types_autocast = false"  # a sampler named 2024 is not a number
+        connection.execute(f"create view {name} as from read_parquet([{urls}], {options})")
         return
     table = TABLES[name]
     empty = table.empty().append_column(table.partition, [pa.array([], pa.string())])

@@ -140,16 +140,20 @@ def test_steps_before_their_input(refused, ready: Path) -> None:
 
 
 def test_a_table_of_another_version(refused, ready: Path, tiny_reward_model: Path) -> None:
-    part = ready / "candidates/sampler=s/part-00000.parquet"
+    (part,) = ready.glob("candidates/sampler=s/part-*")
     table = pq.read_table(part, partitioning=None)
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"version": b"9"}), part)
     said = refused("rank", ready, "--reward-model", tiny_reward_model, "--name", "rm")
     assert "has version 9 of the candidates contract, and this prefdata reads version 3" in said
 
 
-def test_a_damaged_spec_file(refused, ready: Path, tiny_policy: Path) -> None:
+def test_a_damaged_spec_file(prefdata, ready: Path, tiny_policy: Path) -> None:
+    """Every part's footer says the same, so that nothing that was drawn is lost."""
     (ready / "candidates/sampler=s/_spec.json").write_text("{")
-    assert "_spec.json" in refused("sample", ready, "--model", tiny_policy, "--name", "s")
+    again = ["sample", ready, "--model", tiny_policy, "--name", "s", "-n", "3", "--max-tokens", "8"]
+    assert "_spec.json is damaged" in prefdata("check", "run", ready)[1]
+    assert prefdata(*again)[0] == 0
+    assert prefdata("check", "run", ready)[0] == 0
 
 
 def test_a_full_disk(refused, prefdata, small_disk: Path, tmp_path: Path, tiny_policy: Path) -> None:

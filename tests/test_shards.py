@@ -64,7 +64,7 @@ def candidate(prompt: str, index: int, text: str) -> dict[str, Any]:
 def put(run: Run, table: str, name: str, rows: list[dict[str, Any]] | pa.Table) -> None:
     rows = rows if isinstance(rows, pa.Table) else {"candidates": CANDIDATES, "scores": SCORES}[table].from_rows(rows)
     partition = run.partition(table, name)
-    partition.begin(Lineage.of(ToySpec()))
+    partition.begin(Lineage.of(ToySpec()), replace=True)
     partition.append(rows)
     partition.finish(done("toy", rows.num_rows))
 
@@ -207,9 +207,7 @@ def test_answers_in_order(tmp_path: Path) -> None:
         assert (row["scores"], row["ranks"]) == ([1.0, 0.0, -1.0], [1, 2, 3])
     first = min(run.partition("groups", "toy").read()["candidate_ids"].to_pylist())[1]
     rows = [row for row in run.partition("candidates", "policy").read().to_pylist() if row["candidate_id"] != first]
-    for part in run.partition("candidates", "policy").parts():
-        part.unlink()
-    run.partition("candidates", "policy").append(CANDIDATES.from_rows(rows))
+    put(run, "candidates", "policy", rows)
     with pytest.raises(InputError, match=r"1 of 10 rows of groups/toy .*prefdata pair --as groups"):
         export(run, ExportSpec(dialect="listwise"), tmp_path / "again")
 
@@ -278,7 +276,7 @@ def test_other_settings_conflict_and_replace_replaces_only_our_own(tmp_path: Pat
     for replace in (False, True):
         with pytest.raises(InputError, match="holds files that prefdata did not write"):
             export(run, ExportSpec(), mine, replace=replace)
-    with pytest.raises(InputError, match=r"thesis\.tex is a file\. Name a folder with --to"):
+    with pytest.raises(InputError, match=r"thesis\.tex is a file\. Name a folder"):
         export(run, ExportSpec(), mine / "thesis.tex")
     assert (mine / "thesis.tex").read_text() == "years of work"
 
@@ -293,8 +291,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         export(run, ExportSpec(dialect="sft", pairing="rso"), tmp_path / "out")
     with pytest.raises(UsageError, match="has no pairs named 'rso'"):
         export(run, ExportSpec(pairing="rso"), tmp_path / "out")
-    for part in run.partition("candidates", "policy").parts():
-        part.unlink()
+    put(run, "candidates", "policy", [])
     with pytest.raises(InputError, match=r"30 of 30 rows of pairs/.* that .*run does not hold .*prefdata pair"):
         export(run, ExportSpec(), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prefdata.disk import checksum, this_process
 from prefdata.errors import InputError, NotReady, SpecConflict, StorageError, UsageError
 from prefdata.reports import Report
 from prefdata.specs import Spec, how, what
@@ -40,7 +41,7 @@ def test_life_of_a_partition(tmp_path: Path) -> None:
     assert part.state == "unfinished"
     part.append(scores("a", "b"))
     part.append(scores("c"))
-    assert [p.name for p in part.parts()] == ["part-00000.parquet", "part-00001.parquet"]
+    assert [p.name[:11] for p in part.parts()] == ["part-00000-", "part-00001-"]
     assert part.begin(lineage) == "unfinished"
     part.finish(report(3))
     assert part.begin(lineage) == "finished"
@@ -90,8 +91,9 @@ def test_rewrite_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_rewritten_bytes_are_equal(tmp_path: Path) -> None:
     for name in ("one", "two"):
         Run(tmp_path / name).partition("scores", "rm").rewrite(scores("a", "b"), Lineage.of(ToySpec()), report(2))
-    one, two = ((tmp_path / n / "scores/scorer=rm/part-00000.parquet").read_bytes() for n in ("one", "two"))
-    assert one == two
+    one, two = (Run(tmp_path / n).partition("scores", "rm").parts() for n in ("one", "two"))
+    assert [p.name for p in one] == [p.name for p in two]
+    assert one[0].read_bytes() == two[0].read_bytes()
 
 
 def test_what_is_done_twice_is_kept_once(tmp_path: Path) -> None:
@@ -108,10 +110,12 @@ def test_leftovers_of_dead_processes_are_swept_and_living_ones_kept(tmp_path: Pa
     dead.wait()
     part = Run(tmp_path).partition("scores", "rm")
     part.begin(Lineage.of(ToySpec()))
-    (part.path / f"_tmp-{dead.pid}.parquet").write_bytes(b"half")
-    (part.path / f"_tmp-{os.getppid()}.parquet").write_bytes(b"half")
+    host, space, *_ = this_process().split("-")
+    kept = [f"_tmp-{host}-{space}-{os.getppid()}-0-0a0b0c0d-x", f"_tmp-{host}-0a0b0c0d-{dead.pid}-7-0a0b0c0d-x"]
+    for name in (*kept, f"_tmp-{host}-{space}-{dead.pid}-7-0a0b0c0d-x"):
+        (part.path / name).write_bytes(b"half")
     part.begin(Lineage.of(ToySpec()))
-    assert sorted(f.name for f in part.path.iterdir()) == ["_spec.json", f"_tmp-{os.getppid()}.parquet"]
+    assert {f.name for f in part.path.iterdir()} == {"_spec.json", *kept}
     assert part.parts() == []
     (part.path / f"_tmp-{dead.pid}.parquet").write_bytes(b"half")
     part.finish(report(0))  # by a worker that outlived another
@@ -156,7 +160,9 @@ def test_another_version_of_the_contract(tmp_path: Path) -> None:
     part = Run(tmp_path).partition("scores", "rm")
     part.begin(Lineage.of(ToySpec()))
     rows = scores("a")
-    pq.write_table(rows.replace_schema_metadata({"version": "99"}), part.path / "part-00000.parquet")
+    other = part.path / "other"
+    pq.write_table(rows.replace_schema_metadata({"version": "99"}), other)
+    other.rename(part.path / f"part-00000-{checksum(other)}.parquet")
     with pytest.raises(InputError, match="version 99 of the scores contract"):
         part.read()
 
@@ -212,7 +218,7 @@ def test_compact_joins_many_small_parts(tmp_path: Path) -> None:
 
 def test_rows_that_come_in_pieces_are_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parquet's pages end where a chunk ends, so that chunks must not reach the file."""
-    monkeypatch.setattr("prefdata.store.PART_ROWS", 200_000)
+    monkeypatch.setattr("prefdata.partition.PART_ROWS", 200_000)
     ids = pa.array([f"{i * 7919:020x}" for i in range(250_000)])
     rows = pa.table({"candidate_id": ids, "prompt_id": ids, "text_hash": ids, "score": [i / 7 for i in range(250_000)]})
 
@@ -239,7 +245,7 @@ def test_what_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch)
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(pq, "read_metadata", refuse)
-    with pytest.raises(InputError, match=r"^cannot read .*part-00000\.parquet: .*Permission denied"):
+    with pytest.raises(InputError, match=r"^cannot read .*part-00000-\w+\.parquet: .*Permission denied"):
         part.readable()
 
 

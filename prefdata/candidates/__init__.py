@@ -32,6 +32,7 @@ from prefdata.progress import Progress, quiet
 from prefdata.reports import Report
 from prefdata.specs import SampleSpec
 from prefdata.store import Outcome, Partition, Run, name_of
+from prefdata.tables import read_part
 from prefdata.views import blank
 
 KEY = ("prompt_id", "sample_index")
@@ -116,7 +117,6 @@ def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
 
     job = Job.of(run, spec, partial=True, date=began_on([partition_of(run, spec)]))
     drawn = Drawn(job.partition, job.redo_below)
-    counts = [sum(map(len, drawn.missing([p["prompt_id"] for p in prompts], spec.n))) for _, prompts in job.prompts]
     first = next(iter(job.prompts))[1][0]
     messages = job.view.messages(first, 0.5) or first["messages"]
     told = {
@@ -125,7 +125,7 @@ def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
         "engine": f"{job.engine} ({job.why})",
         "model": f"{job.files.name} @ {job.files.revision}",
         "prompts": len(job.prompts),
-        "candidates_to_draw": sum(counts),
+        "candidates_to_draw": _missing(job, drawn),
         "first_prompt": first["prompt_id"],
     }
     if job.engine == "openai" and spec.tokenizer is None:
@@ -142,8 +142,8 @@ def account(partition: Partition, asked: int) -> Report:
     columns = ["status", "finish_reason", "text", "completion_tokens"]
     counts: dict[str, int] = {"rows": 0, "ok": 0, "truncated": 0, "empty": 0, "tokens": 0}
     refused: dict[str, int] = {}
-    for part in partition.parts():
-        rows = pl.read_parquet(part, columns=columns, hive_partitioning=False)
+    for part in partition.readable():
+        rows = read_part(part, columns)
         ok = rows.filter(pl.col("status") == "ok")
         counts["rows"] += rows.height
         counts["ok"] += ok.height
@@ -198,15 +198,15 @@ def _sample(job: Job, engine: _Engine, replace: bool, retry: bool, progress: Pro
     partition = job.partition
     success = partition.success()
     drawn = Drawn(None if replace else partition, job.redo_below)
-    if success is not None and not replace and not _lacks(job, drawn):
+    if success is not None and not replace and partition.intact and not _missing(job, drawn):
         return Outcome(success.report, partition.path, "kept")
     began = time.monotonic()
     generator = engine()  # before anything is written: an engine that cannot start leaves nothing behind
     if job.spec.on_long == "error":
         refuse_long(job, generator)
     claims = Claims(partition.path)
-    if replace and (busy := claims.others()):
-        raise SpecConflict(f"another process draws into {partition.path} ({busy[0]}): stop it before you --replace.")
+    if replace and (busy := claims.busy()):
+        raise SpecConflict(f"another process draws into {partition.path} ({busy}): stop it before you --replace.")
     state = partition.begin(job.lineage, replace=replace, revise=retry)
     with claims:
         claims.wait_for_the_last()
@@ -214,17 +214,20 @@ def _sample(job: Job, engine: _Engine, replace: bool, retry: bool, progress: Pro
         drawing = Drawing(job, drawn, claims, progress)
         seconds = drawing.run(engine)
         last = claims.last()
+        asked = len(job.prompts) * job.spec.n
         if last:
             partition.compact(KEY)
-        report = account(partition, len(job.prompts) * job.spec.n)
+            partition.refuse_lost(_missing(job, Drawn(partition, job.redo_below)), asked)
+        report = account(partition, asked)
         report = report.timed(time.monotonic() - began, **_said(job, engine, drawing, seconds, last))
         if last:
             partition.finish(report)
     return Outcome(report, partition.path, "made" if state == "absent" else "continued")
 
 
-def _lacks(job: Job, drawn: Drawn) -> bool:
-    return any(any(drawn.missing([p["prompt_id"] for p in prompts], job.spec.n)) for _, prompts in job.prompts)
+def _missing(job: Job, drawn: Drawn) -> int:
+    """How many of the candidates that were asked for have no row."""
+    return sum(sum(map(len, drawn.missing([p["prompt_id"] for p in some], job.spec.n))) for _, some in job.prompts)
 
 
 def _said(job: Job, engine: _Engine, drawing: Drawing, seconds: float, last: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import polars as pl
 
 from prefdata.draws import leading_bits
 from prefdata.store import Partition
+from prefdata.tables import read_part
 
 _COLUMNS = ["prompt_id", "sample_index", "finish_reason", "max_tokens"]
 
@@ -28,7 +29,7 @@ class Drawn:
 
     def refresh(self) -> None:
         """Read the parts that came since."""
-        parts = [] if self._partition is None else [p for p in self._partition.parts() if p not in self._read]
+        parts = [] if self._partition is None else [p for p in self._partition.stored() if p not in self._read]
         found = [self._samples(part) for part in parts]
         self._read.update(parts)
         if found:
@@ -48,7 +49,7 @@ class Drawn:
         return [[index for index in range(n) if index not in one] for one in there]
 
     def _samples(self, part: Path) -> tuple[np.ndarray, np.ndarray]:
-        rows = pl.read_parquet(part, columns=_COLUMNS, hive_partitioning=False)
+        rows = read_part(part, _COLUMNS)
         if self._max_tokens is not None:
             redo = (pl.col("finish_reason") == "length") & (pl.col("max_tokens") < self._max_tokens)
             rows = rows.filter(~redo.fill_null(False))

@@ -61,7 +61,7 @@ def compare(
         if not replace:
             board.look(partition)
         success = partition.success()
-        if success and not replace and not any(board.share(n).next(spec) for n in range(board.shares)):
+        if success and not replace and partition.intact and not board.missing():
             return Outcome(success.report, partition.path, "kept")
         lineage = Lineage.of(spec, {"candidates": board.content}, resolved=identity)
         return _compare(board, partition, lineage, spec, replace, progress)
@@ -71,8 +71,8 @@ def _compare(
     board: Board, partition: Partition, lineage: Lineage, spec: RankSpec, replace: bool, progress: Progress
 ) -> Outcome:
     claims = Claims(partition.path)
-    if replace and (busy := claims.others()):
-        raise SpecConflict(f"another process compares into {partition.path} ({busy[0]}): stop it before you --replace.")
+    if replace and (busy := claims.busy()):
+        raise SpecConflict(f"another process compares into {partition.path} ({busy}): stop it before you --replace.")
     began = time.monotonic()
     with closing(open_comparer(spec)) as comparer:  # a judge that cannot be used leaves nothing behind
         state = partition.begin(lineage, replace=replace)
@@ -84,8 +84,10 @@ def _compare(
             board.look(partition)
             if last:
                 partition.compact(KEY)
-            busy = [] if last else ["Another process is still at work here, and will finish it."]
-            notes = " ".join([*getattr(comparer, "notes", ()), *busy])
+                lost = board.seen() - sum(rows for _, rows in partition.sized())
+                partition.refuse_lost(max(lost, 0) or board.missing(), board.comparisons)
+            waiting = [] if last else ["Another process is still at work here, and will finish it."]
+            notes = " ".join([*getattr(comparer, "notes", ()), *waiting])
             report = account(board).timed(time.monotonic() - began, **({"note": notes} if notes else {}))
             if last:
                 partition.finish(report)

@@ -112,10 +112,18 @@ class Board:
 
     def look(self, partition: Partition) -> None:
         """Take in the verdicts that came since."""
-        parts = [part for part in partition.readable() if part not in self._read]
+        parts = [part for part in partition.stored() if part not in self._read]
         self._read.update(parts)
         for rows in _batches(parts, _VERDICT):
             self._verdicts.put(rows)
+
+    def missing(self) -> int:
+        """How many comparisons can be made now and have not been."""
+        return sum(len(self.share(number).next(self._spec)) for number in range(self.shares))
+
+    def seen(self) -> int:
+        """How many comparisons have been made, each once."""
+        return sum(self.verdicts(number).height for number in range(self.shares))
 
     def verdicts(self, number: int) -> pl.DataFrame:
         """The rows of comparisons that a share has, each once."""

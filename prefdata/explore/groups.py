@@ -15,6 +15,7 @@ from prefdata.errors import InputError
 from prefdata.pools.joining import LARGEST_SCORE
 from prefdata.reports import Report, nonzero
 from prefdata.store import Partition, Run
+from prefdata.tables import read_part
 from prefdata.views import chosen_samplers
 
 Floats = NDArray[np.float64]
@@ -109,7 +110,7 @@ def _compact(partition: Partition, columns: list[str], kept: Sequence[str | pl.E
     columns = ["candidate_id", *columns]
     none = pl.from_arrow(partition.table.empty().select(columns))
     assert isinstance(none, pl.DataFrame)
-    parts = (pl.read_parquet(part, columns=columns, hive_partitioning=False) for part in partition.readable())
+    parts = (read_part(part, columns) for part in partition.readable())
     made = [_keyed(frame).select(kept) for frame in (none, *parts)]
     rows = pl.concat(made)
     return rows.unique("candidate_id", keep="last") if len(made) > 2 else rows
@@ -217,7 +218,7 @@ def read_texts(run: Run, wanted: pl.DataFrame) -> list[str]:
     found = [ids.clear().with_columns(text=pl.lit("", pl.String))]
     for sampler in chosen_samplers(run, tuple(wanted["sampler"].unique().cast(pl.String).sort())):
         for part in sampler.readable():
-            frame = _keyed(pl.read_parquet(part, columns=["candidate_id", "text"], hive_partitioning=False))
+            frame = _keyed(read_part(part, ["candidate_id", "text"]))
             found.append(frame.join(ids, on="candidate_id", how="semi"))
     texts = pl.concat(found).unique("candidate_id", keep="last")
     return ids.join(texts, on="candidate_id", how="left", maintain_order="left")["text"].fill_null("").to_list()

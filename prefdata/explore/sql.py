@@ -33,7 +33,7 @@ from prefdata.sql_files import file_url
 from prefdata.sql_session import MEMORY_LIMIT, Session
 from prefdata.store import MADE_BY, Run
 from prefdata.tables import TABLES
-from prefdata.views import sql_text
+from prefdata.views import add_view, sql_text
 
 _PROMPTS = "(select distinct on (prompt_id) * from prompts order by prompt_id, source)"
 _CANDIDATES = "(select distinct on (candidate_id) * from candidates order by candidate_id, sampler)"
@@ -74,7 +74,7 @@ def query(run: Run, sql: str, *, memory_limit: str = MEMORY_LIMIT) -> pa.Table:
         PrefdataError: it needs more memory than the limit.
     """
     pieces, size = [], 0
-    with _open(run, memory_limit) as session:
+    with _open(run, memory_limit, sql) as session:
         limit = session.memory_limit()
         for piece in _pieces(session, run, sql):
             pieces.append(piece)
@@ -90,7 +90,7 @@ def stream(run: Run, sql: str, *, memory_limit: str = MEMORY_LIMIT) -> Iterator[
     Raises:
         NotReady, UsageError, PrefdataError: as `query`; an error of a later row comes after the rows before it.
     """
-    with _open(run, memory_limit) as session:
+    with _open(run, memory_limit, sql) as session:
         yield from _pieces(session, run, sql)
 
 
@@ -115,41 +115,34 @@ def _tables(connection: duckdb.DuckDBPyConnection) -> pa.Table:
 
 
 @contextmanager
-def _open(run: Run, memory_limit: str) -> Iterator[Session]:
-    """A session with the run's views, which reads nothing outside the run directory.
+def _open(run: Run, memory_limit: str, sql: str = "") -> Iterator[Session]:
+    """A session with the run's views for a query, which reads nothing outside the run directory.
 
     Raises:
         NotReady: there is no run at that path.
-        InputError: a part of a table is damaged, or of another version of its contract.
+        InputError: a part of a table is damaged or missing, or of another version of its contract.
     """
     existing(run)
     folder = str(run.path.resolve())
     with Session(lambda path: path.startswith(f"{folder}{os.sep}"), memory_limit) as session:
-        session.run(lambda connection: _add_views(connection, run))
+        session.run(lambda connection: _add_views(connection, run, sql))
         yield session
 
 
-def _add_views(connection: duckdb.DuckDBPyConnection, run: Run) -> None:
-    there = [name for name in TABLES if any(partition.parts() for partition in run.partitions(name))]
+def _add_views(connection: duckdb.DuckDBPyConnection, run: Run, sql: str) -> None:
+    """Make the views; of the tables that a query names the parts are held against their checksums."""
+    named = {name for name in (*TABLES, *_JOINS) if name in sql.lower()}
+    named |= {name for join in named & _JOINS.keys() for name in _JOINS[join][0]}
+    whole = Run(run.path.resolve())
+    views = {
+        name: [part for one in whole.partitions(name) for part, _ in one.sized(sums=name in named)] for name in TABLES
+    }
+    there = [name for name, parts in views.items() if parts]
     for name in there:
-        for partition in run.partitions(name):
-            partition.readable()  # raises where a part is damaged, or of another version of the contract
-        connection.execute(f"create view {name} as {_scan(run.path, name)}")
+        add_view(connection, name, views[name])
     for name, (needs, select) in _JOINS.items():
         if all(need in there for need in needs):
             connection.execute(f"create view {name} as {select}")
-
-
-def _scan(run: Path, name: str) -> str:
-    table = TABLES[name]
-    pattern = f"{_glob_safe(str(run.resolve()))}/{name}/{table.partition}=*/part-*.parquet"
-    # The key as text: a sampler named 2024 is not a number.
-    options = "hive_partitioning = true, hive_types_autocast = false"
-    return f"select * from read_parquet({sql_text(file_url(pattern))}, {options})"
-
-
-def _glob_safe(path: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in path)
 
 
 def _pieces(session: Session, run: Run, sql: str) -> Iterator[pa.Table]:

@@ -15,7 +15,7 @@ from prefdata.pairs.verdicts import verdicts
 from prefdata.pools import open_pools
 from prefdata.specs import PairSpec
 from prefdata.store import Lineage, Partition, Run
-from prefdata.tables import CANDIDATES
+from prefdata.tables import CANDIDATES, scan_parts
 
 NOT_PROPOSED = "not_proposed"
 """The reason where both answers take part, and the strategy does not bring them together."""
@@ -93,7 +93,7 @@ def _source(run: Run, lineage: Lineage) -> Partition:
 def _stored(made: Partition, ids: Sequence[str]) -> dict[str, Any] | None:
     """The row of the pair of two answers, if they are one."""
     fits = pl.col("chosen_id").is_in(ids) & pl.col("rejected_id").is_in(ids)
-    rows = pl.scan_parquet(made.readable(), hive_partitioning=False).filter(fits).collect()
+    rows = scan_parts(made.readable()).filter(fits).collect()
     return rows.row(0, named=True) if rows.height else None
 
 
@@ -112,7 +112,7 @@ def _judged(run: Run, spec: PairSpec, source: Partition, prompt_id: str) -> Judg
 def _find(run: Run, candidate_id: str) -> tuple[str, str]:
     """The candidate whose id is or begins with this, and its prompt."""
     parts = [part for sampler in run.all("candidates", partial=True) for part in sampler.readable()]
-    every = pl.scan_parquet(parts, hive_partitioning=False) if parts else pl.LazyFrame(CANDIDATES.empty())
+    every = scan_parts(parts) if parts else pl.LazyFrame(CANDIDATES.empty())
     rows = every.select("candidate_id", "prompt_id")
     found = rows.filter(pl.col("candidate_id").str.starts_with(candidate_id)).unique().limit(4).collect()
     if found.height == 0:

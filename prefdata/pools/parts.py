@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from prefdata.store import Partition
+from prefdata.tables import scan_parts
 
 Rows = tuple[int, int | None]
 """The first of some rows, and how many; all that follow where that is None."""
@@ -36,7 +37,7 @@ class Part:
 
 def read(parts: Sequence[Part], columns: list[str], some: Rows = EVERY_ROW) -> pl.DataFrame:
     """Rows of parts, one part after the other: all of them, or some, counted from the first part's beginning."""
-    scan = pl.scan_parquet([part.path for part in parts], hive_partitioning=False)
+    scan = scan_parts([part.path for part in parts])
     return scan.slice(*some).select(columns).collect()
 
 

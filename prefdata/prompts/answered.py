@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
@@ -77,7 +76,7 @@ def forget(run: Run, name: str, made: Sequence[Derived]) -> None:
         lineage = partition.lineage()
         ours = lineage is not None and lineage.step == "ingest" and lineage.spec.get("source", name) == name
         if ours and partition.path not in new:
-            shutil.rmtree(partition.path)
+            partition.remove()
 
 
 def told(gathered: Gathered, made: Sequence[Derived]) -> dict[str, int]:

@@ -16,8 +16,6 @@ import math
 import time
 from typing import Any
 
-import polars as pl
-
 from prefdata.chat.clock import began_on
 from prefdata.claims import Claims
 from prefdata.errors import SpecConflict
@@ -29,6 +27,7 @@ from prefdata.scores.index import CandidateIndex
 from prefdata.scores.scoring import Scoring
 from prefdata.specs import RankSpec
 from prefdata.store import Lineage, Outcome, Partition, Run, name_of
+from prefdata.tables import read_part
 from prefdata.views import chosen_samplers
 
 KEY = ("candidate_id",)
@@ -56,17 +55,20 @@ def rank(
     if not replace:
         for name, partition in partitions.items():
             partition.check(lineages[name])
+    for source in run.all("prompts", partial=True):
+        source.readable()  # what is damaged is refused before anything is written
     candidates = CandidateIndex(samplers)
     for name, partition in partitions.items():
         if not replace:
             _drop_orphans(run, partition, lineages[name])
-    scored = [CandidateIndex([] if replace else [partition]) for partition in partitions.values()]
+    scored = [CandidateIndex([] if replace else [partition], growing=True) for partition in partitions.values()]
     first = next(iter(partitions.values()))
-    if not replace and all(one.state == "finished" for one in partitions.values()) and _complete(candidates, scored):
+    whole = all(one.intact for one in partitions.values()) and all(one.lacks(candidates) == 0 for one in scored)
+    if whole and not replace:
         return Outcome(first.success().report, first.path, "kept")  # type: ignore[union-attr]
     claims = Claims(first.path)
-    if replace and (busy := claims.others()):
-        raise SpecConflict(f"another process scores into {first.path} ({busy[0]}): stop it before you --replace.")
+    if replace and (busy := claims.busy()):
+        raise SpecConflict(f"another process scores into {first.path} ({busy}): stop it before you --replace.")
     began = time.monotonic()
     scorer = open_scorer(spec)  # before anything is written: a scorer that cannot be used leaves nothing behind
     states = [partition.begin(lineages[name], replace=replace) for name, partition in partitions.items()]
@@ -76,28 +78,27 @@ def rank(
             partition.reopen()
         scoring = Scoring(run, samplers, partitions, claims, progress, total=len(candidates))
         if replace:  # what was there is gone, and what comes is to be looked for
-            scored = [CandidateIndex([partition]) for partition in partitions.values()]
+            scored = [CandidateIndex([partition], growing=True) for partition in partitions.values()]
         notes = scoring.score(scored, scorer)
         last = claims.last()
-        reports = [_ended(one, began, notes, last) for one in partitions.values()]
+        reports = [_ended(one, candidates, began, notes, last) for one in partitions.values()]
     return Outcome(reports[0], first.path, "made" if states[0] == "absent" else "continued")
 
 
-def _ended(partition: Partition, began: float, notes: tuple[str, ...], last: bool) -> Report:
+def _ended(
+    partition: Partition, candidates: CandidateIndex, began: float, notes: tuple[str, ...], last: bool
+) -> Report:
     if last:
         partition.compact(KEY)
+        partition.refuse_lost(CandidateIndex([partition], growing=True).lacks(candidates), len(candidates))
     busy = () if last else ("Another process is still at work here, and will finish it.",)
-    report = account(partition)
+    report = account(partition, len(candidates))
     none = () if report.figures["scored"] or not report.rows_in else (_why_none(partition),)
     said = {"note": " ".join([*notes, *none, *busy])} if notes or none or busy else {}
     report = report.timed(time.monotonic() - began, **said)
     if last:
         partition.finish(report)
     return report
-
-
-def _complete(candidates: CandidateIndex, scored: list[CandidateIndex]) -> bool:
-    return all(one.covers(candidates) for one in scored)
 
 
 def _partition_name(spec: RankSpec, output: str) -> str:
@@ -125,12 +126,12 @@ def scorer_name(spec: RankSpec) -> str:
     return name_of(named)
 
 
-def account(partition: Partition) -> Report:
-    """The Report of a scorer: every candidate is a row, with a score or with the reason why there is none."""
+def account(partition: Partition, asked: int) -> Report:
+    """The Report of a scorer: every candidate asked for is a row, with a score or with the reason why there is none."""
     rows, scored, total, squares = 0, 0, 0.0, 0.0
     reasons: dict[str, int] = {}
-    for part in partition.parts():
-        frame = pl.read_parquet(part, columns=["score", "reason"], hive_partitioning=False)
+    for part in partition.readable():
+        frame = read_part(part, ["score", "reason"])
         scores = frame["score"].drop_nulls()
         rows, scored = rows + frame.height, scored + len(scores)
         total, squares = total + float(scores.sum()), squares + float((scores * scores).sum())
@@ -140,12 +141,19 @@ def account(partition: Partition) -> Report:
     if scored:
         mean = total / scored
         figures |= {"mean": mean, "std": math.sqrt(max(squares - scored * mean**2, 0.0) / max(scored - 1, 1))}
-    return Report(step="rank", unit="candidates", rows_in=rows, rows_out=rows, figures=figures)
+    return Report(
+        step="rank",
+        unit="candidates",
+        rows_in=max(asked, rows),
+        rows_out=rows,
+        dropped={"not_scored_yet": asked - rows} if asked > rows else {},
+        figures=figures,
+    )
 
 
 def _why_none(partition: Partition) -> str:
     """Where nothing has a score, what was said of the first candidate: the mistake is likely one and the same."""
-    (row, *_) = pl.read_parquet(partition.parts()[0], columns=["reason", "details"], hive_partitioning=False).to_dicts()
+    (row, *_) = read_part(partition.readable()[0], ["reason", "details"]).to_dicts()
     details = json.loads(row["details"] or "{}")
     said = next((": " + str(details[key]) for key in ("error", "returned", "reply") if details.get(key)), "")
     one_line = " ".join(f"{row['reason']}{said[:200]}".split())
@@ -158,8 +166,8 @@ def _drop_orphans(run: Run, partition: Partition, lineage: Lineage) -> None:
         return
     known = CandidateIndex(run.partitions("candidates"))
     gone: dict[int, list[int]] = {}
-    for number, part in enumerate(partition.parts()):
-        there = known.has(pl.read_parquet(part, columns=["candidate_id"], hive_partitioning=False)["candidate_id"])
+    for number, part in enumerate(partition.stored()):
+        there = known.has(read_part(part, ["candidate_id"])["candidate_id"])
         if not all(there):
             gone[number] = [row for row, has in enumerate(there) if not has]
     if gone:

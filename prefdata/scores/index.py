@@ -10,14 +10,16 @@ import polars as pl
 
 from prefdata.draws import among, leading_bits
 from prefdata.store import Partition
+from prefdata.tables import read_part
 
 
 class CandidateIndex:
     """The candidates that are in some partitions, by the leading bits of their ids."""
 
-    def __init__(self, partitions: Sequence[Partition]) -> None:
-        """Read the ids that are there."""
+    def __init__(self, partitions: Sequence[Partition], *, growing: bool = False) -> None:
+        """Read the ids that are there; `growing` partitions are being added to, and need not hold what they should."""
         self._partitions = partitions
+        self._growing = growing
         self._read: set[Path] = set()
         self._keys = np.empty(0, np.uint64)
         self.refresh()
@@ -27,11 +29,9 @@ class CandidateIndex:
 
     def refresh(self) -> None:
         """Read the parts that came since."""
-        parts = [part for one in self._partitions for part in one.readable() if part not in self._read]
-        found = [
-            leading_bits(pl.read_parquet(part, columns=["candidate_id"], hive_partitioning=False)["candidate_id"])
-            for part in parts
-        ]
+        every = [one.stored() if self._growing else one.readable() for one in self._partitions]
+        parts = [part for parts in every for part in parts if part not in self._read]
+        found = [leading_bits(read_part(part, ["candidate_id"])["candidate_id"]) for part in parts]
         self._read.update(parts)
         self._keys = np.unique(np.concatenate([self._keys, *found]))
 
@@ -40,6 +40,6 @@ class CandidateIndex:
         asked = leading_bits(pl.Series(candidate_ids, dtype=pl.String))
         return among(self._keys, asked).tolist()  # type: ignore[no-any-return]
 
-    def covers(self, other: CandidateIndex) -> bool:
-        """Whether all candidates of another index are in this one."""
-        return bool(np.isin(other._keys, self._keys).all())
+    def lacks(self, other: CandidateIndex) -> int:
+        """How many candidates of another index are not in this one."""
+        return int((~np.isin(other._keys, self._keys)).sum())

@@ -18,6 +18,7 @@ from prefdata.scorers.protocol import Item, Scored, Scorer
 from prefdata.scores.index import CandidateIndex
 from prefdata.shares import Shares
 from prefdata.store import Appender, Partition, Run
+from prefdata.tables import scan_parts
 
 SHARE = 4096
 """Candidates that are read, claimed and joined with their prompts at a time."""
@@ -121,7 +122,7 @@ def with_prompts(run: Run, rows: list[Row]) -> list[Row]:
     """
     wanted = list({row["prompt_id"] for row in rows})
     parts = [part for source in run.all("prompts", partial=True) for part in source.readable()]
-    scan = pl.scan_parquet(parts, hive_partitioning=False).select(_PROMPT)
+    scan = scan_parts(parts).select(_PROMPT)
     found = {
         row["prompt_id"]: row for row in scan.filter(pl.col("prompt_id").is_in(wanted)).collect().iter_rows(named=True)
     }

@@ -27,6 +27,7 @@ from prefdata.scorers.similarity import normalised
 from prefdata.scorers.similarity import words as _words
 from prefdata.selections.rules import NOWHERE
 from prefdata.specs import SelectSpec
+from prefdata.tables import read_part
 
 Distances = NDArray[np.float64]
 
@@ -97,7 +98,7 @@ def spread(scores: NDArray[np.float64], distances: Distances, k: int, weight: fl
 def _embeddings(path: Path) -> tuple[pl.Series, NDArray[np.float64]]:
     """The file's candidate_id, and its vectors, shape (rows, numbers)."""
     try:
-        rows = pl.read_parquet(path, columns=["candidate_id", "embedding"])
+        rows = read_part(path, ["candidate_id", "embedding"])
         lists = rows["embedding"].cast(pl.List(pl.Float64))
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(

@@ -7,17 +7,17 @@ the data, the learning rate and the random numbers of a step are functions of th
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prefdata.disk import refused, sync_folder
-from prefdata.errors import StorageError
+from prefdata.disk import refused, sync, temporary_name
+from prefdata.errors import InputError, StorageError
 
 
 def write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -35,14 +35,13 @@ def write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state:
     tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
     for number, slots in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{number}.{slot}": tensor for slot, tensor in slots.items()})
-    temporary = path.with_name(f"_tmp-{os.getpid()}-{path.name}")
+    temporary, text = temporary_name(path), json.dumps(state)
     with refused(path):
         try:
-            save_file(tensors, temporary, metadata={"state": json.dumps(state)})
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            save_file(tensors, temporary, metadata={"state": text, "checksum": _checksum(tensors, text)})
+            sync(temporary)
             temporary.rename(path)
-            sync_folder(path.parent)
+            sync(path.parent)
         except SafetensorError as error:
             raise StorageError(f"cannot write the checkpoint {path} ({error}). Free some space.") from None
         finally:
@@ -50,21 +49,48 @@ def write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state:
 
 
 def read(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Restore the checkpoint at `path` into `model` and `optimizer`; returns its state, or None where there is none."""
+    """Restore the checkpoint at `path` into `model` and `optimizer`; returns its state, or None where there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
     if not path.exists():
         return None
-    slots: dict[int, dict[str, Tensor]] = {}
-    with safe_open(path, framework="pt") as file, torch.no_grad():
-        for name, weight in _weights(model).items():
-            weight.copy_(file.get_tensor(f"model.{name}"))
-        for key in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
-            kind, _, rest = key.partition(".")
-            if kind == "optimizer":
-                number, slot = rest.split(".")
-                slots.setdefault(int(number), {})[slot] = file.get_tensor(key)
-        state: dict[str, Any] = json.loads(file.metadata()["state"])
+    weights, slots = _weights(model), dict[int, dict[str, Tensor]]()
+    try:
+        with safe_open(path, framework="pt") as file, torch.no_grad():
+            metadata = file.metadata()
+            hashed = xxhash.xxh3_64(metadata["state"].encode())
+            for key in sorted(file.keys()):  # one after the other: memory holds no second copy of the weights
+                tensor = file.get_tensor(key)
+                _add(hashed, key, tensor)
+                kind, _, rest = key.partition(".")
+                if kind == "model":
+                    weights.pop(rest).copy_(tensor)
+                else:
+                    number, slot = rest.split(".")
+                    slots.setdefault(int(number), {})[slot] = tensor
+        sound = hashed.hexdigest() == metadata["checksum"] and not weights
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
+        sound = False
+    if not sound:
+        raise InputError(f"the checkpoint {path} is damaged. Remove it; the same command then starts from step 1.")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+    state: dict[str, Any] = json.loads(metadata["state"])
     return state
+
+
+def _checksum(tensors: dict[str, Tensor], state: str) -> str:
+    """The checksum of all that a checkpoint holds; it stands in its header."""
+    hashed = xxhash.xxh3_64(state.encode())
+    for name in sorted(tensors):
+        _add(hashed, name, tensors[name])
+    return hashed.hexdigest()
+
+
+def _add(hashed: xxhash.xxh3_64, name: str, tensor: Tensor) -> None:
+    hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    hashed.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -18,7 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prefdata.errors import BadRow, InputError, NotReady
+from prefdata.folders import Folder
 from prefdata.ids import ID_DIGITS, digest
+from prefdata.lineage import SUCCESS_FILE
 from prefdata.store import Partition, Run
 from prefdata.tables import TABLES
 from prefdata.train.layouts import Kind, Row
@@ -79,6 +81,14 @@ def _export(path: Path) -> Source:
         raise InputError(
             f"{path} is neither a run directory (it has no {', '.join(TABLES)}) nor an export (it has no "
             "data/train-*.parquet). Give one of these, or a Parquet or JSONL file."
+        )
+
+    export = Folder(path)
+    wrong = [*export.changed(), *export.missing()]
+    if wrong := [name for name in wrong if name.startswith("data/")]:
+        raise InputError(
+            f"{path / wrong[0]} is not what `prefdata export` wrote: it is damaged, was changed or is missing. Export "
+            f"it again with --replace, or delete {path / SUCCESS_FILE} if you changed it on purpose."
         )
 
     def read() -> Iterator[Row | BadRow]:

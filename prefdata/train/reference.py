@@ -1,19 +1,22 @@
 """The frozen reference of DPO: run once over the data, kept in Parquet, so that no second model is in memory.
 
-The cache is named by what decides its numbers: the model's weights and config, the data's tokens and the precision.
+The cache is named by what decides its numbers (the model's weights and config, the data's tokens and the precision) and
+by its own checksum: one that is damaged is computed again.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import xxhash
 from torch import Tensor
 
-from prefdata.disk import refused, write_atomically
+from prefdata.disk import checksum, refused, write_atomically
 from prefdata.ids import FORMAT, digest
 from prefdata.progress import Progress, quiet
 from prefdata.train.batches import Tree, content, micro_batches
@@ -34,13 +37,16 @@ def reference_logps(
         progress: told of every example read.
     """
     key = digest({"format": FORMAT, "model": revision, "data": content(trees), "dtype": str(loaded.autocast)})
-    path = cache / f"{key}.parquet"
-    if path.exists():
-        return _from_table(pq.read_table(path))
+    for path in cache.glob(f"{key}-*.parquet"):
+        if checksum(path) == path.stem.removeprefix(f"{key}-"):
+            return _from_table(pq.read_table(path, partitioning=None))
     values = compute(loaded, trees, progress)
+    encoded = io.BytesIO()
+    pq.write_table(_to_table(values), encoded)
+    path = cache / f"{key}-{xxhash.xxh3_64_hexdigest(encoded.getbuffer())}.parquet"
     with refused(path):
         cache.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: pq.write_table(_to_table(values), file))
+    write_atomically(path, lambda file: file.write(encoded.getbuffer()))
     return values
 
 

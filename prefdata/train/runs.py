@@ -8,6 +8,7 @@ checkpoint and ends with the same bits as one that was never killed; a finished 
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from importlib.metadata import version
@@ -16,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prefdata.chat.clock import began_on, dated
 from prefdata.chat.template import template_identity
-from prefdata.errors import SpecConflict, UsageError
+from prefdata.errors import InputError, SpecConflict, UsageError
 from prefdata.ids import FORMAT
 from prefdata.model_files import Kind, ModelFiles, identify
 from prefdata.progress import Progress, quiet
 from prefdata.reports import Report
 from prefdata.store import Folder, Lineage, Outcome, State
+from prefdata.swaps import refuse_place
 from prefdata.train import data as sources
 from prefdata.train.layouts import Kind as Layout
 from prefdata.train.layouts import parse
@@ -34,6 +36,12 @@ if TYPE_CHECKING:
 
 CHECKPOINT_FILE = "_checkpoint"
 """In the model's folder while it is trained. Safetensors without the suffix: engines load every *.safetensors."""
+
+REFERENCE_FOLDER = "_reference"
+"""The cached log-probabilities of DPO's reference: in the run, or in the model's folder where there is no run."""
+
+METRICS = ("metrics.jsonl", "tensorboard")
+"""What the loop logs to, in the model's folder: a file and a folder."""
 
 RUN_MEANS = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen_drift")
 """The metrics of which the Report has means over the run, and over its first and last tenth."""
@@ -55,7 +63,7 @@ def train_sft(
             references), an export, a file or a `datasets` name.
         spec: the settings.
         out: the folder of the new model.
-        replace: remove what is in `out`, whatever made it.
+        replace: train anew if `out` holds a model that prefdata made; what it did not make is never removed.
         progress: told of every step; before, by DPO, of every example that the reference has read.
 
     Raises:
@@ -87,9 +95,11 @@ def train_dpo(
 
 class _Training:
     def __init__(self, data: Path | str, spec: TrainSpec, out: Path | str, part: str | None, replace: bool) -> None:
-        self.folder = Folder(Path(out))
+        self.folder = Folder(Path(out), (CHECKPOINT_FILE, REFERENCE_FOLDER, *METRICS))
         self.kind: Layout = "demonstrations" if isinstance(spec, SftSpec) else "preferences"
         self.files = find_model(spec)
+        if self.files.path is not None and self.files.path == Path(out).resolve():
+            raise UsageError(f"{out} is the model that training starts from. Name another folder with --out.")
         self.spec = spec = dated(spec, [self.files], None if replace else began_on([self.folder]))
         imitation = spec.imitation if isinstance(spec, SftSpec) else None
         self.source = sources.find(data, self.kind, part=part, imitation=imitation)
@@ -107,10 +117,12 @@ class _Training:
         )
 
     def run(self, replace: bool, progress: Progress) -> Outcome:
-        state = self.folder.state if replace else self._state()
-        success = self.folder.success()
-        if success is not None and not replace:
-            (self.folder.path / CHECKPOINT_FILE).unlink(missing_ok=True)
+        refuse_place(self.folder.path)  # now, and not when the model is trained
+        state = self._state(replace)
+        success = None if replace else self.folder.success()
+        if success is not None:
+            if not self.folder.intact:
+                raise InputError(f"{self.folder.path} lacks files of the model. Train it again with --replace.")
             return Outcome(success.report, self.folder.path, "kept")
         report = self._train(replace, progress)
         did: Literal["made", "replaced", "continued"] = "made"
@@ -118,8 +130,9 @@ class _Training:
             did = "replaced" if replace else "continued"
         return Outcome(report, self.folder.path, did)
 
-    def _state(self) -> State:
-        state, there = self.folder.check(self.lineage), self.folder.lineage()
+    def _state(self, replace: bool) -> State:
+        state = self.folder.check(self.lineage, replace=replace)
+        there = None if replace else self.folder.lineage()
         if there is not None and there.parents != self.lineage.parents:
             raise SpecConflict(
                 f"{self.folder.path} was trained on other data ({', '.join(there.parents)} as it was then). "
@@ -144,12 +157,15 @@ class _Training:
         path = self.folder.path
         loop = Loop(loaded, objective, self.spec, train, path, path / CHECKPOINT_FILE, held_out if test else None)
         last = loop.run(progress)
-        models.save(loaded, self.files, data.chat, data.train, self.folder.path)
-        figures = loop.run_means.figures(RUN_MEANS) | {name: last[name] for name in EVALUATED if name in last}
-        report = data.report(objective.noun).timed(time.monotonic() - started, steps=loop.total, **figures)
-        self.folder.finish(report)
-        (self.folder.path / CHECKPOINT_FILE).unlink(missing_ok=True)
-        return report
+
+        def fill(new: Path) -> Report:
+            models.save(loaded, self.files, data.chat, data.train, new)
+            for log in (path / name for name in METRICS if (path / name).exists()):
+                (shutil.copytree if log.is_dir() else shutil.copyfile)(log, new / log.name)
+            figures = loop.run_means.figures(RUN_MEANS) | {name: last[name] for name in EVALUATED if name in last}
+            return data.report(objective.noun).timed(time.monotonic() - started, steps=loop.total, **figures)
+
+        return self.folder.rebuild(self.lineage, fill)  # whole, in the place of the folder with the checkpoint
 
     def _objectives(
         self, loaded: Loaded, train: list[Tree], test: list[Tree], progress: Progress
@@ -162,7 +178,7 @@ class _Training:
         if isinstance(self.spec, RmSpec):
             return (objectives.rm(self.spec),) * 2
         assert isinstance(self.spec, DpoSpec)
-        cache = (self.source.run or self.folder.path) / "_reference"
+        cache = (self.source.run or self.folder.path) / REFERENCE_FOLDER
         made = [
             objectives.dpo(self.spec, reference_logps(loaded, self.files.revision, trees, cache, progress))
             for trees in (train, test)

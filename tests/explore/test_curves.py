@@ -358,8 +358,9 @@ def test_scores_of_what_is_not_there(run: Run) -> None:
 def test_a_candidate_that_two_processes_scored_is_one(run: Run) -> None:
     partition = run.partition("scores", "rm")
     before = curves(run)
+    partition.reopen()
     partition.append(partition.read().slice(0, 5))
-    assert curves(run).rows.equals(before.rows)
+    assert curves(run, partial=True).rows.equals(before.rows)
 
 
 def test_wrong_numbers(run: Run) -> None:

@@ -1,0 +1,44 @@
+"""check run: whether everything in a run is as prefdata wrote it, read from the first byte to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from prefdata.disk import checksum, is_temporary
+from prefdata.errors import InputError
+from prefdata.explore.status import existing
+from prefdata.folders import Folder
+from prefdata.lineage import SPEC_FILE
+from prefdata.store import Run, folders
+from prefdata.tables import TABLES
+
+
+def check_run(path: Path) -> Iterator[str]:
+    """Find what is damaged, missing or changed in a run, or in one folder that prefdata made; a line for each fault.
+
+    Every table's parts are held against their checksums and against `_SUCCESS`; the files of models and exports against
+    those that `_SUCCESS` lists; the cached log-probabilities of DPO's reference against their names.
+
+    Raises:
+        NotReady: there is no folder at that path.
+        InputError: nothing in it was written by prefdata.
+    """
+    run = existing(Run(path))
+    found: list[Folder] = [partition for table in TABLES for partition in run.partitions(table)]
+    found += [Folder(path / side / name) for side in ("models", "exports") for name in folders(path / side)]
+    if (path / SPEC_FILE).exists():
+        found.append(Folder(path))
+    if not found:
+        raise InputError(f"{path} is no run, no model and no export: it holds nothing that prefdata lists.")
+    for folder in found:
+        yield from folder.problems()
+    for cache in (path / "_reference", *(folder.path / "_reference" for folder in found)):
+        for file in sorted(cache.glob("*.parquet")):
+            if checksum(file) != file.stem.rpartition("-")[2]:
+                yield f"{file} is damaged. It is computed again when it is needed."
+
+
+def leftovers(path: Path) -> list[str]:
+    """List the temporary files and folders in a run: of processes at work, or left by dead ones."""
+    return sorted(str(found) for found in path.rglob("_*") if is_temporary(found.name))
