@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -142,13 +142,15 @@ class Partition(Folder):
                 continue
         raise InputError(f"{self.path} is being changed by another process. Run the command again when that is done.")
 
-    def stored(self) -> list[Path]:
+    def stored(self, known: Collection[Path] = ()) -> list[Path]:
         """The parts that are there, each one sound, whatever `_SUCCESS` says: for the step that adds what is missing.
+
+        Parts that are `known` already are left out.
 
         Raises:
             InputError: a part is damaged, or of another version of the contract.
         """
-        parts = self.parts()
+        parts = [part for part in self.parts() if part not in known]
         for part in parts:
             self._rows(part)
         return parts

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from prefdata import disk, swaps
-from prefdata.errors import InputError, NotReady
+from prefdata.errors import InputError, NotReady, StorageError
 from prefdata.folders import Folder
 from prefdata.lineage import Lineage
 from prefdata.reports import Report
@@ -146,6 +146,16 @@ def test_a_mount_point_is_not_replaced(small_disk: Path) -> None:
     with pytest.raises(InputError, match=r"mount point.*Name a folder inside"):
         make(Folder(small_disk), 1)
     make(Folder(small_disk / "inside"), 1)
+
+
+def test_a_full_disk_leaves_the_old_one(small_disk: Path) -> None:
+    folder = Folder(small_disk / "out")
+    make(folder, 1)
+    with pytest.raises(StorageError, match="disk is full"):
+        make(folder, 1_000_000, replace=True)
+    assert files(folder.path) == whole(1)
+    assert folder.state == "finished"
+    assert [one.name for one in small_disk.iterdir()] == ["out"]
 
 
 def test_a_model_does_not_replace_an_export_or_a_table(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Drawn:
 
     def refresh(self) -> None:
         """Read the parts that came since."""
-        parts = [] if self._partition is None else [p for p in self._partition.stored() if p not in self._read]
+        parts = [] if self._partition is None else self._partition.stored(self._read)
         found = [self._samples(part) for part in parts]
         self._read.update(parts)
         if found:

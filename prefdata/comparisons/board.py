@@ -112,7 +112,7 @@ class Board:
 
     def look(self, partition: Partition) -> None:
         """Take in the verdicts that came since."""
-        parts = [part for part in partition.stored() if part not in self._read]
+        parts = partition.stored(self._read)
         self._read.update(parts)
         for rows in _batches(parts, _VERDICT):
             self._verdicts.put(rows)

@@ -29,8 +29,13 @@ class CandidateIndex:
 
     def refresh(self) -> None:
         """Read the parts that came since."""
-        every = [one.stored() if self._growing else one.readable() for one in self._partitions]
-        parts = [part for parts in every for part in parts if part not in self._read]
+        read = self._read
+        parts = [
+            part
+            for one in self._partitions
+            for part in (one.stored(read) if self._growing else one.readable())
+            if part not in read
+        ]
         found = [leading_bits(read_part(part, ["candidate_id"])["candidate_id"]) for part in parts]
         self._read.update(parts)
         self._keys = np.unique(np.concatenate([self._keys, *found]))
