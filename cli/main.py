@@ -155,6 +155,8 @@ def main() -> None:
 
 def _refused(error: Exception) -> PrefdataError | None:
     """The message for what could not be printed; what cannot be written into a file has a name, or is one already."""
+    if isinstance(error, FileNotFoundError) and "part-" in str(error):
+        return PrefdataError(f"another process replaced what was being read ({error}). Run the same command again.")
     if not isinstance(error, OSError) or error.filename is not None:
         return None
     return storage_error(error, Path("standard output"))

@@ -105,7 +105,7 @@ class Partition(Folder):
         except InputError as error:
             problem, there = error, None
         for part in [] if there else self.parts():
-            with suppress(InputError, pa.ArrowInvalid, OSError, ValueError):
+            with suppress(InputError, OSError, ValueError):
                 self._rows(part)
                 return Lineage.model_validate_json(pq.read_metadata(part).metadata[b"prefdata"])
         if problem:
@@ -337,25 +337,28 @@ class Partition(Folder):
                 f"Remove it, or make {self} again with --replace."
             )
         try:
+            if sums and checksum(part) != match["checksum"]:  # first: nothing parses what is damaged
+                raise self._damaged(part, "its content is not what the checksum in its name was made from")
             with part.open("rb") as file:
                 rows, version = _footer(part, stamp(file))
-            if sums and version == str(self.table.version) and checksum(part) != match["checksum"]:
-                raise pa.ArrowInvalid("its content is not what the checksum in its name was made from")
         except FileNotFoundError:
             raise
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             if getattr(error, "errno", None) is not None:  # the disk's or the system's fault, and not the file's
                 raise InputError(f"cannot read {part}: {error}.") from None
-            same = f"the same `{MADE_BY[self.table.name]}` command again"
-            streamed = self.table.name in ("candidates", "comparisons", "scores")
-            todo = f"Remove it and run {same} for what is missing." if streamed else f"Run {same}, with --replace."
-            raise InputError(f"{part} is damaged: {str(error).splitlines()[0].rstrip('.')}. {todo}") from None
+            raise self._damaged(part, str(error).splitlines()[0].rstrip(".")) from None
         if version != str(self.table.version):
             raise InputError(
                 f"{part} has version {version or 'none'} of the {self.table.name} contract, and this prefdata "
                 f"reads version {self.table.version}. Read it with the prefdata that wrote it, or make it anew."
             )
         return rows
+
+    def _damaged(self, part: Path, why: str) -> InputError:
+        same = f"the same `{MADE_BY[self.table.name]}` command again"
+        streamed = self.table.name in ("candidates", "comparisons", "scores")
+        todo = f"Remove it and run {same} for what is missing." if streamed else f"Run {same}, with --replace."
+        return InputError(f"{part} is damaged: {why}. {todo}")
 
     def _record(self) -> dict[str, FileRecord]:
         return {

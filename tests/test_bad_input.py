@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from prefdata.disk import checksum
+
 GOOD = '{"prompt": "Say something."}\n'
 
 
@@ -142,8 +144,12 @@ def test_steps_before_their_input(refused, ready: Path) -> None:
 def test_a_table_of_another_version(refused, ready: Path, tiny_reward_model: Path) -> None:
     (part,) = ready.glob("candidates/sampler=s/part-*")
     table = pq.read_table(part, partitioning=None)
+    part.unlink()
+    part = part.with_name("part")
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"version": b"9"}), part)
-    said = refused("rank", ready, "--reward-model", tiny_reward_model, "--name", "rm")
+    part.rename(part.with_name(f"part-00000-{checksum(part)}.parquet"))
+    (ready / "candidates/sampler=s/_SUCCESS").unlink()
+    said = refused("rank", ready, "--reward-model", tiny_reward_model, "--partial")
     assert "has version 9 of the candidates contract, and this prefdata reads version 3" in said
 
 
