@@ -147,7 +147,8 @@ def main() -> None:
             sys.exit(_fail(f"prefdata: {refused}", 1, debug))
         if debug:
             raise
-        code = _fail(f"prefdata: {type(error).__name__}: {error} (a bug: see it whole with --debug)", 1, debug)
+        bug = f"{type(error).__name__}: {error} (a bug: see it whole with --debug)"
+        code = _fail(f"prefdata: {_replaced(error) or bug}", 1, debug)
     if code == INTERRUPTED and still_running():  # an exit as usual would wait for a query that cannot be stopped
         os._exit(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
@@ -155,11 +156,16 @@ def main() -> None:
 
 def _refused(error: Exception) -> PrefdataError | None:
     """The message for what could not be printed; what cannot be written into a file has a name, or is one already."""
-    if isinstance(error, FileNotFoundError) and "part-" in str(error):
-        return PrefdataError(f"another process replaced what was being read ({error}). Run the same command again.")
     if not isinstance(error, OSError) or error.filename is not None:
         return None
     return storage_error(error, Path("standard output"))
+
+
+def _replaced(error: Exception) -> str | None:
+    """The message for a part that was there when it was looked for, and not when it was read."""
+    if isinstance(error, FileNotFoundError) and "part-" in str(error):
+        return f"another process replaced what was being read ({error}). Run the same command again."
+    return None
 
 
 def _say_no_more() -> None:

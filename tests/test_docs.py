@@ -127,3 +127,9 @@ def test_the_page_on_sampling_with_a_server(
     assert commands
     said = run_all(console_commands(page)[:1] + commands)
     assert all("10 in, 10 out" in said[command] for command in commands)
+
+
+def test_the_page_on_reliability(run_all: Pages) -> None:
+    commands = console_commands(DOCS / "reliability.md")
+    said = run_all(["prefdata ingest runs/demo sample_data/prompts.jsonl", *commands])
+    assert said[commands[0]] == "runs/demo: every file is as it was written.\n"

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -463,3 +464,40 @@ def test_an_export_keeps_what_is_not_ours_and_refuses_an_edited_readme(
     assert ((out / ".git/HEAD").read_text(), (out / "LICENSE").read_text()) == ("ref", "mine")
     assert prefdata("check", "run", out)[0] == 0
     assert json.loads((out / "_spec.json").read_text())["spec"]["strict_columns"] is True
+
+
+def test_a_table_that_is_replaced_while_it_is_read_is_no_bug(
+    prefdata: Call, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    prefdata("ingest", run, write({"prompt": "Say a.", "responses": ["a", "b"]}), "--as", "candidates")
+    real = Partition.readable
+
+    def replaced_then(self: Partition) -> list[Path]:
+        parts = real(self)
+        for part in parts:
+            part.unlink()
+        return parts
+
+    monkeypatch.setattr(Partition, "readable", replaced_then)
+    code, _, err = prefdata("curves", run, "--scorer", "f")
+    assert "bug" not in err
+    function = tmp_path / "f.py"
+    function.write_text("def f(messages, answer):\n    return len(answer)\n")
+    code, _, err = prefdata("rank", run, "--function", f"{function}:f")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "another process replaced what was being read" in err
+
+
+def test_a_file_system_that_cannot_wait_for_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SMB answers EINVAL when a folder is to be synced; what is wrong with a file is still an error."""
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(22, "Invalid argument")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    make(Folder(tmp_path / "out"), 1)
+    assert files(tmp_path / "out") == whole(1)
