@@ -127,14 +127,14 @@ class Claims:
 
     def busy(self) -> str | None:
         """The name of another worker that is seen to live and work; waits, where only time tells whether one does."""
-        began = time.monotonic()
+        told, patience = False, time.monotonic() + self._expires / 6  # who lives is seen to within one heartbeat
         while names := self.others():
             for name in names:
                 if owner_is_alive(_owner(name)) or self._watched[self.folder / name].moved:
                     return name
-            if began:
+            if not told and time.monotonic() > patience:
                 log.warning("waiting up to %.0f s to see whether %s still works", self._expires, names[0])
-                began = 0
+                told = True
             time.sleep(_POLL)
         return None
 
@@ -201,6 +201,7 @@ class Claims:
 
     def _beats(self) -> None:
         while not self._stop.wait(self._expires / 6):
+            self.others()  # so that by the end it is known who lives
             with self._writing, contextlib.suppress(OSError):
                 if self._stop.is_set():
                     return
