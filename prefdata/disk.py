@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -180,8 +181,8 @@ def _host() -> str:
     name = re.sub(r"[^A-Za-z0-9]+", ".", socket.gethostname())[:32]
     try:
         numbering = [Path("/proc/sys/kernel/random/boot_id").read_text(), Path("/proc/self/ns/pid").stat().st_ino]
-    except OSError:
-        numbering = [name, uuid.getnode()]
+    except OSError:  # a Linux that hides it may be one of several containers: then nobody else's numbers are known
+        numbering = [name, secrets.token_hex() if sys.platform == "linux" else uuid.getnode()]
     return f"{name}-{digest(numbering)[:8]}"
 
 

@@ -1,4 +1,4 @@
-"""Folders that one spec fills: a table's partition, a model, an export. What made it is said first, success last.
+"""Folders that one spec fills: a table's partition, a model, an export. The lineage is written first, success last.
 
 Whatever replaces a folder removes only what prefdata wrote there (`contents`), and is whole when it takes its place
 (`swaps`): a kill at any moment leaves the old one or the new one.
@@ -173,9 +173,9 @@ class Folder:
         replace: bool = False,
         seen: Mapping[str, str] | None = None,
     ) -> Outcome:
-        """`rebuild`, unless the folder is that already; with `replace` whatever it is, were it damaged.
+        """`rebuild`, unless the folder is that already; with `replace` in any case, also where it is damaged.
 
-        The same spec with other inputs makes it anew: it is derived, and what was there would be stale.
+        With the same spec and other inputs it is derived again: what was there is out of date.
 
         Raises:
             SpecConflict, InputError: as `check`.

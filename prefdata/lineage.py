@@ -102,10 +102,10 @@ class Success(BaseModel):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command did: the Report, where the result lies, and how it came about.
+    """What a command did: the Report, the result's folder, and what was done.
 
-    made: from nothing; continued: what was missing was added; remade: made anew, because its inputs changed; replaced:
-    made anew because that was asked for; kept: it was there already and nothing was done.
+    made: from nothing; continued: what was missing was added; remade: derived again, because its inputs or its files
+    changed; replaced: made again because that was asked for; kept: it was there already and nothing was done.
     """
 
     report: Report
@@ -140,7 +140,7 @@ def read_json(path: Path, kind: type[Model]) -> Model | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        why = str(error) if isinstance(error, ValueError) else "it has no checksum"
+        why = " ".join(str(error).split()) if isinstance(error, ValueError) else "it has no checksum"
         todo = "Remove it and run" if path.name == SUCCESS_FILE else "Run"
         with_replace = "" if path.name == SUCCESS_FILE else ", with --replace"
         raise InputError(

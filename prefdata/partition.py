@@ -350,7 +350,7 @@ class Partition(Folder):
         if version != str(self.table.version):
             raise InputError(
                 f"{part} has version {version or 'none'} of the {self.table.name} contract, and this prefdata "
-                f"reads version {self.table.version}. Read it with the prefdata that wrote it, or make it anew."
+                f"reads version {self.table.version}. Read it with the prefdata that wrote it, or make it again."
             )
         return rows
 

@@ -18,7 +18,7 @@ from prefdata.tables import TABLES
 
 Call = Callable[..., tuple[int, str, str]]
 
-FLIPS = 12
+FLIPS = 6
 """Bits that are flipped in each kind of file; docs/reliability.md has the figures of many more."""
 
 FUNCTION = "def f(messages, answer):\n    return float(len(answer))\n"
