@@ -89,8 +89,8 @@ def refuse_place(path: Path) -> None:
         raise InputError(f"{path} is a symbolic link. Name the folder that it points to, {path.readlink()}.")
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file. Name a folder.")
-    if path.is_mount():
-        raise InputError(f"{path} is a mount point, and cannot be replaced. Name a folder inside it.")
-    here = Path(os.path.realpath("."))
-    if path.name == ".." or path.resolve() in (here, *here.parents):
+    here, where = Path(os.path.realpath(".")), path.resolve()
+    if path.name == ".." or where in (here, *here.parents):
         raise InputError(f"{path} is the folder that you are in, or holds it. Name a folder of its own.")
+    if where.is_mount():
+        raise InputError(f"{path} is a mount point, and cannot be replaced. Name a folder inside it.")

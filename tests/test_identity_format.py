@@ -11,6 +11,7 @@ import pytest
 from prefdata import scorers
 from prefdata.candidates import jobs
 from prefdata.ids import FORMAT, candidate_id, digest, seed
+from prefdata.lineage import write_json
 from prefdata.store import Lineage
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "ids.json").read_text("utf-8"))
@@ -37,7 +38,8 @@ def begun_before(folder: Path) -> None:
         if spec.get(name):
             spec[name] = spec[name].partition(".")[0]
     lineage["fingerprint"] = digest({"step": lineage["step"], **spec})
-    (folder / "_spec.json").write_text(json.dumps(lineage))
+    del lineage["checksum"]
+    write_json(folder / "_spec.json", Lineage.model_validate(lineage))
 
 
 @pytest.fixture
