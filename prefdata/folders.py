@@ -217,6 +217,8 @@ class Folder:
             else:
                 if found is None and name == SPEC_FILE:
                     yield f"{self.path / name} is missing."
+                if isinstance(found, Success) and found.files is None:
+                    yield f"{self.path} was made by prefdata 0.1, without checksums: what is damaged cannot be found."
 
     def _refuse_to_replace(self, lineage: Lineage) -> None:
         refuse_place(self.path)
@@ -267,7 +269,7 @@ class Folder:
 
     def _files(self) -> dict[str, FileRecord]:
         success = self._success_if_whole()
-        return success.files if success else {}
+        return (success.files if success else None) or {}
 
     def _is_own(self, name: str) -> bool:
         return name in (SPEC_FILE, SUCCESS_FILE, *self.working) or is_temporary(name)

@@ -87,16 +87,17 @@ class FileRecord(BaseModel):
 class Success(BaseModel):
     """What `_SUCCESS` says: the step's Report, the content's id, when it was finished, and every file that it is of.
 
-    `files` are named relative to the folder. `seen` is how what was read lay on disk then (`Partition.as_it_lies`), by
-    name, where the step has looked: what lies as it did is what it was.
+    `files` are named relative to the folder; None is what prefdata 0.1 wrote, without checksums. `seen` is how what was
+    read lay on disk then (`Partition.as_it_lies`), by name, where the step has looked: what lies as it did is what it
+    was.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     report: Report
     content: str
     finished: str
-    files: dict[str, FileRecord]
+    files: dict[str, FileRecord] | None = None
     seen: dict[str, str] = {}
 
 
@@ -134,13 +135,15 @@ def read_json(path: Path, kind: type[Model]) -> Model | None:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        if _checksum({name: value for name, value in values.items() if name != "checksum"}) != values.pop("checksum"):
+        checksum = values.pop("checksum", None)
+        before = checksum is None and "files" not in values  # prefdata 0.1 wrote neither
+        if not before and checksum != _checksum(values):
             raise ValueError("its checksum is of something else")
         return kind.model_validate(values)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        why = " ".join(str(error).split()) if isinstance(error, ValueError) else "it has no checksum"
+    except (ValueError, AttributeError, TypeError) as error:
+        why = " ".join(str(error).split())
         todo = "Remove it and run" if path.name == SUCCESS_FILE else "Run"
         with_replace = "" if path.name == SUCCESS_FILE else ", with --replace"
         raise InputError(

@@ -46,7 +46,8 @@ JOINED_ROWS = 100_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LONGEST_NAME = 100  # file systems take 255 with what stands around it
 
-_PART = re.compile(r"part-(\d+)-(?P<checksum>[0-9a-f]{16})\.parquet")
+_PART = re.compile(r"part-(\d+)(?:-(?P<checksum>[0-9a-f]{16}))?\.parquet")
+"""A part's name; prefdata 0.1 wrote no checksums, and what it wrote is read as it is."""
 
 _TRIES = 5
 """How often the parts of a partition that another process changes are looked at again."""
@@ -96,7 +97,7 @@ class Partition(Folder):
     def intact(self) -> bool:
         """Whether it is finished, and its parts are those that `_SUCCESS` lists; what they hold is not read."""
         success = self.success()
-        return success is not None and {part.name for part in self.parts()} == {*success.files}
+        return success is not None and not self._wrong_names(success, self.parts())
 
     def lineage(self) -> Lineage | None:
         """What it is being or was made from; where `_spec.json` is lost or damaged, as a part's footer has it."""
@@ -315,7 +316,7 @@ class Partition(Folder):
 
     def _wrong_names(self, success: Success | None, parts: list[Path]) -> list[str]:
         """What is wrong with the names of the parts, held against those that `_SUCCESS` lists."""
-        if success is None:
+        if success is None or success.files is None:
             return []
         there = {part.name for part in parts}
         todo = f"Run the same `{MADE_BY[self.table.name]}` command again"
@@ -333,11 +334,11 @@ class Partition(Folder):
         match = _PART.fullmatch(part.name)
         if match is None:
             raise InputError(
-                f"{part} has no checksum in its name: another version of prefdata wrote it, or something else did. "
+                f"{part} is not the name of a part of prefdata's, which ends with a number and a checksum. "
                 f"Remove it, or make {self} again with --replace."
             )
         try:
-            if sums and checksum(part) != match["checksum"]:  # first: nothing parses what is damaged
+            if sums and match["checksum"] not in (None, checksum(part)):  # first: nothing parses what is damaged
                 raise self._damaged(part, "its content is not what the checksum in its name was made from")
             with part.open("rb") as file:
                 rows, version = _footer(part, stamp(file))

@@ -216,6 +216,27 @@ def same_json(one: bytes, other: bytes) -> bool:
         return False
 
 
+def as_before(run: Path) -> None:
+    """What is in a run as prefdata 0.1 wrote it: without checksums, in names and in files."""
+    for part in run.glob("*/*/part-*"):
+        part.rename(part.with_name(f"{part.name[:10]}.parquet"))
+    for path in (*run.rglob("_SUCCESS"), *run.rglob("_spec.json")):
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps({name: values[name] for name in values if name not in ("files", "checksum")}))
+
+
+def test_a_run_without_checksums_is_read_and_said_to_have_none(run: Path, prefdata: Call, tiny_policy: Path) -> None:
+    as_before(run)
+    for table, commands in readers(run, tiny_policy).items():
+        for command in commands:
+            for made in (*run.glob("*/new"), *run.glob("*/*=new")):
+                shutil.rmtree(made)
+            code, _, err = prefdata(*command)
+            assert code == 0 or "explain" in command, (table, command, err)
+    code, said, _ = prefdata("check", "run", run)
+    assert (code, said.count("without checksums")) == (1, 12)
+
+
 def test_a_training_that_reads_a_damaged_export_stops(run: Path, prefdata: Call, tiny_policy: Path) -> None:
     shard = next((run / "exports/trl/data").glob("train-*"))
     shard.write_bytes(flipped(shard.read_bytes(), random.Random(1)))
