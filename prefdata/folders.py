@@ -312,6 +312,10 @@ class Folder:
                 shutil.rmtree(left, ignore_errors=True)
             elif is_abandoned(left):
                 self._dispose(left, keep=True)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what dead processes were writing in this folder."""
         for file in self.path.glob("_tmp-*"):
             if is_abandoned(file):
                 file.unlink(missing_ok=True)
