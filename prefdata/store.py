@@ -141,11 +141,15 @@ class Run:
 
 def folders(path: Path) -> list[str]:
     """List the folders in a folder by name, those too that are just being replaced; not temporary ones."""
-    names = names_in(path)
-    replaced = [name for name in map(replaced_name, names) if name is not None and name not in names]
-    for name in replaced:
-        settle(path / name)
-    return sorted(name for name in {*names, *replaced} if not is_temporary(name) and (path / name).is_dir())
+    names = {replaced_name(name) or name for name in names_in(path)}
+    return sorted(name for name in names if not is_temporary(name) and _is_folder(path / name))
+
+
+def _is_folder(path: Path) -> bool:
+    # Missing only for the moment between two renames: look again when its replacement is there.
+    if not path.is_dir():
+        settle(path)
+    return path.is_dir()
 
 
 def name_of(path: str) -> str:
