@@ -3,17 +3,19 @@
     python benchmarks/selection.py [--prompts 1562,15625,156250,1000000] [--candidates 64] [--rounds 3] [--folder DIR]
 
 For each size a run of that many prompts is written first (random ids, texts and scores, in parts of 100,000 rows), and
-each measurement has a process of its own, whose peak memory is the kernel's figure; steps are measured alternately, and
-the medians printed. Then, on one size in memory, the rules alone against other ways to write them.
+each measurement has a process of its own: seconds on the clock, CPU seconds (user and system), and the peak memory by
+the kernel's figure. Steps are measured alternately, and the medians printed. Then, on one size in memory, the rules
+alone against other ways to write them.
 
 - end to end: `prefdata select --method rso --k 8`, `prefdata pair --strategy first-round` of what was selected; and
   best-worst pairing among all scored candidates, beside the time to scan the columns that it needs and to write its
   pairs, and the same command again, which finds that nothing changed. Up to ten million scores also the same pairs by
-  one Polars query that joins and groups, in any order and in runs.
+  one Polars query that groups, in any order and in runs; and the steps on scores of which a prompt's rows are scattered
+  over all parts, so that they have to be sorted.
 - Algorithm 1 as the paper has it, a Python loop over prompts: from a list of scores to the accepted.
 - best-worst: pandas' groupby-apply, and the best plain Polars that we could write for the same pairs: as one query, and
-  by finding the rows of these pairs as numbers and gathering what they hold; both for prompts whose rows lie anywhere,
-  and for those whose rows are known to stand together ("in runs"). prefdata takes rows in any order.
+  by finding the rows of these pairs as numbers and gathering what they hold; both for prompts whose rows are anywhere,
+  and for those whose rows are known to be together ("in runs"). prefdata takes rows in any order.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
+import resource
 import shutil
 import statistics
 import tempfile
@@ -38,12 +41,13 @@ import pyarrow as pa
 from prefdata import PairSpec, Run, SelectSpec, pair, select
 from prefdata.ahead import ahead, cores
 from prefdata.pairs import match, pair_ids
-from prefdata.pools import POOL_ROWS
 from prefdata.reports import Account, Report
+from prefdata.scored.reader import BATCH_ROWS
 from prefdata.selections.rules import algorithm1_ranks, gumbel_ranks
 from prefdata.specs import Spec
 from prefdata.store import Lineage
 from prefdata.tables import TABLES
+from prefdata.views import candidate_files
 
 PART = 100_000
 PROMPTS = 100_000
@@ -64,47 +68,55 @@ def main() -> None:
     said = parser.parse_args()
     if said.rules:
         rules(said.candidates)
-    print(f"\n{'scores':>12} {'step':<34} {'seconds':>8} {'rows/s':>12} {'MB':>7}")
+    print(f"\n{'scores':>12} {'step':<34} {'seconds':>8} {'CPU s':>7} {'rows/s':>12} {'MB':>7}")
     for prompts in map(int, said.prompts.split(",")):
         folder = Path(tempfile.mkdtemp(dir=said.folder))
         try:
+            rows = prompts * said.candidates
             alone(build, folder, prompts, said.candidates)
-            _steps(folder, prompts * said.candidates, said.rounds)
+            _steps(folder, rows, STEPS | QUERIES if rows <= LARGEST_QUERY else STEPS, said.rounds)
+            if rows <= LARGEST_QUERY:
+                alone(scatter, folder)
+                _steps(folder, rows, SCATTERED, said.rounds)
         finally:
             shutil.rmtree(folder)
 
 
-def _steps(folder: Path, rows: int, rounds: int) -> None:
+def _steps(folder: Path, rows: int, steps: Steps, rounds: int) -> None:
     """Every step alternately, and the medians of its seconds."""
-    steps = STEPS | QUERIES if rows <= LARGEST_QUERY else STEPS
-    found: dict[str, list[tuple[float, int]]] = {name: [] for name in steps}
+    found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, (makes, step) in steps.items():
             if makes is not None:
                 shutil.rmtree(folder / makes, ignore_errors=True)
             found[name].append(alone(step, folder))
     for name, measured in found.items():
-        seconds, memory = statistics.median(one for one, _ in measured), max(peak for _, peak in measured)
-        print(f"{rows:>12,} {name:<34} {seconds:>8.2f} {rows / seconds:>12,.0f} {memory:>7,}", flush=True)
+        seconds, cpu = (statistics.median(one[which] for one in measured) for which in (0, 1))
+        peak = max(one[2] for one in measured)
+        print(f"{rows:>12,} {name:<34} {seconds:>8.2f} {cpu:>7.2f} {rows / seconds:>12,.0f} {peak:>7,}", flush=True)
 
 
-def alone(work: Callable[..., None], *arguments: Any) -> tuple[float, int]:
-    """Seconds and peak megabytes of a function in a process of its own."""
+def alone(work: Callable[..., None], *arguments: Any) -> tuple[float, float, int]:
+    """Seconds, CPU seconds and peak megabytes of a function in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_measured, (work, *arguments))
 
 
-def _measured(work: Callable[..., None], *arguments: Any) -> tuple[float, int]:
-    began = time.monotonic()
+def _measured(work: Callable[..., None], *arguments: Any) -> tuple[float, float, int]:
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
     work(*arguments)
-    seconds = time.monotonic() - began
+    seconds, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF)
+    cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return seconds, int(peak.split()[1]) // 1024
+    return seconds, cpu, int(peak.split()[1]) // 1024
 
 
 class _Made(Spec):
     step = "made"
+
+
+DONE = Report(step="made", unit="rows", rows_in=0, rows_out=0)
 
 
 def build(folder: Path, prompts: int, each: int) -> None:
@@ -121,11 +133,30 @@ def build(folder: Path, prompts: int, each: int) -> None:
         score = pl.Series(numbers.normal(size=rows))
         index = pl.Series(np.tile(np.arange(each, dtype=np.int32), len(some)))
         text = pl.select(pl.concat_str(pl.lit("A film about"), *words, separator=" ")).to_series()
-        known = {"text_key": pl.Series(numbers.integers(-(2**63), 2**63, rows)), "chars": text.str.len_chars()}
-        _append(run, "candidates", "policy", columns, sample_index=index, text=text, **known)
-        _append(run, "scores", "reward", columns, score=score, text_hash=columns["candidate_id"])
-    for table, name in (("candidates", "policy"), ("scores", "reward")):
-        run.partition(table, name).finish(Report(step="made", unit="rows", rows_in=0, rows_out=0))
+        known = {
+            "sample_index": index,
+            "text_key": pl.Series(numbers.integers(-(2**63), 2**63, rows)),
+            "chars": text.str.len_chars(),
+            "finish_reason": pl.lit("stop"),
+        }
+        _append(run, "candidates", "policy", columns, text=text, **known)
+        _append(
+            run, "scores", "reward", columns, score=score, text_hash=columns["candidate_id"],
+            sampler=pl.lit("policy"), **known,
+        )  # fmt: skip
+    run.partition("candidates", "policy").finish(DONE)
+    run.partition("scores", "reward").finish(DONE, candidate_files(run))
+
+
+def scatter(folder: Path) -> None:
+    """The same scores by turns, so that each prompt has one row in each part or two."""
+    run = Run(folder)
+    scores = run.partition("scores", "reward")
+    rows = pl.DataFrame(scores.read()).sort("sample_index", maintain_order=True)
+    scores.begin(Lineage.of(_Made()), replace=True)
+    for some in rows.iter_slices(PART):
+        scores.append(some.to_arrow())
+    scores.finish(DONE, candidate_files(run))
 
 
 def _ids(numbers: np.random.Generator, count: int) -> pl.Series:
@@ -142,9 +173,7 @@ def _append(run: Run, table: str, name: str, columns: dict[str, pl.Series], **mo
     rows = pl.DataFrame(columns).with_columns(**more)
     absent = [field for field in TABLES[table].schema if not field.nullable and field.name not in rows.columns]
     rows = rows.with_columns(pl.lit(defaults[field.type]).alias(field.name) for field in absent)
-    run.partition(table, name).append(
-        rows.with_columns(finish_reason=pl.lit("stop")).to_arrow() if table == "candidates" else rows.to_arrow()
-    )
+    run.partition(table, name).append(rows.to_arrow())
 
 
 def _rso(folder: Path) -> None:
@@ -159,30 +188,28 @@ def _best_worst(folder: Path) -> None:
     pair(Run(folder), PairSpec(selector="all", name="best-worst"))
 
 
+NEEDED = ["candidate_id", "prompt_id", "score", "sample_index", "finish_reason", "text_key", "chars"]
+"""What best-worst pairing reads."""
+
+
 def _scan_and_write(folder: Path) -> None:
     """What best-worst pairing cannot do without: its columns read, its pairs written."""
     for part in sorted(folder.glob("scores/*/part-*.parquet")):
-        pl.read_parquet(part, columns=["candidate_id", "prompt_id", "score"], hive_partitioning=False)
-    needed = ["candidate_id", "sample_index", "finish_reason", "text_key", "chars"]
-    for part in sorted(folder.glob("candidates/*/part-*.parquet")):
-        pl.read_parquet(part, columns=needed, hive_partitioning=False)
+        pl.read_parquet(part, columns=NEEDED, hive_partitioning=False)
     pairs = pl.read_parquet(sorted(folder.glob("pairs/pairing=best-worst/part-*.parquet")), hive_partitioning=False)
     pairs.write_parquet(folder / "written.parquet")
 
 
 def _by_polars(folder: Path, *, in_runs: bool) -> None:
-    """The same pairs, by a query over both tables."""
-    scores, candidates = (
-        pl.scan_parquet(sorted(folder.glob(f"{table}/*/part-*.parquet")), hive_partitioning=False)
-        for table in ("scores", "candidates")
-    )
-    known = candidates.select("candidate_id", "finish_reason", "text_key", "chars")
-    rows = scores.select("candidate_id", "prompt_id", "score").join(known, on="candidate_id", maintain_order="left")
-    rows = rows.with_columns(left_out=pl.lit(None, pl.String))
+    """The same pairs, by one query."""
+    scores = pl.scan_parquet(sorted(folder.glob("scores/*/part-*.parquet")), hive_partitioning=False)
+    rows = scores.select(NEEDED).with_columns(excluded=pl.lit(None, pl.String))
     _identified(_expression(rows, in_runs=in_runs).collect()).write_parquet(folder / "by-polars.parquet")
 
 
-STEPS: dict[str, tuple[str | None, Callable[[Path], None]]] = {
+Steps = dict[str, tuple[str | None, Callable[[Path], None]]]
+
+STEPS: Steps = {
     "select rso-8": ("selections/selector=rso-8", _rso),
     "pair first-round": ("pairs/pairing=rso-8", _first_round),
     "pair best-worst among all": ("pairs/pairing=best-worst", _best_worst),
@@ -191,12 +218,16 @@ STEPS: dict[str, tuple[str | None, Callable[[Path], None]]] = {
 }
 """Steps, each with what it makes, which is removed before."""
 
-QUERIES: dict[str, tuple[str | None, Callable[[Path], None]]] = {
+QUERIES: Steps = {
     "best-worst by Polars, one query": (None, partial(_by_polars, in_runs=False)),
     "best-worst by Polars, in runs": (None, partial(_by_polars, in_runs=True)),
 }
+SCATTERED: Steps = {
+    "scattered: select rso-8": STEPS["select rso-8"],
+    "scattered: pair best-worst": STEPS["pair best-worst among all"],
+}
 LARGEST_QUERY = 10_000_000
-"""Scores that Polars holds and joins in some 3 GB."""
+"""Scores that Polars holds in some 3 GB."""
 
 
 def rules(each: int) -> None:
@@ -204,7 +235,7 @@ def rules(each: int) -> None:
     numbers = np.random.default_rng(0)
     many, few = numbers.normal(size=(PROMPTS, each)), numbers.normal(size=(LOOP_PROMPTS, each)).tolist()
     coins = numbers.random(many.shape)
-    together = [slice(start, start + POOL_ROWS // each) for start in range(0, PROMPTS, POOL_ROWS // each)]  # a pool
+    together = [slice(start, start + BATCH_ROWS // each) for start in range(0, PROMPTS, BATCH_ROWS // each)]  # a pool
     ways: dict[str, tuple[int, Way]] = {
         "Algorithm 1, Python loop": (LOOP_PROMPTS, lambda: [algorithm1(scores, 8, 0.5) for scores in few]),
         "rso-algorithm1, many prompts at once": (
@@ -218,7 +249,7 @@ def rules(each: int) -> None:
     }
     _compare(f"acceptance of 8 of {each}", {name: (n, partial(_timed, way)) for name, (n, way) in ways.items()})
     for by_turns in (False, True):
-        pool = _pool(POOL_ROWS // each, each, by_turns=by_turns)
+        pool = _pool(BATCH_ROWS // each, each, by_turns=by_turns)
         for way, in_runs in itertools.product((_polars_expression, _polars_by_number), {False, not by_turns}):
             assert way(pool, in_runs=in_runs)["pair_id"].equals(match(pool, PairSpec())[0]["pair_id"])
     _in_processes(f"best-worst of {each}, rows in memory", BEST_WORST, each)
@@ -281,7 +312,7 @@ def _with_polars(write: Callable[..., pl.DataFrame], pool: pl.DataFrame, *, in_r
 def _ours(pool: pl.DataFrame, workers: int | None = None) -> Way:
     """As `pair` does it: pools of its size, some ahead."""
     each = pool["sample_index"].max() + 1
-    pools = list(pool.iter_slices(POOL_ROWS // each * each))
+    pools = list(pool.iter_slices(BATCH_ROWS // each * each))
     return lambda: pl.concat(rows for rows, _ in ahead(pools, _match, workers or cores()))
 
 
@@ -319,11 +350,11 @@ def _pool(prompts: int, each: int, *, by_turns: bool = False) -> pl.DataFrame:
         finish_reason=pl.lit("stop"),
         text_key=pl.int_range(rows, dtype=pl.Int64),
         chars=pl.lit(50, pl.UInt32),
-        left_out=pl.lit(None, pl.String),
+        excluded=pl.lit(None, pl.String),
     )
     if not by_turns:
         return pool
-    some = POOL_ROWS // each
+    some = BATCH_ROWS // each
     turns = [np.arange(start * each, min(start + some, prompts) * each) for start in range(0, prompts, some)]
     return pool[np.concatenate([turn.reshape(-1, each).T.ravel() for turn in turns])]
 
@@ -378,7 +409,7 @@ def _able(*, in_runs: bool) -> list[pl.Expr]:
     The rows must stand in the order of generation, which decides ties. Where each prompt's stand together as well
     (`in_runs`), which is not looked at, they are grouped by number many times faster than by name.
     """
-    able = pl.col("left_out").is_null() & (pl.col("chars") > 0)
+    able = pl.col("excluded").is_null() & (pl.col("chars") > 0)
     whole = able & pl.col("finish_reason").ne_missing("length")
     prompt = pl.col("prompt_id")
     return [

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from prefdata.explore.explain import Explanation
-    from prefdata.pairs.missing import Possibility
+    from prefdata.pairs.explain import PairExplanation
     from prefdata.store import Run
 
 EXAMPLE = "Example: prefdata explain runs/demo 0f3a"
@@ -43,7 +43,7 @@ def explain(
     For a pair: prompt, texts, scores, seeds, models, steps. For two answers: what the pairing's rule makes of them.
     """
     from prefdata.explore.explain import explain as explore
-    from prefdata.pairs.missing import possibility
+    from prefdata.pairs.explain import explain_pair
     from prefdata.store import Run
 
     if len(ids) > 2:
@@ -51,7 +51,7 @@ def explain(
     if len(ids) == 1:
         lines = _lines(explore(Run(run), ids[0], pairing))
     else:
-        found = possibility(Run(run), ids[0], ids[1], pairing)
+        found = explain_pair(Run(run), ids[0], ids[1], pairing)
         if found.reason is None:
             lines = _lines(explore(Run(run), pair_id(found.chosen_id, found.rejected_id), found.pairing))
         else:
@@ -102,7 +102,7 @@ BY_VERDICT = {
 """The same where verdicts decide and not scores."""
 
 
-def _missing(found: Possibility, run: Run) -> list[str]:
+def _missing(found: PairExplanation, run: Run) -> list[str]:
     margin = "" if found.margin is None else f" (margin {show.number(found.margin)})"
     lines = [f"no pair of {found.pairing} (strategy {found.strategy}), prompt {found.prompt_id}", ""]
     verdicts = _verdicts(run, found)
@@ -112,7 +112,7 @@ def _missing(found: Possibility, run: Run) -> list[str]:
     return [*lines, *(f"{one} {_absence(found, one, run)}" for one in found.absent), *verdicts]
 
 
-def _verdicts(run: Run, found: Possibility) -> list[str]:
+def _verdicts(run: Run, found: PairExplanation) -> list[str]:
     from prefdata.explore.explain import verdicts_of
 
     lineage = run.partition("pairs", found.pairing).lineage()
@@ -139,15 +139,15 @@ def _verdict(row: dict[str, Any]) -> str:
     return f"  {row['annotator']}, shown {shown[0][:8]} and then {shown[1][:8]}: {verdict}{how}{sure}{why}"
 
 
-def _absence(found: Possibility, candidate_id: str, run: Run) -> str:
+def _absence(found: PairExplanation, candidate_id: str, run: Run) -> str:
     """Why one of the two takes no part; where it was not selected, why not."""
     why = found.absent[candidate_id]
     if why != "not_selected":
         return REASONS.get(why, why)
-    from prefdata.selections.missing import reasons
+    from prefdata.selections.explain import explain_selection
 
     selector = found.source.split("/", 1)[1]
-    reason = reasons(run, selector, found.prompt_id).get(candidate_id) or "not_scored"
+    reason = explain_selection(run, selector, found.prompt_id).get(candidate_id) or "not_scored"
     return f"was not selected by {selector}: it {REASONS.get(reason, reason)}"
 
 

@@ -91,6 +91,13 @@ def among(many: Bits, some: Bits) -> NDArray[np.bool_]:
     return found
 
 
+def distinct(bits: Bits) -> Bits:
+    """Each once, sorted; many times as fast as numpy's own where nearly all of them differ."""
+    bits = np.sort(bits)
+    once: Bits = bits[np.append(bits[1:] != bits[:-1], True)[: len(bits)]]
+    return once
+
+
 def mixed(bits: Bits, salt: int) -> Bits:
     """`bits` and a salt of 53 bits, mixed so that each bit of the result hangs on all of theirs."""
     mixture = bits ^ np.uint64(salt << 11)

@@ -32,16 +32,13 @@ from prefdata.ids import digest
 from prefdata.lineage import FileRecord, Lineage, Outcome, Success
 from prefdata.reports import Report
 from prefdata.swaps import settle
-from prefdata.tables import Table, evenly, last_of_each, superseded, write_parquet
+from prefdata.tables import Table, evenly, last_of_each, write_parquet
 
 PART_ROWS = 250_000
 """Rows of a part where a partition is written in one go: each core writes one at a time."""
 
-SMALL_PART = 8 << 20
-"""Bytes below which a part is joined with others, where there are more than `FEW_PARTS` such."""
-FEW_PARTS = 64
-JOINED_ROWS = 100_000
-"""Rows at which a joined part is full: texts that are much alike take little room on disk and much in memory."""
+_UPGRADED = {"scores": "1"}
+"""The earlier version of a table's contract that `storage.upgrade` brings up to date."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LONGEST_NAME = 100  # file systems take 255 with what stands around it
@@ -132,6 +129,8 @@ class Partition(Folder):
 
         Without `sums` only their names and footers are looked at: enough to count rows, not to read them.
         """
+        if sums:
+            self.upgrade()
         for _ in range(_TRIES):
             try:
                 success, parts = self.success(), self.parts()
@@ -151,10 +150,26 @@ class Partition(Folder):
         Raises:
             InputError: a part is damaged, or of another version of the contract.
         """
+        self.upgrade()
         parts = [part for part in self.parts() if part not in known]
         for part in parts:
             self._rows(part)
         return parts
+
+    def upgrade(self, *, drop_orphans: bool = False) -> None:
+        """Bring scores that the version before wrote up to date, if there are some.
+
+        Raises:
+            As `storage.upgrade.upgrade`.
+        """
+        old = []
+        for part in self.parts() if self.table.name in _UPGRADED else ():
+            with suppress(InputError, FileNotFoundError):  # damaged, or joined with others: whoever reads it says so
+                old += [part] if self._inspect(part)[1] == _UPGRADED[self.table.name] else []
+        if old:
+            from prefdata.storage.upgrade import upgrade
+
+            upgrade(self, old, drop_orphans=drop_orphans)
 
     def as_it_lies(self) -> str:
         """The id of its parts by their names, which say what they hold."""
@@ -194,13 +209,14 @@ class Partition(Folder):
         compute: Callable[[], tuple[pa.Table, Report]],
         *,
         replace: bool = False,
+        seen: Mapping[str, str] | None = None,
     ) -> Outcome:
         """Make the partition a pure function of what `lineage` names, unless it is that already.
 
         Raises:
             SpecConflict, InputError: as `check`, unless `replace`.
         """
-        return self.remake(lineage, lambda path: self._fill(path, *compute()), replace=replace)
+        return self.remake(lineage, lambda path: self._fill(path, *compute()), replace=replace, seen=seen)
 
     def derive_in_pieces(
         self,
@@ -248,49 +264,6 @@ class Partition(Folder):
         rows = last_of_each(rows, self.table.key) if len(parts) > 1 else rows
         return rows if columns is None else rows.select(list(columns))
 
-    def compact(self, key: Sequence[str]) -> None:
-        """Drop rows whose `key` a later row has too, and join small parts: one row a key, and not a file every second.
-
-        Only for the one process that ends the work. Killed in the middle, rows may be there twice, in an old part and
-        in the new one: `read` takes them once, and the next `compact` drops them. Parts are read one after the other.
-        """
-        parts = self.stored()
-        twice = superseded(parts, list(key))
-        sizes = [part.stat().st_size for part in parts]
-        rows = [self._rows(part) for part in parts]
-        small = sum(size < SMALL_PART for size in sizes) > FEW_PARTS
-        group: list[int] = []
-        for number, size in enumerate(sizes):
-            if number in twice or (small and size < SMALL_PART):
-                group.append(number)
-            if sum(sizes[n] for n in group) >= SMALL_PART or sum(rows[n] for n in group) >= JOINED_ROWS:
-                self._join([(parts[n], twice.get(n, [])) for n in group])
-                group = []
-        self._join([(parts[n], twice.get(n, [])) for n in group])
-
-    def discard(self, rows: dict[int, list[int]]) -> None:
-        """Drop rows, given by their numbers for the number of each part."""
-        parts = self.stored()
-        for number, gone in rows.items():
-            self._join([(parts[number], gone)])
-
-    def _join(self, group: list[tuple[Path, list[int]]]) -> None:
-        """Replace parts by one part with their rows, without the rows of these numbers."""
-        tables = []
-        for part, dropped in group:
-            rows = pq.read_table(part, partitioning=None)
-            gone = set(dropped)
-            kept = pa.array([row for row in range(rows.num_rows) if row not in gone], pa.int64())
-            tables.append(rows.take(kept) if gone else rows)
-        if not tables or (len(tables) == 1 and not group[0][1]):
-            return
-        whole = pa.concat_tables(tables)
-        if whole.num_rows:
-            self.append(whole)
-        with refused(self.path):
-            for part, _ in group:
-                part.unlink(missing_ok=True)
-
     def refuse_lost(self, lost: int, asked: int) -> None:
         """Refuse to finish while rows that were asked for are missing.
 
@@ -330,7 +303,17 @@ class Partition(Folder):
         ]
 
     def _rows(self, part: Path, *, sums: bool = True) -> int:
-        """The rows of a part that is sound, and that this version can read."""
+        """The rows of a part that is sound, and that this version can read; without `sums`, or can upgrade."""
+        rows, version = self._inspect(part, sums=sums)
+        if version != str(self.table.version) and (sums or version != _UPGRADED.get(self.table.name)):
+            raise InputError(
+                f"{part} has version {version or 'none'} of the {self.table.name} contract, and this prefdata "
+                f"reads version {self.table.version}. Read it with the prefdata that wrote it, or make it again."
+            )
+        return rows
+
+    def _inspect(self, part: Path, *, sums: bool = True) -> tuple[int, str]:
+        """The rows of a part that is sound, and the version of its contract."""
         match = _PART.fullmatch(part.name)
         if match is None:
             raise InputError(
@@ -341,19 +324,13 @@ class Partition(Folder):
             if sums and match["checksum"] not in (None, checksum(part)):  # first: nothing parses what is damaged
                 raise self._damaged(part, "its content is not what the checksum in its name was made from")
             with part.open("rb") as file:
-                rows, version = _footer(part, stamp(file))
+                return _footer(part, stamp(file))
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError) as error:
             if getattr(error, "errno", None) is not None:  # the disk's or the system's fault, and not the file's
                 raise InputError(f"cannot read {part}: {error}.") from None
             raise self._damaged(part, str(error).splitlines()[0].rstrip(".")) from None
-        if version != str(self.table.version):
-            raise InputError(
-                f"{part} has version {version or 'none'} of the {self.table.name} contract, and this prefdata "
-                f"reads version {self.table.version}. Read it with the prefdata that wrote it, or make it again."
-            )
-        return rows
 
     def _damaged(self, part: Path, why: str) -> InputError:
         same = f"the same `{MADE_BY[self.table.name]}` command again"

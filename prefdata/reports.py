@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -81,7 +81,7 @@ class Account:
         """Keep the reasons that occurred."""
         self.dropped = Counter(nonzero(self.dropped))
 
-    def __iadd__(self, other: Account) -> Account:
+    def __iadd__(self, other: Account) -> Self:
         self.rows_in += other.rows_in
         self.rows_out += other.rows_out
         self.dropped.update(other.dropped)

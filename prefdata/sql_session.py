@@ -3,7 +3,7 @@
 The query has been checked before (`sql_check`). That check is not trusted alone; the connection
 
 - reads files through `ReadOnlyFiles`, which cannot write, and no others: DuckDB's own access to the disk is confined to
-  a private temporary folder, where it sorts what does not fit into memory, and which is removed at the end;
+  a temporary folder, where it sorts what does not fit into memory, and which is removed at the end;
 - loads no extension, keeps no secret, sees no variable of the program, and no setting can be changed;
 - stops on Ctrl-C, whatever it is doing.
 """
@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import duckdb
+import pyarrow as pa
 
 from prefdata.errors import UsageError
 from prefdata.interruptible import run_interruptibly
@@ -42,8 +44,13 @@ _CONFIG: dict[str, Any] = {
 class Session:
     """A DuckDB connection that only reads, in a context: `with Session(readable) as session`."""
 
-    def __init__(self, readable: Callable[[str], bool], memory_limit: str = MEMORY_LIMIT) -> None:
+    def __init__(
+        self, readable: Callable[[str], bool], memory_limit: str = MEMORY_LIMIT, spill: Path | None = None
+    ) -> None:
         """Open a connection that reads the files for whose absolute path `readable` is true.
+
+        `spill` is a folder of the caller's, made when it is needed, in place of a private one for what does not fit
+        into memory.
 
         Raises:
             UsageError: `memory_limit` is neither a size (`4GB`) nor a share of the machine's memory (`50%`).
@@ -51,7 +58,8 @@ class Session:
         if not _LIMIT.fullmatch(memory_limit.strip()):
             raise UsageError(f"the memory limit {memory_limit!r} is no size: use for example 4GB, 500MB or 50%.")
         self._folder = tempfile.TemporaryDirectory(prefix="prefdata-sql-", ignore_cleanup_errors=True)
-        self.connection = duckdb.connect(":memory:", config={**_CONFIG, "temp_directory": f"{self._folder.name}/spill"})
+        spill_to = str(spill or f"{self._folder.name}/spill")
+        self.connection = duckdb.connect(":memory:", config={**_CONFIG, "temp_directory": spill_to})
         self.connection.register_filesystem(ReadOnlyFiles(readable))
         self.connection.execute(f"set memory_limit = '{memory_limit.strip()}'")
         self.connection.execute(f"set allowed_directories = ['{SCHEME}/']")
@@ -71,6 +79,12 @@ class Session:
 
         self._busy = True
         return run_interruptibly(work_then_rest, self.connection.interrupt)
+
+    def batches(self, query: Callable[[duckdb.DuckDBPyConnection], pa.RecordBatchReader]) -> Iterator[pa.RecordBatch]:
+        """Yield the batches of `query(connection)` as they are computed; Ctrl-C interrupts that."""
+        reader = self.run(query)
+        while (batch := self.run(lambda _: next(reader, None))) is not None:
+            yield batch
 
     def memory_limit(self) -> int:
         """The limit in bytes."""

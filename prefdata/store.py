@@ -136,6 +136,7 @@ class Run:
                 f"{partition} is unfinished: run the same `{MADE_BY[partition.table.name]}` command again to finish it"
                 + (", or take what is there with --partial." if partition.table.name in _MAY_BE_PARTIAL else ".")
             )
+        partition.upgrade()
         return partition
 
 

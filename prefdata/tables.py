@@ -80,6 +80,11 @@ class Table:
             metadata={"table": self.name, "version": str(self.version), "description": self.description},
         )
 
+    @cached_property
+    def copied(self) -> list[str]:
+        """The columns that repeat what the candidates table says of the row's candidate."""
+        return [column["name"] for column in self.columns if "from" in column]
+
     def conform(self, rows: pa.Table) -> pa.Table:
         """`rows` with exactly this table's columns, types and order.
 

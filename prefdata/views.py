@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -13,10 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from prefdata.draws import leading_bits
-from prefdata.errors import InputError, UsageError, did_you_mean
+from prefdata.draws import Bits, leading_bits
+from prefdata.errors import InputError, StorageError, UsageError, did_you_mean
+from prefdata.specs import SampleSpec
 from prefdata.store import Partition, Run
 from prefdata.tables import TABLES, read_part
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from prefdata.sql_session import Session
 
 WHITESPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 """What `str.strip` strips; Polars' own notion leaves some control characters."""
@@ -78,6 +85,23 @@ def chosen_samplers(run: Run, samplers: tuple[str, ...] = ()) -> list[Partition]
     return [partition for partition in there if not samplers or partition.name in samplers]
 
 
+def candidate_files(run: Run) -> dict[str, str]:
+    """The names, sizes and times of the files of candidates, as one id for each sampler."""
+    return {str(sampler): sampler.as_it_lies() for sampler in run.partitions("candidates")}
+
+
+def twins(sampler: Partition, others: Sequence[Partition]) -> list[Partition]:
+    """Those of `others` that may hold some of a sampler's candidates: they differ in limits of length alone."""
+    return [other for other in others if other.name != sampler.name and _sampling(other) == _sampling(sampler)]
+
+
+def _sampling(sampler: Partition) -> str:
+    lineage = sampler.lineage()
+    if lineage is None:
+        return sampler.name
+    return SampleSpec.sampler_fingerprint(lineage.spec) if lineage.step == "sample" else lineage.fingerprint
+
+
 def read_preferences(pairs: Partition, columns: list[str]) -> pl.DataFrame:
     """Columns of the pairs of which one answer is preferred: ties that were kept are none."""
     rows = _frame(pairs, [*columns, "verdict"])
@@ -119,7 +143,7 @@ class PromptSlices:
             raise InputError(f"{run} has {len(key)} prompts and none in the split {split!r}. Choose another --split.")
         if where is not None:
             sources = run.all("prompts", partial=partial)
-            wanted &= np.isin(key, leading_bits(matching({"prompts": sources}, "prompt_id", "prompts", where)))
+            wanted &= np.isin(key, matching_keys({"prompts": sources}, "prompt_id", ["prompts"], where))
             if not wanted.any():
                 raise InputError(f"no prompt of {run} fits --where {where!r}. Ask `prefdata sql {run}` what there is.")
         if limit is not None and limit < wanted.sum():
@@ -151,11 +175,52 @@ def _keys_and_split(parts: list[Path], split: str) -> tuple[NDArray[np.uint64], 
     return np.concatenate(ids), np.concatenate(splits)
 
 
-def matching(tables: Mapping[str, Sequence[Partition]], key: str, rows: str, condition: str) -> pl.Series:
-    """Return the `key` of the rows for which a SQL condition holds.
+MEMORY = "1GB"
+"""What DuckDB holds before it spills to disk, where it has a folder for that."""
 
-    `rows` is SQL's from-clause on these tables by their names. The partitions' keys (source, sampler, …) are columns as
-    well.
+
+@contextmanager
+def duckdb_views(
+    tables: Mapping[str, Sequence[Partition]], spill: Path | None = None, files: Sequence[Path] = ()
+) -> Iterator[Session]:
+    """A DuckDB session with one view per table; each has its partition key (source, sampler, …) as a column.
+
+    It can read the parts of these partitions, `files`, and nothing else. Where a folder to spill to is given, it holds
+    `MEMORY` and puts the rest there.
+
+    Raises:
+        StorageError: a query takes more memory and disk than there is, or a file that it reads is gone.
+    """
+    import duckdb
+
+    from prefdata.sql_check import error_text
+    from prefdata.sql_session import MEMORY_LIMIT, Session
+
+    views = {name: [_absolute(part) for one in some for part in one.readable()] for name, some in tables.items()}
+    readable = {str(part) for parts in [*views.values(), map(_absolute, files)] for part in parts}
+    with Session(readable.__contains__, MEMORY if spill else MEMORY_LIMIT, spill) as session:
+        try:
+            for name, parts in views.items():
+                add_view(session.connection, name, parts)
+            yield session
+        except (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.PermissionException) as error:
+            raise StorageError(
+                f"cannot read, sort or join {' and '.join(tables)}: {error_text(error)} Free some space on the disk "
+                "of the run, or wait for who changes it, and run the same command again; nothing was written."
+            ) from None
+
+
+def matching_keys(
+    tables: Mapping[str, Sequence[Partition]],
+    key: str,
+    rows: Sequence[str],
+    condition: str,
+    spill: Path | None = None,
+) -> Bits:
+    """The first 64 bits of the ids in column `key` of the rows for which a SQL condition holds.
+
+    `rows` are from-clauses on the tables by their names, the cheapest first: the first one that has all columns of the
+    condition is read.
 
     Raises:
         UsageError: it is no single condition that only reads these tables, or gives other rows each time.
@@ -163,45 +228,59 @@ def matching(tables: Mapping[str, Sequence[Partition]], key: str, rows: str, con
     import duckdb
 
     from prefdata.sql_check import check_condition, error_text
-    from prefdata.sql_session import Session
 
-    files = {
-        name: [Path(os.path.abspath(part)) for one in partitions for part in one.readable()]  # noqa: PTH100
-        for name, partitions in tables.items()
-    }
-    every = {str(part) for parts in files.values() for part in parts}
-    query = f"select {key} from {rows} where ({condition}\n)"
+    queries = [f"select {key} from {one} where ({condition}\n)" for one in rows]
 
-    def answer(connection: Any) -> pa.Table:
-        for name, parts in files.items():
-            add_view(connection, name, parts)
-        check_condition(connection, condition, query)
-        return connection.sql(query).to_arrow_table()
+    def matches(connection: duckdb.DuckDBPyConnection) -> pa.RecordBatchReader:
+        for query in queries:
+            check_condition(connection, condition, query)
+        return _first_that_binds(connection, queries).to_arrow_reader(_KEYS)
 
-    with Session(every.__contains__) as session:
+    with duckdb_views(tables, spill) as session:
         try:
-            frame = pl.from_arrow(session.run(answer))
+            batches = [leading_bits(pl.Series(batch.column(0))) for batch in session.batches(matches)]
         except (duckdb.Error, UsageError) as error:
             raise UsageError(f"--where: {error_text(error)}") from None
-    assert isinstance(frame, pl.DataFrame)
-    return frame[key]
+    return np.concatenate([np.empty(0, np.uint64), *batches])
+
+
+_KEYS = 100_000
+"""Ids that are fetched at a time."""
+
+
+def _first_that_binds(connection: Any, queries: Sequence[str]) -> Any:
+    import duckdb
+
+    for query in queries[:-1]:
+        with suppress(duckdb.BinderException):
+            return connection.sql(query)
+    return connection.sql(queries[-1])
+
+
+def _absolute(part: Path) -> Path:
+    return Path(os.path.abspath(part))  # noqa: PTH100
 
 
 def add_view(connection: Any, name: str, parts: list[Path]) -> None:
     """Make a view of these parts of a table and of no others; its partition's key is a column, as text.
 
-    The parts' paths are absolute; the key is a column also where there are no parts.
+    The key is a column also where there are no parts.
     """
-    from prefdata.sql_files import file_url
-
     if parts:
-        urls = ", ".join(sql_text(file_url(part)) for part in parts)
         options = "hive_partitioning = true, hive_types_autocast = false"  # a sampler named 2024 is not a number
-        connection.execute(f"create view {name} as from read_parquet([{urls}], {options})")
+        connection.execute(f"create view {name} as from {parquet_sql(parts, options)}")
         return
     table = TABLES[name]
     empty = table.empty().append_column(table.partition, [pa.array([], pa.string())])
     connection.register(name, empty)
+
+
+def parquet_sql(parts: Sequence[Path], options: str) -> str:
+    """The rows of some files as SQL's from-clause has them."""
+    from prefdata.sql_files import file_url
+
+    urls = ", ".join(sql_text(file_url(_absolute(part))) for part in parts)
+    return f"read_parquet([{urls}], {options})"
 
 
 def sql_text(text: str) -> str:

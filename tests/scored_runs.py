@@ -14,7 +14,8 @@ from prefdata.reports import Report, nonzero
 from prefdata.selections import keep
 from prefdata.specs import SelectSpec, Spec
 from prefdata.store import Lineage, Run
-from prefdata.tables import FOLLOWING, TABLES
+from prefdata.tables import FOLLOWING, SCORES, TABLES
+from prefdata.views import candidate_files
 
 DONE = Report(step="made", unit="rows", rows_in=0, rows_out=0)
 DEFAULTS: dict[pa.DataType, Any] = {pa.int32(): 0, pa.int64(): 0, pa.string(): "said", pa.float64(): 0.0}
@@ -36,6 +37,7 @@ def answer(prompt: str, index: int, score: float | None, *, sampler: str = "poli
         "prompt": prompt,
         "sample_index": index,
         "sampler": sampler,
+        "law": law,
         "score": score,
         **said,
     }
@@ -57,26 +59,40 @@ def scored_run(path: Path, answers: Sequence[dict[str, Any]], *, parts: int = 1)
     return run
 
 
+def score_of(candidate: dict[str, Any], sampler: str, score: float | None, **more: Any) -> dict[str, Any]:
+    """The row of scores of a row of candidates; without a score the reason is nan."""
+    text = candidate["text"]
+    return {
+        **{name: candidate.get(name) for name in ("candidate_id", "prompt_id", *SCORES.copied)},
+        **{"sampler": sampler, "text_key": ids.text_key(text), "chars": ids.chars(text)},
+        **{"score": score, "reason": "nan" if score is None else None, "text_hash": ids.text_hash(text or "")},
+        **more,
+    }
+
+
 def write(
     run: Run, table: str, name: str, rows: Sequence[dict[str, Any]], *, parts: int = 1, done: bool = True
 ) -> None:
     """Replace a partition by these rows; what its contract needs and they lack has a default."""
     schema = TABLES[table].schema
     default = {field.name: None if field.nullable else DEFAULTS.get(field.type, []) for field in schema}
-    whole = [{name: row.get(name, default[name]) for name in schema.names if name not in FOLLOWING} for row in rows]
+    if "text_key" in schema.names:
+        rows = [{**{of: how(row.get("text")) for of, how in FOLLOWING.items()}, **row} for row in rows]
+    whole = [{name: row.get(name, default[name]) for name in schema.names} for row in rows]
     partition = run.partition(table, name)
-    partition.begin(Lineage.of(Made()), replace=True)
+    law = {"law": rows[0].get("law", name)} if rows and table == "candidates" else {}
+    partition.begin(Lineage.of(Made(), resolved=law), replace=True)
     each = max(1, -(-len(whole) // parts))
     for start in range(0, len(whole), each):
         partition.append(TABLES[table].from_rows(whole[start : start + each]))
     if done:
-        partition.finish(DONE)
+        partition.finish(DONE, candidate_files(run) if table == "scores" else {})
 
 
 def pool(
     scores: Sequence[Sequence[float | None]], texts: Sequence[Sequence[str]] | None = None, **columns: Sequence[Any]
 ) -> pl.DataFrame:
-    """A pool (prefdata.pools); the i-th answer of the p-th prompt has the name p-i. `columns` replaces some."""
+    """A pool (prefdata.scored.reader); the i-th answer of the p-th prompt has the name p-i. `columns` replaces some."""
     rows = [
         {
             "candidate_id": ids.digest(f"{p}-{i}"),
@@ -88,14 +104,14 @@ def pool(
             "text": texts[p][i] if texts else f"{p}-{i}",
             "text_key": ids.text_key(texts[p][i] if texts else f"{p}-{i}"),
             "chars": ids.chars(texts[p][i] if texts else f"{p}-{i}"),
-            "left_out": None if score is not None and abs(score) < float("inf") else "no_score",
+            "excluded": None if score is not None and abs(score) < float("inf") else "no_score",
             "finish_reason": "stop",
             "name": f"{p}-{i}",
         }
         for p, row in enumerate(scores)
         for i, score in enumerate(row)
     ]
-    frame = pl.DataFrame(rows, schema_overrides={"score": pl.Float64, "left_out": pl.String, "text_key": pl.Int64})
+    frame = pl.DataFrame(rows, schema_overrides={"score": pl.Float64, "excluded": pl.String, "text_key": pl.Int64})
     return frame.with_columns(pl.Series(name, list(values)) for name, values in columns.items())
 
 

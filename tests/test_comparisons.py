@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import prefdata.comparisons as step
-from prefdata.comparisons import board, compare, orders, schedule
+from prefdata.comparisons import ORDERS, board, compare, orders, schedule
 from prefdata.errors import InputError
 from prefdata.explore.judges import judges
 from prefdata.prompts import ingest
@@ -161,8 +161,21 @@ def test_one_order_by_a_coin(run: Run, judge: Longer) -> None:
     compare(run, spec(schedule="all", order="flip"))
     assert len(rows(run)) == 3 * 15
     assert {row["order"] for row in rows(run)} == {"first-second", "second-first"}
-    two = ("a", "b")
-    assert orders(two, spec(order="flip")) == orders(two, spec(order="flip"))
+
+
+def test_the_coin_is_the_pairs_own_and_the_seeds() -> None:
+    """The same in every process, whatever else is compared: by hash of the seed and the two ids. A fair one, too."""
+    twos = [("a", str(number)) for number in range(1000)]
+
+    def shown(seed: int) -> str:
+        found = [orders(two, spec(order="flip", seed=seed)) for two in twos]
+        assert all(len(one) == 1 for one in found)
+        return "".join("fs"[ORDERS.index(one[0])] for one in found)
+
+    assert shown(0)[:16] == "fsfsfsssffffffss"
+    assert shown(1)[:16] != shown(0)[:16]
+    assert 420 < shown(0).count("f") < 580  # five standard deviations of a fair coin are 79
+    assert orders(twos[0], spec(order="both")) == ORDERS
 
 
 def test_a_tournament_waits_for_verdicts() -> None:
@@ -171,6 +184,41 @@ def test_a_tournament_waits_for_verdicts() -> None:
     order = orders(("a", "b"), one)[0]
     assert list(schedule(["a", "b", "c"], {(("a", "b"), order): 0.2}, one)) == [("a", "b"), ("b", "c")]
     assert list(schedule(["a", "b", "c"], {(("a", "b"), order): None}, one)) == [("a", "b"), ("a", "c")]
+
+
+@pytest.mark.parametrize(
+    ("both", "champion"),
+    [
+        ((0.5, 0.5), "a"),
+        ((1.0, 0.0), "a"),
+        ((0.2, 0.7), "b"),
+        ((0.5, 0.4), "b"),
+        ((None, 0.4), "b"),
+        ((0.4, None), "b"),
+    ],
+)
+def test_a_tournament_goes_by_the_mean_of_both_orders(both: tuple[float | None, float | None], champion: str) -> None:
+    """A tie, and a judge who goes by the place, leave the champion; one verdict counts where the other is lost."""
+    seen = {(("a", "b"), order): probability for order, probability in zip(ORDERS, both, strict=True)}
+    assert list(schedule(["a", "b", "c"], seen, spec(schedule="tournament"))) == [("a", "b"), (champion, "c")]
+    del seen[("a", "b"), ORDERS[1]]
+    assert list(schedule(["a", "b", "c"], seen, spec(schedule="tournament"))) == [("a", "b")]
+
+
+def test_a_tie_in_both_orders_is_the_same_in_both(run: Run, judge: Longer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the judge's ties all agree; a tie in one order and a winner in the other do not."""
+    ties = iter([True] * 2 * 15 + [True, False] * 15 + [False] * 2 * 15)
+
+    def verdicts(matches: Iterable[Match]) -> Iterator[Verdict]:
+        for match in matches:
+            tie = next(ties)
+            yield Verdict(match.key, 0.5 if tie else 0.9, "tie" if tie else "first")
+
+    monkeypatch.setattr(judge, "compare", verdicts)
+    report = compare(run, spec(schedule="all")).report
+    assert report.figures["tie"] == 45
+    assert report.figures["same_in_both_orders"] == 15 / 45  # of the third prompt the first place always wins
+    assert compare(run, spec(schedule="all")).did == "kept"
 
 
 def test_stopped_and_continued(run: Run, judge: Longer, monkeypatch: pytest.MonkeyPatch) -> None:

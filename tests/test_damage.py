@@ -88,8 +88,8 @@ def readers(run: Path, policy: Path) -> dict[str, list[list[object]]]:
         ],
         "candidates": [
             ["rank", run, "--function", f"{function}:f", "--name", "new"],
-            ["select", *pairs[:3], "--scorer", "f", "--method", "best-of-n"],
-            [*pair, "all", "--scorer", "f"],
+            ["select", *pairs[:3], "--scorer", "f", "--method", "best-of-n", "--refusals", "drop"],
+            [*pair, "all", "--scorer", "f", "--where", "length(text) > 0"],
             export,
             ["curves", run, "--scorer", "f"],
             ["train", "dpo", run, *train],

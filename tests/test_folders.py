@@ -38,7 +38,12 @@ def report() -> Report:
 
 
 def rows(n: int) -> pa.Table:
-    return SCORES.from_rows([{"candidate_id": f"c{n}", "prompt_id": "p", "score": float(n)}])
+    return row(f"c{n}", float(n))
+
+
+def row(candidate_id: str, score: float) -> pa.Table:
+    copied = {"sampler": "s", "sample_index": 0, "round": 0, "text_key": 1, "chars": 1}
+    return SCORES.from_rows([{"candidate_id": candidate_id, "prompt_id": "p", "score": score, **copied}])
 
 
 def make(folder: Folder, n: int, *, replace: bool = False) -> None:
@@ -418,9 +423,9 @@ def test_parts_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     """Of what was drawn again the later part counts, also behind number 99,999."""
     partition = Run(tmp_path).partition("scores", "rm")
     partition.begin(Lineage.of(Made()))
-    first = partition.append(SCORES.from_rows([{"candidate_id": "c", "prompt_id": "p", "score": 1.0}]))
+    first = partition.append(row("c", 1.0))
     first.rename(first.with_name(first.name.replace("00000", "99999")))
-    partition.append(SCORES.from_rows([{"candidate_id": "c", "prompt_id": "p", "score": 2.0}]))
+    partition.append(row("c", 2.0))
     assert [part.name.split("-")[1] for part in partition.parts()] == ["99999", "100000"]
     assert partition.read()["score"].to_pylist() == [2.0]
 

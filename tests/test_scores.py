@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -242,7 +243,7 @@ def test_a_damaged_part_is_named_and_what_it_held_is_made_again(run: Run, tiny_r
     (part,) = run.partition("scores", "rm").parts()
     part.write_bytes(part.read_bytes()[:200])
     for step in (lambda: select(run, SelectSpec()), lambda: pair(run, PairSpec(selector="all"))):
-        with pytest.raises(InputError, match=r"part-00000-\w+\.parquet is damaged: .* run the same `prefdata rank`"):
+        with pytest.raises(InputError, match=r"part-\d+-\w+\.parquet is damaged: .* run the same `prefdata rank`"):
             step()
     part.unlink()
     rank(run, spec)
@@ -254,3 +255,22 @@ def test_what_a_function_says_in_several_lines_is_a_note_of_one(run: Run, tmp_pa
     file.write_text("def f(messages, answer):\n    raise ValueError('boom\\nline two')\n")
     (note,) = [rank(run, RankSpec(function=f"{file}:f")).report.figures["note"]]
     assert "boom line two" in note
+
+
+def test_candidates_of_two_samplers_are_scored_once(run: Run, tiny_policy: Path, tiny_reward_model: Path) -> None:
+    """Samplers that differ in --max-tokens share the responses that end before; the first one's name is stored."""
+    sample(run, SampleSpec(model=str(tiny_policy), n=3, max_tokens=40, name="longer"))
+    held = {
+        name: {row["candidate_id"] for row in run.partition("candidates", name).read().to_pylist()}
+        for name in ("longer", "s")
+    }
+    shared = held["longer"] & held["s"]
+    assert shared
+    done = rank(run, RankSpec(reward_model=str(tiny_reward_model), name="rm"))
+    assert done.report.rows_out == len(held["longer"] | held["s"])
+    rows = [row for part in run.partition("scores", "rm").parts() for row in pq.read_table(part).to_pylist()]
+    assert len(rows) == done.report.rows_out
+    assert {row["sampler"] for row in rows if row["candidate_id"] in shared} == {"longer"}
+    assert select(run, SelectSpec(method="top-k", k=9, sampler=("s",), truncated="keep")).report.rows_in == len(
+        held["s"]
+    )

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scored_runs import score_of
 
 from prefdata import ids
 from prefdata.errors import InputError, NotReady, SpecConflict, UsageError
@@ -82,15 +83,7 @@ def made(path: Path, prompts: int = 10, tools: bool = False) -> Run:
     put(run, "prompts", "toy", table)
     drawn = [candidate(p, i, f"Answer {i} 🙂\n") for p in table["prompt_id"].to_pylist() for i in range(3)]
     put(run, "candidates", "policy", drawn)
-    scores = [
-        {
-            "candidate_id": c["candidate_id"],
-            "prompt_id": c["prompt_id"],
-            "score": float(c["sample_index"] - 1),
-            "text_hash": ids.text_hash(c["text"]),
-        }
-        for c in drawn
-    ]
+    scores = [score_of(c, "policy", float(c["sample_index"] - 1)) for c in drawn]
     put(run, "scores", "truth", scores)
     select(run, SelectSpec(method="top-k", k=3))
     pair(run, PairSpec(strategy="all"))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from prefdata.disk import checksum, this_process
 from prefdata.errors import InputError, NotReady, SpecConflict, StorageError, UsageError
 from prefdata.reports import Report
 from prefdata.specs import Spec, how, what
+from prefdata.storage.compaction import compact
 from prefdata.store import Lineage, Run, name_of
 from prefdata.tables import SCORES
 
@@ -26,7 +28,12 @@ class ToySpec(Spec):
 
 
 def scores(*ids: str, score: float = 1.0) -> pa.Table:
-    return SCORES.from_rows([{"candidate_id": i, "prompt_id": "p", "score": score, "text_hash": "h"} for i in ids])
+    return SCORES.from_rows([row(i, score=score) for i in ids])
+
+
+def row(candidate_id: str, prompt_id: str = "p", score: float = 1.0) -> dict[str, Any]:
+    copied = {"sampler": "s", "sample_index": 0, "round": 0, "text_key": 1, "chars": 1}
+    return {"candidate_id": candidate_id, "prompt_id": prompt_id, **copied, "score": score, "text_hash": "h"}
 
 
 def report(rows: int) -> Report:
@@ -55,15 +62,13 @@ def test_life_of_a_partition(tmp_path: Path) -> None:
 
 
 def test_only_what_comes_again_has_a_dictionary(tmp_path: Path) -> None:
-    rows = [
-        {"candidate_id": f"c{i}", "prompt_id": f"p{i // 8}", "text_hash": f"h{i}", "score": i / 7} for i in range(2000)
-    ]
+    rows = [{**row(f"c{i}", f"p{i // 8}", i / 7), "text_hash": f"h{i}", "text_key": i} for i in range(2000)]
     part = Run(tmp_path).partition("scores", "rm")
     part.begin(Lineage.of(ToySpec()))
     group = pq.ParquetFile(part.append(SCORES.from_rows(rows))).metadata.row_group(0)
     columns = [group.column(i) for i in range(group.num_columns)]
     said = {one.path_in_schema for one in columns if one.has_dictionary_page}
-    assert said == {"prompt_id", "reason", "details"}
+    assert said == {field.name for field in SCORES.schema} - {"candidate_id", "score", "text_key", "text_hash"}
     assert part.read().to_pylist() == SCORES.from_rows(rows).to_pylist()
 
 
@@ -196,13 +201,13 @@ def test_compact_keeps_the_last_row_of_each_key(tmp_path: Path) -> None:
     for ids, score in (("ab", 1.0), ("bc", 2.0), ("d", 3.0), ("ad", 4.0)):
         part.append(scores(*ids, score=score))
     before = {p.name for p in part.parts()}
-    part.compact(["candidate_id"])
+    compact(part, ["candidate_id"])
     found = [row for p in part.parts() for row in pq.read_table(p, partitioning=None).to_pylist()]
     assert {(r["candidate_id"], r["score"]) for r in found} == {("a", 4.0), ("b", 2.0), ("c", 2.0), ("d", 4.0)}
     assert len(found) == 4
     assert len({p.name for p in part.parts()} & before) == 2  # the parts without losers stay as they are
     again = {p.name: p.stat().st_mtime_ns for p in part.parts()}
-    part.compact(["candidate_id"])
+    compact(part, ["candidate_id"])
     assert {p.name: p.stat().st_mtime_ns for p in part.parts()} == again
 
 
@@ -211,7 +216,7 @@ def test_compact_joins_many_small_parts(tmp_path: Path) -> None:
     part.begin(Lineage.of(ToySpec()))
     for number in range(80):
         part.append(scores(f"x{number}", score=float(number)))
-    part.compact(["candidate_id"])
+    compact(part, ["candidate_id"])
     assert len(part.parts()) == 1
     assert sorted(part.read()["score"].to_pylist()) == list(range(80))
 
@@ -220,7 +225,9 @@ def test_rows_that_come_in_pieces_are_the_same_bytes(tmp_path: Path, monkeypatch
     """Parquet's pages end where a chunk ends, so that chunks must not reach the file."""
     monkeypatch.setattr("prefdata.partition.PART_ROWS", 200_000)
     ids = pa.array([f"{i * 7919:020x}" for i in range(250_000)])
-    rows = pa.table({"candidate_id": ids, "prompt_id": ids, "text_hash": ids, "score": [i / 7 for i in range(250_000)]})
+    whole = {"candidate_id": ids, "prompt_id": ids, "text_hash": ids, "score": [i / 7 for i in range(250_000)]}
+    same = {name: [row("c")[name]] * 250_000 for name in ("sampler", "sample_index", "round", "text_key", "chars")}
+    rows = pa.table({**whole, **same})
 
     def pieces(size: int):
         for start in range(0, rows.num_rows, size):

@@ -31,6 +31,7 @@ from prefdata.errors import SpecConflict, UsageError, did_you_mean
 from prefdata.progress import Progress, quiet
 from prefdata.reports import Report
 from prefdata.specs import SampleSpec
+from prefdata.storage.compaction import compact
 from prefdata.store import Outcome, Partition, Run, name_of
 from prefdata.tables import read_part
 from prefdata.views import blank
@@ -216,7 +217,7 @@ def _sample(job: Job, engine: _Engine, replace: bool, retry: bool, progress: Pro
         last = claims.last()
         asked = len(job.prompts) * job.spec.n
         if last:
-            partition.compact(KEY)
+            compact(partition, KEY)
             partition.refuse_lost(_missing(job, Drawn(partition, job.redo_below)), asked)
         report = account(partition, asked)
         report = report.timed(time.monotonic() - began, **_said(job, engine, drawing, seconds, last))

@@ -9,7 +9,7 @@ from prefdata.chat.clock import dated
 from prefdata.chat.template import template_identity
 from prefdata.engines import Engine, choose_engine, refuse_foreign
 from prefdata.errors import SpecConflict, UsageError
-from prefdata.ids import FORMAT, digest
+from prefdata.ids import FORMAT
 from prefdata.model_files import ModelFiles, identify
 from prefdata.model_identity import adapter_id
 from prefdata.specs import SampleSpec, difference
@@ -29,9 +29,6 @@ SPREADABLE = (
     "min_tokens",
 )
 """Settings that may differ between the candidates of one sampler, and that a sweep may go through."""
-
-_NOT_THE_LAW = ("max_tokens", "logprobs", "on_long")
-"""Settings that decide how far an answer goes or what is stored of it, and not how its tokens are drawn."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +75,8 @@ class Job:
             raise UsageError(f"--search {spec.search} searches one prompt, and --preprompts gives each answer its own.")
         view.check(prompt for _, rows in prompts for prompt in rows)
         lineage = _lineage(run, spec, files, engine, view)
-        law = {name: value for name, value in spec.essence(lineage.spec).items() if name not in _NOT_THE_LAW}
-        if spec.search != "sample":
-            law["max_tokens"] = spec.max_tokens  # the best beams of a shorter search are others
-        return cls(run, spec, files, engine, why, view, prompts, partition_of(run, spec), lineage, digest(law))
+        law = spec.sampler_fingerprint(lineage.spec)
+        return cls(run, spec, files, engine, why, view, prompts, partition_of(run, spec), lineage, law)
 
     @property
     def redo_below(self) -> int | None:

@@ -32,6 +32,7 @@ from prefdata.scorers.agreement import order_counts
 from prefdata.scorers.protocol import Comparer, Verdict
 from prefdata.shares import Shares
 from prefdata.specs import RankSpec
+from prefdata.storage.compaction import compact
 from prefdata.store import Appender, Lineage, Outcome, Partition, Run, name_of
 from prefdata.views import chosen_samplers
 
@@ -83,7 +84,7 @@ def _compare(
             last = claims.last()
             board.look(partition)
             if last:
-                partition.compact(KEY)
+                compact(partition, KEY)
                 lost = board.seen() - sum(rows for _, rows in partition.sized())
                 partition.refuse_lost(max(lost, 0) or board.missing(), board.comparisons)
             waiting = [] if last else ["Another process is still at work here, and will finish it."]

@@ -19,8 +19,8 @@ from prefdata.draws import Content, uniforms
 from prefdata.errors import InputError
 from prefdata.ids import Message
 from prefdata.scorers.protocol import Match
-from prefdata.shelves import Shelves, how_many_shares, shelf_room
 from prefdata.specs import RankSpec
+from prefdata.storage.spill import SpillBuckets, bucket_count, spill_dir
 from prefdata.store import Partition, Run
 from prefdata.tables import TABLES
 from prefdata.views import WHITESPACE, blank
@@ -85,20 +85,20 @@ class Board:
         self._run, self._samplers, self._spec = run, samplers, spec
         self._parts = [part for sampler in samplers for part in sampler.readable()]
         rows = sum(pq.read_metadata(part).num_rows for part in self._parts)
-        self.shares = how_many_shares(rows, SHARE)
+        self.shares = bucket_count(rows, SHARE)
         self.players = self.comparisons = 0
         self.content = ""
         self._read: set[Path] = set()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        room = self._stack.enter_context(shelf_room(self._run))
+        room = self._stack.enter_context(spill_dir(self._run))
         self._candidates, self._prompts, self._verdicts = (
-            Shelves(room / table, self.shares, pl.DataFrame(TABLES[table].empty().select(columns)))
+            SpillBuckets(room / table, self.shares, pl.DataFrame(TABLES[table].empty().select(columns)))
             for table, columns in (("candidates", _PLAYER), ("prompts", _ASKED), ("comparisons", _VERDICT))
         )
-        for shelves in (self._candidates, self._prompts, self._verdicts):
-            self._stack.callback(shelves.close)
+        for buckets in (self._candidates, self._prompts, self._verdicts):
+            self._stack.callback(buckets.close)
         for rows in _batches(self._parts, [*_PLAYER, "status"]):
             self._candidates.put(rows.filter((pl.col("status") == "ok") & ~blank("text")).select(_PLAYER))
         prompts = [part for source in self._run.all("prompts", partial=True) for part in source.readable()]
@@ -127,7 +127,7 @@ class Board:
 
     def verdicts(self, number: int) -> pl.DataFrame:
         """The rows of comparisons that a share has, each once."""
-        rows = self._verdicts.share(number)
+        rows = self._verdicts.bucket(number)
         return rows.unique(["first_id", "second_id", "order"], keep="last", maintain_order=True)
 
     def share(self, number: int) -> Share:
@@ -139,7 +139,7 @@ class Board:
         rows = self._playing(number)
         said = self.verdicts(number).select("first_id", "second_id", "order", "probability").iter_rows()
         groups = rows.group_by("prompt_id", maintain_order=True).agg("candidate_id")["candidate_id"].to_list()
-        messages: dict[str, Any] = dict(self._prompts.share(number).select(_ASKED).iter_rows())
+        messages: dict[str, Any] = dict(self._prompts.bucket(number).select(_ASKED).iter_rows())
         if lost := [one for one in rows["prompt_id"].unique() if one not in messages]:
             raise InputError(f"the run has answers to the prompt {lost[0]}, and not the prompt. Ingest it again.")
         return Share(
@@ -152,7 +152,7 @@ class Board:
 
     def _playing(self, number: int) -> pl.DataFrame:
         """The candidates of a share that take part, each prompt's in the order of their coins."""
-        rows = self._candidates.share(number)
+        rows = self._candidates.bucket(number)
         rows = rows.with_columns(bare=pl.col("text").str.strip_chars(WHITESPACE)).sort("candidate_id")
         rows = rows.unique(["prompt_id", "bare"], keep="first", maintain_order=True)
         coin = pl.Series("coin", uniforms(rows["candidate_id"], self._spec.seed, "schedule"))

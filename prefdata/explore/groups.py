@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from prefdata.draws import leading_bits
 from prefdata.errors import InputError
-from prefdata.pools.joining import LARGEST_SCORE
 from prefdata.reports import Report, nonzero
+from prefdata.scored.filters import LARGEST_SCORE
+from prefdata.stats import ragged
 from prefdata.store import Partition, Run
 from prefdata.tables import read_part
 from prefdata.views import chosen_samplers
@@ -48,14 +49,9 @@ class Draws:
     values: Mapping[str, Floats]
 
     def blocks(self, lot: Ints) -> Iterator[tuple[Ints, dict[str, Floats]]]:
-        """Prompts with equally many candidates, by lot: their lots (P,), and their values, each (P, candidates)."""
-        starts, by_lot = np.cumsum(self.sizes) - self.sizes, np.argsort(lot, kind="stable")
-        for size in np.unique(self.sizes):
-            having = by_lot[self.sizes[by_lot] == size]
-            for begin in range(0, having.size, max(1, _BLOCK // int(size))):
-                which = having[begin : begin + max(1, _BLOCK // int(size))]
-                at = starts[which][:, None] + np.arange(size)
-                yield lot[which], {name: column[at] for name, column in self.values.items()}
+        """Prompts with equally many candidates: their lots (P,), and their values, each (P, candidates)."""
+        for block in ragged.blocks(self.sizes, exact=True, max_rows=_BLOCK):
+            yield lot[block.prompts], {name: block.scatter(column, 0.0) for name, column in self.values.items()}
 
     def of(self, prompts: pl.Series) -> Draws:
         """The same of some prompts only."""

@@ -70,9 +70,10 @@ def going_on(means: Floats, draws: Draws, ns: Sequence[int]) -> Floats:
 
 
 def add(sums: Floats, lot: Ints, values: Floats) -> None:
-    """Add each prompt's values, (P, points), to the sums of its lot, (lots, points); `lot` is sorted."""
-    there, starts = np.unique(lot, return_index=True)
-    sums[there] += np.add.reduceat(values, starts, axis=0)
+    """Add each prompt's values, (P, points), to the sums of its lot, (lots, points)."""
+    order = np.argsort(lot, kind="stable")
+    there, starts = np.unique(lot[order], return_index=True)
+    sums[there] += np.add.reduceat(values[order], starts, axis=0)
 
 
 def points(draws: Draws, ns: Sequence[int], seed: int) -> list[Row]:

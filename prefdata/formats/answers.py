@@ -328,16 +328,28 @@ class Gathered:
             ]
         )
 
-    def scores(self, column: int, samplers: dict[AnswerKind, str]) -> list[dict[str, Any]]:
-        """What a column says of all answers, as rows of scores; `samplers` are the kinds' fingerprints."""
-        return [
+    def scores(self, column: int, samplers: dict[AnswerKind, tuple[str, str]]) -> list[dict[str, Any]]:
+        """What a column says of all answers, as rows of scores, a prompt's rows together.
+
+        `samplers` are the names and fingerprints of the kinds' samplers.
+        """
+        rows = [
             {
-                "candidate_id": ids.candidate_id(row["prompt_id"], samplers[kind], row["sample_index"]),
+                "candidate_id": ids.candidate_id(row["prompt_id"], samplers[kind][1], row["sample_index"]),
                 "prompt_id": row["prompt_id"],
                 "score": score[column],
                 "reason": None if score[column] is not None else "not_given",
+                "sampler": samplers[kind][0],
+                "sample_index": row["sample_index"],
+                "round": 0,
+                "text_key": ids.text_key(row["text"]),
+                "chars": ids.chars(row["text"]),
                 "text_hash": None if score[column] is None else ids.text_hash(row["text"]),
             }
             for kind in self.kinds
             for row, score in zip(self._rows[kind], self._scores[kind], strict=True)
         ]
+        first: dict[str, int] = {}
+        for row in rows:
+            first.setdefault(row["prompt_id"], len(first))
+        return sorted(rows, key=lambda row: first[row["prompt_id"]])

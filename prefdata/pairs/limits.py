@@ -38,7 +38,7 @@ def over_the_limits(prompt: Ints, chosen: Ints, rejected: Ints, answers: int, sp
 
 
 def balanced(pairs: pl.DataFrame, group: pl.Series, seed: int) -> pl.DataFrame:
-    """As many pairs of each group as the smallest has, by lot; `group` has one name a pair. Order is kept."""
+    """As many pairs of each group as the smallest has, at random; `group` has one name a pair. Order is kept."""
     coin = pl.Series(uniforms(pairs["pair_id"], seed, "balance"))
     drawn = pairs.select("pair_id").with_columns(group=group, coin=coin)
     least = drawn.group_by("group").len()["len"].min()

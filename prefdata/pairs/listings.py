@@ -1,7 +1,7 @@
 """What pair writes besides pairs, from the same selected answers: unpaired labels, groups in order, demonstrations.
 
-Three pure rules. Each is given the selected candidates as a pool (`prefdata.pools`), all of a prompt together and in
-any order, and returns the rows of its table, without the scorer, and the account.
+Three pure rules. Each is given a batch of the selected candidates (`prefdata.scored.reader`), and returns the rows of
+its table without the scorer, prompts in the order of the batch, and the account.
 
 - unpaired (KTO, 2402.01306): each answer good or bad on its own: by a threshold, by the prompt's median, or as one of
   the prompt's best and worst. What stands on the border is neither.
@@ -22,13 +22,14 @@ import polars as pl
 
 from prefdata.reports import Account, by_reason
 from prefdata.specs import PairSpec
+from prefdata.stats.ragged import RaggedRows
 
 KTO_RATIO = 4 / 3
 """The most that all good answers together should weigh, all bad ones together being 1; the least is 1 (KTO, 4.2)."""
 
 
 def unpaired(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]:
-    """Each answer good or bad by `spec.label_by`, ordered by prompt, best first.
+    """Each answer good or bad by `spec.label_by`, by prompt, best first.
 
     - threshold: good from `spec.threshold` up, bad below.
     - median: good strictly above the prompt's median, bad strictly below; equal is a `tie`.
@@ -37,10 +38,10 @@ def unpaired(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]
 
     Cut-off answers count for the median and for the places, also where they get no label (`good_truncated`).
     """
-    usable, dropped = _each_text_once(*_usable(rows, without_cut=spec.truncated == "drop"))
+    usable, dropped = _each_text_once(*_usable(rows, without_truncated=spec.truncated == "drop"))
     label = _label(spec)
     if spec.truncated == "rejected":
-        label = pl.when((label == "good") & _cut()).then(pl.lit("good_truncated")).otherwise(label)
+        label = pl.when((label == "good") & _truncated()).then(pl.lit("good_truncated")).otherwise(label)
     labelled = _standing(usable).with_columns(label=label)
     counts = dict(by_reason(labelled["label"]))
     good, bad = counts.pop("good", 0), counts.pop("bad", 0)
@@ -71,22 +72,25 @@ def advised_weights(good: int, bad: int) -> dict[str, float | None]:
 
 
 def groups(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]:
-    """Each prompt's answers as one row, best first and of equals the earlier draw; ordered by prompt.
+    """Each prompt's answers as one row, best first and of equals the earlier sample.
 
     A prompt of no answer, of one, or of equal scores alone has no order: it is dropped.
     """
-    usable, left_out = _each_text_once(*_usable(rows, without_cut=spec.truncated == "drop"))
+    usable, left_out = _each_text_once(*_usable(rows, without_truncated=spec.truncated == "drop"))
     ranked = _standing(usable)
     if spec.truncated == "rejected":
-        last = ranked.filter(~_cut() | (pl.col("below") == 0))
+        last = ranked.filter(~_truncated() | (pl.col("below") == 0))
         left_out["truncated"] = ranked.height - last.height
         ranked = _placed(last)
-    made = ranked.group_by("prompt_id", maintain_order=True).agg(
-        candidate_ids="candidate_id", scores="score", ranks=(pl.col("above") + 1).cast(pl.Int32)
+    made = ranked.group_by("prompt", maintain_order=True).agg(
+        pl.col("prompt_id").first(),
+        candidate_ids="candidate_id",
+        scores="score",
+        ranks=(pl.col("above") + 1).cast(pl.Int32),
     )
     alone = made["candidate_ids"].list.len() == 1
     tied = made["ranks"].list.last() == 1  # the last shares the first place
-    kept = made.filter(~tied)
+    kept = made.filter(~tied).drop("prompt")
     prompts = rows["prompt_id"].n_unique()
     dropped = {"tie": int((tied & ~alone).sum()), "one_candidate": int(alone.sum())}
     account = Account(
@@ -102,8 +106,8 @@ def groups(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]:
 
 
 def demonstrations(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]:
-    """Every answer, ordered by prompt, best first; `rank` is its place there, `weight` how often it was drawn, or 1."""
-    usable, dropped = _usable(rows, without_cut=spec.truncated != "keep")
+    """Every answer, by prompt, best first; `rank` is its place there, `weight` how often it was drawn, or 1."""
+    usable, dropped = _usable(rows, without_truncated=spec.truncated != "keep")
     kept = _standing(usable).select(
         "candidate_id",
         "prompt_id",
@@ -125,39 +129,40 @@ LISTINGS = {"unpaired": unpaired, "groups": groups, "demonstrations": demonstrat
 """The rule of each table, by its name."""
 
 
-def _cut() -> pl.Expr:
+def _truncated() -> pl.Expr:
     return pl.col("finish_reason").eq_missing("length")
 
 
-def _usable(rows: pl.DataFrame, *, without_cut: bool) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The answers that take part, and how many do not, by reason."""
-    dropped = dict(by_reason(rows["left_out"]))
-    able = rows.filter(pl.col("left_out").is_null())
-    said = able.filter(pl.col("chars") > 0)
-    kept = said.filter(~_cut()) if without_cut else said
-    return kept, dropped | {"empty": able.height - said.height, "truncated": said.height - kept.height}
+def _usable(rows: pl.DataFrame, *, without_truncated: bool) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The answers that take part, with the numbers of their prompts, and how many do not, by reason."""
+    dropped = dict(by_reason(rows["excluded"]))
+    grouped = RaggedRows.from_frame(rows)
+    able = grouped.rows.with_columns(prompt=grouped.prompt_index).filter(pl.col("excluded").is_null())
+    written = able.filter(pl.col("chars") > 0)
+    kept = written.filter(~_truncated()) if without_truncated else written
+    return kept, dropped | {"empty": able.height - written.height, "truncated": written.height - kept.height}
 
 
 def _each_text_once(rows: pl.DataFrame, dropped: dict[str, int]) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The earliest draw of each of a prompt's texts."""
-    drawn = rows.sort("round", "sample_index", "candidate_id")
-    kept = drawn.unique(["prompt_id", "text_key"], keep="first")
+    """The earliest sample of each of a prompt's texts."""
+    sampled = rows.sort("round", "sample_index", "candidate_id")
+    kept = sampled.unique(["prompt", "text_key"], keep="first")
     return kept, dropped | {"same_text": rows.height - kept.height}
 
 
 def _standing(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows by prompt, best first, of equals the earlier draw, each with its place."""
-    order = ["prompt_id", "score", "sample_index", "candidate_id"]
+    """The rows by prompt, best first, of equals the earlier sample, each with its place."""
+    order = ["prompt", "score", "sample_index", "candidate_id"]
     return _placed(rows.sort(order, descending=[False, True, False, False]))
 
 
 def _placed(rows: pl.DataFrame) -> pl.DataFrame:
-    """Ordered rows, and where each one stands among its prompt's answers.
+    """Ordered rows, and the place of each among its prompt's answers.
 
     Adds `place` (from 1), `above` and `below` (how many of them have a higher and a lower score) and `size`.
     """
     row = np.arange(rows.height)
-    new_prompt = rows["prompt_id"].ne_missing(rows["prompt_id"].shift()).to_numpy()
+    new_prompt = rows["prompt"].ne_missing(rows["prompt"].shift()).to_numpy()
     new_score = new_prompt | rows["score"].ne_missing(rows["score"].shift()).to_numpy()
     prompt, tie = np.cumsum(new_prompt) - 1, np.cumsum(new_score) - 1
     prompts = np.append(np.flatnonzero(new_prompt), rows.height)

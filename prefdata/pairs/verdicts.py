@@ -1,11 +1,11 @@
-"""Pairs from comparisons: what judges or people said, without scores."""
+"""Pairs from comparisons: verdicts of judges or people, without scores."""
 
 from __future__ import annotations
 
 import numpy as np
 import polars as pl
 
-from prefdata.pairs.strategies import Field, Proposals
+from prefdata.pairs.strategies import Proposals, RankedCandidates
 from prefdata.scorers.leagues import league
 
 
@@ -22,7 +22,7 @@ def verdicts(comparisons: pl.DataFrame) -> pl.DataFrame:
     i, j = names.gather(games.i), names.gather(games.j)
     rows = pl.DataFrame({"prompt_id": games.names["prompt_id"].gather(games.i), "i": i, "j": j, "share": share})
     turned = (pl.col("share") < 0.5) | ((pl.col("share") == 0.5) & (pl.col("i") > pl.col("j")))
-    said = rows.select(
+    known = rows.select(
         "prompt_id",
         first_id=pl.when(turned).then("j").otherwise("i"),
         second_id=pl.when(turned).then("i").otherwise("j"),
@@ -34,17 +34,17 @@ def verdicts(comparisons: pl.DataFrame) -> pl.DataFrame:
         second_id=pl.max_horizontal("first_id", "second_id"),
         probability=pl.col("probability").fill_nan(None),
     ).filter(pl.col("first_id") != pl.col("second_id"))
-    unsaid = two.group_by("prompt_id", "first_id", "second_id", maintain_order=True).agg(pl.col("probability").max())
-    return pl.concat([said, unsaid.filter(pl.col("probability").is_null())])
+    unknown = two.group_by("prompt_id", "first_id", "second_id", maintain_order=True).agg(pl.col("probability").max())
+    return pl.concat([known, unknown.filter(pl.col("probability").is_null())])
 
 
-def proposed_by(said: pl.DataFrame, field: Field) -> Proposals:
-    """The verdicts about answers of a field; those about an answer that takes no part are counted as such.
+def proposed_by(judged: pl.DataFrame, candidates: RankedCandidates) -> Proposals:
+    """The verdicts about candidates of a batch; those about an answer that takes no part are counted as such.
 
-    `said` are the verdicts, also about other prompts.
+    `judged` are the verdicts, also about other prompts.
     """
-    names = field.take(np.arange(len(field.of)), "candidate_id").with_row_index("number")
-    both = said
+    names = candidates.rows.select("candidate_id").with_row_index("number")
+    both = judged
     for side in ("first", "second"):
         number = names.rename({"number": side, "candidate_id": f"{side}_id"})
         both = both.join(number, on=f"{side}_id", how="left")

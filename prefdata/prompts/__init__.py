@@ -33,8 +33,9 @@ from prefdata.prompts.answered import Derived, answered, forget, told
 from prefdata.reports import Report, nonzero
 from prefdata.specs import IngestSpec
 from prefdata.store import Lineage, Outcome, Run, name_of
-from prefdata.tables import PROMPTS, rows_id
+from prefdata.tables import PROMPTS, SCORES, rows_id
 from prefdata.transforms import INSTRUCTION, Instructions, train_view
+from prefdata.views import candidate_files
 
 LOOKED_AT = 20
 """Good rows of each file that its layout is detected from."""
@@ -97,7 +98,9 @@ def ingest(run: Run, files: Sequence[str], spec: IngestSpec, *, replace: bool = 
         for there, of in ((partition, lineage), *((there, of) for there, of, _ in beside)):
             there.check(of)
     stored = [partition.derive(lineage, lambda: (table, report), replace=replace)]
-    stored += [there.derive(of, compute, replace=replace) for there, of, compute in beside]
+    for there, of, compute in beside:  # the samplers first, then the scores of their candidates
+        seen = candidate_files(run) if there.table is SCORES else None
+        stored.append(there.derive(of, compute, replace=replace, seen=seen))
     if replace and gathered is not None:
         forget(run, partition.name, beside)
     return next((replaced(stored[0], did=one.did) for one in stored if one.did != "kept"), stored[0])

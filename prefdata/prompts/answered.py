@@ -28,7 +28,10 @@ def answered(run: Run, name: str, gathered: Gathered, spec: IngestSpec) -> list[
     samplers = [
         _sampler(run.partition("candidates", f"{name}-{kind}"), kind, gathered, spec) for kind in gathered.kinds
     ]
-    of_kind = {kind: lineage.fingerprint for kind, (_, lineage, _) in zip(gathered.kinds, samplers, strict=True)}
+    of_kind = {
+        kind: (partition.name, lineage.fingerprint)
+        for kind, (partition, lineage, _) in zip(gathered.kinds, samplers, strict=True)
+    }
     scorers = [
         _scorer(
             name,

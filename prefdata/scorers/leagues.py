@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prefdata.errors import InputError
+from prefdata.stats import ragged
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -126,18 +127,17 @@ def blocks(
     Shapes (prompts,) and (prompts, n, n); as many prompts at once as make some two million pairs.
     """
     sizes = np.bincount(prompt)
-    starts = np.cumsum(sizes) - sizes
-    for size in np.unique(sizes).tolist():
-        group = np.flatnonzero(sizes == size)
-        for some in np.array_split(group, len(group) * size * size // 2_000_000 + 1):
-            number = np.full(len(sizes), -1)
-            number[some] = np.arange(len(some))
-            here = np.flatnonzero(number[prompt[i]] >= 0)
-            at, start = number[prompt[i[here]]], starts[prompt[i[here]]]
-            wins = np.zeros((len(some), size, size))
-            wins[at, i[here] - start, j[here] - start] = wins_i[here]
-            wins[at, j[here] - start, i[here] - start] = wins_j[here]
-            yield starts[some], wins
+    starts, number = ragged.offsets(sizes), np.empty(len(sizes), np.int64)
+    for block in ragged.blocks(sizes, exact=True, max_rows=2_000_000 // max(int(sizes.max(initial=1)), 1)):
+        some = np.arange(len(sizes))[block.prompts]
+        number.fill(-1)
+        number[some] = np.arange(len(some))
+        here = np.flatnonzero(number[prompt[i]] >= 0)
+        at, start = number[prompt[i[here]]], starts[prompt[i[here]]]
+        wins = np.zeros((len(some), block.shape[1], block.shape[1]))
+        wins[at, i[here] - start, j[here] - start] = wins_i[here]
+        wins[at, j[here] - start, i[here] - start] = wins_j[here]
+        yield starts[some], wins
 
 
 def contradictions(here: League) -> dict[str, Any]:

@@ -4,7 +4,6 @@ A score belongs to one exact text under one scorer: the row carries the text's h
 is no score. Scores that are there stay; candidates that came later are scored by the same command, and several
 processes that are given it share the work.
 
-    index.py     which candidates are known or scored
     scoring.py   one stream from candidates to scores
     derived.py   scores made from scores
 """
@@ -14,7 +13,10 @@ from __future__ import annotations
 import json
 import math
 import time
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from prefdata.chat.clock import began_on
 from prefdata.claims import Claims
@@ -23,12 +25,13 @@ from prefdata.progress import Progress, quiet
 from prefdata.reports import Report, nonzero
 from prefdata.scorers import dated_scorer, identity_of, open_scorer, outputs_of
 from prefdata.scores.derived import aggregated, calibrated, combined
-from prefdata.scores.index import CandidateIndex
 from prefdata.scores.scoring import Scoring
 from prefdata.specs import RankSpec
+from prefdata.storage.compaction import compact, discard
+from prefdata.storage.key_index import CandidateKeySet
 from prefdata.store import Lineage, Outcome, Partition, Run, name_of
 from prefdata.tables import read_part
-from prefdata.views import chosen_samplers
+from prefdata.views import candidate_files, chosen_samplers
 
 KEY = ("candidate_id",)
 
@@ -57,11 +60,13 @@ def rank(
             partition.check(lineages[name])
     for source in run.all("prompts", partial=True):
         source.readable()  # what is damaged is refused before anything is written
-    candidates = CandidateIndex(samplers)
+    seen = candidate_files(run)
+    candidates = CandidateKeySet(samplers)
     for name, partition in partitions.items():
         if not replace:
+            partition.upgrade(drop_orphans=True)
             _drop_orphans(run, partition, lineages[name])
-    scored = [CandidateIndex([] if replace else [partition], growing=True) for partition in partitions.values()]
+    scored = [CandidateKeySet([] if replace else [partition], growing=True) for partition in partitions.values()]
     first = next(iter(partitions.values()))
     whole = all(one.intact for one in partitions.values()) and all(one.lacks(candidates) == 0 for one in scored)
     if whole and not replace:
@@ -78,26 +83,31 @@ def rank(
             partition.reopen()
         scoring = Scoring(run, samplers, partitions, claims, progress, total=len(candidates))
         if replace:  # what was there is gone, and what comes is to be looked for
-            scored = [CandidateIndex([partition], growing=True) for partition in partitions.values()]
+            scored = [CandidateKeySet([partition], growing=True) for partition in partitions.values()]
         notes = scoring.score(scored, scorer)
         last = claims.last()
-        reports = [_ended(one, candidates, began, notes, last) for one in partitions.values()]
+        reports = [_ended(one, candidates, seen, began, notes, last) for one in partitions.values()]
     return Outcome(reports[0], first.path, "made" if states[0] == "absent" else "continued")
 
 
 def _ended(
-    partition: Partition, candidates: CandidateIndex, began: float, notes: tuple[str, ...], last: bool
+    partition: Partition,
+    candidates: CandidateKeySet,
+    seen: dict[str, str],
+    began: float,
+    notes: tuple[str, ...],
+    last: bool,
 ) -> Report:
     if last:
-        partition.compact(KEY)
-        partition.refuse_lost(CandidateIndex([partition], growing=True).lacks(candidates), len(candidates))
+        compact(partition, KEY, by_prompt=True)
+        partition.refuse_lost(CandidateKeySet([partition], growing=True).lacks(candidates), len(candidates))
     busy = () if last else ("Another process is still at work here, and will finish it.",)
     report = account(partition, len(candidates))
     none = () if report.figures["scored"] or not report.rows_in else (_why_none(partition),)
     said = {"note": " ".join([*notes, *none, *busy])} if notes or none or busy else {}
     report = report.timed(time.monotonic() - began, **said)
     if last:
-        partition.finish(report)
+        partition.finish(report, seen)
     return report
 
 
@@ -164,13 +174,13 @@ def _drop_orphans(run: Run, partition: Partition, lineage: Lineage) -> None:
     """Remove scores of candidates that are not in the run any more, because their sampler was replaced."""
     if partition.lineage() is None:
         return
-    known = CandidateIndex(run.partitions("candidates"))
-    gone: dict[int, list[int]] = {}
-    for number, part in enumerate(partition.stored()):
-        there = known.has(read_part(part, ["candidate_id"])["candidate_id"])
-        if not all(there):
-            gone[number] = [row for row, has in enumerate(there) if not has]
+    known = CandidateKeySet(run.partitions("candidates"))
+    gone: dict[Path, list[int]] = {}
+    for part in partition.stored():
+        present = known.has(read_part(part, ["candidate_id"])["candidate_id"])
+        if not present.all():
+            gone[part] = np.flatnonzero(~present).tolist()
     if gone:
         partition.reopen()
         partition.begin(lineage)
-        partition.discard(gone)
+        discard(partition, gone)

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from prefdata.errors import UsageError
+from prefdata.errors import InputError, UsageError
 from prefdata.reports import Report, by_reason, nonzero
 from prefdata.scorers import file_identity
 from prefdata.scorers.aggregate import aggregate
@@ -20,12 +20,12 @@ from prefdata.scorers.leagues import contradictions, league
 from prefdata.specs import RankSpec
 from prefdata.store import Lineage, Outcome, Run, name_of
 from prefdata.tables import SCORES, rows_id
-from prefdata.views import read_candidates, read_preferences, read_prompts
+from prefdata.views import candidate_files, read_candidates, read_preferences, read_prompts
 
 BOOTSTRAP = 200
 """Resamples for the intervals of Bradley-Terry scores."""
 
-_COLUMNS = ["candidate_id", "prompt_id", "score", "reason", "text_hash"]
+_CANDIDATE = ["candidate_id", "prompt_id", *SCORES.copied]
 
 
 def combined(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = False) -> Outcome:
@@ -60,10 +60,11 @@ def combined(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool =
             normalise=spec.normalize,
             safety_prompts=_safety(run, joined["prompt_id"]) if rule.kind == "gate" else None,
         )
-        rows = joined.select("candidate_id", "prompt_id", "text_hash").hstack(made)
+        rows = joined.select(*_CANDIDATE, "text_hash").hstack(made)
         return SCORES.conform(rows.to_arrow()), derived_report(rows).timed(time.monotonic() - began)
 
-    return run.partition("scores", name_of(name)).derive(lineage, compute, replace=replace)
+    seen = _seen(run, *rule.members)
+    return run.partition("scores", name_of(name)).derive(lineage, compute, replace=replace, seen=seen)
 
 
 def aggregated(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = False) -> Outcome:
@@ -90,14 +91,13 @@ def aggregated(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool
             json.dumps({name: value for name, value in row.items() if value is not None})
             for row in made.select("games", "low", "high").iter_rows(named=True)
         ]
-        rows = made.select("candidate_id", "prompt_id", "score", "reason").with_columns(
-            text_hash=pl.lit(None, pl.String), details=pl.Series(details, dtype=pl.String)
-        )
+        rows = made.select("candidate_id", "score", "reason", details=pl.Series(details, dtype=pl.String))
+        rows = _with_candidates(run, rows)
         report = derived_report(rows, comparisons=games.height, **_contradictions(games))
         return SCORES.conform(rows.to_arrow()), report.timed(time.monotonic() - began)
 
     name = spec.name or f"{'-'.join(spec.comparisons)}-{spec.aggregate}"
-    return run.partition("scores", name_of(name)).derive(lineage, compute, replace=replace)
+    return run.partition("scores", name_of(name)).derive(lineage, compute, replace=replace, seen=candidate_files(run))
 
 
 def calibrated(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = False) -> Outcome:
@@ -115,10 +115,7 @@ def calibrated(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool
         raise UsageError("--calibrate corrects by --length or by pairs that are --labelled: say which.")
     scorer = str(spec.calibrate)
     rows = scores_of(run, scorer, partial=partial)
-    lengths = read_candidates(run, ["candidate_id", "text"]).select(
-        "candidate_id", length=pl.col("text").str.len_chars().cast(pl.Float64)
-    )
-    rows = rows.join(lengths, on="candidate_id", how="left", maintain_order="left")
+    rows = rows.with_columns(length=pl.col("chars").cast(pl.Float64))
     ids = ["pair_id", "chosen_id", "rejected_id"]
     pairs = None if spec.labelled is None else read_preferences(run.only("pairs", spec.labelled), ids)
     parents = {f"scores/{scorer}": _content(rows)}
@@ -135,7 +132,8 @@ def calibrated(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool
         return SCORES.conform(made.drop("length").to_arrow()), report
 
     name = spec.name or f"{scorer}-calibrated"
-    return run.partition("scores", name_of(name)).derive(lineage, compute, replace=replace)
+    seen = _seen(run, scorer)
+    return run.partition("scores", name_of(name)).derive(lineage, compute, replace=replace, seen=seen)
 
 
 def corrected(rows: pl.DataFrame, pairs: pl.DataFrame | None, spec: RankSpec) -> pl.DataFrame:
@@ -188,6 +186,12 @@ def _contradictions(games: pl.DataFrame) -> dict[str, Any]:
     return {name.replace("_", " "): value for name, value in said.items() if value is not None}
 
 
+def _seen(run: Run, *scorers: str) -> dict[str, str]:
+    """The files of candidates for which all of some scorers were finished; nothing where they differ."""
+    each = [success.seen if (success := run.partition("scores", one).success()) else {} for one in scorers]
+    return each[0] if all(one == each[0] for one in each) else {}
+
+
 def _content(rows: pl.DataFrame) -> str:
     return rows_id(rows.select("candidate_id", "score").to_arrow(), "candidate_id")
 
@@ -198,7 +202,9 @@ def scores_of(run: Run, scorer: str, *, partial: bool = False) -> pl.DataFrame:
     Raises:
         NotReady, UsageError: as `Run.only`.
     """
-    rows = pl.from_arrow(run.only("scores", scorer, partial=partial).read(_COLUMNS))
+    rows = pl.from_arrow(
+        run.only("scores", scorer, partial=partial).read([*_CANDIDATE, "score", "reason", "text_hash"])
+    )
     assert isinstance(rows, pl.DataFrame)
     return rows
 
@@ -214,13 +220,29 @@ def derived_report(rows: pl.DataFrame, **also: Any) -> Report:
 
 def _joined(members: dict[str, pl.DataFrame]) -> pl.DataFrame:
     """A row a candidate that one of the members knows, with a column of scores for each."""
-    every = pl.concat([rows.select("candidate_id", "prompt_id", "text_hash") for rows in members.values()])
+    every = pl.concat([rows.select(*_CANDIDATE, "text_hash") for rows in members.values()])
     joined = every.sort("candidate_id", "text_hash", nulls_last=True).unique(
         "candidate_id", keep="first", maintain_order=True
     )
     for name, rows in members.items():
         joined = joined.join(rows.select("candidate_id", pl.col("score").alias(name)), on="candidate_id", how="left")
-    return joined.sort("prompt_id", "candidate_id")
+    return joined.sort("prompt_id", "sample_index", "candidate_id")
+
+
+def _with_candidates(run: Run, rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows of scores with what they repeat of their candidates.
+
+    Raises:
+        InputError: the run does not hold one of them.
+    """
+    candidates = read_candidates(run, [name for name in _CANDIDATE if name != "sampler"])
+    joined = rows.join(candidates, on="candidate_id", how="left", maintain_order="left")
+    if lost := joined.filter(pl.col("sampler").is_null())["candidate_id"].to_list():
+        raise InputError(
+            f"the comparisons are of {len(lost)} candidates that are not in {run} (first: {lost[0]}). "
+            "Compare those that are there, or ingest the candidates again."
+        )
+    return joined.sort("prompt_id", "sample_index", "candidate_id")
 
 
 def _safety(run: Run, prompts: pl.Series) -> pl.Series:

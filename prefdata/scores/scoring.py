@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
@@ -15,15 +16,19 @@ from prefdata.claims import Claims
 from prefdata.errors import InputError
 from prefdata.progress import Progress
 from prefdata.scorers.protocol import Item, Scored, Scorer
-from prefdata.scores.index import CandidateIndex
 from prefdata.shares import Shares
+from prefdata.storage.key_index import CandidateKeySet
 from prefdata.store import Appender, Partition, Run
-from prefdata.tables import scan_parts
+from prefdata.tables import SCORES, scan_parts
+from prefdata.views import twins
 
 SHARE = 4096
 """Candidates that are read, claimed and joined with their prompts at a time."""
 
-_COLUMNS = ["candidate_id", "prompt_id", "text", "status", "finish_reason"]
+_KEPT = ["candidate_id", "prompt_id", *SCORES.copied]
+"""What a row of scores repeats of its candidate."""
+
+_COLUMNS = [*(name for name in _KEPT if name != "sampler"), "text", "status"]
 _PROMPT = ["prompt_id", "messages", "tools", "reference", "metadata"]
 
 Row = dict[str, Any]
@@ -46,7 +51,7 @@ class Scoring:
     total: int
     done: int = 0
 
-    def score(self, scored: list[CandidateIndex], scorer: Scorer) -> tuple[str, ...]:
+    def score(self, scored: list[CandidateKeySet], scorer: Scorer) -> tuple[str, ...]:
         """Score until nothing lacks a score, beside other processes if there are some; returns the scorer's notes."""
         self._scored = scored
         try:
@@ -57,15 +62,19 @@ class Scoring:
             scorer.close()
 
     def _shares(self) -> Iterator[tuple[str, list[Row]]]:
-        for sampler in self.samplers:
+        for number, sampler in enumerate(self.samplers):
+            # Candidates that an earlier sampler holds as well are scored as that one's.
+            earlier = CandidateKeySet(twins(sampler, self.samplers[:number]))
             for part in sampler.readable():
-                for number, batch in enumerate(pq.ParquetFile(part).iter_batches(SHARE, columns=_COLUMNS)):
-                    yield f"{sampler.name}-{part.stem}-{number:05d}", batch.to_pylist()
+                for batch_number, batch in enumerate(pq.ParquetFile(part).iter_batches(SHARE, columns=_COLUMNS)):
+                    rows = pl.DataFrame(batch).with_columns(sampler=pl.lit(sampler.name))
+                    own = rows.filter(pl.Series(~earlier.has(rows["candidate_id"]), dtype=pl.Boolean))
+                    yield f"{sampler.name}-{part.stem}-{batch_number:05d}", own.to_dicts()
 
     def _lacking(self, rows: list[Row]) -> list[Row]:
-        ids = [row["candidate_id"] for row in rows]
-        there = [all(found) for found in zip(*(index.has(ids) for index in self._scored), strict=True)]
-        return [row for row, has in zip(rows, there, strict=True) if not has]
+        ids = pl.Series([row["candidate_id"] for row in rows], dtype=pl.String)
+        present = np.all([index.has(ids) for index in self._scored], axis=0)
+        return [row for row, has in zip(rows, present, strict=True) if not has]
 
     def _refresh(self) -> None:
         for index in self._scored:
@@ -79,12 +88,12 @@ class Scoring:
                 yield from with_prompts(self.run, lacking)
 
     def _score(self, rows: Iterator[Row], scorer: Scorer) -> None:
-        prompt_of: dict[str, list[Any]] = {}
+        in_flight: dict[str, list[Any]] = {}  # what a row keeps of its candidate, and how many outputs it waits for
         unanswered: list[Row] = []
 
         def items() -> Iterator[Item]:
             for row in rows:
-                prompt_of[row["candidate_id"]] = [row["prompt_id"], len(scorer.outputs)]
+                in_flight[row["candidate_id"]] = [{name: row[name] for name in _KEPT}, len(scorer.outputs)]
                 if row["status"] == "ok":
                     yield item_of(row)
                 else:
@@ -105,11 +114,11 @@ class Scoring:
         with ExitStack() as stack:
             appenders = {name: stack.enter_context(Appender(one)) for name, one in self.partitions.items()}
             for scored in everything():
-                left = prompt_of[scored.key]
-                appenders[scored.output].add(_row(scored, left[0]))
-                left[1] -= 1
-                if left[1] == 0:
-                    del prompt_of[scored.key]
+                waiting = in_flight[scored.key]
+                appenders[scored.output].add({**waiting[0], **_score_columns(scored)})
+                waiting[1] -= 1
+                if waiting[1] == 0:
+                    del in_flight[scored.key]
                     self.done += 1
                     self.progress(self.done, self.total)
 
@@ -147,10 +156,8 @@ def item_of(row: Row) -> Item:
     )
 
 
-def _row(scored: Scored, prompt_id: str) -> Row:
+def _score_columns(scored: Scored) -> Row:
     return {
-        "candidate_id": scored.key,
-        "prompt_id": prompt_id,
         "score": scored.score,
         "reason": scored.reason,
         "text_hash": scored.text_hash,

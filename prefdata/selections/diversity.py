@@ -21,12 +21,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prefdata.errors import InputError
-from prefdata.grids import Standing
 from prefdata.ids import digest
 from prefdata.scorers.similarity import normalised
 from prefdata.scorers.similarity import words as _words
 from prefdata.selections.rules import NOWHERE
 from prefdata.specs import SelectSpec
+from prefdata.stats.ragged import RaggedRows
 from prefdata.tables import read_part
 
 Distances = NDArray[np.float64]
@@ -69,11 +69,11 @@ class Distance:
         return 1 - vectors @ vectors.T
 
 
-def spread_ranks(answers: Standing, spec: SelectSpec, distance: Distance) -> NDArray[np.int64]:
+def spread_ranks(answers: RaggedRows, spec: SelectSpec, distance: Distance) -> NDArray[np.int64]:
     """The place of each row in the greedy order of its prompt; nowhere after the k-th."""
     place = np.full(answers.rows.height, NOWHERE, np.int64)
     start = 0
-    for size in answers.size.tolist():
+    for size in answers.sizes.tolist():
         some = answers.rows[start : start + size]
         order = spread(some["score"].to_numpy(), distance.between(some), spec.k, spec.diverse)
         place[start + np.array(order)] = np.arange(1, len(order) + 1)

@@ -22,8 +22,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prefdata.draws import gumbels, uniforms
-from prefdata.grids import Grid, Standing, descending
 from prefdata.specs import SelectSpec
+from prefdata.stats.ragged import PaddedBlock, RaggedRows, argsort_desc
 
 Scores = NDArray[np.float64]
 """Scores, shape (prompts, candidates), padded with -inf where a prompt has fewer candidates."""
@@ -35,7 +35,7 @@ NOWHERE = np.iinfo(np.int32).max
 """The place of what is not kept."""
 
 
-def places(answers: Standing, spec: SelectSpec) -> tuple[Places, NDArray[np.int32] | None]:
+def places(answers: RaggedRows, spec: SelectSpec) -> tuple[Places, NDArray[np.int32] | None]:
     """The place of each row among its prompt's, and for `boltzmann` how often it was drawn; both of shape (rows,).
 
     The answers have candidate_id and score. One is kept where its place is at most k.
@@ -45,12 +45,12 @@ def places(answers: Standing, spec: SelectSpec) -> tuple[Places, NDArray[np.int3
     rows = answers.rows
     place = np.full(rows.height, NOWHERE, np.int64)
     drawn = np.zeros(rows.height, np.int32) if spec.method == "boltzmann" else None
-    for grid in answers.grids():
-        scores, coins = grid.spread(answers.column("score"), -np.inf), _coins(grid, rows["candidate_id"], spec)
+    for block in answers.blocks():
+        scores, coins = block.scatter(answers.column("score"), -np.inf), _coins(block, rows["candidate_id"], spec)
         if drawn is None:
-            place[grid.numbers] = grid.flat(_ranks(scores, coins, spec))
+            place[block.rows] = block.gather(_ranks(scores, coins, spec))
         else:
-            drawn[grid.numbers] = grid.flat(boltzmann_draws(scores, spec.beta, spec.k, coins))
+            drawn[block.rows] = block.gather(boltzmann_draws(scores, spec.beta, spec.k, coins))
     if drawn is not None:
         place = _by_draws(answers, drawn)
     return place, drawn
@@ -119,16 +119,16 @@ def acceptance(scores: Scores, beta: float) -> tuple[Scores, Scores]:
     return weight.sum(axis=1) / there, weight.sum(axis=1) ** 2 / (weight**2).sum(axis=1)
 
 
-def acceptances(answers: Standing, beta: float) -> tuple[Scores, Scores]:
+def acceptances(answers: RaggedRows, beta: float) -> tuple[Scores, Scores]:
     """`acceptance` of each prompt, each of shape (prompts,), in no particular order of prompts."""
-    found = [acceptance(grid.spread(answers.column("score"), -np.inf), beta) for grid in answers.grids()]
+    found = [acceptance(block.scatter(answers.column("score"), -np.inf), beta) for block in answers.blocks()]
     empty = np.empty(0)
     return np.concatenate([empty, *(a for a, _ in found)]), np.concatenate([empty, *(e for _, e in found)])
 
 
-def _coins(grid: Grid, names: pl.Series, spec: SelectSpec) -> Callable[[int], Scores]:
-    mine = names[grid.numbers]
-    return lambda turn: grid.lay(uniforms(mine, spec.seed, spec.method, turn), 0.5)
+def _coins(block: PaddedBlock, ids: pl.Series, spec: SelectSpec) -> Callable[[int], Scores]:
+    own = ids[block.rows]
+    return lambda turn: block.scatter_own(uniforms(own, spec.seed, spec.method, turn), 0.5)
 
 
 def _ranks(scores: Scores, draw: Callable[[int], Scores], spec: SelectSpec) -> Places:
@@ -140,20 +140,19 @@ def _ranks(scores: Scores, draw: Callable[[int], Scores], spec: SelectSpec) -> P
     return _places(scores, {"best-of-n": 1, "threshold": None}.get(spec.method, spec.k))
 
 
-def _shuffled(answers: Standing, spec: SelectSpec) -> Places:
+def _shuffled(answers: RaggedRows, spec: SelectSpec) -> Places:
     rows = answers.rows
-    order = np.lexsort((uniforms(rows["candidate_id"], spec.seed, "shuffle"), answers.prompt))
+    order = np.lexsort((uniforms(rows["candidate_id"], spec.seed, "shuffle"), answers.prompt_index))
     place = np.empty(rows.height, np.int64)
-    place[order], _ = places(Standing(rows[order], answers.size), spec.model_copy(update={"shuffle": False}))
+    place[order], _ = places(RaggedRows(rows[order], answers.sizes), spec.model_copy(update={"shuffle": False}))
     return place
 
 
-def _by_draws(answers: Standing, drawn: NDArray[np.int32]) -> Places:
+def _by_draws(answers: RaggedRows, drawn: NDArray[np.int32]) -> Places:
     """Places by how often a row was drawn, then by score; nowhere where it never was."""
-    order = np.lexsort((-answers.column("score"), -drawn, answers.prompt))
-    size = answers.size
+    order = np.lexsort((-answers.column("score"), -drawn, answers.prompt_index))
     place = np.empty(len(order), np.int64)
-    place[order] = np.arange(1, len(order) + 1) - np.repeat(np.cumsum(size) - size, size)
+    place[order] = np.arange(1, len(order) + 1) - answers.starts[answers.prompt_index]
     return np.where(drawn > 0, place, NOWHERE)
 
 
@@ -184,7 +183,7 @@ def _logits(scores: Scores, beta: float) -> Scores:
     far = ((logits < -_FAR) & ~np.isneginf(logits)).any(axis=1)
     if far.any():
         some = scores[far]
-        order = descending(some)
+        order = argsort_desc(some)
         some = np.take_along_axis(some, order, axis=1)
         with np.errstate(invalid="ignore"):  # between two that are no candidates
             gaps = np.minimum((some[:, :-1] - some[:, 1:]) / beta, _CERTAIN)
@@ -216,7 +215,7 @@ def _places(values: Scores, k: int | None = None) -> Places:
             ranks = np.full(values.shape, NOWHERE, np.int64)
             ranks[first] = _places(values[first].reshape(-1, k)).ravel()
             return ranks
-    order = descending(values)
+    order = argsort_desc(values)
     place = np.empty_like(order)
     np.put_along_axis(place, order, np.arange(1, values.shape[1] + 1)[None, :], axis=1)
     return place

@@ -1,7 +1,7 @@
 """Specs: what each step is asked to do, said once, for flags, YAML, Python and footers alike."""
 
 from prefdata.specs.base import Spec, difference, how, what
-from prefdata.specs.deciding import EVERYTHING, ExportSpec, PairSpec, PoolSpec, SelectSpec
+from prefdata.specs.deciding import EVERYTHING, ExportSpec, FilterSpec, PairSpec, SelectSpec
 from prefdata.specs.generating import EngineSpec, IngestSpec, ModelSpec, SampleSpec
 from prefdata.specs.ranking import RankSpec
 
@@ -9,10 +9,10 @@ __all__ = [
     "EVERYTHING",
     "EngineSpec",
     "ExportSpec",
+    "FilterSpec",
     "IngestSpec",
     "ModelSpec",
     "PairSpec",
-    "PoolSpec",
     "RankSpec",
     "SampleSpec",
     "SelectSpec",

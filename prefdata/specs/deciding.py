@@ -12,7 +12,7 @@ EVERYTHING = "all"
 """What `--selector` says for every scored candidate."""
 
 
-class PoolSpec(Spec):
+class FilterSpec(Spec):
     """Which scored candidates take part: what select and pair are both asked."""
 
     scorer: str | None = what(None, "Which scores (the only ones unless given).")
@@ -33,7 +33,7 @@ class PoolSpec(Spec):
         return self
 
 
-class SelectSpec(PoolSpec):
+class SelectSpec(FilterSpec):
     """`prefdata select`: scores in, selections out."""
 
     step: ClassVar[str] = "select"
@@ -107,7 +107,7 @@ class SelectSpec(PoolSpec):
         return self
 
 
-class PairSpec(PoolSpec):
+class PairSpec(FilterSpec):
     """`prefdata pair`: selections in, pairs out; or unpaired labels, groups, demonstrations."""
 
     model_config = ConfigDict(populate_by_name=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, model_validator
 
+from prefdata.ids import digest
 from prefdata.specs.base import Condition, Spec, how, what
 from prefdata.specs.chat import ChatSpec
 from prefdata.spreads import (
@@ -21,6 +23,9 @@ from prefdata.spreads import (
     is_spread,
     value_of,
 )
+
+_NOT_SAMPLING = ("max_tokens", "logprobs", "on_long")
+"""Settings that decide how long a response may be or what is stored of it, and not how its tokens are sampled."""
 
 
 class IngestSpec(Spec):
@@ -202,6 +207,18 @@ class SampleSpec(ModelSpec):
         if not self.sweep:  # each sampler of a sweep is asked by itself
             self._check_lengths()
         return self
+
+    @classmethod
+    def sampler_fingerprint(cls, identity: Mapping[str, Any]) -> str:
+        """The id of all that decides how tokens are sampled; candidates and their seeds are named by it.
+
+        Limits of length are no part of it (the same seed continues the same answer), except for a search, where the
+        best beams of a shorter one are others. Samplers with equal fingerprints have candidates in common.
+        """
+        deciding = {name: value for name, value in cls.essence(identity).items() if name not in _NOT_SAMPLING}
+        if identity.get("search", "sample") != "sample":
+            deciding["max_tokens"] = identity["max_tokens"]
+        return digest(deciding)
 
     @property
     def repeats_itself(self) -> bool:

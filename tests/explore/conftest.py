@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from scored_runs import score_of
 
 from prefdata import ids
 from prefdata.pairs import pair
@@ -63,8 +64,7 @@ def run(tmp_path: Path) -> Run:
         rows = [candidate(sampler, i, draw) for i in range(4) for draw in range(3)]
         fill(run, "candidates", sampler, SampleSpec(model=sampler), rows)
         for row, (i, draw) in zip(rows, [(i, draw) for i in range(4) for draw in range(3)], strict=True):
-            key = {"candidate_id": row["candidate_id"], "prompt_id": row["prompt_id"]}
-            scores.append({**key, "score": values[draw] + i, "text_hash": ids.text_hash(row["text"])})
+            scores.append(score_of(row, sampler, values[draw] + i))
     fill(run, "scores", "rm", RankSpec(reward_model="rm"), scores)
     select(run, SelectSpec(method="best-of-n", sampler=("policy",), name="best"))
     select(run, SelectSpec(method="top-k", k=3, sampler=("policy",), name="top"))

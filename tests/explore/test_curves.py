@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 from explore.conftest import candidate, fill, prompt
+from scored_runs import score_of
 
-from prefdata import ids
 from prefdata.errors import InputError, UsageError
 from prefdata.explore import estimators
 from prefdata.explore import groups as grouping
@@ -42,8 +42,7 @@ def make(path: Path, scores: dict[str, list[list[float | None]]], gold=None, **c
             for draw, score in enumerate(draws):
                 row = {**candidate(sampler, i, draw), **{k: v(draw) if callable(v) else v for k, v in columns.items()}}
                 rows.append(row)
-                key = {"candidate_id": row["candidate_id"], "prompt_id": row["prompt_id"]}
-                judged["rm"].append({**key, "text_hash": ids.text_hash(row["text"]), "score": score})
+                judged["rm"].append(score_of(row, sampler, score))
                 judged["gold"].append({**judged["rm"][-1], "score": gold[sampler][i][draw] if gold else 0.0})
         fill(run, "candidates", sampler, SampleSpec(model=sampler), rows)
     for name in ("rm", "gold") if gold else ("rm",):

@@ -8,9 +8,9 @@ from typing import Any
 
 import polars as pl
 import pytest
+from batches_by_hand import paired, pool
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pools_by_hand import paired, pool
 
 from prefdata import ids
 from prefdata.pairs import match

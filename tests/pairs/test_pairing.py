@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 from scored_runs import answer, scored_run, write
 
-from prefdata import ids, pairs, pools
+from prefdata import ids, pairs
 from prefdata.errors import InputError, NotReady, SpecConflict, UsageError
 from prefdata.pairs import pair
+from prefdata.scored import reader
 from prefdata.selections import select
 from prefdata.shards import export
 from prefdata.specs import ExportSpec, PairSpec, SelectSpec
@@ -80,10 +81,10 @@ def test_the_same_bytes_however_much_is_held_and_in_however_many_parts(
     made = written(whole, spec)
     assert made
     assert pair(whole, spec).did == "kept"
-    monkeypatch.setattr(pools, "POOL_ROWS", 20)
+    monkeypatch.setattr(reader, "BATCH_ROWS", 20)
     monkeypatch.setattr(pairs, "PROPOSALS", 30)
     for cores in (1, 3):
-        monkeypatch.setattr(pools, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(reader, "cores", lambda cores=cores: cores)
         monkeypatch.setattr(pairs, "cores", lambda cores=cores: cores)
         assert written(parts, spec) == made
 

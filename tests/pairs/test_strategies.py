@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from batches_by_hand import named, paired, pool
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pools_by_hand import named, paired, pool
 from scipy.stats import chisquare
 
 from prefdata.pairs import judge, match
@@ -276,10 +276,10 @@ def test_what_holds_for_every_strategy(
     places = list(range(answers.height))
     at.shuffle(places)
     again, same = match(answers[places], spec)
-    assert again.equals(rows)
+    assert again.sort("prompt_id", maintain_order=True).equals(rows.sort("prompt_id", maintain_order=True))
     assert same == account
     alone = [match(one, spec)[0] for one in answers.partition_by("prompt_id")]
-    assert pl.concat(alone).sort("prompt_id", maintain_order=True).equals(rows)
+    assert pl.concat(alone).equals(rows)  # prompts in the order in which they came
 
 
 @pytest.mark.parametrize("strategy", list(ASKED))
@@ -294,3 +294,16 @@ def test_scores_may_be_shifted_and_stretched(strategy: str) -> None:
     assert sorted(named(answers, match(answers, spec)[0]).split()) == sorted(
         named(answers, match(moved, spec)[0]).split()
     )
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf"), None])
+def test_a_reference_whose_score_is_no_number_meets_everyone(score: float | None) -> None:
+    """It may have any score, or none. Prompts of 2, 3 and 4 candidates are laid out side by side."""
+    answers = pool("1 2@hot", "1 2@hot 3", "1 2 3@hot 4", "2@hot 1 2 4 5")
+    scores = pl.when(pl.col("sampler") == "hot").then(pl.lit(score, pl.Float64)).otherwise("score")
+    answers = answers.with_columns(score=scores)
+    met, dropped = paired(answers, "against-reference", reference="hot", trust_reference=True)
+    of_each = {"0b": "0a", "1b": "1a 1c", "2c": "2a 2b 2d", "3a": "3b 3c 3d 3e"}
+    assert sorted(met.split()) == [f"{one}>{other}" for one, others in of_each.items() for other in others.split()]
+    assert dropped == {}
+    assert paired(answers, "against-reference", reference="hot")[1]["no_score"] == 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
-from pools_by_hand import paired, pool
+from batches_by_hand import paired, pool
 
 from prefdata.pairs import match
 from prefdata.pairs.verdicts import verdicts

@@ -166,7 +166,7 @@ def many(scores: list[list[float]]) -> pl.DataFrame:
             "chars": 5,
         }
     ).with_columns(
-        sampler=pl.lit("policy"), round=pl.lit(0), left_out=pl.lit(None, pl.String), finish_reason=pl.lit("stop")
+        sampler=pl.lit("policy"), round=pl.lit(0), excluded=pl.lit(None, pl.String), finish_reason=pl.lit("stop")
     )
 
 
@@ -247,6 +247,26 @@ def test_boltzmann_draws_from_the_softmax(rewards, beta: float, seed: int) -> No
     assert fits(Counter({(i,): int(n) for i, n in enumerate(drawn.sum(axis=0)[:-1]) if n}), softmax, p_value=1e-6)
 
 
+@pytest.mark.parametrize("k", [2, 3])
+def test_boltzmann_draws_are_independent_of_each_other(k: int) -> None:
+    """How often each of r = (0, 1, 2) is drawn is multinomial with the softmax p: both draws alike with sum p^2.
+
+    For beta = 1, p = (.090031, .244728, .665241), two draws are the same with .008106 + .059892 + .442546 = .510543.
+    """
+    p = [math.exp(r) / sum(map(math.exp, REWARDS)) for r in REWARDS]
+    exact: Counter = Counter()
+    for drawn in itertools.product(range(3), repeat=k):
+        exact[tuple(drawn.count(i) for i in range(3))] += math.prod(p[i] for i in drawn)
+    rows, _ = keep(many([REWARDS] * DRAWS), SelectSpec(method="boltzmann", k=k, beta=1.0))
+    counts = rows.group_by("prompt_id").agg(
+        ((pl.col("score") == r) * pl.col("draws")).sum().alias(str(r)) for r in REWARDS
+    )
+    found = Counter(counts.select(map(str, REWARDS)).rows())
+    assert fits(found, dict(exact))
+    if k == 2:
+        assert sum(exact[one] for one in ((2, 0, 0), (0, 2, 0), (0, 0, 2))) == pytest.approx(0.510543, abs=1e-6)
+
+
 def test_boltzmann_counts_draws_and_puts_the_most_drawn_first() -> None:
     rows, account = keep(pool([[0.0, 1.0, 0.5], [2.0]]), SelectSpec(method="boltzmann", k=20, beta=2.0))
     first = rows.filter(pl.col("prompt_id") == f"{0:020x}")
@@ -301,14 +321,14 @@ def test_best_of_n_is_the_argmax() -> None:
 def test_top_k_overall_is_of_the_run() -> None:
     """rlhf-book's matrix, top 5: flat {8, 5, 14, 0, 11}; the third prompt has two, the fifth none.
 
-    `keep` gives each prompt's own k; the rest is done over the pools, as tests/test_pools.py shows.
+    `keep` gives each prompt's own k; the rest is done over all batches, as tests/selections/test_select.py shows.
     """
     from prefdata.reports import Account
-    from prefdata.selections import _highest
+    from prefdata.selections import _top_k_overall
 
     rows, account = keep(pool(RLHF_BOOK), SelectSpec(method="top-k-overall", k=5))
     whole = Account(account.rows_in, account.rows_out, account.dropped)
-    (best,) = _highest([rows], 5, whole)
+    (best,) = _top_k_overall([rows], 5, whole)
     names = {ids.digest(f"{p}-{i}"): 4 * p + i for p in range(5) for i in range(4)}
     assert {names[one] for one in best["candidate_id"]} == {8, 5, 14, 0, 11}
     assert whole.report("select", "rows").rows_out == 5
@@ -339,13 +359,39 @@ def test_beta_inf_is_uniform() -> None:
     assert fits(Counter({((0.0, 5.0, 50.0).index(s),): n for s, n in rows["score"].value_counts().iter_rows()}), third)
 
 
-@pytest.mark.parametrize("beta", [1e-9, 1e-3, 1e9])
-def test_an_extreme_beta_is_no_trouble(beta: float) -> None:
-    for method in ("rso", "rso-algorithm1", "boltzmann"):
-        names = kept(pool([[-1e6, 1e6, 0.0], [5.0]]), method=method, k=2, beta=beta)[0]
-        assert "1-0" in names
-        if beta < 1:
-            assert names[0] == "0-1"
+@pytest.mark.parametrize("beta", [1e-99, 1e-9, 1e-3])
+def test_a_very_small_beta_keeps_the_highest(beta: float) -> None:
+    scores = [[-1e6, 1e6, 0.0], [5.0], [1e90, -1e90, 1e89]]
+    two = ["0-1", "0-2", "1-0", "2-0", "2-2"]
+    assert kept(pool(scores), method="rso", k=2, beta=beta)[0] == two
+    assert kept(pool(scores), method="rso-algorithm1", k=2, beta=beta)[0] == two
+    rows, _ = keep(pool(scores), SelectSpec(method="boltzmann", k=2, beta=beta))
+    assert kept(pool(scores), method="boltzmann", k=2, beta=beta)[0] == ["0-1", "1-0", "2-0"]
+    assert rows["draws"].to_list() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("beta", [1e9, 1e90, math.inf])
+def test_a_very_large_beta_keeps_any(beta: float) -> None:
+    """exp((r - max) / beta) is 1 - 2e-3 or more: each sequence of `rso`, each draw of `boltzmann` is as likely.
+
+    Algorithm 1 accepts what comes first; to within 40 of 20,000 prompts, which is what 2e-3 comes to.
+    """
+    frame = many([[-1e6, 1e6, 0.0]] * 20_000)
+    names = {-1e6: 0, 1e6: 1, 0.0: 2}
+
+    def kept_of_each(method: str) -> Counter:
+        rows, _ = keep(frame, SelectSpec(method=method, k=2, beta=beta))
+        each = rows.group_by("prompt_id").agg(pl.col("score").sort_by("rank"), pl.col("draws").sort_by("rank"))
+        of = [[names[score] for score in scores] for scores in each["score"].to_list()]
+        draws = [tuple(sorted(zip(o, d, strict=True))) for o, d in zip(of, each["draws"].to_list(), strict=True)]
+        return Counter(draws if method == "boltzmann" else map(tuple, of))
+
+    sequences = dict.fromkeys(itertools.permutations(range(3), 2), 1 / 6)
+    assert fits(kept_of_each("rso"), sequences)
+    twice = {((i, 2),): 1 / 9 for i in range(3)}
+    once = {((i, 1), (j, 1)): 2 / 9 for i, j in itertools.combinations(range(3), 2)}
+    assert fits(kept_of_each("boltzmann"), twice | once)
+    assert kept_of_each("rso-algorithm1")[0, 1] >= 20_000 - 150
 
 
 methods = st.sampled_from(["top-k", "rso", "rso-algorithm1", "boltzmann"])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scored_runs import score_of
 from transformers import AutoTokenizer
 
 from prefdata import ids
@@ -88,15 +89,7 @@ def run(tmp_path: Path) -> Run:
         for i, text in enumerate(("Vive", "No"))
     ]
     fill(made, CANDIDATES, "ghost", drawn)
-    scores = [
-        {
-            "candidate_id": row["candidate_id"],
-            "prompt_id": row["prompt_id"],
-            "score": -float(row["sample_index"]),
-            "text_hash": ids.text_hash(row["text"]),
-        }
-        for row in drawn
-    ]
+    scores = [score_of(row, "ghost", -float(row["sample_index"])) for row in drawn]
     fill(made, SCORES, "truth", scores)
     select(made, SelectSpec(method="top-k", k=2, name="top"))
     pair(made, PairSpec(name="top"))

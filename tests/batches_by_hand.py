@@ -24,7 +24,7 @@ SCHEMA = {
     "finish_reason": pl.String,
     "text_key": pl.UInt64,
     "chars": pl.UInt32,
-    "left_out": pl.String,
+    "excluded": pl.String,
     "name": pl.String,
 }
 
@@ -52,7 +52,7 @@ def _row(prompt: int, index: int, answer: str) -> dict[str, Any]:
         "finish_reason": "length" if "c" in said["flags"] else "stop",
         "text_key": ids.seed(0, said["text"] or name),
         "chars": 0 if "e" in said["flags"] else int(said["chars"] or 10),
-        "left_out": said["out"],
+        "excluded": said["out"],
         "name": name,
     }
 

@@ -14,7 +14,7 @@ from scored_runs import kept, pool
 from prefdata import ids
 from prefdata.errors import UsageError
 from prefdata.selections import keep
-from prefdata.selections.narrowing import quotas
+from prefdata.selections.exclusions import parse_quotas
 from prefdata.specs import SelectSpec
 
 
@@ -113,7 +113,7 @@ def test_the_latest_round() -> None:
     assert kept(frame, method="best-of-n", pool="latest") == (["0-1"], {"earlier_round": 2})
     rows, _ = keep(frame, SelectSpec(method="best-of-n", pool="latest"), latest_round=2)
     assert rows.height == 0
-    out = frame.with_columns(left_out=pl.Series([None, "where", None]))  # round 1 takes no part: 0 is the latest
+    out = frame.with_columns(excluded=pl.Series([None, "where", None]))  # round 1 takes no part: 0 is the latest
     assert kept(out, method="best-of-n", pool="latest") == (["0-0", "1-0"], {"where": 1})
 
 
@@ -173,7 +173,7 @@ def mixed(samplers: list[str], prompts: int = 2_000) -> pl.DataFrame:
         score=pl.lit(1.0),
         sample_index=pl.lit(0),
         round=pl.lit(0),
-        left_out=pl.lit(None, pl.String),
+        excluded=pl.lit(None, pl.String),
         finish_reason=pl.lit("stop"),
     )
 
@@ -212,16 +212,16 @@ def test_a_mix_is_drawn_once_a_prompt_whatever_the_seed_of_the_others() -> None:
 @pytest.mark.parametrize("quota", [("a",), ("a=x",), ("=1",), ("a=-1",), ("a=nan",), ("a=inf",), ("a=1", "a=2")])
 def test_a_quota_that_is_none(quota: tuple[str, ...]) -> None:
     with pytest.raises(UsageError, match="SAMPLER=WEIGHT"):
-        quotas(SelectSpec(pool="mix", quota=quota), ["a"])
+        parse_quotas(SelectSpec(pool="mix", quota=quota), ["a"])
 
 
 def test_a_quota_of_nothing() -> None:
     with pytest.raises(UsageError, match="all weights are 0"):
-        quotas(SelectSpec(pool="mix", quota=("a=0",)), ["a"])
+        parse_quotas(SelectSpec(pool="mix", quota=("a=0",)), ["a"])
 
 
 def test_a_sampler_whose_name_has_an_equals_sign_is_split_at_the_last() -> None:
-    assert quotas(SelectSpec(pool="mix", quota=("a=b=2",)), ["a"]) == {"a=b": 2.0}
+    assert parse_quotas(SelectSpec(pool="mix", quota=("a=b=2",)), ["a"]) == {"a=b": 2.0}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Why two answers are a pair, or are none: a pairing's rule, asked again for one prompt."""
+"""Why two candidates are a pair, or are none: a pairing's rule, applied again to one prompt."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 
 from prefdata.errors import InputError, NotReady
-from prefdata.pairs import Judged, judge
+from prefdata.pairs import EvaluatedProposals, judge
 from prefdata.pairs.verdicts import verdicts
-from prefdata.pools import open_pools
+from prefdata.scored import open_scored
 from prefdata.specs import PairSpec
 from prefdata.store import Lineage, Partition, Run
 from prefdata.tables import CANDIDATES, scan_parts
@@ -25,7 +25,7 @@ CHANGED = "changed"
 
 
 @dataclass(frozen=True)
-class Possibility:
+class PairExplanation:
     """Two answers to one prompt, and what a pairing makes of them.
 
     Attributes:
@@ -34,7 +34,8 @@ class Possibility:
         chosen_id, rejected_id: the two, as proposed where they were.
         reason: why they are no pair; None where they are one.
         margin: of their scores, where they were proposed by scores.
-        absent: for each that takes no part, why: in the source's own words, or not_selected, not_scored, not_compared.
+        absent: for each that takes no part, the reason: in the source's own words, or not_selected, not_scored,
+            not_compared.
     """
 
     pairing: str
@@ -48,7 +49,7 @@ class Possibility:
     absent: dict[str, str] = field(default_factory=dict)
 
 
-def possibility(run: Run, first: str, second: str, pairing: str | None = None) -> Possibility:
+def explain_pair(run: Run, first: str, second: str, pairing: str | None = None) -> PairExplanation:
     """What became of two candidates, given by their ids or the beginnings of them, in a pairing (the only one).
 
     Raises:
@@ -69,19 +70,19 @@ def possibility(run: Run, first: str, second: str, pairing: str | None = None) -
         )
     spec = PairSpec.of_identity(lineage.spec)
     source = _source(run, lineage)
-    told = partial(Possibility, made.name, spec.strategy, str(source), prompts[0])
+    explained = partial(PairExplanation, made.name, spec.strategy, str(source), prompts[0])
     if stored := _stored(made, ids):
-        return told(stored["chosen_id"], stored["rejected_id"], None, stored["margin"])
-    judged = _judged(run, spec, source, prompts[0])
-    both = judged.proposals.filter(pl.col("chosen_id").is_in(ids) & pl.col("rejected_id").is_in(ids))
+        return explained(stored["chosen_id"], stored["rejected_id"], None, stored["margin"])
+    evaluated = _evaluated(run, spec, source, prompts[0])
+    both = evaluated.proposals.filter(pl.col("chosen_id").is_in(ids) & pl.col("rejected_id").is_in(ids))
     if both.height:
         row = both.row(0, named=True)
         kept = "balance" if spec.balance != "none" else CHANGED
-        return told(row["chosen_id"], row["rejected_id"], row["dropped"] or kept, row["margin"])
-    known = dict(judged.answers.iter_rows())
+        return explained(row["chosen_id"], row["rejected_id"], row["dropped"] or kept, row["margin"])
+    known = dict(evaluated.candidates.iter_rows())
     unknown = {"scores": "not_scored", "selections": "not_selected", "comparisons": "not_compared"}[source.table.name]
     absent = {one: known.get(one, unknown) for one in ids if known.get(one, unknown) is not None}
-    return told(ids[0], ids[1], next(iter(absent.values()), NOT_PROPOSED), None, absent)
+    return explained(ids[0], ids[1], next(iter(absent.values()), NOT_PROPOSED), None, absent)
 
 
 def _source(run: Run, lineage: Lineage) -> Partition:
@@ -97,16 +98,16 @@ def _stored(made: Partition, ids: Sequence[str]) -> dict[str, Any] | None:
     return rows.row(0, named=True) if rows.height else None
 
 
-def _judged(run: Run, spec: PairSpec, source: Partition, prompt_id: str) -> Judged:
+def _evaluated(run: Run, spec: PairSpec, source: Partition, prompt_id: str) -> EvaluatedProposals:
     """What the rule makes of a prompt now."""
     run.ready(source, partial=True)
-    said = None
+    judged = None
     if spec.strategy == "comparisons":
         rows = pl.DataFrame(source.read(["prompt_id", "first_id", "second_id", "probability"]))
-        said = verdicts(rows.filter(pl.col("prompt_id") == prompt_id))
-    beside = (spec.reference,) if spec.reference else ()
-    with open_pools(run, spec, source, beside=beside, prompt_id=prompt_id) as pools:
-        return judge(pools.whole(), spec, said)
+        judged = verdicts(rows.filter(pl.col("prompt_id") == prompt_id))
+    extra = (spec.reference,) if spec.reference else ()
+    with open_scored(run, spec, source, extra_samplers=extra, prompt_id=prompt_id) as batches:
+        return judge(batches.to_frame(), spec, judged)
 
 
 def _find(run: Run, candidate_id: str) -> tuple[str, str]:

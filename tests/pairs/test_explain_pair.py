@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scored_runs import score_of
 
 from prefdata import PairSpec, Run, SelectSpec, ids, pair, select
 from prefdata.errors import InputError, NotReady, UsageError
-from prefdata.pairs.missing import possibility
+from prefdata.pairs.explain import explain_pair
 from prefdata.reports import Report
 from prefdata.specs import Spec
 from prefdata.store import Lineage
@@ -44,7 +45,7 @@ def run(tmp_path: Path) -> Run:
         text = {"f": " ", "c": "answer c"}.get(name, f"answer {name}")
         more = {"sample_index": i, "text": text, "status": "ok", "model": "m", "engine": "ingest", "round": 0}
         candidates.append({**key, **more, "finish_reason": "length" if name == "e" else "stop"})
-        scored.append({**key, "score": score, "reason": None if score is not None else "nan"})
+        scored.append(score_of(candidates[-1], "policy", score))
     messages = [{"role": "user", "content": "?"}]
     asked = [{"prompt_id": p, "messages": messages, "tags": [], "split": "train"} for p in (PROMPT, OTHER)]
     put(run, "prompts", "asked", asked)
@@ -55,7 +56,7 @@ def run(tmp_path: Path) -> Run:
 
 def why(run: Run, first: str, second: str, **said: Any) -> str | None:
     pair(run, PairSpec(selector="all", name="asked", **said), replace=True)
-    return possibility(run, named(first), named(second), "asked").reason
+    return explain_pair(run, named(first), named(second), "asked").reason
 
 
 @pytest.mark.parametrize(
@@ -84,9 +85,9 @@ def test_every_reason(run: Run, first: str, second: str, said: dict[str, Any], r
 def test_what_was_not_selected(run: Run) -> None:
     select(run, SelectSpec(method="top-k", k=2))
     pair(run, PairSpec(strategy="all"))
-    found = possibility(run, named("a"), named("d"))
+    found = explain_pair(run, named("a"), named("d"))
     assert (found.reason, set(found.absent)) == ("not_selected", {named("d")})
-    assert possibility(run, named("b")[:12], named("a")[:12]).reason is None
+    assert explain_pair(run, named("b")[:12], named("a")[:12]).reason is None
 
 
 def test_left_out_by_lot(run: Run) -> None:
@@ -97,16 +98,16 @@ def test_left_out_by_lot(run: Run) -> None:
 
 def test_what_cannot_be_asked(run: Run) -> None:
     with pytest.raises(NotReady, match="prefdata pair"):
-        possibility(run, named("a"), named("d"))
+        explain_pair(run, named("a"), named("d"))
     pair(run, PairSpec(selector="all"))
     with pytest.raises(InputError, match="has no candidate 'zz'"):
-        possibility(run, "zz", named("a"))
+        explain_pair(run, "zz", named("a"))
     with pytest.raises(InputError, match="candidates begin with ''"):
-        possibility(run, "", named("a"))
+        explain_pair(run, "", named("a"))
     with pytest.raises(InputError, match="a pair has one prompt"):
-        possibility(run, named("a"), named("h"))
+        explain_pair(run, named("a"), named("h"))
     with pytest.raises(UsageError, match="no pairs named 'alll-rm'"):
-        possibility(run, named("a"), named("d"), "alll-rm")
+        explain_pair(run, named("a"), named("d"), "alll-rm")
 
 
 def test_the_command_says_it_in_words(run: Run, prefdata) -> None:
@@ -155,28 +156,28 @@ def test_answers_that_are_gone(run: Run) -> None:
     shutil.rmtree(run.path / "candidates")
     run.partition("candidates", "begun").begin(Lineage.of(Made()))
     with pytest.raises(InputError, match=f"has no candidate '{named('a')}'"):
-        possibility(run, named("a"), named("d"))
+        explain_pair(run, named("a"), named("d"))
 
 
 def test_what_is_stored_is_a_pair_whatever_became_of_its_selection(run: Run) -> None:
     select(run, SelectSpec(method="top-k", k=4, name="best"))
     pair(run, PairSpec(selector="best", strategy="all"))
-    assert possibility(run, named("a"), named("d")).reason is None
+    assert explain_pair(run, named("a"), named("d")).reason is None
     select(run, SelectSpec(method="top-k", k=2, name="best"), replace=True)
-    assert possibility(run, named("a"), named("d")).reason is None
-    assert possibility(run, named("b"), named("c")).reason == "not_selected"  # a tie then; now c is not there
+    assert explain_pair(run, named("a"), named("d")).reason is None
+    assert explain_pair(run, named("b"), named("c")).reason == "not_selected"  # a tie then; now c is not there
     select(run, SelectSpec(method="top-k", k=5, name="best", truncated="keep"), replace=True)
-    assert possibility(run, named("a"), named("e")).reason == "changed"
+    assert explain_pair(run, named("a"), named("e")).reason == "changed"
 
 
 def test_a_selection_may_have_any_name(run: Run) -> None:
     """One that begins with `all-` is no selector `all`."""
     select(run, SelectSpec(method="top-k", k=2, name="all-rm"))
     pair(run, PairSpec(selector="all-rm", strategy="all", name="x"))
-    assert possibility(run, named("a"), named("d")).reason == "not_selected"
-    assert possibility(run, named("a"), named("b")).source == "selections/all-rm"
+    assert explain_pair(run, named("a"), named("d")).reason == "not_selected"
+    assert explain_pair(run, named("a"), named("b")).source == "selections/all-rm"
     pair(run, PairSpec(selector="all", strategy="all", name="x"), replace=True)
-    assert possibility(run, named("a"), named("d")).source == "scores/rm"
+    assert explain_pair(run, named("a"), named("d")).source == "scores/rm"
 
 
 def test_compared_without_a_verdict(run: Run, prefdata) -> None:
@@ -189,7 +190,7 @@ def test_compared_without_a_verdict(run: Run, prefdata) -> None:
     put(run, "comparisons", "ann", rows)
     report = pair(run, PairSpec(strategy="comparisons", name="x")).report
     assert (report.rows_in, report.rows_out, report.dropped) == (3, 1, {"no_verdict": 1, "tie": 1})
-    assert possibility(run, named("d"), named("a")).reason == "no_verdict"
+    assert explain_pair(run, named("d"), named("a")).reason == "no_verdict"
     a, b, d = (named(one)[:8] for one in "abd")
     for one, other, wanted in (
         ("a", "d", [f"no verdict could be had\n\nwhat was said:\n  ann, shown {d} and then {a}: too long\n"]),

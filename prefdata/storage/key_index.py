@@ -1,20 +1,21 @@
-"""Which candidates are known or have been scored, in eight bytes each."""
+"""Which candidates some partitions hold, in eight bytes each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from prefdata.draws import among, leading_bits
+from prefdata.draws import among, distinct, leading_bits
 from prefdata.store import Partition
 from prefdata.tables import read_part
 
 
-class CandidateIndex:
-    """The candidates that are in some partitions, by the leading bits of their ids."""
+class CandidateKeySet:
+    """The candidates that are in some partitions, by the first 64 bits of their ids."""
 
     def __init__(self, partitions: Sequence[Partition], *, growing: bool = False) -> None:
         """Read the ids that are there; `growing` partitions are being added to, and need not hold what they should."""
@@ -28,7 +29,7 @@ class CandidateIndex:
         return len(self._keys)
 
     def refresh(self) -> None:
-        """Read the parts that came since."""
+        """Read the parts that were added since."""
         read = self._read
         parts = [
             part
@@ -38,13 +39,12 @@ class CandidateIndex:
         ]
         found = [leading_bits(read_part(part, ["candidate_id"])["candidate_id"]) for part in parts]
         self._read.update(parts)
-        self._keys = np.unique(np.concatenate([self._keys, *found]))
+        self._keys = distinct(np.concatenate([self._keys, *found]))
 
-    def has(self, candidate_ids: Iterable[str]) -> list[bool]:
-        """Of each id, whether it is there."""
-        asked = leading_bits(pl.Series(candidate_ids, dtype=pl.String))
-        return among(self._keys, asked).tolist()  # type: ignore[no-any-return]
+    def has(self, candidate_ids: pl.Series) -> NDArray[np.bool_]:
+        """Whether each id is there, shape (ids,)."""
+        return among(self._keys, leading_bits(candidate_ids))
 
-    def lacks(self, other: CandidateIndex) -> int:
-        """How many candidates of another index are not in this one."""
-        return int((~np.isin(other._keys, self._keys)).sum())
+    def lacks(self, other: CandidateKeySet) -> int:
+        """How many candidates of another set are not in this one."""
+        return int((~np.isin(other._keys, self._keys, assume_unique=True)).sum())

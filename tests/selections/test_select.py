@@ -1,15 +1,9 @@
-"""Pools and select on runs: what is read and filtered; cutting, order, threads and kills change nothing."""
+"""select from files to files: what is filtered and counted, and when it is made again."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +11,13 @@ import polars as pl
 import pytest
 from scored_runs import answer, scored_run, write
 
-from prefdata import partition, pools, shelves
+from prefdata import partition
 from prefdata.disk import this_process
 from prefdata.errors import InputError, NotReady, UsageError
 from prefdata.pairs import pair
+from prefdata.scored import reader
 from prefdata.selections import select
-from prefdata.specs import PairSpec, PoolSpec, SelectSpec
+from prefdata.specs import PairSpec, SelectSpec
 from prefdata.store import Run
 
 
@@ -53,68 +48,9 @@ def bytes_of(run: Run, name: str) -> list[bytes]:
     return [part.read_bytes() for part in run.partition("selections", name).parts()]
 
 
-SPECS = {
-    "rso": {"method": "rso", "k": 2},
-    "swept": {"method": "rso-algorithm1", "k": 2, "shuffle": True},
-    "drawn": {"method": "boltzmann", "k": 3},
-    "overall": {"method": "top-k-overall", "k": 9},
-    "improved": {"method": "best-of-n", "improve": 0.1},
-    "mixed": {"method": "best-of-n", "pool": "mix", "quota": ("policy=2", "hot=1")},
-    "far": {"method": "top-k", "k": 2, "diverse": 0.5},
-    "some": {"method": "threshold", "threshold": 0.5, "scale": "min-max", "where": "score > -1"},
-}
-
-
-def test_parts_are_the_same_bytes_however_the_work_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one pool or in 8, from 1 part or from 100, from rows in any order."""
-    answers = names(30, "policy", "hot", each=4)
-    shuffled = random.Random(1).sample(answers, len(answers))
-    runs = [scored_run(tmp_path / "one", answers), scored_run(tmp_path / "many", answers, parts=100)]
-    runs.append(scored_run(tmp_path / "shuffled", shuffled, parts=7))
-    found = []
-    for pool_rows in (1_000_000, 30):
-        monkeypatch.setattr(pools, "POOL_ROWS", pool_rows)
-        for run in runs:
-            made = {
-                name: select(run, SelectSpec(name=name, **said), replace=True).report for name, said in SPECS.items()
-            }
-            dropped = {name: (report.rows_in, report.rows_out, report.dropped) for name, report in made.items()}
-            found.append(({name: bytes_of(run, name) for name in SPECS}, dropped))
-    for parts, dropped in found[1:]:
-        assert parts == found[0][0]
-        assert dropped == found[0][1]
-
-
-def test_parts_are_the_same_bytes_on_any_number_of_threads(tmp_path: Path) -> None:
-    for threads in (1, 2):
-        run = scored_run(tmp_path / str(threads), names(40, "policy", "hot"), parts=3)
-        code = (
-            "import sys; from prefdata import Run, SelectSpec, ahead, select, pools; pools.POOL_ROWS = 50\n"
-            f"ahead.os.sched_getaffinity = lambda _: range({threads}); assert ahead.cores() == {threads}\n"
-            "for name, said in eval(sys.argv[2]).items(): select(Run(sys.argv[1]), SelectSpec(name=name, **said))"
-        )
-        env = {**os.environ, "POLARS_MAX_THREADS": str(threads)}
-        subprocess.run([sys.executable, "-c", code, run.path, repr(SPECS)], env=env, check=True)
-    for name in SPECS:
-        assert bytes_of(Run(tmp_path / "1"), name) == bytes_of(Run(tmp_path / "2"), name)
-
-
-def test_a_run_of_any_size_keeps_few_files_open(tmp_path: Path) -> None:
-    """1,200 rows that would be 1,200 pools, where a process may have 200 files."""
-    run = scored_run(tmp_path / "run", names(300, each=4))
-    code = (
-        "import resource, sys; from prefdata import Run, SelectSpec, select, pools, shelves\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)); pools.POOL_ROWS, shelves.MOST_SHARES = 1, 40\n"
-        "print(select(Run(sys.argv[1]), SelectSpec(method='best-of-n', name='x')).report.rows_out)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, run.path], capture_output=True, text=True, check=True)
-    assert done.stdout == "300\n"
-    assert shelves.MOST_SHARES * 3 < 1024 - 200
-
-
-def test_top_k_overall_across_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_top_k_overall_across_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The highest of the run, of equals those that stand higher with their prompt; ranks have no gaps."""
-    monkeypatch.setattr(pools, "POOL_ROWS", 5)
+    monkeypatch.setattr(reader, "BATCH_ROWS", 5)
     answers = [answer(f"p{p}", i, float(10 * (p == 3) + i // 2)) for p in range(9) for i in range(4)]
     run = scored_run(tmp_path / "run", answers)
     report = select(run, SelectSpec(method="top-k-overall", k=7, name="x")).report
@@ -177,59 +113,6 @@ def test_the_old_one_stays_until_the_new_one_is_there(tmp_path: Path, monkeypatc
             select(run, SelectSpec(name="x", k=2), replace=True)
     assert bytes_of(run, "x") == whole
     assert [one.name for one in path.parent.iterdir()] == [path.name]
-
-
-def test_what_looks_in_step_and_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three looks find both streams in step; the windows in which they are not wait on shelves, and change nothing."""
-    answers = names(60)
-    run, other = (scored_run(tmp_path / name, answers, parts=7) for name in ("run", "other"))
-    apart = [*answers[:30], *answers[70:90], *answers[50:70], *answers[30:50], *answers[90:]]
-    apart[200:208] = reversed(apart[200:208])  # near each other: joined where they are
-    write(other, "candidates", "policy", apart, parts=5)
-    monkeypatch.setattr(pools, "POOL_ROWS", 20)
-    monkeypatch.setattr(pools, "_LOOK", 4)
-    some = {name: SPECS[name] for name in ("rso", "swept", "overall", "some")}
-    cuts, waited = [], []
-    found, put = pools.windows_of, pools.Shelves.put
-    monkeypatch.setattr(pools, "windows_of", lambda *given, **how: cuts.append(found(*given, **how)) or cuts[-1])
-    monkeypatch.setattr(
-        pools.Shelves,
-        "put",
-        lambda self, rows: waited.append(rows.height * ("extra" in rows.columns)) or put(self, rows),
-    )
-    for one in (run, other):
-        waited.clear()
-        for name, said in some.items():
-            select(one, SelectSpec(name=name, **said))
-        assert all(each.in_step for each in cuts)
-        assert (sum(waited) > 0) == (one is other)
-    for name in some:
-        assert bytes_of(run, name) == bytes_of(other, name)
-    write(other, "candidates", "policy", [*apart[:35], *apart[36:], answer("prompt 1", 99, 0.0)], parts=5)
-    with pytest.raises(InputError, match=r"1 of .* rows of scores/reward name candidates that are not in"):
-        select(other, SelectSpec(name="gone"))
-
-
-def test_pools_hold_whole_prompts_and_are_put_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "POOL_ROWS", 7)
-    run = scored_run(tmp_path / "run", names(20), parts=3)
-    with pools.open_pools(run, PoolSpec(), run.partition("scores", "reward"), texts=True) as opened:
-        once = list(opened)
-        assert len(once) > 3
-        assert all((pool.group_by("prompt_id").len()["len"] == 4).all() for pool in once)
-        again = list(opened.in_order(reversed(once)))
-        assert len(again) > 3
-        whole = pl.concat(again)
-        assert whole.equals(pl.concat(once).sort("prompt_id", maintain_order=True))
-        assert list(run.path.glob("_tmp-*"))
-    assert not list(run.path.glob("_tmp-*"))
-
-
-def test_two_selections_at_once_in_one_process(tmp_path: Path) -> None:
-    run = scored_run(tmp_path / "run", names(5))
-    source = run.partition("scores", "reward")
-    with pools.open_pools(run, PoolSpec(), source) as one, pools.open_pools(run, PoolSpec(), source) as two:
-        assert sum(pool.height for pool in one) == sum(pool.height for pool in two) == 20
 
 
 ODD = "\u00a0 \t\n\x1c\u3000"
@@ -397,8 +280,8 @@ def test_one_candidate_a_prompt(tmp_path: Path) -> None:
 
 
 def test_the_pool_of_the_latest_round_is_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also for pools that have none of it; of the rounds that take part."""
-    monkeypatch.setattr(pools, "POOL_ROWS", 4)
+    """Also for batches that have none of it; of the rounds that take part."""
+    monkeypatch.setattr(reader, "BATCH_ROWS", 4)
     answers = [*names(6), answer("prompt 3", 9, 0.5, sampler="later", round=2)]
     run = scored_run(tmp_path / "run", answers)
     assert texts(run, answers, pool="latest") == (["prompt 3 later 9"], {"earlier_round": 24})
@@ -435,30 +318,6 @@ def test_unfinished_scores_may_have_rows_twice(tmp_path: Path) -> None:
     assert rows_of(run, "top-k-8")["score"].max() == 9.0
 
 
-def test_scores_that_were_begun_and_no_more(tmp_path: Path) -> None:
-    run = scored_run(tmp_path / "run", names(3))
-    write(run, "scores", "reward", [], done=False)
-    for where in (None, "score > 0 and prompts.split = 'train' and sampler = 'policy'"):
-        report = select(run, SelectSpec(where=where, name="x"), partial=True, replace=True).report
-        assert (report.rows_in, report.rows_out) == (0, 0)
-    write(run, "candidates", "policy", [])
-    assert select(run, SelectSpec(where="sample_index > 1", name="x"), partial=True, replace=True).report.rows_in == 0
-
-
-@pytest.mark.parametrize("pool_rows", [1_000_000, 3])
-def test_scores_without_their_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool_rows: int) -> None:
-    monkeypatch.setattr(pools, "POOL_ROWS", pool_rows)
-    answers = names(3)
-    run = scored_run(tmp_path / "run", answers)
-    write(run, "candidates", "policy", answers[:-2])
-    with pytest.raises(InputError, match=r"2 of \d+ rows of scores/reward name candidates .* `prefdata rank` again"):
-        select(run, SelectSpec())
-    write(run, "candidates", "policy", [], done=False)
-    with pytest.raises(InputError, match="name candidates that are not in"):
-        select(run, SelectSpec())
-    assert not list(run.path.glob("_tmp-*"))
-
-
 def test_the_same_again_is_kept(tmp_path: Path) -> None:
     answers = names(6)
     run = scored_run(tmp_path / "run", answers)
@@ -478,8 +337,8 @@ def test_what_lies_as_it_did_is_not_read_again(tmp_path: Path, monkeypatch: pyte
     spec, pairs = SelectSpec(where="split = 'train'", k=2), PairSpec(selector="all", where="split = 'train'")
     assert (select(run, spec).did, pair(run, pairs).did) == ("made", "made")
     opened = []
-    real = pools.Pools.each
-    monkeypatch.setattr(pools.Pools, "each", lambda self, rule: opened.append(1) or real(self, rule))
+    real = reader.PromptBatches
+    monkeypatch.setattr(reader, "PromptBatches", lambda *given: opened.append(1) or real(*given))
     assert (select(run, spec).did, pair(run, pairs).did) == ("kept", "kept")
     for table in ("scores", "candidates", "prompts"):
         for part in run.path.glob(f"{table}/*/part-*"):
@@ -489,57 +348,6 @@ def test_what_lies_as_it_did_is_not_read_again(tmp_path: Path, monkeypatch: pyte
     prompts = pl.read_parquet(run.path / "prompts/source=made/part-*.parquet", hive_partitioning=False).to_dicts()
     write(run, "prompts", "made", [{**one, "split": "test" if i else "train"} for i, one in enumerate(prompts)])
     assert (select(run, spec).did, pair(run, pairs).did) == ("remade", "remade")
-
-
-def test_a_selection_is_paired_from_itself_as_long_as_its_candidates_lie_as_they_did(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The pairs are the same from the selection alone and with the candidates read."""
-    monkeypatch.setattr(partition, "PART_ROWS", 11)  # prompts lie across parts
-    answers = names(30, "policy", "hot", each=4)
-    run = scored_run(tmp_path / "run", answers, parts=3)
-    select(run, SelectSpec(k=5, name="x"))
-    read = []
-    known = pools.Joining.known
-    monkeypatch.setattr(pools.Joining, "known", lambda *given, **more: read.append(1) or known(*given, **more))
-    strategies = ("first-round", "cross-sampler", "length-matched", "all")
-
-    def paired() -> list[list[bytes]]:
-        for strategy in strategies:
-            pair(run, PairSpec(strategy=strategy, name=strategy, length_tolerance=1.0 if "len" in strategy else 0.1))
-        return [[part.read_bytes() for part in run.partition("pairs", one).parts()] for one in strategies]
-
-    alone = paired()
-    assert not read
-    shutil.rmtree(run.path / "pairs")
-    write(run, "candidates", "hot", [one for one in answers if one["sampler"] == "hot"], parts=2)  # the same, otherwise
-    assert paired() == alone
-    assert read
-    write(run, "candidates", "hot", [one for one in answers if one["sampler"] == "hot"][:1])
-    with pytest.raises(InputError, match="name candidates that are not in"):
-        pair(run, PairSpec(strategy="all", name="gone"))
-
-
-def test_killed_in_the_middle_nothing_stays(tmp_path: Path) -> None:
-    """kill -9 while pools wait on disk: the selection is not there, and the next run removes what was left."""
-    run = scored_run(tmp_path / "run", names(40))
-    code = (
-        "import sys, time; from prefdata import Run, SelectSpec, select, pools, shelves\n"
-        "pools.POOL_ROWS, shelves.TOGETHER, joined = 20, 1, pools.Joining.join\n"
-        "def slow(*given): time.sleep(0.2); return joined(*given)\n"
-        "pools.Joining.join = slow; select(Run(sys.argv[1]), SelectSpec())"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, run.path])
-    deadline = time.monotonic() + 60
-    while not list(run.path.glob("_tmp-*-shelves/waiting/*.arrow")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert list(run.path.glob("_tmp-*-shelves"))
-    assert not (run.path / "selections").exists()
-    assert select(run, SelectSpec()).did == "made"
-    assert not list(run.path.glob("_tmp-*"))
-    assert json.loads((run.path / "selections/selector=rso-8/_SUCCESS").read_text())["report"]["rows_in"] == 160
 
 
 def test_a_run_whose_rows_are_few_is_not_touched(tmp_path: Path) -> None:

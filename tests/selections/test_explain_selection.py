@@ -11,7 +11,7 @@ from scored_runs import answer, scored_run
 
 from prefdata import SelectSpec, ids, select
 from prefdata.errors import UsageError
-from prefdata.selections.missing import PASSED_OVER, reasons
+from prefdata.selections.explain import PASSED_OVER, explain_selection
 from prefdata.store import Run
 
 
@@ -47,7 +47,7 @@ def run(tmp_path: Path) -> Run:
 )
 def test_as_often_as_the_report_says(run: Run, said: dict[str, Any]) -> None:
     report = select(run, SelectSpec(**said, name="made")).report
-    found = Counter(why for prompt in ("p", "q") for why in reasons(run, "made", ids.digest(prompt)).values())
+    found = Counter(why for prompt in ("p", "q") for why in explain_selection(run, "made", ids.digest(prompt)).values())
     assert found.pop(None, 0) == report.rows_out
     assert found.pop(PASSED_OVER, 0) == report.dropped.get("not_selected", 0)
     assert found == {reason: n for reason, n in report.dropped.items() if reason != "not_selected"}
@@ -56,4 +56,4 @@ def test_as_often_as_the_report_says(run: Run, said: dict[str, Any]) -> None:
 def test_there_is_no_such_selection(run: Run) -> None:
     select(run, SelectSpec(method="top-k", k=2))
     with pytest.raises(UsageError, match="no selections named 'top-k-3'"):
-        reasons(run, "top-k-3", ids.digest("p"))
+        explain_selection(run, "top-k-3", ids.digest("p"))
