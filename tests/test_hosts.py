@@ -205,7 +205,8 @@ def test_no_success_while_a_candidate_has_no_score(run: Run, tmp_path: Path, mon
 
     def loses(self: scoring.Scoring, *given: Any) -> tuple[str, ...]:
         notes = real(self, *given)
-        partition.parts()[0].unlink()
+        for part in partition.parts():  # one as a rule, several on a slow machine
+            part.unlink()
         return notes
 
     with monkeypatch.context() as patched:
