@@ -77,7 +77,7 @@ def measure(folder: str, schedule: str, answer) -> None:
     from prefdata import RankSpec, Run
 
     step.open_comparer = lambda spec: NullComparer()
-    step.identity_of = lambda spec: {"pairwise": "null"}
+    step.scorer_identity = lambda spec: {"pairwise": "null"}
     spec = RankSpec(pairwise="null", schedule=schedule, name="null")
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     began = time.monotonic()

@@ -1,6 +1,9 @@
 """Reward models against the usual ways: texts a second, alternately, each in a process and an environment of its own.
 
-python benchmarks/ranking.py [--model FOLDER] [--prompts 100] [-n 16] [--rounds 5]
+python benchmarks/ranking.py [--model FOLDER] [--prompts 100] [-n 16] [--rounds 5] [--cpu]
+
+prefdata should be at least twice as fast as the pipeline. `--cpu` compares CPU seconds on one thread in one process,
+which other work on the machine changes least, and computes whole texts too.
 
 `answers`: the sample data's prompts with 16 answers of its policy, against `pipeline("text-classification",
 batch_size=32)` on the same texts in the order of the candidates. `long prompts`: 16 answers of about 200 tokens to
@@ -172,6 +175,28 @@ def compare(name: str, folder: Path, items: list[Item], usual: Callable, rounds:
     print(f"| the limit | {len(items) / limit:,.0f} | |")
 
 
+def compare_cpu(folder: Path, items: list[Item], rounds: int) -> None:
+    torch.set_num_threads(1)
+    once, whole = opened(folder), opened(folder, share_prompts=False)
+    ways = {
+        "pipeline": lambda: by_pipeline(once, items),
+        "whole texts": lambda: by_prefdata(whole, items),
+        "prefdata": lambda: by_prefdata(once, items),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):  # the first round warms up
+        for name, way in ways.items():
+            began = time.process_time()
+            way()
+            if number:
+                times[name].append(time.process_time() - began)
+    print(f"{len(items)} texts, one thread\n\n| | CPU s, median | pipeline's / this |\n|---|--:|--:|")
+    for name, spent in times.items():
+        ratios = [a / b for a, b in zip(times["pipeline"], spent, strict=True)]
+        shown = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"| {name} | {statistics.median(spent):.2f} | {shown} |")
+
+
 def started(way: Callable, folder: Path, items: list[Item]) -> Connection:
     """A process that computes the scores each time that it is asked."""
     ours, theirs = multiprocessing.Pipe()
@@ -201,7 +226,11 @@ def main() -> None:
     parser.add_argument("--long-prompts", type=int, default=4)
     parser.add_argument("-n", type=int, default=16, help="answers a prompt")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cpu", action="store_true", help="CPU seconds on one thread, of the short prompts")
     said = parser.parse_args()
+    if said.cpu:
+        compare_cpu(Path(said.model), sampled(said.prompts, said.n), said.rounds)
+        return
     rate = matmul_rate()
     print(f"{torch.get_num_threads()} threads, matrix product {rate / 1e9:.0f} GFLOP/s")
     if said.prompts:
@@ -212,8 +241,8 @@ def main() -> None:
             compare("long prompts", larger_model(Path(folder)), items, by_sorted_batches, said.rounds, rate)
 
 
-def opened(folder: Path) -> RewardModel:
-    model = RewardModel(identify(str(folder), "reward-model"), device="cpu", dtype="float32")
+def opened(folder: Path, **settings: bool) -> RewardModel:
+    model = RewardModel(identify(str(folder), "reward-model"), device="cpu", dtype="float32", **settings)
     model.folder = folder
     return model
 

@@ -7,13 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
+from prefdata.specs import Group
+
 from . import show
-from .options import ChatTemplateArg, ChatTemplateDate, ChatTemplateFlag
+from .help import Command, CommandGroup
+from .options import ChatTemplateArg, ChatTemplateDate, ChatTemplateFlag, Device, TextFormat, option
 
-app = typer.Typer(no_args_is_help=True, help="Check a model, or a run's files, before they are trusted.")
+app = typer.Typer(cls=CommandGroup, help="Check a model, or a run's files, before they are trusted.")
 
 
-@app.command("run", epilog="Example: prefdata check run runs/demo")
+@app.command("run", cls=Command, epilog="Example: prefdata check run runs/demo")
 def run(path: Annotated[Path, typer.Argument(metavar="RUN", help="A run; or a model or export that it made.")]) -> None:
     """Read every file of a run, and say which are damaged, missing or changed: a line each, and exit code 1."""
     from prefdata.explore.check_run import check_run, leftovers
@@ -29,28 +32,50 @@ def run(path: Annotated[Path, typer.Argument(metavar="RUN", help="A run; or a mo
     typer.echo(f"{path}: every file is as it was written.")
 
 
-@app.command("reward-model", epilog="Example: prefdata check reward-model sample_data/reward_model")
+@app.command("reward-model", cls=Command, epilog="Example: prefdata check reward-model sample_data/reward_model")
 def reward_model(
     model: Annotated[str, typer.Argument(metavar="M", help="A sequence-classification model: folder or hub name.")],
     engine: Annotated[
         Literal["auto", "transformers", "vllm"],
-        typer.Option("--engine", help="auto compares with vLLM where it is installed, transformers leaves it out."),
+        option(
+            "--engine",
+            metavar="auto|transformers|vllm",
+            help="auto compares with vLLM where it is installed, transformers leaves it out. (default: auto)",
+            group=Group.ENGINE,
+        ),
     ] = "auto",
     data: Annotated[
-        Path | None, typer.Option("--data", help="Preferences whose texts are scored; built-in ones unless given.")
+        Path | None,
+        option(
+            "--data",
+            metavar="FILE",
+            help="Preferences whose texts are scored; built-in ones unless given.",
+            group=Group.INPUT,
+        ),
     ] = None,
-    text_format: Annotated[
-        Path | None, typer.Option("--text-format", help="A file with the text, {prompt} and {response} in it.")
-    ] = None,
+    text_format: TextFormat = None,
     chat_template: ChatTemplateFlag = None,
     chat_template_arg: ChatTemplateArg = None,
     chat_template_date: ChatTemplateDate = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, …; the best there is.")] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16.")] = "float32",
-    limit: Annotated[int, typer.Option("--limit", help="Texts of --data that are scored.", min=2)] = 64,
+    device: Device = None,
+    dtype: Annotated[
+        str, option("--dtype", help="float32, bfloat16, float16. (default: float32)", group=Group.ENGINE)
+    ] = "float32",
+    limit: Annotated[
+        int,
+        option(
+            "--limit", metavar="INT", help="Texts of --data that are scored. (default: 64)", min=2, group=Group.INPUT
+        ),
+    ] = 64,
     format: Annotated[
         Literal["table", "csv", "json", "jsonl", "markdown"],
-        typer.Option("--format", "-f", help="How the checks are printed."),
+        option(
+            "--format",
+            "-f",
+            metavar="table|csv|json|jsonl|markdown",
+            help="How the checks are printed. (default: table)",
+            group=Group.OUTPUT,
+        ),
     ] = "table",
 ) -> None:
     """Check that scores are the same in any batch, padding, order, engine and load, and of the right text."""
@@ -58,12 +83,13 @@ def reward_model(
 
     from prefdata.explore.fidelity import check
     from prefdata.explore.reward_models import from_data
-    from prefdata.specs import RankSpec
+    from prefdata.specs import RewardModelSpec
 
     read = {"text_format": text_format and str(text_format), "chat_template": chat_template}
     read |= {"chat_template_date": chat_template_date}
     variables = tuple(chat_template_arg or ())
-    spec = RankSpec.parse({"reward_model": model, **read, "chat_template_arg": variables}, where="check reward-model")
+    values = {"reward_model": model, **read, "chat_template_arg": variables}
+    spec = RewardModelSpec.parse(values, where="check reward-model")
     items = [] if data is None else [item for pair in from_data(data) for item in (pair.chosen, pair.rejected)][:limit]
     choice = spec.template_choice
     found = check(model, engine=engine, device=device, dtype=dtype, text_format=text_format, choice=choice, items=items)

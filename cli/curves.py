@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from prefdata.errors import InputError, UsageError, storage_error
+from prefdata.specs import Group
 
 from . import show
-from .options import Partial, whole
+from .options import Partial, RunArgument, option, whole
 
 if TYPE_CHECKING:
     from prefdata.explore.curves import Curves
@@ -33,24 +34,29 @@ Point = dict[str, Any]
 Key = tuple[str, str, int]
 
 
+def _scores(flag: str, tells: str) -> Any:
+    return option(flag, group=Group.INPUT, help=f"Whose scores say {tells}.")
+
+
 def curves(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
-    scorer: Annotated[
-        str | None, typer.Option("--scorer", help="Whose scores say which answer is best (the only ones unless given).")
-    ] = None,
-    gold: Annotated[
-        str | None, typer.Option("--gold", help="Whose scores say how good that answer really is: over-optimisation.")
-    ] = None,
+    run: RunArgument,
+    scorer: Annotated[str | None, _scores("--scorer", "which answer is best (the only ones unless given)")] = None,
+    gold: Annotated[str | None, _scores("--gold", "how good that answer really is: over-optimisation")] = None,
     sampler: Annotated[
-        list[str] | None, typer.Option("--sampler", help="Only these samplers' candidates (all unless given).")
+        list[str] | None,
+        option("--sampler", group=Group.INPUT, help="Only these samplers' candidates (all unless given)."),
     ] = None,
     by: Annotated[
         Literal["sampler", "temperature", "none"],
-        typer.Option("--by", help="A curve for each sampler, for each temperature, or one of all."),
+        option(
+            "--by",
+            metavar="sampler|temperature|none",
+            help="A curve for each sampler, for each temperature, or one of all. (default: sampler)",
+        ),
     ] = "sampler",
     n: Annotated[
         int | None,
-        typer.Option(
+        option(
             "-n",
             "--n",
             metavar="INT",
@@ -59,17 +65,30 @@ def curves(
         ),
     ] = None,
     plan: Annotated[
-        str | None, typer.Option("--plan", help="Tell reward and cost for these N, as 8,16,32,64; also beyond n.")
+        str | None, option("--plan", help="Tell reward and cost for these N, as 8,16,32,64; also beyond n.")
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="INT", parser=whole, help="Of the bootstrap over prompts.")
+        int, option("--seed", metavar="INT", parser=whole, help="Seed of the bootstrap over prompts. (default: 0)")
     ] = 0,
     partial: Partial = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Also write all points into this file (.csv, .parquet, .jsonl, …).")
+        Path | None,
+        option(
+            "--out",
+            metavar="FILE",
+            group=Group.OUTPUT,
+            help="Also write all points into this file (.csv, .parquet, .jsonl, …).",
+        ),
     ] = None,
     format: Annotated[
-        Format | None, typer.Option("--format", "-f", help="Print all points, a row each, instead of the page.")
+        Format | None,
+        option(
+            "--format",
+            "-f",
+            metavar="table|csv|json|jsonl|markdown|parquet",
+            group=Group.OUTPUT,
+            help="Print all points, a row each, instead of the page.",
+        ),
     ] = None,
 ) -> None:
     """Show what N and the temperature buy: the expected best of n with 95% intervals, its cost, how answers differ.

@@ -8,32 +8,48 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from prefdata.specs import Group
+
 from . import show
-from .options import ChatTemplateArg, ChatTemplateDate, ChatTemplateFlag, Partial
+from .help import Command, CommandGroup
+from .options import (
+    ChatTemplateArg,
+    ChatTemplateDate,
+    ChatTemplateFlag,
+    Device,
+    Partial,
+    RunArgument,
+    Split,
+    TableFormat,
+    TextFormat,
+    option,
+)
 
 if TYPE_CHECKING:
     from prefdata.explore.reward_models import Evaluation, Pair
 
 Scores = dict[str, float | None]
 
-app = typer.Typer(no_args_is_help=True, help="Evaluate policies and reward models.")
+app = typer.Typer(cls=CommandGroup, help="Evaluate policies and reward models.")
 
 
 @app.command(
-    "policies", epilog="Example: prefdata eval policies runs/demo --scorer truth --baseline policy --policy dpo"
+    "policies",
+    cls=Command,
+    epilog="Example: prefdata eval policies runs/demo --scorer truth --baseline policy --policy dpo",
 )
 def policies(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
-    scorer: Annotated[list[str], typer.Option("--scorer", help="Whose scores; the first decides the win rate.")],
-    baseline: Annotated[str, typer.Option("--baseline", help="The sampler or selection to win against.")],
-    policy: Annotated[
-        list[str], typer.Option("--policy", help="A sampler (all its answers) or a selection (its first answer).")
+    run: RunArgument,
+    scorer: Annotated[
+        list[str], option("--scorer", group=Group.INPUT, help="Whose scores; the first decides the win rate.")
     ],
-    split: Annotated[Literal["all", "train", "test"], typer.Option("--split", help="Which prompts.")] = "test",
-    format: Annotated[
-        Literal["table", "csv", "json", "jsonl", "markdown"] | None,
-        typer.Option("--format", "-f", help="table on a terminal and csv in a pipe unless given."),
-    ] = None,
+    baseline: Annotated[str, option("--baseline", group=Group.INPUT, help="The sampler or selection to win against.")],
+    policy: Annotated[
+        list[str],
+        option("--policy", group=Group.INPUT, help="A sampler (all its answers) or a selection (its first answer)."),
+    ],
+    split: Split = "test",
+    format: TableFormat = None,
 ) -> None:
     """Compare policies on the same prompts: mean scores, win rate over a baseline with its 95% interval, mean tokens.
 
@@ -50,17 +66,15 @@ def policies(
             typer.echo(f"\n{name}: {note}")
 
 
-@app.command("judges", epilog="Example: prefdata eval judges runs/ranking --judge duel")
+@app.command("judges", cls=Command, epilog="Example: prefdata eval judges runs/ranking --judge duel")
 def judges(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
+    run: RunArgument,
     judge: Annotated[
-        list[str] | None, typer.Option("--judge", help="Whose comparisons; may be given several times (all).")
+        list[str] | None,
+        option("--judge", group=Group.INPUT, help="Whose comparisons; may be given several times (all)."),
     ] = None,
     partial: Partial = False,
-    format: Annotated[
-        Literal["table", "csv", "json", "jsonl", "markdown"] | None,
-        typer.Option("--format", "-f", help="table on a terminal and csv in a pipe unless given."),
-    ] = None,
+    format: TableFormat = None,
 ) -> None:
     """Tell how judges agree: with themselves when the answers change places, and with each other (kappa, AC1)."""
     from prefdata.explore.judges import judges as found
@@ -75,6 +89,7 @@ def judges(
 
 @app.command(
     "reward-model",
+    cls=Command,
     epilog="Example: prefdata eval reward-model sample_data/reward_model sample_data/heldout_preferences.jsonl",
 )
 def reward_model(
@@ -84,22 +99,35 @@ def reward_model(
     data: Annotated[
         list[str], typer.Argument(metavar="DATA…", help="Labelled pairs: files, exports, hub names, or a run.")
     ],
-    pairing: Annotated[str | None, typer.Option("--pairing", help="Which pairs of a run.")] = None,
+    pairing: Annotated[str | None, option("--pairing", group=Group.INPUT, help="Which pairs of a run.")] = None,
     by: Annotated[
-        list[str] | None, typer.Option("--by", help="A column to group by (source and subset unless given).")
+        list[str] | None,
+        option("--by", group=Group.INPUT, help="A column to group by (source and subset unless given)."),
     ] = None,
-    rows: Annotated[Path | None, typer.Option("--rows", help="Write a JSON object a pair into this file.")] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Which label of several, by name or number.")] = None,
-    text_format: Annotated[
-        Path | None, typer.Option("--text-format", help="A file with the text, {prompt} and {response} in it.")
+    rows: Annotated[
+        Path | None,
+        option("--rows", metavar="FILE", group=Group.OUTPUT, help="Write a JSON object a pair into this file."),
     ] = None,
+    label: Annotated[
+        str | None, option("--label", group=Group.MODEL, help="Which label of several, by name or number.")
+    ] = None,
+    text_format: TextFormat = None,
     chat_template: ChatTemplateFlag = None,
     chat_template_arg: ChatTemplateArg = None,
     chat_template_date: ChatTemplateDate = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, …; the best there is.")] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")] = "auto",
+    device: Device = None,
+    dtype: Annotated[
+        str, option("--dtype", help="auto, float32, bfloat16, float16. (default: auto)", group=Group.ENGINE)
+    ] = "auto",
     format: Annotated[
-        Literal["table", "json"], typer.Option("--format", "-f", help="How the figures are printed.")
+        Literal["table", "json"],
+        option(
+            "--format",
+            "-f",
+            metavar="table|json",
+            help="How the figures are printed. (default: table)",
+            group=Group.OUTPUT,
+        ),
     ] = "table",
 ) -> None:
     """Accuracy on labelled pairs with 95% intervals, margins, calibration, length bias, other samplers' answers."""
@@ -134,11 +162,12 @@ def reward_model(
 
 def _scored(named: str, pairs: list[Pair], **settings: Any) -> Scores:
     from prefdata.explore.reward_models import score_pairs
-    from prefdata.scorers import dated_scorer, open_scorer
+    from prefdata.scorers.open import dated_scorer, open_scorer
     from prefdata.specs import RankSpec
 
     kind = "function" if ".py:" in named else "reward_model"
-    scorer = open_scorer(dated_scorer(RankSpec.parse({kind: named, **settings}, where="eval reward-model")))
+    given = {name: value for name, value in settings.items() if value != "auto"}  # a function has none of them
+    scorer = open_scorer(dated_scorer(RankSpec.parse({kind: named, **given}, where="eval reward-model")))
     try:
         return score_pairs(scorer, pairs)
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +10,7 @@ from prefdata.errors import UsageError
 from prefdata.ids import pair_id
 
 from . import show
+from .options import RunArgument, option
 
 if TYPE_CHECKING:
     import polars as pl
@@ -23,7 +23,7 @@ EXAMPLE = "Example: prefdata explain runs/demo 0f3a"
 
 
 def explain(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
+    run: RunArgument,
     ids: Annotated[
         list[str],
         typer.Argument(
@@ -33,7 +33,7 @@ def explain(
     ],
     pairing: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--pairing", help="Which pairs, where several hold the pair or, for two answers, where there are several."
         ),
     ] = None,

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from prefdata.specs import ExportSpec
+from prefdata.specs import ExportSpec, Group
 
 from . import show
-from .options import Replace, RunArgument, takes
+from .options import Replace, ReportFormat, RunArgument, option, takes
 
 EXAMPLE = "Example: prefdata export runs/demo --to runs/demo/exports/trl --dialect trl"
 
@@ -18,12 +16,15 @@ EXAMPLE = "Example: prefdata export runs/demo --to runs/demo/exports/trl --diale
 @takes(ExportSpec)
 def export(
     run: RunArgument,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to write, ready for the hub.")],
+    to: Annotated[
+        Path, option("--to", metavar="DIR", help="The folder to write, ready for the hub.", group=Group.OUTPUT)
+    ],
     spec: ExportSpec,
     replace: Replace = False,
+    format: ReportFormat = "text",
 ) -> None:
     """Write pairs or best answers as sharded Parquet with a dataset card."""
     from prefdata.shards import export as step
     from prefdata.store import Run
 
-    show.outcome(step(Run(run), spec, to, replace=replace))
+    show.outcome(step(Run(run), spec, to, replace=replace, progress=True), format)

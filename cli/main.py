@@ -5,40 +5,56 @@ from __future__ import annotations
 import io
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import typer.core
 
 from prefdata.errors import PrefdataError, storage_error
 from prefdata.interruptible import still_running
+from prefdata.specs.other_names import normalised, our_name, without_setting
 
 from . import check, curves, demo, evaluate, explain, export, ingest, pair, rank, sample, select, sql, status, train
+from .help import Command, CommandGroup
 
 UsageProblem: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises for wrong usage, wherever it keeps it."""
 
 
-class InOrder(typer.core.TyperGroup):
-    """A group that lists its commands in the order of the flow, not with the groups last."""
+class InOrder(CommandGroup):
+    """The commands in the order of the flow; a closed pipe gets a name that typer does not know and exits with 1 for.
+
+    `make_context` prints the help of the group, `invoke` runs a command or prints its help.
+    """
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The commands' names as FLOW has them."""
         return [name for name in FLOW if name in self.commands]
 
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        """Read the options."""
+        with _closed_pipe():
+            return super().make_context(*args, **more)
+
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; a closed pipe gets a name that typer does not know, because it would exit with 1."""
-        try:
+        """Run the command."""
+        with _closed_pipe():
             return super().invoke(ctx)
-        except BrokenPipeError:
-            raise ReaderGone from None
 
 
-class ReaderGone(Exception):
-    """Whoever read our output has had enough of it."""
+class OutputClosed(Exception):
+    """The reader of our output has closed it."""
+
+
+@contextmanager
+def _closed_pipe() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise OutputClosed from None
 
 
 FLOW = (
@@ -67,27 +83,25 @@ UNREAD = 141
 app = typer.Typer(
     name="prefdata",
     cls=InOrder,
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Preference data from prompts to a better model. Every run is a directory of Parquet tables.",
     epilog="Example: prefdata demo runs/demo",
 )
 
-app.command("ingest", epilog=ingest.EXAMPLE)(ingest.ingest)
-app.command("sample", epilog=sample.EXAMPLE)(sample.sample)
-app.command("rank", epilog=rank.EXAMPLE)(rank.rank)
-app.command("select", epilog=select.EXAMPLE)(select.select)
-app.command("pair", epilog=pair.EXAMPLE)(pair.pair)
-app.command("export", epilog=export.EXAMPLE)(export.export)
+app.command("ingest", cls=Command, epilog=ingest.EXAMPLE)(ingest.ingest)
+app.command("sample", cls=Command, epilog=sample.EXAMPLE)(sample.sample)
+app.command("rank", cls=Command, epilog=rank.EXAMPLE)(rank.rank)
+app.command("select", cls=Command, epilog=select.EXAMPLE)(select.select)
+app.command("pair", cls=Command, epilog=pair.EXAMPLE)(pair.pair)
+app.command("export", cls=Command, epilog=export.EXAMPLE)(export.export)
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="eval")
-app.command("curves", epilog=curves.EXAMPLE)(curves.curves)
+app.command("curves", cls=Command, epilog=curves.EXAMPLE)(curves.curves)
 app.add_typer(check.app, name="check")
-app.command("sql", epilog=sql.EXAMPLE)(sql.sql)
-app.command("status", epilog=status.EXAMPLE)(status.status)
-app.command("explain", epilog=explain.EXAMPLE)(explain.explain)
-app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
+app.command("sql", cls=Command, epilog=sql.EXAMPLE)(sql.sql)
+app.command("status", cls=Command, epilog=status.EXAMPLE)(status.status)
+app.command("explain", cls=Command, epilog=explain.EXAMPLE)(explain.explain)
+app.command("demo", cls=Command, epilog=demo.EXAMPLE)(demo.demo)
 
 
 def _version(asked: bool) -> None:
@@ -129,18 +143,17 @@ def main() -> None:
     except PrefdataError as error:
         code = _fail(f"prefdata: {error}", error.exit_code, debug)
     except UsageProblem as error:
-        # A command group by itself has shown its help, and that says it all.
-        code = _fail(f"prefdata: {_usage(error)}", 2, debug) if str(error) else 2
+        code = _fail(f"prefdata: {_usage(error)}", 2, debug)
     except (KeyboardInterrupt, typer.Abort):
         _say_no_more()
         code = _fail(
             "prefdata: stopped; what was finished is kept, and the same command continues.", INTERRUPTED, debug
         )
-    except ReaderGone:
+    except OutputClosed:
         _say_no_more()
         code = UNREAD
-    except SystemExit:  # rich's way out of a closed pipe, while it shows help; all others return their code
-        code = UNREAD
+    except SystemExit as ended:  # of --install-completion and --show-completion
+        code = ended.code
     except Exception as error:
         if refused := _refused(error):
             _say_no_more()
@@ -186,6 +199,17 @@ def _fail(message: str, code: int, debug: bool) -> int:
 def _usage(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "prefdata"
-    said = error.format_message() if hasattr(error, "format_message") else str(error)
-    said = said.replace("Value error, ", "")  # pydantic's, in a choice that typer refuses
-    return f"{' '.join(said.split()).rstrip('.')}. See {command} --help."
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    message = message.replace("Value error, ", "")  # pydantic's, in a choice that typer refuses
+    if context is not None and (option := getattr(error, "option_name", None)) is not None:
+        message = _other_tools_name(option, context) or message
+    return f"{' '.join(message.split()).rstrip('.')}. See {command} --help."
+
+
+def _other_tools_name(option: str, context: Any) -> str | None:
+    """The message for an option that another tool has; None where it is nobody's."""
+    known = {normalised(flag): param.opts[0] for param in context.command.params for flag in param.opts}
+    if ours := our_name(option, known):
+        return f"there is no option {option}: here it is {known[ours]}"
+    why = without_setting(option, known)
+    return why and f"there is no option {option}: {why}"

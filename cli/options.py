@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -13,30 +14,86 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from prefdata.errors import InputError, UsageError, did_you_mean
-from prefdata.specs import Spec
+from prefdata.specs import Group, Spec, flag_of, group_of
 from prefdata.specs.chat import ChatSpec
+from prefdata.specs.other_names import hint
 
 S = TypeVar("S", bound=Spec)
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory; made where there is none.")]
-Replace = Annotated[bool, typer.Option("--replace", help="Replace what prefdata made there before; other files stay.")]
-Partial = Annotated[bool, typer.Option("--partial", help="Read the unfinished work of an earlier step as it is.")]
 
-ChatTemplateFlag = Annotated[
-    str | None, typer.Option("--chat-template", help=ChatSpec.model_fields["chat_template"].description)
+def option(*flags: str, help: str, metavar: str | None = "TEXT", group: Group = Group.SETTINGS, **more: Any) -> Any:
+    """An option with what its help needs: a metavar (None for a switch) and a group."""
+    return typer.Option(*flags, help=help, metavar=metavar, rich_help_panel=group.value, **more)
+
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory; it must exist.")]
+NewRun = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory; it is created if it does not exist.")]
+Replace = Annotated[
+    bool,
+    option(
+        "--replace",
+        metavar=None,
+        help="Replace what prefdata made there before; other files stay.",
+        group=Group.OUTPUT,
+    ),
 ]
-ChatTemplateDate = Annotated[
-    str | None, typer.Option("--chat-template-date", help=ChatSpec.model_fields["chat_template_date"].description)
+Partial = Annotated[
+    bool,
+    option("--partial", metavar=None, help="Read what an earlier, unfinished step has written.", group=Group.INPUT),
 ]
-ChatTemplateArg = Annotated[
-    list[str] | None, typer.Option("--chat-template-arg", help=ChatSpec.model_fields["chat_template_arg"].description)
+ReportFormat = Annotated[
+    Literal["text", "json"],
+    option(
+        "--format", "-f", metavar="text|json", help="How the report is printed. (default: text)", group=Group.OUTPUT
+    ),
 ]
+TableFormat = Annotated[
+    Literal["table", "csv", "json", "jsonl", "markdown"] | None,
+    option(
+        "--format",
+        "-f",
+        metavar="table|csv|json|jsonl|markdown",
+        help="table on a terminal and csv in a pipe unless given.",
+        group=Group.OUTPUT,
+    ),
+]
+Split = Annotated[
+    Literal["all", "train", "test"],
+    option("--split", metavar="all|train|test", help="Which prompts. (default: test)", group=Group.INPUT),
+]
+Device = Annotated[
+    str | None, option("--device", help="cpu, cuda, …; the best one available unless given.", group=Group.ENGINE)
+]
+TextFormat = Annotated[
+    Path | None,
+    option(
+        "--text-format", metavar="FILE", help="A file with the text, {prompt} and {response} in it.", group=Group.MODEL
+    ),
+]
+
+
+def _of_chat(name: str) -> Any:
+    field = ChatSpec.model_fields[name]
+    return option(flag_of(name), help=str(field.description), group=group_of(field))
+
+
+ChatTemplateFlag = Annotated[str | None, _of_chat("chat_template")]
+ChatTemplateDate = Annotated[str | None, _of_chat("chat_template_date")]
+ChatTemplateArg = Annotated[list[str] | None, _of_chat("chat_template_arg")]
 
 _CONFIG = Annotated[
     Path | None,
-    typer.Option("--config", "-c", metavar="YAML", help="Settings by command; flags win over them."),
+    option(
+        "--config",
+        "-c",
+        metavar="YAML",
+        help="A file of settings by command; flags win over them.",
+        group=Group.GENERAL,
+    ),
 ]
-_PRINT_CONFIG = Annotated[bool, typer.Option("--print-config", help="Print the settings as resolved, and stop.")]
+_PRINT_CONFIG = Annotated[
+    bool, option("--print-config", metavar=None, help="Print the settings as resolved, and stop.", group=Group.GENERAL)
+]
 
 
 def takes(spec_type: type[S]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -48,7 +105,7 @@ def takes(spec_type: type[S]) -> Callable[[Callable[..., None]], Callable[..., N
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
-        fields = spec_type.model_fields
+        fields = spec_type.settings()
 
         @functools.wraps(command)
         def typed(**given: Any) -> None:
@@ -61,7 +118,9 @@ def takes(spec_type: type[S]) -> Callable[[Callable[..., None]], Callable[..., N
             command(spec=spec, **given)
 
         own = [p for name, p in signature.parameters.items() if name != "spec"]
-        options = [_option(name, fields[name]) for name in _by_nearness(spec_type)]
+        options = [
+            _option(name, fields[name], needed=name in spec_type.model_fields) for name in _by_nearness(spec_type)
+        ]
         extra = [_keyword("config", _CONFIG, None), _keyword("print_config", _PRINT_CONFIG, False)]
         everything = sorted([*own, *options, *extra], key=lambda p: p.kind)
         typed.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -75,9 +134,10 @@ def takes(spec_type: type[S]) -> Callable[[Callable[..., None]], Callable[..., N
 
 def _by_nearness(spec_type: type[Spec]) -> list[str]:
     """The fields as help shows them: a command's own before those that it shares with others."""
+    fields = spec_type.settings()
     nearest = {name: depth for depth, base in reversed(list(enumerate(spec_type.__mro__))) for name in _own(base)}
-    depth_of = {name: 0 if field.is_required() else nearest[name] for name, field in spec_type.model_fields.items()}
-    return sorted(spec_type.model_fields, key=depth_of.__getitem__)
+    depth_of = {name: 0 if field.is_required() else nearest.get(name, 0) for name, field in fields.items()}
+    return sorted(fields, key=depth_of.__getitem__)
 
 
 def _own(base: type) -> list[str]:
@@ -90,14 +150,15 @@ def resolve(spec_type: type[S], flags: Mapping[str, Any], config: Path | None) -
     Raises:
         UsageError: an unknown key or a value that does not fit, with the file's name where it comes from there.
     """
-    names = {name: field.alias or name for name, field in spec_type.model_fields.items()}
+    names = {name: field.alias or name for name, field in spec_type.settings().items()}
     given = {names[name]: value for name, value in flags.items() if value is not None and value != []}
     if config is None:
         return spec_type.parse(given, where=spec_type.step, flags=True)
     section = _section(config, spec_type.step, names.values())
     if unknown := [key for key in section if key not in names.values()]:
-        hint = did_you_mean(str(unknown[0]), names.values())
-        raise UsageError(f'{config}: {spec_type.step}: unknown key "{unknown[0]}".{hint}')
+        raise UsageError(
+            f'{config}: {spec_type.step}: unknown key "{unknown[0]}".{hint(str(unknown[0]), names.values())}'
+        )
     return spec_type.parse({**section, **given}, where=f"{config}: {spec_type.step}")
 
 
@@ -125,37 +186,42 @@ def _section(config: Path, step: str, keys: Collection[str]) -> dict[str, Any]:
     Raises:
         InputError: there is no such file, or it is not as it should be.
     """
-    said = _said(config)
-    if not isinstance(said, dict):
+    section = _load_yaml(config)
+    if not isinstance(section, dict):
         raise InputError(f"{config} should hold one section a command (sample:, rank:, …).")
-    for key in said:
+    for key in section:
         if key not in COMMANDS and key in keys:
             raise UsageError(f'{config}: "{key}" is a setting of {step}: put it under `{step.replace(" ", ": ")}:`.')
         if key not in COMMANDS:
             raise UsageError(f'{config}: unknown section "{key}".{did_you_mean(str(key), COMMANDS)}')
     for word in step.split():
-        said = said.get(word) or {}
-        if not isinstance(said, dict):
+        section = section.get(word) or {}
+        if not isinstance(section, dict):
             raise InputError(f"{config}: {word} should hold keys and values.")
-    return said
+    return section
 
 
-def _said(config: Path) -> Any:
+_WITH_EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+"""Numbers that YAML 1.1 takes for texts, as 1e-4."""
+
+
+def _load_yaml(config: Path) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses a key that a mapping has twice, of which YAML would take the last."""
+        """Reads 1e-4 as a number, and refuses a key that a mapping has twice, of which YAML would take the last."""
 
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)
             met = set()
             for key, _ in node.value:
-                if (said := (key.tag, str(key.value))) in met:
+                if (name := (key.tag, str(key.value))) in met:
                     line = key.start_mark.line + 1
                     raise InputError(f'{config}: line {line} gives "{key.value}" again: leave one of the two out.')
-                met.add(said)
+                met.add(name)
             return node
 
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _WITH_EXPONENT, list("-+.0123456789"))
     try:
         return yaml.load(config.read_text(encoding="utf-8"), Loader) or {}
     except FileNotFoundError:
@@ -168,7 +234,8 @@ def _said(config: Path) -> Any:
         raise InputError(f"{config} is not YAML: {' '.join(str(error).split())}") from None
 
 
-def _option(name: str, field: Any) -> inspect.Parameter:
+def _option(name: str, field: Any, *, needed: bool) -> inspect.Parameter:
+    """The option of a field; `needed` where a spec without it is none, if the field has no default."""
     kind = _flag_type(field.annotation)
     dashed = (field.alias or name).replace("_", "-")
     flags = [f"--{dashed}/--no-{dashed}"] if kind is bool else [f"--{dashed}"]
@@ -176,12 +243,14 @@ def _option(name: str, field: Any) -> inspect.Parameter:
         flags.insert(0, f"-{name}")
     default = None if field.is_required() else field.default
     shown = "" if default in (None, ()) or kind is bool else f" (default: {default})"
+    shown = " (required)" if needed and field.is_required() else shown
     option = typer.Option(
         *flags,
         help=f"{field.description}{shown}",
         show_default=False,
         metavar=_metavar(kind),
         parser=_parser(kind),
+        rich_help_panel=group_of(field).value,
     )
     return _keyword(name, Annotated[kind | None, option], None)
 
@@ -198,7 +267,7 @@ def _flag_type(annotation: Any) -> Any:
 def _metavar(kind: Any) -> str | None:
     if typing.get_origin(kind) is Literal:
         return "|".join(typing.get_args(kind))
-    return {int: "INT", float: "NUMBER", str: "TEXT"}.get(kind)
+    return {int: "INT", float: "NUMBER", str: "TEXT", list[str]: "TEXT"}.get(kind)
 
 
 def _parser(kind: Any) -> Callable[[str], Any] | None:

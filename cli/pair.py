@@ -5,17 +5,18 @@ from __future__ import annotations
 from prefdata.specs import PairSpec
 
 from . import show
-from .options import Partial, Replace, RunArgument, takes
+from .options import Partial, Replace, ReportFormat, RunArgument, takes
 
 EXAMPLE = "Example: prefdata pair runs/demo --strategy best-worst --min-margin 0.5"
 
 
 @takes(PairSpec)
-def pair(run: RunArgument, spec: PairSpec, replace: Replace = False, partial: Partial = False) -> None:
+def pair(
+    run: RunArgument, spec: PairSpec, replace: Replace = False, partial: Partial = False, format: ReportFormat = "text"
+) -> None:
     """Pair chosen and rejected answers; ties, same texts and cut-off answers are counted and never preferred."""
     from prefdata.pairs import pair as step
     from prefdata.store import Run
 
-    with show.progress("pair") as progress:
-        done = step(Run(run), spec, replace=replace, partial=partial, progress=progress)
-    show.outcome(done)
+    done = step(Run(run), spec, replace=replace, partial=partial, progress=True)
+    show.outcome(done, format)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from prefdata.specs import RankSpec
 
 from . import show
-from .options import Partial, Replace, RunArgument, takes
+from .options import Partial, Replace, ReportFormat, RunArgument, takes
 
 EXAMPLE = "Example: prefdata rank runs/demo --reward-model reward_model"
 
 
 @takes(RankSpec)
-def rank(run: RunArgument, spec: RankSpec, replace: Replace = False, partial: Partial = False) -> None:
+def rank(
+    run: RunArgument, spec: RankSpec, replace: Replace = False, partial: Partial = False, format: ReportFormat = "text"
+) -> None:
     """Score the candidates, or have them compared; or make scores of scores and of comparisons."""
     from prefdata.steps import rank as step
     from prefdata.store import Run
 
-    with show.progress("rank") as progress:
-        done = step(Run(run), spec, replace=replace, partial=partial, progress=progress)
-    show.outcome(done)
+    done = step(Run(run), spec, replace=replace, partial=partial, progress=True)
+    show.outcome(done, format)

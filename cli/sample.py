@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from prefdata.specs import SampleSpec
+from prefdata.specs import Group, SampleSpec
 
 from . import show
-from .options import Partial, Replace, RunArgument, takes
+from .options import Partial, Replace, ReportFormat, RunArgument, option, takes
 
 EXAMPLE = "Example: prefdata sample runs/demo --model policy -n 16 --temperature 1.0 --max-tokens 96"
 
@@ -21,8 +21,15 @@ def sample(
     spec: SampleSpec,
     replace: Replace = False,
     partial: Partial = False,
+    format: ReportFormat = "text",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the first prompt as rendered, with its token ids, and draw nothing.")
+        bool,
+        option(
+            "--dry-run",
+            metavar=None,
+            help="Show the first prompt as rendered, with its token ids, and sample nothing.",
+            group=Group.OUTPUT,
+        ),
     ] = False,
 ) -> None:
     """Draw N candidates for every prompt; run it again to continue, or with a larger -n to add more."""
@@ -33,7 +40,5 @@ def sample(
         typer.echo(json.dumps(candidates.dry_run(Run(run), spec), ensure_ascii=False, indent=2))
         return
     specs = candidates.swept(spec)
-    with show.progress("sample") as progress:
-        outcomes = candidates.samples(Run(run), specs, replace=replace, partial=partial, progress=progress)
-    for done in outcomes:
-        show.outcome(done)
+    outcomes = candidates.samples(Run(run), specs, replace=replace, partial=partial, progress=True)
+    show.outcome(outcomes, format)

@@ -5,17 +5,22 @@ from __future__ import annotations
 from prefdata.specs import SelectSpec
 
 from . import show
-from .options import Partial, Replace, RunArgument, takes
+from .options import Partial, Replace, ReportFormat, RunArgument, takes
 
 EXAMPLE = "Example: prefdata select runs/demo --method rso --k 8 --beta 0.5"
 
 
 @takes(SelectSpec)
-def select(run: RunArgument, spec: SelectSpec, replace: Replace = False, partial: Partial = False) -> None:
+def select(
+    run: RunArgument,
+    spec: SelectSpec,
+    replace: Replace = False,
+    partial: Partial = False,
+    format: ReportFormat = "text",
+) -> None:
     """Keep candidates of each prompt by their scores: best-of-N, top-k, or RSO in either of its laws."""
     from prefdata.selections import select as step
     from prefdata.store import Run
 
-    with show.progress("select") as progress:
-        done = step(Run(run), spec, replace=replace, partial=partial, progress=progress)
-    show.outcome(done)
+    done = step(Run(run), spec, replace=replace, partial=partial, progress=True)
+    show.outcome(done, format)

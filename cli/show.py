@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import math
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from datetime import date
 from datetime import time as time_of_day
 from decimal import Decimal
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
 
-    from prefdata.progress import Progress
     from prefdata.store import Outcome
 
 _DID = {
@@ -35,8 +32,18 @@ _DID = {
 }
 
 
-def outcome(done: Outcome) -> None:
-    """Print what a step did, in a form that reads well and greps well."""
+def outcome(done: Outcome | Sequence[Outcome], form: str = "text") -> None:
+    """Print what a step did: as text that reads well and greps well, or as JSON (a list where there are several)."""
+    several = done if isinstance(done, Sequence) else [done]
+    if form == "json":
+        shown = [{"did": one.did, "path": str(one.path), **one.report.model_dump()} for one in several]
+        typer.echo(_json(shown if len(shown) > 1 else shown[0], indent=2))
+        return
+    for one in several:
+        _outcome(one)
+
+
+def _outcome(done: Outcome) -> None:
     report = done.report
     typer.echo(f"{report.step}: {_DID[done.did]} {done.path}")
     lines = [(report.unit, f"{report.rows_in:,} in, {report.rows_out:,} out")]
@@ -60,63 +67,6 @@ def number(value: Any) -> str:
     if isinstance(value, Decimal):
         return f"{value:,f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-@contextmanager
-def progress(what: str) -> Iterator[Progress]:
-    """A progress bar on a terminal; elsewhere a line on stderr every ten seconds."""
-    if sys.stderr.isatty():
-        with _bar(what) as bar:
-            yield bar
-    else:
-        yield _Lines(what)
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-    )
-    with RichProgress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(what, total=None, figures="")
-        began = time.monotonic()
-
-        def advance(done: int, total: int, **figures: float) -> None:
-            shown.update(task, completed=done, total=total, figures=_figures(figures, time.monotonic() - began))
-
-        yield advance
-
-
-class _Lines:
-    """Progress for logs and pipes."""
-
-    def __init__(self, what: str) -> None:
-        self.what, self.began, self.last = what, time.monotonic(), time.monotonic()
-
-    def __call__(self, done: int, total: int, **figures: float) -> None:
-        now = time.monotonic()
-        if now - self.last < 10:
-            return
-        self.last = now
-        spent = now - self.began
-        left = f", {spent / done * (total - done):,.0f} s left" if done else ""
-        share = f" ({done / total:.0%})" if total else ""
-        print(
-            f"{self.what}: {done:,} of {total:,}{share} {_figures(figures, spent)}{left}", file=sys.stderr, flush=True
-        )
-
-
-def _figures(figures: dict[str, float], seconds: float) -> str:
-    shown = [f"{figures['tokens'] / max(seconds, 1e-9):,.0f} tokens/s"] if "tokens" in figures else []
-    return " ".join(shown + [f"{name} {number(float(v))}" for name, v in figures.items() if name != "tokens"])
 
 
 def printable(text: str) -> str:

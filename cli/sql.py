@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from prefdata.specs import Group
+
 from . import show
+from .options import RunArgument, option
 
 EXAMPLE = (
     'Example: prefdata sql runs/demo "select sampler, count(*), avg(completion_tokens) from candidates group by 1"'
@@ -15,18 +17,27 @@ EXAMPLE = (
 
 
 def sql(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
-    query: Annotated[str | None, typer.Argument(help="One query; without it, the views and their columns.")] = None,
+    run: RunArgument,
+    query: Annotated[
+        str | None, typer.Argument(metavar="QUERY", help="One query; without it, the views and their columns.")
+    ] = None,
     format: Annotated[
         Literal["table", "csv", "json", "jsonl", "markdown", "parquet"] | None,
-        typer.Option(
+        option(
             "--format",
             "-f",
+            metavar="table|csv|json|jsonl|markdown|parquet",
             help="table on a terminal and csv in a pipe unless given; NaN and infinity are null in json and jsonl.",
+            group=Group.OUTPUT,
         ),
     ] = None,
     memory_limit: Annotated[
-        str, typer.Option(help="Memory that the query may use: 4GB, or a share of the machine's.")
+        str,
+        option(
+            "--memory-limit",
+            metavar="SIZE",
+            help="Memory that the query may use: 4GB, or a share of the machine's. (default: 50%)",
+        ),
     ] = "50%",
 ) -> None:
     """Query the run's tables with SQL (DuckDB), read-only."""

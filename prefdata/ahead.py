@@ -1,12 +1,14 @@
-"""Work in threads, ahead of the caller: what comes out does not depend on how many there are."""
+"""Work in threads: ahead of the caller and in order (`ahead`), or many requests at a time (`as_completed`)."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -50,3 +52,52 @@ def ahead(
             yield waiting.popleft().result()
     finally:
         threads.shutdown(cancel_futures=True)
+
+
+_END: Any = object()
+
+
+def as_completed(stream: Iterable[T], work: Callable[[T, Event], U], workers: int) -> Generator[U, None, None]:
+    """Yield `work` of each, in the order of completion; at most `workers` are under way, each in a thread of its own.
+
+    The stream is read in the caller's thread, as soon as a worker is free. The threads are for waiting (a server's
+    responses) and do not keep the process: when the caller leaves, what is under way is abandoned, and the event that
+    `work` gets beside its item is set.
+
+    Raises:
+        Whatever `work` raises, for the first that does.
+    """
+    tasks: SimpleQueue[T] = SimpleQueue()
+    done: SimpleQueue[tuple[U | None, BaseException | None]] = SimpleQueue()
+    left = Event()
+
+    def serve() -> None:
+        while (item := tasks.get()) is not _END:
+            try:
+                done.put((work(item, left), None))
+            except BaseException as error:
+                done.put((None, error))
+
+    threads = busy = 0
+    try:
+        for item in stream:
+            if busy == workers:
+                yield _result(*done.get())
+                busy -= 1
+            if busy == threads:
+                Thread(target=serve, name="prefdata-request", daemon=True).start()
+                threads += 1
+            tasks.put(item)
+            busy += 1
+        for _ in range(busy):
+            yield _result(*done.get())
+    finally:
+        left.set()
+        for _ in range(threads):
+            tasks.put(_END)
+
+
+def _result(value: Any, error: BaseException | None) -> Any:
+    if error is not None:
+        raise error
+    return value

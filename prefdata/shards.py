@@ -21,6 +21,7 @@ from prefdata.disk import write_file
 from prefdata.errors import InputError, UsageError
 from prefdata.formats.card import Split, card
 from prefdata.formats.dialects import DIALECTS, Dialect
+from prefdata.progress import Watch, watched
 from prefdata.reports import Report, nonzero
 from prefdata.specs import ExportSpec
 from prefdata.store import MADE_BY, Folder, Lineage, Outcome, Partition, Run
@@ -28,9 +29,6 @@ from prefdata.tables import TABLES
 from prefdata.views import read_candidates, read_prompts
 
 COMPRESSION = "zstd"
-
-READ = sorted({table for dialect in DIALECTS.values() for table in dialect.reads})
-"""The tables that some dialect reads."""
 
 _SAMPLED = 1000
 _DECIDED = ("selections", "pairs", "unpaired", "groups", "demonstrations")
@@ -61,7 +59,7 @@ def shard_name(split: str, part: int, parts: int) -> str:
     return f"data/{split}-{part:05d}-of-{parts:05d}.parquet"
 
 
-def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False) -> Outcome:
+def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False, progress: Watch = False) -> Outcome:
     """Write one of the tables that trainers read to the folder `to`, in a dialect.
 
     Raises:
@@ -77,7 +75,13 @@ def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False) -> Ou
     parents = {str(partition): partition.content for partition in (source, *prompts)}
     lineage = Lineage.of(spec, parents, resolved={source.table.partition: source.name})
     folder = Folder(to)
-    return folder.remake(lineage, lambda path: _fill(run, spec, source, lineage, path, to.name), replace=replace)
+    with watched(progress, "export") as told:
+
+        def fill(path: Path) -> Report:
+            told.phase("writing shards")
+            return _fill(run, spec, source, lineage, path, to.name)
+
+        return folder.remake(lineage, fill, replace=replace)
 
 
 def _source(run: Run, spec: ExportSpec, dialect: Dialect) -> Partition:
@@ -87,19 +91,19 @@ def _source(run: Run, spec: ExportSpec, dialect: Dialect) -> Partition:
         NotReady: it is not there, or unfinished.
         UsageError: a table was named that this dialect does not read, two were, or one of several must be named.
     """
-    named = {table: getattr(spec, TABLES[table].partition) for table in READ}
-    wanted = [table for table in READ if named[table] is not None]
-    if wanted and not {*wanted} <= {*dialect.reads}:
-        flags = " or ".join(f"--{TABLES[table].partition}" for table in dialect.reads)
-        wrong = ", ".join(f"--{TABLES[table].partition}" for table in wanted if table not in dialect.reads)
+    table_of = {TABLES[table].flag: table for table in dialect.reads}
+    names = {flag: getattr(spec, flag.removeprefix("--")) for flag in ("--pairing", "--selector", "--input")}
+    given = [flag for flag, name in names.items() if name is not None]
+    if wrong := [flag for flag in given if flag not in table_of]:
         raise UsageError(
-            f"the dialect {dialect.name} reads {' or '.join(dialect.reads)}, named with {flags}: leave out {wrong}."
+            f"the dialect {dialect.name} reads {' or '.join(dialect.reads)}, named with {' or '.join(table_of)}: "
+            f"leave out {', '.join(wrong)}."
         )
-    if len(wanted) > 1:
-        raise UsageError(f"both {' and '.join(wanted)} are named, and one of them is exported: leave the other out.")
-    there = [table for table in dialect.reads if run.partitions(table)]
-    table = (wanted or there or dialect.reads)[0]
-    return run.only(table, named[table])
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} name two inputs, and one of them is exported: leave the other out.")
+    existing = [flag for flag, table in table_of.items() if run.partitions(table)]
+    flag = (given or existing or list(table_of))[0]
+    return run.only(table_of[flag], names[flag])
 
 
 def _fill(run: Run, spec: ExportSpec, source: Partition, lineage: Lineage, path: Path, title: str) -> Report:

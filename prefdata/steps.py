@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prefdata.progress import Progress, quiet
+from prefdata.progress import Watch, watched
 from prefdata.specs import IngestSpec, RankSpec
+from prefdata.specs.rank import CompareSpec
 from prefdata.store import Outcome, Run
 
 
@@ -24,9 +25,7 @@ def ingest(run: Run, files: Sequence[str], spec: IngestSpec, *, replace: bool = 
     return step(run, files, spec, replace=replace)
 
 
-def rank(
-    run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = False, progress: Progress = quiet
-) -> Outcome:
+def rank(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = False, progress: Watch = False) -> Outcome:
     """Score the candidates, or have a pairwise judge compare them; or make scores of scores and of comparisons.
 
     Raises:
@@ -35,8 +34,10 @@ def rank(
         ModelError, InputError: the scorer cannot be used.
     """
     from prefdata.comparisons import compare
-    from prefdata.scorers import compares
+    from prefdata.scorers.open import is_pairwise
     from prefdata.scores import rank as score
 
-    step = compare if compares(spec) else score
-    return step(run, spec, replace=replace, partial=partial, progress=progress)
+    with watched(progress, "rank") as told:
+        if isinstance(spec, CompareSpec) and is_pairwise(spec):
+            return compare(run, spec, replace=replace, partial=partial, progress=told)
+        return score(run, spec, replace=replace, partial=partial, progress=told)

@@ -95,7 +95,6 @@ class Run:
             UsageError: there are several and none was named, or none has that name.
         """
         there = self.partitions(table)
-        key = TABLES[table].partition
         if not there:
             more = (
                 f", or `prefdata ingest {self.path} FILE --as comparisons` for people's"
@@ -105,7 +104,9 @@ class Run:
             raise NotReady(f"{self.path} has no {table} yet: run `{MADE_BY[table]} {self.path} …` first{more}.")
         if name is None and len(there) > 1:
             names = ", ".join(p.name for p in there)
-            raise UsageError(f"{self.path} has {len(there)} sets of {table} ({names}): say which with --{key}.")
+            raise UsageError(
+                f"{self.path} has {len(there)} sets of {table} ({names}): say which with {TABLES[table].flag}."
+            )
         chosen = there[0] if name is None else next((p for p in there if p.name == name), None)
         if chosen is None:
             raise UsageError(

@@ -63,6 +63,11 @@ class Table:
     key: tuple[str, ...]
     columns: tuple[dict[str, Any], ...]
 
+    @property
+    def flag(self) -> str:
+        """The option that names a partition."""
+        return "--input" if self.name in ("unpaired", "groups", "demonstrations") else f"--{self.partition}"
+
     @cached_property
     def schema(self) -> pa.Schema:
         """The Arrow schema, with nullability, and descriptions as metadata."""

@@ -48,11 +48,11 @@ POLICY_TRAINING: dict[str, Any] = {
     "epochs": 4,
     "lr": 2e-3,
     "batch_size": 16,
-    "schedule": "cosine",
+    "lr_scheduler": "cosine",
     "warmup": 0.03,
     "weight_decay": 0.05,
 }
-REWARD_TRAINING: dict[str, Any] = {"epochs": 1, "lr": 7e-4, "batch_size": 16, "warmup": 0.03, "schedule": "cosine"}
+REWARD_TRAINING: dict[str, Any] = {"epochs": 1, "lr": 7e-4, "batch_size": 16, "warmup": 0.03, "lr_scheduler": "cosine"}
 
 
 def build(folder: Path, *, data_only: bool = False) -> None:

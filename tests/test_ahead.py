@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from prefdata.ahead import ahead
+from prefdata.ahead import ahead, as_completed
 
 
 def test_the_next_is_worked_on_while_this_one_is_used() -> None:
@@ -76,3 +78,74 @@ def test_a_caller_that_leaves_leaves_nothing_running() -> None:
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefdata-ahead")]
+
+
+def test_the_first_to_be_done_comes_first() -> None:
+    released = threading.Event()
+
+    def work(number: int, left: threading.Event) -> int:
+        if number == 0:
+            released.wait(10)
+        return number
+
+    stream = as_completed(range(5), work, 2)
+    first = [next(stream) for _ in range(4)]
+    released.set()
+    assert (sorted(first), list(stream)) == ([1, 2, 3, 4], [0])
+
+
+@pytest.mark.parametrize("workers", [1, 3, 50])
+def test_all_are_worked_on_and_only_so_many_at_a_time(workers: int) -> None:
+    lock, busy, most = threading.Lock(), 0, 0
+
+    def work(number: int, left: threading.Event) -> int:
+        nonlocal busy, most
+        with lock:
+            busy += 1
+            most = max(most, busy)
+        time.sleep(0.001)
+        with lock:
+            busy -= 1
+        return number
+
+    assert sorted(as_completed(range(40), work, workers)) == list(range(40))
+    assert most <= workers
+
+
+def test_an_error_of_one_ends_the_stream_and_tells_the_others() -> None:
+    told = threading.Event()
+
+    def work(number: int, left: threading.Event) -> None:
+        if number == 1:
+            raise ZeroDivisionError
+        if left.wait(10):
+            told.set()
+
+    with pytest.raises(ZeroDivisionError):
+        list(as_completed(range(3), work, 3))
+    assert told.wait(10)
+
+
+def test_nothing_to_do() -> None:
+    assert list(as_completed([], lambda *_: None, 3)) == []
+
+
+def test_threads_that_wait_do_not_keep_the_process() -> None:
+    """Ctrl-C while a server takes its time: nobody waits for it."""
+    code = """
+import time
+from prefdata.ahead import as_completed
+stream = as_completed(range(3), lambda n, left: n if n == 0 else time.sleep(60), 3)
+next(stream)
+stream.close()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=50)
+
+
+def test_the_threads_end_with_the_stream() -> None:
+    list(as_completed(range(20), lambda n, left: n, 4))
+    for _ in range(100):
+        if not [thread for thread in threading.enumerate() if thread.name == "prefdata-request"]:
+            return
+        time.sleep(0.05)
+    raise AssertionError("threads are left")

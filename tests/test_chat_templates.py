@@ -152,7 +152,7 @@ def test_ranking_reads_by_the_template_that_was_asked_for(run, reward, prefdata,
     ("flags", "says"),
     [
         (("--reward-model", "MODEL", "--text-format", "FILE"), "--text-format uses no chat template"),
-        (("--similarity", "exact"), "--similarity exact uses no chat template"),
+        (("--similarity", "exact"), "goes with --similarity states, and changes nothing here"),
         (("--function", "f.py:f"), "--chat-template-arg goes with --reward-model or"),
         (("--reward-model", "MODEL"), "never reads enable_thinking. It reads no variable."),
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 (ENTRY,) = entry_points(group="console_scripts", name="prefdata")
 
@@ -106,6 +107,16 @@ def test_yaml_under_flags(prefdata, tmp_path) -> None:
     assert "  beta: 0.25\n" in out
     code, out, _ = prefdata("train", "dpo", "d", "--model", "m", "--out", "o", "-c", config, "--print-config")
     assert "    lr: 0.01\n" in out
+
+
+@pytest.mark.parametrize("number", ["1e-4", "1E-4", "1.e-4", "+1.0e-4", "0.0001", ".1e-3"])
+def test_numbers_in_yaml_as_people_write_them(number, prefdata, tmp_path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"train: {{dpo: {{lr: {number}, model: m}}}}\nselect: {{name: 1e4x, k: 3}}\n")
+    code, out, err = prefdata("train", "dpo", "d", "--out", "o", "-c", config, "--print-config")
+    assert code == 0, err
+    assert yaml.safe_load(out)["train"]["dpo"]["lr"] == 1e-4
+    assert "name: 1e4x" in prefdata("select", "r", "-c", config, "--print-config")[1]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def spec(**said) -> RankSpec:
 def judge(monkeypatch: pytest.MonkeyPatch) -> Longer:
     judge = Longer()
     monkeypatch.setattr(step, "open_comparer", lambda _: judge)
-    monkeypatch.setattr(step, "identity_of", lambda _: {"pairwise": "longer"})
+    monkeypatch.setattr(step, "scorer_identity", lambda _: {"pairwise": "longer"})
     monkeypatch.setattr(step, "dated_scorer", lambda spec, _: spec)
     return judge
 
@@ -292,7 +292,7 @@ def compare_slowly(folder: Path) -> None:
 
     judge = Slow()
     step.open_comparer = lambda _: judge
-    step.identity_of = lambda _: {"pairwise": "longer"}
+    step.scorer_identity = lambda _: {"pairwise": "longer"}
     step.dated_scorer = lambda spec, _: spec
     board.SHARE = 4
     compare(Run(folder), spec(schedule="tournament"))

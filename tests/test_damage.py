@@ -118,8 +118,8 @@ def readers(run: Path, policy: Path) -> dict[str, list[list[object]]]:
         "unpaired": [[*export, "--dialect", "kto"]],
         "groups": [[*export, "--dialect", "listwise"]],
         "demonstrations": [
-            [*export, "--dialect", "sft", "--imitation", "main"],
-            ["train", "sft", run, "--imitation", "main", *train],
+            [*export, "--dialect", "sft", "--input", "main"],
+            ["train", "sft", run, "--input", "main", *train],
         ],
     }
     return {table: [*commands, count[table]] for table, commands in every.items()}

@@ -125,5 +125,5 @@ def test_length_is_taken_out_and_a_temperature_fitted(run: Run, tmp_path: Path) 
     before, after = done.report.figures["log loss before"], done.report.figures["log loss after"]
     assert after < before
     assert done.report.figures["accuracy before"] == done.report.figures["accuracy after"]
-    with pytest.raises(UsageError, match="say which"):
-        rank(run, RankSpec(calibrate="length"))
+    with pytest.raises(UsageError, match="give one of them"):
+        RankSpec.parse({"calibrate": "length"})

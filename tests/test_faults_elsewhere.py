@@ -60,7 +60,7 @@ def test_the_judges_verdict_decides_who_is_chosen(
     """Elsewhere a test that is always false left chosen and rejected as they were listed, whatever was said."""
     run = made(Run(tmp_path / "run"), 20, ["short", "much longer"])
     monkeypatch.setattr(comparisons, "open_comparer", lambda _: Judge(sign))
-    monkeypatch.setattr(comparisons, "identity_of", lambda _: {"pairwise": "judge"})
+    monkeypatch.setattr(comparisons, "scorer_identity", lambda _: {"pairwise": "judge"})
     monkeypatch.setattr(comparisons, "dated_scorer", lambda spec, _: spec)
     compare(run, RankSpec(pairwise="judge", order="flip", name="judge"))
     rank(run, RankSpec(comparisons=("judge",), name="strength"))
@@ -76,7 +76,7 @@ def test_no_verdict_crashes_nothing_and_prefers_nobody(tmp_path: Path, monkeypat
     """Elsewhere a verdict of None was used as an index into the answers."""
     run = made(Run(tmp_path / "run"), 3, ["a", "bb", "what?"])
     monkeypatch.setattr(comparisons, "open_comparer", lambda _: Judge(1))
-    monkeypatch.setattr(comparisons, "identity_of", lambda _: {"pairwise": "judge"})
+    monkeypatch.setattr(comparisons, "scorer_identity", lambda _: {"pairwise": "judge"})
     monkeypatch.setattr(comparisons, "dated_scorer", lambda spec, _: spec)
     done = compare(run, RankSpec(pairwise="judge", schedule="all", name="judge"))
     assert done.report.figures["unparsable"] == 3 * 2 * 2

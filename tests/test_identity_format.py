@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from prefdata import scorers
 from prefdata.candidates import jobs
 from prefdata.ids import FORMAT, candidate_id, digest, seed
 from prefdata.lineage import write_json
+from prefdata.scorers import open as scorers
 from prefdata.store import Lineage
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "ids.json").read_text("utf-8"))

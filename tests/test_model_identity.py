@@ -18,7 +18,7 @@ from prefdata.ids import digest
 from prefdata.model_files import identify
 from prefdata.model_identity import adapter_id, config_id, effective, text_id
 from prefdata.prompts import ingest
-from prefdata.scorers import identity_of
+from prefdata.scorers.open import scorer_identity
 from prefdata.scores import rank
 from prefdata.specs import IngestSpec, RankSpec, SampleSpec
 from prefdata.store import Run
@@ -198,11 +198,11 @@ def test_a_changed_model_is_another_scorer(
     reward_model = shutil.copytree(tiny_reward_model, tmp_path / "reward")
     shutil.copytree(policy, tmp_path / "policy-before")
     spec = RankSpec(**RANKED_BY[kind](str(policy), str(reward_model)))
-    before = identity_of(spec)
-    assert identity_of(spec) == before
+    before = scorer_identity(spec)
+    assert scorer_identity(spec) == before
     for folder in (policy, reward_model):
         edit_json(folder / file, a_new_key=1)
-    assert identity_of(spec) != before
+    assert scorer_identity(spec) != before
 
 
 def test_a_judges_adapter_engine_and_servers_tokenizer_are_part_of_it(
@@ -211,16 +211,18 @@ def test_a_judges_adapter_engine_and_servers_tokenizer_are_part_of_it(
     adapter = tmp_path / "adapter"
     save_adapter(adapter, '{"r": 1}')
     spec = RankSpec(judge=str(policy), lora=str(adapter), engine="transformers")
-    before = identity_of(spec)
-    assert identity_of(RankSpec(judge=str(policy), lora=str(shutil.copytree(adapter, tmp_path / "moved")))) == before
+    before = scorer_identity(spec)
+    assert (
+        scorer_identity(RankSpec(judge=str(policy), lora=str(shutil.copytree(adapter, tmp_path / "moved")))) == before
+    )
     save_adapter(adapter, '{"r": 2}')
-    assert identity_of(spec)["lora"] != before["lora"]
+    assert scorer_identity(spec)["lora"] != before["lora"]
     served = RankSpec(judge="m", engine="openai", tokenizer=str(policy))
-    before = identity_of(served)
+    before = scorer_identity(served)
     assert before["judge"] == "m"
     edit_json(policy / "tokenizer_config.json", a_new_key=1)
-    assert identity_of(served) != before
-    assert "tokenizer" not in identity_of(RankSpec(judge="m", engine="openai"))
+    assert scorer_identity(served) != before
+    assert "tokenizer" not in scorer_identity(RankSpec(judge="m", engine="openai"))
 
 
 @pytest.fixture

@@ -199,9 +199,9 @@ def test_every_kind_of_scorer_through_the_step(run: Run, tiny_policy: Path, said
         assert all(row["score"] == 0 for row in scores(run, "s1").values() if row["score"] is not None)
 
 
-def test_a_scorer_that_lacks_its_reference(run: Run, tiny_policy: Path) -> None:
+def test_a_scorer_that_lacks_its_reference(tiny_policy: Path) -> None:
     with pytest.raises(UsageError, match="--implicit needs a --reference"):
-        rank(run, RankSpec(implicit=str(tiny_policy)))
+        RankSpec.parse({"implicit": str(tiny_policy)})
 
 
 def test_a_setting_that_changes_nothing_is_refused() -> None:
@@ -234,6 +234,14 @@ def test_a_setting_of_vllm_is_refused_where_transformers_scores(run: Run, tiny_r
     with pytest.raises(UsageError, match=r"is for the vllm engine, and this is transformers\. Leave it out"):
         rank(run, RankSpec(reward_model=str(tiny_reward_model), **setting))
     assert run.partitions("scores") == []
+
+
+def test_a_shorter_context_holds_on_transformers_too(run: Run, tiny_reward_model: Path) -> None:
+    """--max-model-len changed nothing where transformers scored."""
+    rank(run, RankSpec(reward_model=str(tiny_reward_model), name="whole"))
+    rank(run, RankSpec(reward_model=str(tiny_reward_model), max_model_len=40, name="short"))
+    assert {row["reason"] for row in scores(run, "whole").values()} == {None}
+    assert {row["reason"] for row in scores(run, "short").values()} == {None, "too_long"}
 
 
 def test_a_damaged_part_is_named_and_what_it_held_is_made_again(run: Run, tiny_reward_model: Path) -> None:

@@ -208,14 +208,14 @@ def test_answers_in_order(tmp_path: Path) -> None:
 def test_demonstrations_are_exported_where_they_are_named_or_alone(tmp_path: Path) -> None:
     run = listed(tmp_path / "run")
     assert export(run, ExportSpec(dialect="sft"), tmp_path / "best").report.unit == "selections"
-    named = export(run, ExportSpec(dialect="sft", imitation="toy"), tmp_path / "named").report
+    named = export(run, ExportSpec(dialect="sft", input="toy"), tmp_path / "named").report
     assert (named.unit, named.rows_out, named.dropped) == ("demonstrations", 30, {})
     rows = pq.read_table(tmp_path / "named/data/train-00000-of-00001.parquet").to_pylist()
     assert {(row["completion"][0]["content"], row["weight"]) for row in rows} == {
         (f"Answer {i} 🙂\n", 1.0) for i in range(3)
     }
-    with pytest.raises(UsageError, match="both demonstrations and selections are named"):
-        export(run, ExportSpec(dialect="sft", imitation="toy", selector="x"), tmp_path / "both")
+    with pytest.raises(UsageError, match="--selector and --input name two inputs"):
+        export(run, ExportSpec(dialect="sft", input="toy", selector="x"), tmp_path / "both")
     shutil.rmtree(run.path / "selections")
     assert export(run, ExportSpec(dialect="sft"), tmp_path / "alone").report.unit == "demonstrations"
 
@@ -280,7 +280,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     run = made(tmp_path / "run")
     with pytest.raises(UsageError, match="the dialect trl reads pairs, named with --pairing: leave out --selector"):
         export(run, ExportSpec(selector="rso"), tmp_path / "out")
-    with pytest.raises(UsageError, match="sft reads selections or demonstrations, named with --selector or --imit"):
+    with pytest.raises(UsageError, match="sft reads selections or demonstrations, named with --selector or --input"):
         export(run, ExportSpec(dialect="sft", pairing="rso"), tmp_path / "out")
     with pytest.raises(UsageError, match="has no pairs named 'rso'"):
         export(run, ExportSpec(pairing="rso"), tmp_path / "out")
@@ -410,7 +410,7 @@ def test_trl_trains_on_every_demonstration(tmp_path: Path, tiny_policy: Path) ->
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    export(listed(tmp_path / "run"), ExportSpec(dialect="sft", imitation="toy"), tmp_path / "out")
+    export(listed(tmp_path / "run"), ExportSpec(dialect="sft", input="toy"), tmp_path / "out")
     rows = load(tmp_path / "out", tmp_path / "cache")["train"]
     settings: dict[str, Any] = {"report_to": [], "use_cpu": True, "bf16": False, "gradient_checkpointing": False}
     trainer = SFTTrainer(

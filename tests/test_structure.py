@@ -76,13 +76,7 @@ FOR_SCORERS = {"protocol"}
 
 MORE = {
     "pooling": {"vllm_start"},  # runs on vLLM, and starts it as the engine does
-    "__init__": {
-        "choose_engine",
-        "open_generator",
-        "refuse_foreign",
-        "served",
-        "revive",
-    },  # opens the engine that a judge asks
+    "kinds": {"choose_engine", "open_generator", "refuse_foreign", "served", "revive"},  # opens a judge's engine
 }
 """What some take besides."""
 

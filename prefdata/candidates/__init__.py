@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from itertools import product
 from typing import Any
 
@@ -28,7 +29,7 @@ from prefdata.engines import open_generator
 from prefdata.engines.protocol import Generator
 from prefdata.engines.revive import revived
 from prefdata.errors import SpecConflict, UsageError, did_you_mean
-from prefdata.progress import Progress, quiet
+from prefdata.progress import Progress, Watch, watched
 from prefdata.reports import Report
 from prefdata.specs import SampleSpec
 from prefdata.storage.compaction import compact
@@ -41,7 +42,7 @@ KEY = ("prompt_id", "sample_index")
 
 
 def sample(
-    run: Run, spec: SampleSpec, *, replace: bool = False, partial: bool = False, progress: Progress = quiet
+    run: Run, spec: SampleSpec, *, replace: bool = False, partial: bool = False, progress: Watch = False
 ) -> Outcome:
     """Draw the candidates that are missing, and store them as `RUN/candidates/sampler=NAME`.
 
@@ -62,7 +63,7 @@ def samples(
     *,
     replace: bool = False,
     partial: bool = False,
-    progress: Progress = quiet,
+    progress: Watch = False,
     load: Callable[[Job], Generator] | None = None,
 ) -> list[Outcome]:
     """`sample` for several specs of one model, which is loaded once; `load` opens another engine than ours.
@@ -73,11 +74,8 @@ def samples(
     date = None if replace else began_on(partition_of(run, spec) for spec in specs)
     jobs = [Job.of(run, spec, partial=partial, date=date) for spec in specs]
     retries = [False if replace else job.check() for job in jobs]
-    engine = _Engine(jobs[0], load or _load)
-    try:
-        return [_sample(job, engine, replace, retry, progress) for job, retry in zip(jobs, retries, strict=True)]
-    finally:
-        engine.close()
+    with watched(progress, "sample") as told, closing(_Engine(jobs[0], load or _load, told)) as engine:
+        return [_sample(job, engine, replace, retry, told) for job, retry in zip(jobs, retries, strict=True)]
 
 
 def swept(spec: SampleSpec) -> list[SampleSpec]:
@@ -176,13 +174,14 @@ def _load(job: Job) -> Generator:
 class _Engine:
     """The generator of some jobs, loaded when the first candidate is to be drawn, and raised when it dies."""
 
-    def __init__(self, job: Job, load: Callable[[Job], Generator]) -> None:
-        self._job, self._load = job, load
+    def __init__(self, job: Job, load: Callable[[Job], Generator], progress: Progress) -> None:
+        self._job, self._load, self._progress = job, load, progress
         self._open: Generator | None = None
 
     def __call__(self) -> Generator:
         if self._open is None:
             job, load = self._job, self._load
+            self._progress.phase("loading the model")
             self._open = revived(lambda: load(job)) if job.spec.search == "sample" else load(job)
         return self._open
 
@@ -203,6 +202,7 @@ def _sample(job: Job, engine: _Engine, replace: bool, retry: bool, progress: Pro
         return Outcome(success.report, partition.path, "kept")
     began = time.monotonic()
     generator = engine()  # before anything is written: an engine that cannot start leaves nothing behind
+    progress.phase(f"sampling {partition.name}")
     if job.spec.on_long == "error":
         refuse_long(job, generator)
     claims = Claims(partition.path)

@@ -25,13 +25,13 @@ from prefdata.claims import Claims
 from prefdata.comparisons.board import Board, Share
 from prefdata.comparisons.schedules import ORDERS, Two, orders, schedule
 from prefdata.errors import SpecConflict
-from prefdata.progress import Progress, quiet
+from prefdata.progress import Progress, Watch, watched
 from prefdata.reports import Report, nonzero
-from prefdata.scorers import dated_scorer, identity_of, open_comparer
 from prefdata.scorers.agreement import order_counts
+from prefdata.scorers.open import dated_scorer, open_comparer, scorer_identity
 from prefdata.scorers.protocol import Comparer, Verdict
 from prefdata.shares import Shares
-from prefdata.specs import RankSpec
+from prefdata.specs.rank import CompareSpec
 from prefdata.storage.compaction import compact
 from prefdata.store import Appender, Lineage, Outcome, Partition, Run, name_of
 from prefdata.views import chosen_samplers
@@ -43,7 +43,7 @@ _OTHER = {"first": "second", "second": "first"}
 
 
 def compare(
-    run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = False, progress: Progress = quiet
+    run: Run, spec: CompareSpec, *, replace: bool = False, partial: bool = False, progress: Watch = False
 ) -> Outcome:
     """Have the answers compared that have not been, and store the verdicts as `RUN/comparisons/judge=NAME`.
 
@@ -55,27 +55,29 @@ def compare(
     samplers = [run.ready(sampler, partial=partial) for sampler in chosen_samplers(run, spec.sampler)]
     partition = run.partition("comparisons", spec.name or name_of(str(getattr(spec, spec.kind))))
     spec = dated_scorer(spec, None if replace else began_on([partition]))
-    identity = identity_of(spec)
+    identity = scorer_identity(spec)
     if not replace:
         partition.check(Lineage.of(spec, resolved=identity))
-    with Board(run, samplers, spec) as board:
+    with Board(run, samplers, spec) as board, watched(progress, "rank") as told:
         if not replace:
             board.look(partition)
         success = partition.success()
         if success and not replace and partition.intact and not board.missing():
             return Outcome(success.report, partition.path, "kept")
         lineage = Lineage.of(spec, {"candidates": board.content}, resolved=identity)
-        return _compare(board, partition, lineage, spec, replace, progress)
+        return _compare(board, partition, lineage, spec, replace, told)
 
 
 def _compare(
-    board: Board, partition: Partition, lineage: Lineage, spec: RankSpec, replace: bool, progress: Progress
+    board: Board, partition: Partition, lineage: Lineage, spec: CompareSpec, replace: bool, progress: Progress
 ) -> Outcome:
     claims = Claims(partition.path)
     if replace and (busy := claims.busy()):
         raise SpecConflict(f"another process compares into {partition.path} ({busy}): stop it before you --replace.")
     began = time.monotonic()
+    progress.phase("loading the judge")
     with closing(open_comparer(spec)) as comparer:  # a judge that cannot be used leaves nothing behind
+        progress.phase("comparing")
         state = partition.begin(lineage, replace=replace)
         with claims:
             claims.wait_for_the_last()
@@ -103,7 +105,7 @@ class Comparing:
     partition: Partition
     comparer: Comparer
     claims: Claims
-    spec: RankSpec
+    spec: CompareSpec
     progress: Progress
     done: int = 0
 

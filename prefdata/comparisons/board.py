@@ -19,7 +19,7 @@ from prefdata.draws import Content, uniforms
 from prefdata.errors import InputError
 from prefdata.ids import Message
 from prefdata.scorers.protocol import Match
-from prefdata.specs import RankSpec
+from prefdata.specs.rank import CompareSpec
 from prefdata.storage.spill import SpillBuckets, bucket_count, spill_dir
 from prefdata.store import Partition, Run
 from prefdata.tables import TABLES
@@ -53,7 +53,7 @@ class Share:
     messages: dict[str, list[Message]]
     seen: Seen
 
-    def next(self, spec: RankSpec) -> list[tuple[Two, str]]:
+    def next(self, spec: CompareSpec) -> list[tuple[Two, str]]:
         """The comparisons that can be made now and have not been."""
         return [
             (two, order)
@@ -80,7 +80,7 @@ class Board:
         content: the id of the players.
     """
 
-    def __init__(self, run: Run, samplers: Sequence[Partition], spec: RankSpec) -> None:
+    def __init__(self, run: Run, samplers: Sequence[Partition], spec: CompareSpec) -> None:
         """The candidates of some samplers, for the schedule of `spec`."""
         self._run, self._samplers, self._spec = run, samplers, spec
         self._parts = [part for sampler in samplers for part in sampler.readable()]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from prefdata import ids
-from prefdata.specs import RankSpec
+from prefdata.specs.rank import CompareSpec
 
 ORDERS = ("first-second", "second-first")
 
@@ -25,7 +25,7 @@ Seen = dict[tuple[Two, str], float | None]
 """The verdicts that are there: the probability that the first beats the second, by the two and their order."""
 
 
-def schedule(group: Sequence[str], seen: Seen, spec: RankSpec) -> Iterator[Two]:
+def schedule(group: Sequence[str], seen: Seen, spec: CompareSpec) -> Iterator[Two]:
     """The comparisons of one prompt's candidates, in the order of their coins, as far as they can be known yet."""
     if spec.schedule == "all":
         yield from combinations(group, 2)
@@ -43,14 +43,14 @@ def schedule(group: Sequence[str], seen: Seen, spec: RankSpec) -> Iterator[Two]:
             champion = challenger if known and sum(known) / len(known) < 0.5 else champion
 
 
-def orders(two: Two, spec: RankSpec) -> tuple[str, ...]:
+def orders(two: Two, spec: CompareSpec) -> tuple[str, ...]:
     """In which orders two candidates are shown."""
     if spec.order == "both":
         return ORDERS
     return (ORDERS[int(ids.unit_uniform(spec.seed, "order", *two) < 0.5)],)
 
 
-def how_many(answers: int, spec: RankSpec) -> int:
+def how_many(answers: int, spec: CompareSpec) -> int:
     """How many comparisons a prompt with so many answers comes to."""
     rounds = {"all": answers * (answers - 1) // 2, "first-round": answers // 2, "tournament": max(answers - 1, 0)}
     return rounds[spec.schedule] * (2 if spec.order == "both" else 1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from prefdata.errors import UsageError
 from prefdata.model_files import ModelFiles
-from prefdata.specs import EngineSpec, ModelSpec
+from prefdata.specs import Group, ModelSpec, VllmSpec, flag_of, group_of
 
 if TYPE_CHECKING:
     from prefdata.engines.protocol import Generator
@@ -87,34 +87,24 @@ def served(spec: ModelSpec) -> ModelFiles:
     return found(spec)
 
 
-_OWN: dict[Engine, tuple[str, ...]] = {
-    "transformers": ("device", "batch_tokens"),
-    "vllm": (
-        "quantization",
-        "engine_option",
-        "tensor_parallel_size",
-        "gpu_memory_utilization",
-        "enable_prefix_caching",
-        "max_num_seqs",
-        "batch_invariant",
-    ),
-    "openai": ("base_url", "tokenizer", "api_key_env", "concurrency", "timeout", "retries"),
+_GROUPS: dict[Engine, Group] = {
+    "transformers": Group.TRANSFORMERS,
+    "vllm": Group.VLLM,
+    "openai": Group.OPENAI,
 }
-"""Settings that one engine alone understands."""
+"""Which settings one engine alone understands: those of its group."""
 
 
-def refuse_foreign(spec: EngineSpec, engine: Engine) -> None:
-    """Refuse settings that this engine would pass over in silence.
+def refuse_foreign(spec: VllmSpec, engine: Engine) -> None:
+    """Refuse settings that this engine would ignore.
 
     Raises:
         UsageError: a setting of another engine was given.
     """
-    fields = EngineSpec.model_fields
-    for other, names in _OWN.items():
-        given = [name for name in names if other != engine and getattr(spec, name) != fields[name].default]
-        if given:
-            flag = f"--{given[0].replace('_', '-')}"
+    for name, field in type(spec).model_fields.items():
+        other = next((one for one, group in _GROUPS.items() if group == group_of(field)), engine)
+        if other != engine and getattr(spec, name) != field.default:
             hint = " It takes the GPUs that CUDA_VISIBLE_DEVICES shows it." if engine == "vllm" else ""
-            raise UsageError(f"{flag} is for the {other} engine, and this is {engine}.{hint} Leave it out.")
-    if engine == "openai" and (spec.lora or spec.dtype != "auto"):
+            raise UsageError(f"{flag_of(name)} is for the {other} engine, and this is {engine}.{hint} Leave it out.")
+    if engine == "openai" and (getattr(spec, "lora", None) or spec.dtype != "auto"):
         raise UsageError("--lora and --dtype are the server's own affair. Set them where it is started.")

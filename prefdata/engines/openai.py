@@ -7,16 +7,15 @@ seed; so many at a time, the next as soon as one is answered. The key is read fr
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
-import threading
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from queue import SimpleQueue
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from threading import Event
 from typing import Any, Literal
 
+from prefdata.ahead import as_completed
 from prefdata.chat.encoder import Chat
 from prefdata.engines.protocol import Completion, Rejection, Request, refusal, room
 from prefdata.engines.server import Refused, Server
@@ -97,9 +96,6 @@ class OpenAIGenerator:
         self._server = Server(
             url, key_env=spec.api_key_env, timeout=spec.timeout, retries=spec.retries, connections=spec.concurrency
         )
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="prefdata-openai", daemon=True)
-        self._thread.start()
         try:
             self._greet(spec.max_model_len)
         except BaseException:
@@ -114,44 +110,19 @@ class OpenAIGenerator:
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Rejection]:
         """Answer every request once, as the server does, so many at a time; see the protocol."""
-        stream = iter(requests)
-        done: SimpleQueue[Future[Completion | Rejection]] = SimpleQueue()
-        flying: set[Future[Completion | Rejection]] = set()
-        more = True
-        try:
-            while more or flying:
-                while more and len(flying) < self._concurrency:
-                    request = next(stream, None)
-                    if request is None:
-                        more = False
-                    elif (no := self._refusal(request)) is not None:
-                        yield no
-                    else:
-                        future = asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
-                        flying.add(future)
-                        future.add_done_callback(done.put)
-                if flying:
-                    flying.remove(future := done.get())
-                    yield future.result()
-        finally:
-            for future in flying:
-                future.cancel()
+        # Texts are made here: a tokenizer is no object for several threads.
+        with closing(as_completed(requests, self._answer, self._concurrency)) as answers:
+            for request, answer in answers:
+                yield answer if isinstance(answer, Rejection) else self._completion(request, answer)
 
     def close(self) -> None:
         """End the connections."""
-        if not self._loop.is_closed():
-            self._wait(self._server.close())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-
-    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        self._server.close()
 
     def _greet(self, max_model_len: int | None) -> None:
         """Learn what the server is: its version, whether it is vLLM, and the model's context."""
-        models = {str(one.get("id")): one for one in self._wait(self._server.models())}
-        version = self._wait(self._server.version())
+        models = {str(one.get("id")): one for one in self._server.models()}
+        version = self._server.version()
         self._known = sorted(map(self._server.without_secrets, models))
         mine = models.get(self._name, {})
         # vLLM fills what is not said from the model's own generation defaults: there, everything is said.
@@ -174,18 +145,20 @@ class OpenAIGenerator:
             return Rejection(request.key, "rejected", detail)
         return None
 
-    async def _answer(self, request: Request) -> Completion | Rejection:
+    def _answer(self, request: Request, left: Event) -> tuple[Request, dict[str, Any] | Rejection]:
+        """What the server answers to a request, as it comes; `left` is set when nobody waits for it any more."""
+        if (no := self._refusal(request)) is not None:
+            return request, no
         path, body = self._body(request)
         while True:
             sent = {name: value for name, value in body.items() if name not in self._spared}
             sent[self._limit] = sent.pop("max_tokens", None)
             try:
-                answer = await self._server.post(path, {n: v for n, v in sent.items() if v is not None}, _is_whole)
+                given = {name: value for name, value in sent.items() if value is not None}
+                return request, self._server.post(path, given, _is_whole, left)
             except Refused as refused:
                 if not self._gives_way(refused, sent) and not _without_limit(path, body, refused):
-                    return self._rejection(request, refused)
-            else:
-                return self._completion(request, answer)
+                    return request, self._rejection(request, refused)
 
     def _body(self, request: Request) -> tuple[str, dict[str, Any]]:
         """Where to send a request, and what."""
@@ -221,7 +194,7 @@ class OpenAIGenerator:
         """Whether to ask again without what this server does not know, or under another name."""
         if refused.status not in (400, 422):
             return False
-        if "max_completion_tokens" in refused.said and self._limit in sent and self._limit == "max_tokens":
+        if "max_completion_tokens" in refused.said and "max_tokens" in sent:  # others may have been sent beside it
             self._limit = "max_completion_tokens"
             return True
         self._spared.update(name for name in SPARABLE if re.search(rf"\b{name}\b", refused.said) and name in sent)

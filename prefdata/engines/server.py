@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import email.utils
 import os
 import random
 import time
 from collections.abc import Callable
+from threading import Event
 from typing import Any
 
 import httpx
@@ -40,7 +40,7 @@ class Refused(Exception):
 
 
 class Server:
-    """One server, for use in one event loop."""
+    """One server; requests may be sent from several threads at a time."""
 
     def __init__(self, url: str, *, key_env: str, timeout: float, retries: int, connections: int) -> None:
         """Get ready; nothing is sent.
@@ -65,7 +65,7 @@ class Server:
         # A password in the URL takes the key's place: a request has one Authorization header.
         bearer = {"Authorization": f"Bearer {self._key}"} if self._key and not self._address.auth else {}
         try:
-            self._client = httpx.AsyncClient(
+            self._client = httpx.Client(
                 headers=bearer,
                 auth=self._address.auth,
                 timeout=timeout,
@@ -78,14 +78,14 @@ class Server:
                 "Change it, or name the server's host in NO_PROXY."
             ) from None
 
-    async def models(self) -> list[dict[str, Any]]:
+    def models(self) -> list[dict[str, Any]]:
         """Return the models that the server lists; none where it has no list.
 
         Raises:
             EngineError: there is no server, it does not take the key, or it has its interface under `/v1`.
         """
         try:
-            response = await self._client.get(self._address.at("models"), timeout=GREETING_TIMEOUT)
+            response = self._client.get(self._address.at("models"), timeout=GREETING_TIMEOUT)
         except httpx.TransportError as error:
             raise EngineError(
                 f"no server answers at {self.url}: {self._line(_described(error))}. Start it, or correct --base-url."
@@ -94,28 +94,32 @@ class Server:
             raise self.wrong_key(self._refused(response))
         self._refuse_redirect(response)
         listed = _listed(_json_object(response)) if response.status_code == 200 else None
-        if listed is None and _listed(await self._get(self._address.at("v1/models"))) is not None:
+        if listed is None and _listed(self._get(self._address.at("v1/models"))) is not None:
             raise EngineError(
                 f"there is a server at {self.url}, but no /models at that path; did you forget /v1? "
                 f"Give --base-url {self.url}/v1."
             )
         return listed or []
 
-    async def version(self) -> str | None:
+    def version(self) -> str | None:
         """Return the server's version, where it says one: vLLM does."""
-        said = (await self._get(self._address.beside("version")) or {}).get("version")
+        said = (self._get(self._address.beside("version")) or {}).get("version")
         return self._line(str(said)) if said else None
 
-    async def _get(self, url: httpx.URL) -> dict[str, Any] | None:
+    def _get(self, url: httpx.URL) -> dict[str, Any] | None:
         """What is there, or None: the server may well do without."""
         try:
-            response = await self._client.get(url, timeout=GREETING_TIMEOUT)
+            response = self._client.get(url, timeout=GREETING_TIMEOUT)
         except httpx.TransportError:
             return None
         return _json_object(response) if response.status_code == 200 else None
 
-    async def post(self, path: str, body: dict[str, Any], is_whole: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The server's answer, asked for again while the server is busy, cannot be reached, or answers by halves.
+    def post(
+        self, path: str, body: dict[str, Any], is_whole: Callable[[dict[str, Any]], bool], left: Event
+    ) -> dict[str, Any]:
+        """Return the server's answer; the request is sent again while the server is busy or its answer is incomplete.
+
+        It is not sent again once `left` is set: nobody waits for the answer any more.
 
         Raises:
             Refused: it will not do this.
@@ -124,7 +128,7 @@ class Server:
         for attempt in range(self._retries + 1):
             pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt))
             try:
-                response = await self._client.post(self._address.at(path), json=body)
+                response = self._client.post(self._address.at(path), json=body)
             except httpx.TransportError as error:
                 said = _described(error)
             else:
@@ -137,8 +141,8 @@ class Server:
                 if response.status_code not in BUSY and 400 <= response.status_code < 500:
                     raise refused
                 pause += min(_retry_after(response), LONGEST_RETRY_AFTER)
-            if attempt < self._retries:
-                await asyncio.sleep(pause)
+            if attempt < self._retries and left.wait(pause):
+                break
         times = "once" if self._retries == 0 else f"{self._retries + 1} times"
         raise EngineError(
             f"{self.url} failed {times} (last: {self._line(said)}). See to the server and run the same command again: "
@@ -159,9 +163,9 @@ class Server:
             f"{self.url} {what}: {refused.status} {refused.said}. Set it, or name another --api-key-env."
         )
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End the connections."""
-        await self._client.aclose()
+        self._client.close()
 
     def _refuse_redirect(self, response: httpx.Response) -> None:
         if response.has_redirect_location:

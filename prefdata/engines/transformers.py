@@ -28,7 +28,7 @@ from prefdata.engines.stops import StopTexts
 from prefdata.errors import EngineError
 from prefdata.ids import Message
 from prefdata.model_files import ModelFiles
-from prefdata.models.loading import load, merge_lora, pick_device, pick_dtype
+from prefdata.models.loading import load, merge_adapter, pick_device, pick_dtype
 from prefdata.specs.chat import TemplateChoice
 
 WINDOW = 2000
@@ -76,7 +76,7 @@ class TransformersGenerator:
             dtype: `auto` is float32 on a CPU and bfloat16 on a GPU.
             batch_tokens: rows times positions of a batch; more is faster until the memory ends.
             context_length: use less of the context than the model was made for.
-            lora: the folder of a LoRA adapter in PEFT's format, to add to the weights.
+            lora: the folder of an adapter in PEFT's format, to merge into the weights.
             notes: sentences to carry along.
 
         Raises:
@@ -94,7 +94,7 @@ class TransformersGenerator:
         self.notes = (*notes, *self.chat.notes)
         self._net = load(AutoModelForCausalLM, model, self.dtype, self.device)
         if lora is not None:
-            merge_lora(self._net, Path(lora))
+            self._net = merge_adapter(self._net, Path(lora))
         self._vocabulary = int(self._net.get_input_embeddings().num_embeddings)
         ends = [end for end in self.chat.end_ids if end < self._vocabulary]
         self._ends = torch.tensor(ends, dtype=torch.int64, device=self.device)

@@ -22,7 +22,7 @@ from prefdata.engines.guard import Guard
 from prefdata.engines.vllm_settings import parse_options
 from prefdata.errors import EngineError, UsageError
 from prefdata.model_files import ModelFiles
-from prefdata.specs import EngineSpec
+from prefdata.specs import VllmSpec
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -81,7 +81,7 @@ def import_vllm() -> Any:
     return vllm
 
 
-def start(vllm: Any, model: ModelFiles, spec: EngineSpec, **settings: Any) -> Running:
+def start(vllm: Any, model: ModelFiles, spec: VllmSpec, **settings: Any) -> Running:
     """An engine that runs `model`.
 
     Args:

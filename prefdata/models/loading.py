@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from prefdata.errors import ModelError, UsageError
 from prefdata.model_files import ModelFiles
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""What PEFT saves."""
 
 log = logging.getLogger("prefdata.models")
 
@@ -153,50 +151,53 @@ def silenced() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def merge_lora(net: Any, folder: Path) -> None:
-    """Add a LoRA adapter in PEFT's format to the weights of `net`: W + scale * B A (Hu et al. 2021, section 4.1).
-
-    `scale` is lora_alpha / r, or lora_alpha / sqrt(r) where the adapter says `use_rslora`.
+def merge_adapter(net: Any, folder: Path) -> Any:
+    """Return `net` with an adapter in PEFT's format (LoRA, rsLoRA, DoRA, …) merged into its weights, by PEFT.
 
     Raises:
-        ModelError: there is no such adapter, it does not fit the model, or it holds more than pairs of A and B.
+        UsageError: PEFT is not installed.
+        ModelError: there is no such adapter, it does not fit the model, or it cannot be merged.
     """
     try:
-        config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-        tensors, alpha = load_file(folder / "adapter_model.safetensors"), float(config["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ModelError(
-            f"cannot read the LoRA adapter {folder} ({type(error).__name__}: {error}). It needs adapter_config.json "
-            "and adapter_model.safetensors, as PEFT saves them."
-        ) from None
-    beyond = [name for name in ("use_dora", "alpha_pattern", "modules_to_save", "lora_bias") if config.get(name)]
-    beyond += [f"peft_type {config.get('peft_type')}"] if config.get("peft_type") != "LORA" else []
-    beyond += sorted(name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight")))
-    if beyond:
-        raise ModelError(
-            f"the adapter {folder} holds more than plain LoRA ({beyond[0]}). Merge it into its model with PEFT "
-            "(merge_and_unload), and use that model."
-        )
-    pairs = {name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")}
-    if not pairs or len(tensors) != 2 * len(pairs):
-        raise ModelError(f"the adapter {folder} has no pairs of lora_A and lora_B. Save it again.")
-    with torch.no_grad():
-        for pair in sorted(pairs):
-            down, up = tensors[f"{pair}.lora_A.weight"].float(), tensors[f"{pair}.lora_B.weight"].float()
-            root = math.sqrt(len(down)) if config.get("use_rslora") else len(down)
-            _add(net, pair.removeprefix("base_model.model."), alpha / root * up @ down, folder)
+        from peft import PeftConfig, PeftModel
+    except ImportError:
+        raise UsageError("--lora needs PEFT. Install it (pip install 'prefdata[lora]').") from None
+    # PEFT would take a pickle where there are no safetensors.
+    if lacking := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
+        raise ModelError(f"{folder} is not an adapter: it has no {lacking[0]}. Save it with PEFT (save_pretrained).")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # what matters of them is an error here
+            return _merged(net, PeftConfig.from_pretrained(str(folder), inference_mode=True), PeftModel, folder)
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")[:300]
+        raise ModelError(f"cannot merge the adapter {folder}: {type(error).__name__}: {reason}.") from error
 
 
-def _add(net: Any, name: str, change: Tensor, folder: Path) -> None:
-    module = dict(net.named_modules()).get(name)
-    weight = getattr(module, "weight", None)
-    change = change.T if isinstance(module, Conv1D) else change  # GPT-2 keeps its matrices the other way round
-    if weight is None or weight.shape != change.shape:
-        raise ModelError(
-            f"the adapter {folder} changes {name}, which the model does not have so. Is it another model's?"
-        )
-    if net.get_output_embeddings() is not None and weight is net.get_input_embeddings().weight:
-        raise ModelError(
-            f"the adapter {folder} changes {name}, whose weights the model uses twice. Merge it with PEFT."
-        )
-    weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+def _merged(net: Any, config: Any, peft_model: Any, folder: Path) -> Any:
+    tied = net.get_input_embeddings().weight if _is_tied(net) else None
+    adapted = peft_model(net, config)
+    loaded = adapted.load_adapter(str(folder), "default", torch_device=str(next(net.parameters()).device))
+    if keys := loaded.missing_keys:
+        raise ModelError(f"the adapter {folder} lacks {keys[0]}. Is it another model's?")
+    if keys := loaded.unexpected_keys:
+        raise ModelError(f"the adapter {folder} does not belong to this model: {keys[0]}. Is it another model's?")
+    _refuse_tied(adapted, tied, folder)
+    return adapted.merge_and_unload(safe_merge=True)
+
+
+def _is_tied(net: Any) -> bool:
+    """Whether a causal model's head has the weights of its input embeddings."""
+    head = net.get_output_embeddings()
+    return head is not None and head.weight is net.get_input_embeddings().weight
+
+
+def _refuse_tied(adapted: Any, tied: Any, folder: Path) -> None:
+    """Refuse an adapter on weights that the model uses twice: merged, it would change both uses."""
+    for name, module in adapted.named_modules():
+        if hasattr(module, "get_base_layer") and tied is not None and module.get_base_layer().weight is tied:
+            raise ModelError(
+                f"the adapter {folder} changes {name.removeprefix('base_model.model.')}, whose weights the model uses "
+                "twice. Save the model with weights of its own for both, and train the adapter on that."
+            )

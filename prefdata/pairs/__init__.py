@@ -29,7 +29,7 @@ from prefdata.pairs.limits import balanced, over_the_limits
 from prefdata.pairs.listings import LISTINGS, advised_weights
 from prefdata.pairs.strategies import Proposals, RankedCandidates, propose
 from prefdata.pairs.verdicts import proposed_by, verdicts
-from prefdata.progress import Progress, quiet
+from prefdata.progress import Watch, watched
 from prefdata.reports import Account, Report, by_reason
 from prefdata.scored import PromptBatches, inputs_fingerprint, is_valid_score, open_scored
 from prefdata.specs import EVERYTHING, PairSpec
@@ -43,9 +43,7 @@ _PAIR = b'{"chosen_id":"%b","rejected_id":"%b"}' % (b"A" * ID_DIGITS, b"B" * ID_
 """What a pair's id is the digest of, with places for two ids."""
 
 
-def pair(
-    run: Run, spec: PairSpec, *, replace: bool = False, partial: bool = False, progress: Progress = quiet
-) -> Outcome:
+def pair(run: Run, spec: PairSpec, *, replace: bool = False, partial: bool = False, progress: Watch = False) -> Outcome:
     """Pair candidates of each prompt, and store the pairs as `RUN/pairs/pairing=NAME`.
 
     With `as_` the rows are those of another table: `RUN/unpaired/labelling=NAME`, `RUN/groups/grouping=NAME` or
@@ -68,7 +66,10 @@ def pair(
         return kept
     extra = (spec.reference,) if spec.reference else ()
     judged = _verdicts(source) if spec.strategy == "comparisons" else None
-    with open_scored(run, spec, source, extra_samplers=extra, progress=progress) as batches:
+    with (
+        watched(progress, "pair") as told,
+        open_scored(run, spec, source, extra_samplers=extra, progress=told) as batches,
+    ):
         lineage = Lineage.of(spec, _parents(batches, judged), resolved=resolved)
         return partition.derive_in_pieces(
             lineage, lambda: _tables(run, batches, spec, source, judged, began), replace=replace, seen=seen

@@ -1,7 +1,4 @@
-"""Networks without their heads, as prompts that are computed once need them: begin some rows, and go on from there.
-
-`Cached` is transformers' own network with its cache. `prefdata.scorers.lean` computes the layers of small ones sooner.
-"""
+"""A network without its head, as prompts that are computed once need it: begin some rows, and continue from there."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from threading import local
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,35 +16,13 @@ KeysValues: TypeAlias = Sequence[tuple[Tensor, Tensor]]
 """Each layer's keys and values, shape (rows, heads, width, size)."""
 
 
-class Backbone(Protocol):
-    """A causal network without its head; its methods are called in several threads at a time.
-
-    Rows are padded on the right: `ids` has shape (rows, width), and `ends` how many tokens each row has, shape (rows,).
-
-    Attributes:
-        whole: whether rows that go on from nothing had better be computed by it than by the network itself.
-    """
-
-    whole: bool
-
-    def begin(self, ids: Tensor, ends: Tensor) -> KeysValues:
-        """The keys and values of the rows' tokens, those of the padding included."""
-
-    def go_on(self, ids: Tensor, ends: Tensor, begun: Tensor, kept: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        """The last hidden state at each row's last token, shape (rows, hidden).
-
-        Each row goes on from the first `begun` of the keys and values in its row of `kept`; `begun` has shape (rows,),
-        and `kept` as many places as the largest.
-        """
-
-
 class Cached:
     """transformers' own network, whose cache must hold every position (`DynamicCache` of plain layers).
 
-    Sliding windows, recurrent states and encoders keep something else: `unfit` says so.
+    Sliding windows, recurrent states and encoders keep something else: `unfit` says so. The methods are called in
+    several threads at a time. Rows are padded on the right: `ids` has shape (rows, width), and `ends` how many tokens
+    each row has, shape (rows,).
     """
-
-    whole = False
 
     def __init__(self, backbone: Any) -> None:
         """Wrap a network, and make its last layer finish no more than what is read."""
@@ -69,7 +44,7 @@ class Cached:
 
     @torch.inference_mode()
     def begin(self, ids: Tensor, ends: Tensor) -> KeysValues:
-        """See `Backbone`."""
+        """Return the keys and values of the rows' tokens, those of the padding included."""
         own = torch.arange(ids.shape[1], device=ids.device)
         mask = None if bool((ends == ids.shape[1]).all()) else (own < ends[:, None]).long()
         with self._last_only(ends - 1):
@@ -78,7 +53,11 @@ class Cached:
 
     @torch.inference_mode()
     def go_on(self, ids: Tensor, ends: Tensor, begun: Tensor, kept: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        """See `Backbone`."""
+        """Return the last hidden state at each row's last token, shape (rows, hidden).
+
+        Each row continues from the first `begun` of the keys and values in its row of `kept`; `begun` has shape
+        (rows,), and `kept` as many places as the largest.
+        """
         own, before = (torch.arange(n, device=ids.device) for n in (ids.shape[1], int(begun.max())))
         with self._last_only(ends - 1):
             hidden: Tensor = self._backbone(

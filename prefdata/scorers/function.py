@@ -7,6 +7,7 @@ What it raises, and what is not a finite number, becomes a null with a reason.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import math
@@ -73,6 +74,27 @@ def file_and_name(named: str) -> tuple[Path, str]:
     if not Path(file).is_file():
         raise InputError(f"there is no file {file or named}. Name the function as FILE.py:NAME.")
     return Path(file), name
+
+
+def function_identity(named: str) -> str:
+    """Return the id of a function `FILE.py:NAME`: its name and its file's content.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    file, name = file_and_name(named)
+    return f"{name} of {file_identity(file)}"
+
+
+def file_identity(file: str | Path) -> str:
+    """Return the id of a file's content.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if not Path(file).is_file():
+        raise InputError(f"there is no file {file}.")
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[: ids.ID_DIGITS]
 
 
 def load_function(named: str) -> Callable[..., Any]:

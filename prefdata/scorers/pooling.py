@@ -20,7 +20,7 @@ from prefdata.model_files import ModelFiles
 from prefdata.scorers.classifier import Classifier
 from prefdata.scorers.labels import Activation, Labels
 from prefdata.scorers.texts import Row, Texts
-from prefdata.specs import EngineSpec
+from prefdata.specs import VllmSpec
 from prefdata.specs.chat import TemplateChoice
 
 HANDED = 256
@@ -33,7 +33,7 @@ class PoolingRewardModel(Classifier):
     def __init__(
         self,
         files: ModelFiles,
-        spec: EngineSpec | None = None,
+        spec: VllmSpec | None = None,
         *,
         label: str | None = None,
         activation: Activation = "logit",
@@ -62,7 +62,7 @@ class PoolingRewardModel(Classifier):
         self.texts = Texts(chat, text_format)
         self._vllm = import_vllm()
         self._params = self._vllm.PoolingParams(use_activation=False, task="classify")
-        self._running = start(self._vllm, files, spec or EngineSpec(), runner="pooling")
+        self._running = start(self._vllm, files, spec or VllmSpec(), runner="pooling")
         config = self._running.config
         self.context_length = int(config.model_config.max_model_len)
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")

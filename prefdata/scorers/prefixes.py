@@ -1,7 +1,7 @@
 """A prompt is computed once for its candidates: its keys and values are kept, and each answer attends to them.
 
 Planning is pure: rows become families (a common beginning and its branches) and batches of little padding. `Branching`
-runs them on a `Backbone`.
+runs them on a network.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from prefdata.scorers.backbones import Backbone, KeysValues
+from prefdata.scorers.backbones import Cached, KeysValues
 from prefdata.scorers.cores import each
 from prefdata.scorers.texts import Row
 
@@ -142,17 +142,14 @@ class Branching:
     """Runs families on a causal backbone."""
 
     def __init__(
-        self, backbone: Backbone, pad: int, device: torch.device, computed: Computed, *, several: bool = False
+        self, backbone: Cached, pad: int, device: torch.device, computed: Computed, *, several: bool = False
     ) -> None:
         """`pad` fills the rows, `computed` counts them, `several` batches run at a time."""
         self.backbone, self._pad, self._device, self._several = backbone, pad, device, several
         self._computed = computed
 
     def states(self, group: list[Family], budget: int) -> Iterator[tuple[list[Row], Tensor]]:
-        """Rows of the families with the hidden state at each one's last token, shape (rows, hidden).
-
-        Where the backbone computes whole rows, beginnings may be empty.
-        """
+        """Rows of the families with the hidden state at each one's last token, shape (rows, hidden)."""
         group = sorted(group, key=lambda family: len(family.prefix), reverse=True)
         begun = self._beginnings(group, budget)
         width = len(group[0].prefix)
@@ -186,8 +183,7 @@ class Branching:
         kept: list[tuple[Tensor, Tensor]] = []
         lengths = torch.tensor([len(family.prefix) for family in group], device=self._device)
         done = 0
-        begun = [family for family in group if family.prefix]
-        planned = list(batches(begun, lambda family: len(family.prefix), budget))
+        planned = list(batches(group, lambda family: len(family.prefix), budget))
         found = each((partial(self._beginning, batch) for batch in planned), several=self._several)
         for batch, layers in zip(planned, found, strict=True):
             for number, both in enumerate(layers):

@@ -6,11 +6,16 @@ never makes a number up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prefdata.ids import Message
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from prefdata.store import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,39 @@ class Comparer(Protocol):
 
     def close(self) -> None:
         """Give back the memory. The comparer cannot be used afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """Scores that are computed from scores or comparisons of a run; no model is run.
+
+    Attributes:
+        name: the scorer's name, unless one is given.
+        parents: what is read, each with the id of its content.
+        compute: the rows, with the columns of the table of scores (details only where there are some), and further
+            figures for the Report.
+        resolved: what is part of the scorer's identity and only known from the run.
+        seen: the candidates that the scores cover, as `views.candidate_files` gives them; empty where that is unknown.
+    """
+
+    name: str
+    parents: dict[str, str]
+    compute: Callable[[], tuple[pl.DataFrame, dict[str, Any]]]
+    resolved: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, str] = field(default_factory=dict)
+
+
+class Deriver(Protocol):
+    """Something that makes scores of what a run holds already."""
+
+    def __call__(self, run: Run, *, partial: bool = False) -> Derivation:
+        """Read what is needed of the run, and say what is made of it.
+
+        Raises:
+            NotReady: something that is read is not there, or is unfinished (without `partial`).
+            UsageError: the run has no scorer, judge or pairs of that name.
+        """
         ...
 
 

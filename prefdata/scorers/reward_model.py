@@ -8,7 +8,6 @@ it (`prefixes`); the first prompts are computed both ways, and where these diffe
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,11 +21,10 @@ from transformers import AutoModelForSequenceClassification
 from prefdata.chat.encoder import Chat
 from prefdata.model_files import ModelFiles
 from prefdata.models.loading import load, pick_device, pick_dtype
-from prefdata.scorers.backbones import Backbone, Cached
+from prefdata.scorers.backbones import Cached
 from prefdata.scorers.classifier import Classifier
 from prefdata.scorers.cores import each, is_small
 from prefdata.scorers.labels import Activation, Labels
-from prefdata.scorers.lean import Lean
 from prefdata.scorers.prefixes import Branching, Computed, Family, batches, chunks, families, padded
 from prefdata.scorers.texts import Row, Texts
 from prefdata.specs.chat import TemplateChoice
@@ -35,7 +33,7 @@ BATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
 """Default budgets: rows times the longest row, by kind of device."""
 
 SELF_CHECKED = 4
-"""Prompts whose candidates are computed both ways, and rows that are computed alone, before a way is trusted."""
+"""Prompts whose candidates are computed both ways, and rows that are computed alone, before sharing is trusted."""
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """How far two ways of computing a logit may differ, times the logit where that is above 1."""
@@ -51,6 +49,7 @@ class RewardModel(Classifier):
         device: str | None = None,
         dtype: str = "auto",
         batch_tokens: int | None = None,
+        context_length: int | None = None,
         label: str | None = None,
         activation: Activation = "logit",
         text_format: Path | None = None,
@@ -64,6 +63,7 @@ class RewardModel(Classifier):
             device: cpu, cuda, …; the best there is unless given.
             dtype: arithmetic; `auto` is float32 on a CPU and bfloat16 on a GPU.
             batch_tokens: tokens of a batch, padding included; made for the device unless given.
+            context_length: most tokens of a text; the model's own limit unless given.
             label: which label of several, by name or number; `all` makes each an output.
             activation: the raw logit, or the probability.
             text_format: a file that says how prompt and answer become text, instead of the chat template.
@@ -83,7 +83,7 @@ class RewardModel(Classifier):
         chat = Chat.load(files.folder(), name=files.name, raw=text_format is not None, choice=choice)
         self.texts = Texts(chat, text_format)
         self.chat = self.texts.chat
-        self.context_length = files.context_length or 1 << 20
+        self.context_length = min(context_length or 1 << 20, files.context_length or 1 << 20)
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         self.notes = ()
@@ -96,9 +96,9 @@ class RewardModel(Classifier):
         self._computed = Computed()
         if self._stretches:
             self.notes += ("Only whole texts of one length are computed together: positions stretch with the longest.",)
-        self._ways: list[Branching] = []
+        self._branching: Branching | None = None
         if share_prompts and self._head is not None and not self._stretches:
-            self._ways = self._branchings()
+            self._branching = self._shared_prompts()
 
     @property
     def padding(self) -> float:
@@ -108,34 +108,30 @@ class RewardModel(Classifier):
     def logits(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
         """The rows with their logits, some at a time; see `Classifier.logits`."""
         if rows and self._unchecked:
-            self._check_ways(rows)
-        shared, whole = families(rows) if self._ways else ([], rows)
+            self._check(rows)
+        shared, whole = families(rows) if self._branching else ([], rows)
         yield from self._branched(shared)
-        if self._ways and self._ways[0].backbone.whole:
-            yield from self._branched([_alone(row) for row in whole])
-        else:
-            yield from self._padded(whole)
+        yield from self._padded(whole)
 
     def close(self) -> None:
         """Give back the model's memory."""
-        self._net = self._head = None
-        self._ways = []
+        self._net = self._head = self._branching = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _branchings(self) -> list[Branching]:
-        """The ways to compute a prompt once, the quickest first; an earlier one is left where its scores are wrong."""
+    def _shared_prompts(self) -> Branching | None:
+        """What computes a prompt once for its candidates, where the network allows it."""
         net = self._net.base_model
         if why := Cached.unfit(net, self._pad, self.device):
-            self._anew(why)
-            return []
-        ways: list[Backbone] = [Lean(net)] if self._several and Lean.fits(net) else []
-        ways.append(Cached(net))
-        return [Branching(way, self._pad, self.device, self._computed, several=self._several) for way in ways]
+            self._note_whole(why)
+            return None
+        return Branching(Cached(net), self._pad, self.device, self._computed, several=self._several)
 
     def _branched(self, found: list[Family]) -> Iterator[tuple[list[Row], Tensor]]:
+        if self._branching is None:
+            return
         for group in chunks(found, self.batch_tokens):
-            for rows, states in self._ways[0].states(group, self.batch_tokens):
+            for rows, states in self._branching.states(group, self.batch_tokens):
                 yield rows, self._read(states)
 
     def _padded(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
@@ -168,10 +164,10 @@ class RewardModel(Classifier):
         logits: Tensor = self._head(states)
         return logits
 
-    def _check_ways(self, rows: list[Row]) -> None:
-        """Compare padded and branched rows with rows that are computed alone, and leave what differs."""
+    def _check(self, rows: list[Row]) -> None:
+        """Compare padded and branched rows with rows that are computed alone, and give up what differs."""
         self._unchecked = False
-        found = families(rows)[0][:SELF_CHECKED] if self._ways else []
+        found = families(rows)[0][:SELF_CHECKED] if self._branching else []
         shared = [Family(one.prefix, one.branches[:2]) for one in found]
         pairs = [row for family in shared for row, _ in family.branches]
         ordered = sorted(rows, key=lambda row: len(row.ids))
@@ -181,14 +177,10 @@ class RewardModel(Classifier):
         if worst > TOLERANCE[self.dtype]:
             self._pads = False
             self.notes += (f"Only texts of one length are computed together: padding moves scores by {worst:.2g}.",)
-        while self._ways:
-            whole = [_alone(row) for row in some if self._ways[0].backbone.whole]
-            worst = self._apart(itertools.chain(self._branched(shared), self._branched(whole)), alone)
-            if worst <= TOLERANCE[self.dtype]:
-                break
-            self._ways.pop(0)
-            if not self._ways:
-                self._anew(f"the scores differ by {worst:.2g}")
+        worst = self._apart(self._branched(shared), alone)
+        if worst > TOLERANCE[self.dtype]:
+            self._branching = None
+            self._note_whole(f"the scores differ by {worst:.2g}")
         self._computed.tokens = self._computed.needed = 0
 
     def _apart(self, found: Any, alone: dict[str, Tensor]) -> float:
@@ -201,18 +193,14 @@ class RewardModel(Classifier):
             worst = max(worst, float(differs.nan_to_num(torch.inf).max()))
         return worst
 
-    def _anew(self, why: str) -> None:
-        self.notes += (f"A prompt is computed anew for each candidate: {why}.",)
+    def _note_whole(self, why: str) -> None:
+        self.notes += (f"A prompt is computed again for each candidate: {why}.",)
 
 
 def _stretches(net: torch.nn.Module) -> bool:
     """Whether a longer text beside it turns a text's positions: transformers keeps their frequencies in the network."""
     kinds = [str(getattr(module, "rope_type", "")) for module in net.modules()]  # of each type of layer, or one for all
     return any("longrope" in kind for kind in kinds)
-
-
-def _alone(row: Row) -> Family:
-    return Family([], [(row, row.ids)])
 
 
 def _of_one_length(rows: list[Row]) -> list[list[Row]]:

@@ -5,7 +5,7 @@ is no score. Scores that are there stay; candidates that came later are scored b
 processes that are given it share the work.
 
     scoring.py   one stream from candidates to scores
-    derived.py   scores made from scores
+    derive.py    scores computed from scores or comparisons
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import numpy as np
 from prefdata.chat.clock import began_on
 from prefdata.claims import Claims
 from prefdata.errors import SpecConflict
-from prefdata.progress import Progress, quiet
+from prefdata.progress import Progress, Watch, quiet, watched
 from prefdata.reports import Report, nonzero
-from prefdata.scorers import dated_scorer, identity_of, open_scorer, outputs_of
-from prefdata.scores.derived import aggregated, calibrated, combined
+from prefdata.scorers.open import dated_scorer, open_scorer, scorer_identity, scorer_outputs
+from prefdata.scores.derive import derive
 from prefdata.scores.scoring import Scoring
 from prefdata.specs import RankSpec
+from prefdata.specs.rank import CandidatesSpec
 from prefdata.storage.compaction import compact, discard
 from prefdata.storage.key_index import CandidateKeySet
 from prefdata.store import Lineage, Outcome, Partition, Run, name_of
@@ -36,8 +37,22 @@ from prefdata.views import candidate_files, chosen_samplers
 KEY = ("candidate_id",)
 
 
-def rank(
-    run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = False, progress: Progress = quiet
+def rank(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = False, progress: Watch = False) -> Outcome:
+    """Score the candidates, or compute scores from scores or comparisons, as the kind of scorer in `spec` does.
+
+    Raises:
+        NotReady: what the scorer reads is not there or unfinished (or `partial`).
+        SpecConflict: a scorer of this name is another model or function, or has other settings.
+        ModelError, InputError: the scorer cannot be used.
+    """
+    if not isinstance(spec, CandidatesSpec):
+        return derive(run, spec, replace=replace, partial=partial)
+    with watched(progress, "rank") as told:
+        return score(run, spec, replace=replace, partial=partial, progress=told)
+
+
+def score(
+    run: Run, spec: CandidatesSpec, *, replace: bool = False, partial: bool = False, progress: Progress = quiet
 ) -> Outcome:
     """Score the candidates that have no score yet, and store the scores as `RUN/scores/scorer=NAME`.
 
@@ -48,11 +63,8 @@ def rank(
         SpecConflict: a scorer of this name is another model, another function, or has other settings.
         ModelError, InputError: the scorer cannot be used.
     """
-    for name, step in (("combine", combined), ("calibrate", calibrated), ("comparisons", aggregated)):
-        if spec.kind == name:
-            return step(run, spec, replace=replace, partial=partial)
     samplers = [run.ready(sampler, partial=partial) for sampler in chosen_samplers(run, spec.sampler)]
-    partitions = {name: run.partition("scores", _partition_name(spec, name)) for name in outputs_of(spec)}
+    partitions = {name: run.partition("scores", _partition_name(spec, name)) for name in scorer_outputs(spec)}
     spec = dated_scorer(spec, None if replace else began_on(partitions.values()))
     lineages = _lineages(run, spec)
     if not replace:
@@ -75,7 +87,9 @@ def rank(
     if replace and (busy := claims.busy()):
         raise SpecConflict(f"another process scores into {first.path} ({busy}): stop it before you --replace.")
     began = time.monotonic()
+    progress.phase("loading the scorer")
     scorer = open_scorer(spec)  # before anything is written: a scorer that cannot be used leaves nothing behind
+    progress.phase("scoring")
     states = [partition.begin(lineages[name], replace=replace) for name, partition in partitions.items()]
     with claims:
         claims.wait_for_the_last()
@@ -119,10 +133,10 @@ def _partition_name(spec: RankSpec, output: str) -> str:
 def _lineages(run: Run, spec: RankSpec) -> dict[str, Lineage]:
     """The scorer's identity, for each of its outputs: weights and tokenizer, or source; not paths, names or batches."""
     parents = {str(p): p.content for p in run.partitions("candidates")}
-    identity = identity_of(spec)
+    identity = scorer_identity(spec)
     return {
         output: Lineage.of(spec, parents, resolved=identity | ({"label": output} if output else {}))
-        for output in outputs_of(spec)
+        for output in scorer_outputs(spec)
     }
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from prefdata.progress import Progress, quiet
+from prefdata.progress import Watch, watched
 from prefdata.reports import Account, Report, nonzero
 from prefdata.scored import PromptBatches, inputs_fingerprint, open_scored
 from prefdata.selections.diversity import Distance, spread_ranks
@@ -39,7 +39,7 @@ _COLUMNS = ["candidate_id", "prompt_id", "rank", "score", "copies", "copy_ids", 
 
 
 def select(
-    run: Run, spec: SelectSpec, *, replace: bool = False, partial: bool = False, progress: Progress = quiet
+    run: Run, spec: SelectSpec, *, replace: bool = False, partial: bool = False, progress: Watch = False
 ) -> Outcome:
     """Keep candidates of each prompt by their scores, and store them as `RUN/selections/selector=NAME`.
 
@@ -62,7 +62,7 @@ def select(
     if spec.pool == "mix":
         check_quotas(spec, [one.name for one in chosen_samplers(run, spec.sampler)])
     texts = spec.diverse > 0 and spec.distance == "words"
-    with open_scored(run, spec, scores, texts=texts, progress=progress) as batches:
+    with watched(progress, "select") as told, open_scored(run, spec, scores, texts=texts, progress=told) as batches:
         lineage = Lineage.of(spec, {**batches.parents, **distance.parents}, resolved=resolved)
         return partition.derive_in_pieces(
             lineage, lambda: _tables(batches, spec, distance, began), replace=replace, seen=seen

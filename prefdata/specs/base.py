@@ -9,7 +9,8 @@ sizes, devices, the number of candidates), declared with `how`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
@@ -22,22 +23,72 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
-from prefdata.errors import UsageError, did_you_mean
+from prefdata.errors import UsageError
 from prefdata.ids import digest
+from prefdata.specs.other_names import hint
 
 
-def what(default: Any = ..., description: str = "", **bounds: Any) -> Any:
-    """A field that decides the result; it enters the fingerprint."""
-    return Field(default, description=description, **bounds)
+class Group(StrEnum):
+    """Titles under which help lists the options of a command, in this order."""
+
+    SETTINGS = "Settings"
+    SCORER = "Scorer (name exactly one)"
+    CLASSIFIER = "Reward models (--reward-model, and --pairwise with a classifier)"
+    LANGUAGE_MODEL = "Language models and judges (--judge, --pointwise, --pairwise)"
+    COMPARISONS = "Comparisons (--pairwise, and --judge with a pairwise rubric)"
+    LIKELIHOOD = "Likelihood and similarity (--implicit, --similarity states)"
+    VERIFIER = "Verifiers (--verifier)"
+    AGGREGATE = "Scores from comparisons (--comparisons)"
+    COMBINE = "Combined scores (--combine)"
+    CALIBRATE = "Corrected scores (--calibrate)"
+    INPUT = "Input"
+    MODEL = "Model"
+    SAMPLING = "Sampling"
+    PROMPTS = "Prompts"
+    METHOD = "Method"
+    POOL = "Rounds and samplers"
+    DIVERSITY = "Diversity"
+    FILTERS = "Filters"
+    LABELS = "Labels and weights"
+    LIMITS = "Limits"
+    LOSS = "Loss"
+    OPTIMISER = "Optimiser"
+    LENGTH = "Length"
+    CHAT = "Chat template"
+    ENGINE = "Engine"
+    TRANSFORMERS = "Engine: transformers"
+    VLLM = "Engine: vllm"
+    OPENAI = "Engine: openai (any OpenAI-compatible server)"
+    HARDWARE = "Hardware"
+    CHECKPOINTS = "Checkpoints and logs"
+    OUTPUT = "Output"
+    GENERAL = "General"
 
 
-def how(default: Any = ..., description: str = "", **bounds: Any) -> Any:
-    """A field that says how, or how much, but never which result; it stays out of the fingerprint.
+def what(default: Any = ..., description: str = "", *, group: Group = Group.SETTINGS, **bounds: Any) -> Any:
+    """Declare a field that decides the result; it enters the fingerprint. `group` is its title in help."""
+    return Field(default, description=description, json_schema_extra={"group": group}, **bounds)
+
+
+def how(default: Any = ..., description: str = "", *, group: Group = Group.SETTINGS, **bounds: Any) -> Any:
+    """Declare a field that says how, or how much, but never which result; it stays out of the fingerprint.
 
     With `repr=False` its value may hold a secret, and is in no message.
     """
-    return Field(default, description=description, json_schema_extra={"how": True}, **bounds)
+    return Field(default, description=description, json_schema_extra={"group": group, "how": True}, **bounds)
+
+
+def flag_of(name: str) -> str:
+    """The option of a field: `--batch-tokens`, or `-k` for a name of one letter."""
+    return f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+
+
+def group_of(field: FieldInfo) -> Group:
+    """The title under which help lists a field."""
+    extra = field.json_schema_extra
+    return Group(str(extra["group"])) if isinstance(extra, dict) and "group" in extra else Group.SETTINGS
 
 
 def _no_empty_condition(said: str | None) -> str | None:
@@ -79,6 +130,11 @@ class Spec(BaseModel):
         return value
 
     @classmethod
+    def settings(cls) -> dict[str, FieldInfo]:
+        """All settings that a command with this spec has, by field name."""
+        return dict(cls.model_fields)
+
+    @classmethod
     def parse(cls, values: Mapping[str, Any], *, where: str | None = None, flags: bool = False) -> Self:
         """The spec from plain values; `where` says where they came from in the message, which names `flags` or keys.
 
@@ -98,9 +154,9 @@ class Spec(BaseModel):
     def _problem(cls, error: Mapping[str, Any], flags: bool) -> str:
         name = ".".join(str(part) for part in error["loc"])
         if flags and name:
-            name = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+            name = flag_of(name)
         if error["type"] == "extra_forbidden":
-            return f'unknown key "{name}".{did_you_mean(name, cls.model_fields)}'
+            return f'unknown key "{name}".{hint(name, cls.settings())}'
         if error["type"] == "missing":
             return f"{name} is needed"
         said = str(error["msg"]).removeprefix("Value error, ")
@@ -129,11 +185,8 @@ class Spec(BaseModel):
         chosen, fields = getattr(self, decider), type(self).model_fields
         for name, values in goes_with.items():
             if chosen not in values and getattr(self, name) != fields[name].default:
-                flag = f"--{(fields[decider].alias or decider).replace('_', '-')}"
-                with_ = " or ".join(f"{flag} {value}" for value in values)
-                raise ValueError(
-                    f"--{name.replace('_', '-')} goes with {with_}, and changes nothing here: leave it out"
-                )
+                flag = flag_of(fields[decider].alias or decider)
+                raise ValueError(changes_nothing(name, [f"{flag} {value}" for value in values]))
 
     @classmethod
     def of_identity(cls, identity: Mapping[str, Any]) -> Self:
@@ -163,6 +216,11 @@ class Spec(BaseModel):
         defaults = {name: _plain(field.get_default()) for name, field in cls.model_fields.items()}
         defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
         return {name: value for name, value in identity.items() if name not in defaults or value != defaults[name]}
+
+
+def changes_nothing(name: str, goes_with: Sequence[str]) -> str:
+    """The message for a setting that was given where it has no effect; `goes_with` are the flags that it belongs to."""
+    return f"{flag_of(name)} goes with {' or '.join(goes_with)}, and changes nothing here: leave it out"
 
 
 def _plain(value: Any) -> Any:

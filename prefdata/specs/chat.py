@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, model_validator
 
-from prefdata.specs.base import Spec, what
+from prefdata.specs.base import Group, Spec, what
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,20 @@ class ChatSpec(Spec):
     """The chat template of a model, its variables and its date."""
 
     chat_template: str | None = what(
-        None, "Instead of the model's own chat template: a Jinja file, or the name of one of its tokenizer's templates."
+        None,
+        "Instead of the model's own chat template: a Jinja file, or the name of one of its tokenizer's templates.",
+        group=Group.CHAT,
     )
     chat_template_arg: tuple[str, ...] = what(
         (),
-        "A variable for the chat template, as KEY=VALUE (VALUE in JSON, or text), such as enable_thinking=false; "
-        "may be given several times.",
+        "A variable for the chat template, as KEY=VALUE (VALUE in JSON, or text), such as enable_thinking=false.",
+        group=Group.CHAT,
     )
     chat_template_date: Day = what(
         None,
         "What a chat template that reads the clock takes for today, as YYYY-MM-DD; the day on which the work began "
         "unless given.",
+        group=Group.CHAT,
     )
 
     @model_validator(mode="after")

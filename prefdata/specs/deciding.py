@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, model_validator
 
-from prefdata.specs.base import Condition, Spec, how, what
+from prefdata.specs.base import Condition, Group, Spec, how, what
 
 EVERYTHING = "all"
 """What `--selector` says for every scored candidate."""
@@ -15,15 +15,23 @@ EVERYTHING = "all"
 class FilterSpec(Spec):
     """Which scored candidates take part: what select and pair are both asked."""
 
-    scorer: str | None = what(None, "Which scores (the only ones unless given).")
-    sampler: tuple[str, ...] = what((), "Only candidates of these samplers (all unless given).")
+    scorer: str | None = what(None, "Which scores (the only ones unless given).", group=Group.INPUT)
+    sampler: tuple[str, ...] = what((), "Only candidates of these samplers (all unless given).", group=Group.INPUT)
     where: Condition = what(
-        None, "Only candidates for which this SQL condition holds, on columns of candidates, scores and prompts."
+        None,
+        "Only candidates for which this SQL condition holds, on columns of candidates, scores and prompts.",
+        group=Group.INPUT,
     )
-    refusals: Literal["keep", "drop"] = what("keep", "Answers that refuse, by the phrases of --refusal-phrases.")
-    refusal_phrases: str | None = what(None, "A YAML file of phrases that open a refusal (built-in unless given).")
-    min_chars: int = what(0, "The shortest answer that takes part, in characters without surrounding space.", ge=0)
-    max_chars: int | None = what(None, "The longest answer that takes part, in characters.", ge=1)
+    refusals: Literal["keep", "drop"] = what(
+        "keep", "Answers that refuse, by the phrases of --refusal-phrases.", group=Group.FILTERS
+    )
+    refusal_phrases: str | None = what(
+        None, "A YAML file of phrases that open a refusal (built-in unless given).", group=Group.FILTERS
+    )
+    min_chars: int = what(
+        0, "The shortest answer that takes part, in characters without surrounding space.", ge=0, group=Group.FILTERS
+    )
+    max_chars: int | None = what(None, "The longest answer that takes part, in characters.", ge=1, group=Group.FILTERS)
 
     @model_validator(mode="after")
     def _filters_go_together(self) -> Self:
@@ -43,38 +51,59 @@ class SelectSpec(FilterSpec):
         "best-of-n (the highest score), top-k (of each prompt), top-k-overall (of the run), threshold, boltzmann "
         "(k draws with replacement), rso (statistical rejection sampling, Plackett-Luce law by Gumbel noise) "
         "or rso-algorithm1 (the RSO paper's sweep).",
+        group=Group.METHOD,
     )
-    k: int = what(8, "How many to keep a prompt (best-of-n keeps 1; top-k-overall: how many in all).", ge=1)
+    k: int = what(
+        8, "How many to keep a prompt (best-of-n keeps 1; top-k-overall: how many in all).", ge=1, group=Group.METHOD
+    )
     beta: float = what(
-        0.5, "RSO's and Boltzmann's temperature, 0 (which is top-k) or at least 1e-100; inf ignores the scores.", ge=0
+        0.5,
+        "RSO's and Boltzmann's temperature, 0 (which is top-k) or at least 1e-100; inf ignores the scores.",
+        ge=0,
+        group=Group.METHOD,
     )
-    threshold: float | None = what(None, "threshold: the lowest score that is kept.", allow_inf_nan=False)
+    threshold: float | None = what(
+        None, "threshold: the lowest score that is kept.", allow_inf_nan=False, group=Group.METHOD
+    )
     scale: Literal["raw", "min-max"] = what(
-        "raw", "threshold: scores as they are, or each prompt's brought to [0, 1] first (ReST keeps above 0.7)."
+        "raw",
+        "threshold: scores as they are, or each prompt's brought to [0, 1] first (ReST keeps above 0.7).",
+        group=Group.METHOD,
     )
-    seed: int = what(0, "Seed of the acceptance draws.", ge=0)
-    shuffle: bool = what(False, "rso-algorithm1: sweep in random order and not in the order of generation.")
-    truncated: Literal["drop", "keep"] = what("drop", "What to do with answers that max_tokens cut off.")
-    duplicates: Literal["collapse", "keep"] = what("collapse", "What to do with the same text twice for one prompt.")
+    seed: int = what(0, "Seed of the acceptance draws.", ge=0, group=Group.METHOD)
+    shuffle: bool = what(
+        False, "rso-algorithm1: sweep in random order and not in the order of generation.", group=Group.METHOD
+    )
+    truncated: Literal["drop", "keep"] = what(
+        "drop", "What to do with answers that max_tokens cut off.", group=Group.FILTERS
+    )
+    duplicates: Literal["collapse", "keep"] = what(
+        "collapse", "What to do with the same text twice for one prompt.", group=Group.FILTERS
+    )
     pool: Literal["all", "latest", "mix"] = what(
         "all",
         "Which rounds and samplers compete: all, the latest round only, or a mix: each prompt takes its answers from "
         "one sampler, drawn by --quota.",
+        group=Group.POOL,
     )
-    quota: tuple[str, ...] = what((), "mix: a sampler's share of the prompts, as SAMPLER=WEIGHT (even unless given).")
+    quota: tuple[str, ...] = what(
+        (), "mix: a sampler's share of the prompts, as SAMPLER=WEIGHT (even unless given).", group=Group.POOL
+    )
     improve: float | None = what(
         None, "best-of-n: an answer of a later round replaces one of an earlier only if it scores this much more.",
-        ge=0, allow_inf_nan=False,
-    )  # fmt: skip
+        ge=0, allow_inf_nan=False, group=Group.METHOD)  # fmt: skip
     diverse: float = what(
         0.0, "top-k: weight of being far from what is kept already, from 0 (score alone) to 1 (distance alone).",
-        ge=0, le=1,
-    )  # fmt: skip
+        ge=0, le=1, group=Group.DIVERSITY)  # fmt: skip
     distance: Literal["words", "embedding"] = what(
-        "words", "diverse: 1 - Jaccard of word pairs, or 1 - cosine of --embeddings."
+        "words", "diverse: 1 - Jaccard of word pairs, or 1 - cosine of --embeddings.", group=Group.DIVERSITY
     )
-    embeddings: str | None = what(None, "diverse: a Parquet file with candidate_id and embedding, a list of numbers.")
-    name: str | None = how(None, "Name of this selection (made from the method and k unless given).")
+    embeddings: str | None = what(
+        None, "diverse: a Parquet file with candidate_id and embedding, a list of numbers.", group=Group.DIVERSITY
+    )
+    name: str | None = how(
+        None, "Name of this selection (made from the method and k unless given).", group=Group.OUTPUT
+    )
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
@@ -113,11 +142,12 @@ class PairSpec(FilterSpec):
     model_config = ConfigDict(populate_by_name=True)
     step: ClassVar[str] = "pair"
 
-    as_: Literal["pairs", "unpaired", "groups", "demonstrations"] = Field(
+    as_: Literal["pairs", "unpaired", "groups", "demonstrations"] = what(
         "pairs",
+        "What to write: pairs (DPO, RM), unpaired labels (KTO), groups of ranked responses (RRHF, SLiC, listwise RM) "
+        "or demonstrations (SFT on all that was selected).",
         alias="as",
-        description="What to write: pairs (DPO, RM), unpaired labels (KTO), groups of ranked answers (RRHF, SLiC, "
-        "listwise RM) or demonstrations (SFT on all that was selected).",
+        group=Group.METHOD,
     )
     strategy: Literal[
         "best-worst", "best-random", "random-labelled", "first-round", "tournament", "adjacent", "all", "top-bottom",
@@ -127,48 +157,86 @@ class PairSpec(FilterSpec):
         "best-worst, best-random, random-labelled (--per-prompt random pairs, labelled by score), first-round (n/2 "
         "disjoint random pairs), tournament (n-1 by knock-out), adjacent (each with the next in rank), all (every "
         "two), top-bottom (--top best with --bottom worst), length-matched, against-reference, cross-sampler or "
-        "comparisons (what judges or people said).",
-    )  # fmt: skip
-    per_prompt: int = what(1, "best-worst, random-labelled, length-matched: pairs a prompt.", ge=1)
-    top: int = what(1, "top-bottom: how many of the best; --as unpaired: with --label-by top-bottom.", ge=1)
-    bottom: int = what(1, "top-bottom: how many of the worst; --as unpaired: with --label-by top-bottom.", ge=1)
+        "comparisons (what judges or people said).", group=Group.METHOD)  # fmt: skip
+    per_prompt: int = what(1, "best-worst, random-labelled, length-matched: pairs a prompt.", ge=1, group=Group.METHOD)
+    top: int = what(
+        1, "top-bottom: how many of the best; --as unpaired: with --label-by top-bottom.", ge=1, group=Group.METHOD
+    )
+    bottom: int = what(
+        1, "top-bottom: how many of the worst; --as unpaired: with --label-by top-bottom.", ge=1, group=Group.METHOD
+    )
     length_tolerance: float = what(
-        0.1, "length-matched: the largest difference of lengths in characters, as a share of the longer.", ge=0, le=1
+        0.1,
+        "length-matched: the largest difference of lengths in characters, as a share of the longer.",
+        ge=0,
+        le=1,
+        group=Group.METHOD,
     )
-    reference: str | None = what(None, "against-reference: the sampler whose answers are the references.")
+    reference: str | None = what(
+        None, "against-reference: the sampler whose answers are the references.", group=Group.METHOD
+    )
     trust_reference: bool = what(
-        False, "against-reference: the reference is always the chosen one (SPIN), and needs no score."
+        False,
+        "against-reference: the reference is always the chosen one (SPIN), and needs no score.",
+        group=Group.METHOD,
     )
-    judge: str | None = what(None, "comparisons: whose (the only ones unless given).")
+    judge: str | None = what(None, "comparisons: whose (the only ones unless given).", group=Group.INPUT)
     ties: Literal["drop", "keep"] = what(
-        "drop", "comparisons: leave ties out, or keep them as rows whose verdict is tie, which no trainer prefers by."
+        "drop",
+        "comparisons: leave ties out, or keep them as rows whose verdict is tie, which no trainer prefers by.",
+        group=Group.LABELS,
     )
-    min_margin: float = what(0.0, "The least difference of scores; ties never make a pair.", ge=0, allow_inf_nan=False)
-    max_margin: float | None = what(None, "The largest difference of scores.", gt=0, allow_inf_nan=False)
+    min_margin: float = what(
+        0.0, "The least difference of scores; ties never make a pair.", ge=0, allow_inf_nan=False, group=Group.LIMITS
+    )
+    max_margin: float | None = what(
+        None, "The largest difference of scores.", gt=0, allow_inf_nan=False, group=Group.LIMITS
+    )
     min_probability: float = what(
-        0.5, "The least probability that the label is right: how sure verdicts must be.", ge=0.5, le=1
+        0.5,
+        "The least probability that the label is right: how sure verdicts must be.",
+        ge=0.5,
+        le=1,
+        group=Group.LIMITS,
     )
-    max_pairs_per_prompt: int | None = what(None, "Most pairs a prompt; the widest margins stay.", ge=1)
-    max_per_candidate: int | None = what(None, "Most pairs that one answer takes part in; the widest stay.", ge=1)
+    max_pairs_per_prompt: int | None = what(
+        None, "Most pairs a prompt; the widest margins stay.", ge=1, group=Group.LIMITS
+    )
+    max_per_candidate: int | None = what(
+        None, "Most pairs that one answer takes part in; the widest stay.", ge=1, group=Group.LIMITS
+    )
     balance: Literal["none", "source", "sampler"] = what(
-        "none", "Equally many pairs of each source of prompts, or of each sampler of chosen answers, by lot."
+        "none",
+        "Equally many pairs of each source of prompts, or of each sampler of chosen answers, by lot.",
+        group=Group.LIMITS,
     )
     temperature: float = what(
-        1.0, "The label's probability is sigmoid(margin / temperature).", gt=0, allow_inf_nan=False
+        1.0, "The label's probability is sigmoid(margin / temperature).", gt=0, allow_inf_nan=False, group=Group.LABELS
     )
-    weight: Literal["one", "confidence"] = what("one", "A pair's weight in training: 1, or 2 * probability - 1.")
+    weight: Literal["one", "confidence"] = what(
+        "one", "A pair's weight in training: 1, or 2 * probability - 1.", group=Group.LABELS
+    )
     label_by: Literal["threshold", "median", "top-bottom"] = what(
-        "median", "unpaired: good is what scores at least --threshold, above the prompt's median, or the --top."
+        "median",
+        "unpaired: good is what scores at least --threshold, above the prompt's median, or the --top.",
+        group=Group.LABELS,
     )
     threshold: float | None = what(
-        None, "unpaired: with --label-by threshold, the lowest score that is good.", allow_inf_nan=False
+        None,
+        "unpaired: with --label-by threshold, the lowest score that is good.",
+        allow_inf_nan=False,
+        group=Group.LABELS,
     )
-    seed: int = what(0, "Seed of the random choices.", ge=0)
+    seed: int = what(0, "Seed of the random choices.", ge=0, group=Group.METHOD)
     truncated: Literal["drop", "rejected", "keep"] = what(
-        "rejected", "Answers that max_tokens cut off: leave out, allow as rejected only, or treat as any other."
+        "rejected",
+        "Answers that max_tokens cut off: leave out, allow as rejected only, or treat as any other.",
+        group=Group.FILTERS,
     )
-    selector: str | None = what(None, 'Which selection (the only one unless given); "all" is every scored candidate.')
-    name: str | None = how(None, "Name of what is written (the selection's name unless given).")
+    selector: str | None = what(
+        None, 'Which selection (the only one unless given); "all" is every scored candidate.', group=Group.INPUT
+    )
+    name: str | None = how(None, "Name of what is written (the selection's name unless given).", group=Group.OUTPUT)
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
@@ -212,13 +280,17 @@ class ExportSpec(Spec):
         "trl",
         "trl (prompt, chosen, rejected), sft (prompt and best answer, or demonstrations), kto (prompt, completion, "
         "label) or listwise (prompt, completions, scores, ranks).",
+        group=Group.OUTPUT,
     )
-    pairing: str | None = what(None, "Which pairs, for trl (the only ones unless given).")
-    selector: str | None = what(None, "Which selection, for sft (the only one unless given).")
-    imitation: str | None = what(
-        None, "Which demonstrations, for sft (without a name only where the run has no selection)."
+    pairing: str | None = what(None, "Which pairs, for trl (the only ones unless given).", group=Group.INPUT)
+    selector: str | None = what(None, "Which selection, for sft (the only one unless given).", group=Group.INPUT)
+    input: str | None = how(  # the lineage names what was read, given or not
+        None,
+        "Which demonstrations (sft), unpaired labels (kto) or groups (listwise); the only ones unless given. sft reads "
+        "them without a name only where the run has no selection.",
+        group=Group.INPUT,
     )
-    labelling: str | None = what(None, "Which unpaired labels, for kto (the only ones unless given).")
-    grouping: str | None = what(None, "Which groups, for listwise (the only ones unless given).")
-    strict_columns: bool = what(False, "Only the columns that the dialect needs: no scores, no ids.")
-    shard_mb: int = what(256, "Largest size of a shard, in megabytes.", ge=1)
+    strict_columns: bool = what(
+        False, "Only the columns that the dialect needs: no scores, no ids.", group=Group.OUTPUT
+    )
+    shard_mb: int = what(256, "Largest size of a shard, in megabytes.", ge=1, group=Group.OUTPUT)

@@ -49,14 +49,14 @@ class Source:
     run: Path | None = None
 
 
-def find(data: Path | str, kind: Kind, *, part: str | None = None, imitation: str | None = None) -> Source:
+def find(data: Path | str, kind: Kind, *, part: str | None = None, demonstrations: str | None = None) -> Source:
     """The data at `data`, without reading its rows.
 
     Args:
         data: a run directory, an export's folder, a Parquet, JSONL or JSON file, or a name for `datasets`.
         kind: what is wanted of it.
         part: which pairing (preferences) or selector (demonstrations) of a run.
-        imitation: which demonstrations of a run, instead of a selector.
+        demonstrations: which demonstrations of a run, instead of a selector.
 
     Raises:
         InputError: there is no such thing, or it is none of these.
@@ -66,7 +66,7 @@ def find(data: Path | str, kind: Kind, *, part: str | None = None, imitation: st
     if path.is_dir():
         if any((path / table).is_dir() for table in TABLES):
             run = Run(path)
-            return _preferences(run, part) if kind == "preferences" else _demonstrations(run, part, imitation)
+            return _preferences(run, part) if kind == "preferences" else _demonstrations(run, part, demonstrations)
         return _export(path)
     if path.is_file():
         return Source(str(path), {path.name: _hash([path])}, lambda: _file_rows(path, None))
@@ -189,10 +189,10 @@ def _preferences(run: Run, pairing: str | None) -> Source:
     return Source(str(pairs.path), {str(pairs): pairs.content}, read, run.path)
 
 
-def _demonstrations(run: Run, selector: str | None, imitation: str | None) -> Source:
-    unnamed = selector is None and imitation is None and not run.partitions("selections")
-    if imitation is not None or (unnamed and run.partitions("demonstrations")):
-        part, of_part = run.only("demonstrations", imitation), _all
+def _demonstrations(run: Run, selector: str | None, name: str | None) -> Source:
+    unnamed = selector is None and name is None and not run.partitions("selections")
+    if name is not None or (unnamed and run.partitions("demonstrations")):
+        part, of_part = run.only("demonstrations", name), _all
     elif unnamed:
         return _references(run)
     else:

@@ -184,9 +184,9 @@ def learning_rate(spec: TrainSpec, step: int, total: int) -> float:
     if step < warm:
         return spec.lr * (step + 1) / (warm + 1)
     left = (total - step) / (total - warm)
-    if spec.schedule == "linear":
+    if spec.lr_scheduler == "linear":
         return spec.lr * left
-    return spec.lr * (1 - math.cos(math.pi * left)) / 2 if spec.schedule == "cosine" else spec.lr
+    return spec.lr * (1 - math.cos(math.pi * left)) / 2 if spec.lr_scheduler == "cosine" else spec.lr
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from prefdata.chat.template import template_identity
 from prefdata.errors import InputError, SpecConflict, UsageError
 from prefdata.ids import FORMAT
 from prefdata.model_files import Kind, ModelFiles, identify
-from prefdata.progress import Progress, quiet
+from prefdata.progress import Progress, Watch, watched
 from prefdata.reports import Report
 from prefdata.store import Folder, Lineage, Outcome, State
 from prefdata.swaps import refuse_place
@@ -51,7 +51,7 @@ EVALUATED = ("eval/loss", "eval/rewards/accuracies")
 
 
 def train_sft(
-    data: Path | str, spec: SftSpec, out: Path | str, *, replace: bool = False, progress: Progress = quiet
+    data: Path | str, spec: SftSpec, out: Path | str, *, replace: bool = False, progress: Watch = False
 ) -> Outcome:
     """Fine-tune a causal LM on demonstrations.
 
@@ -63,8 +63,9 @@ def train_sft(
             references), an export, a file or a `datasets` name.
         spec: the settings.
         out: the folder of the new model.
-        replace: train anew if `out` holds a model that prefdata made; what it did not make is never removed.
-        progress: told of every step; before, by DPO, of every example that the reference has read.
+        replace: train again if `out` holds a model that prefdata made; what it did not make is never removed.
+        progress: True for a bar, or lines in a pipe; or a function f(done, total, **figures) of every step (for DPO
+            first of every example that the reference has read).
 
     Raises:
         InputError: the data, the model or a setting is bad, or `out` holds something else; nothing was written.
@@ -74,7 +75,7 @@ def train_sft(
 
 
 def train_rm(
-    data: Path | str, spec: RmSpec, out: Path | str, *, replace: bool = False, progress: Progress = quiet
+    data: Path | str, spec: RmSpec, out: Path | str, *, replace: bool = False, progress: Watch = False
 ) -> Outcome:
     """Train a reward model on preferences, from a causal LM (with a new head) or from a reward model.
 
@@ -84,7 +85,7 @@ def train_rm(
 
 
 def train_dpo(
-    data: Path | str, spec: DpoSpec, out: Path | str, *, replace: bool = False, progress: Progress = quiet
+    data: Path | str, spec: DpoSpec, out: Path | str, *, replace: bool = False, progress: Watch = False
 ) -> Outcome:
     """Train a causal LM on preferences with a loss of the DPO family; the model it starts from is the reference.
 
@@ -101,8 +102,8 @@ class _Training:
         if self.files.path is not None and self.files.path == Path(out).resolve():
             raise UsageError(f"{out} is the model that training starts from. Name another folder with --out.")
         self.spec = spec = dated(spec, [self.files], None if replace else began_on([self.folder]))
-        imitation = spec.imitation if isinstance(spec, SftSpec) else None
-        self.source = sources.find(data, self.kind, part=part, imitation=imitation)
+        demonstrations = spec.input if isinstance(spec, SftSpec) else None
+        self.source = sources.find(data, self.kind, part=part, demonstrations=demonstrations)
         self.lineage = Lineage.of(
             spec,
             self.source.parents,
@@ -116,7 +117,7 @@ class _Training:
             transformers=version("transformers"),
         )
 
-    def run(self, replace: bool, progress: Progress) -> Outcome:
+    def run(self, replace: bool, progress: Watch) -> Outcome:
         refuse_place(self.folder.path)  # now, and not when the model is trained
         state = self._state(replace)
         success = None if replace else self.folder.success()
@@ -124,7 +125,8 @@ class _Training:
             if not self.folder.intact:
                 raise InputError(f"{self.folder.path} lacks files of the model. Train it again with --replace.")
             return Outcome(success.report, self.folder.path, "kept")
-        report = self._train(replace, progress)
+        with watched(progress, self.spec.step) as told:
+            report = self._train(replace, told)
         did: Literal["made", "replaced", "continued"] = "made"
         if state != "absent":
             did = "replaced" if replace else "continued"
@@ -145,7 +147,8 @@ class _Training:
         from prefdata.train.loop import Loop, evaluate
 
         started = time.monotonic()
-        data = Prepared(self)
+        data = Prepared(self, progress)
+        progress.phase("loading the model")
         loaded = models.load(self.files, self.spec, data.chat.tokenizer)
         self.folder.begin(self.lineage, replace=replace)
         train, test = data.train.trees, data.test.trees
@@ -156,6 +159,7 @@ class _Training:
 
         path = self.folder.path
         loop = Loop(loaded, objective, self.spec, train, path, path / CHECKPOINT_FILE, held_out if test else None)
+        progress.phase("training")
         last = loop.run(progress)
 
         def fill(new: Path) -> Report:
@@ -178,6 +182,7 @@ class _Training:
         if isinstance(self.spec, RmSpec):
             return (objectives.rm(self.spec),) * 2
         assert isinstance(self.spec, DpoSpec)
+        progress.phase("log-probabilities of the reference")
         cache = (self.source.run or self.folder.path) / REFERENCE_FOLDER
         made = [
             objectives.dpo(self.spec, reference_logps(loaded, self.files.revision, trees, cache, progress))
@@ -189,11 +194,12 @@ class _Training:
 class Prepared:
     """The data of a training, tokenised: `train`, `test`, and the account of its rows."""
 
-    def __init__(self, training: _Training) -> None:
+    def __init__(self, training: _Training, progress: Progress) -> None:
         from prefdata.train.models import load_chat
         from prefdata.train.tokens import Encoder
 
         spec, files, source = training.spec, training.files, training.source
+        progress.phase("reading the data")
         self.step = spec.step
         self.skipped: Counter[str] = Counter()
         items = parse(
@@ -206,6 +212,7 @@ class Prepared:
             on_bad_rows=spec.on_bad_rows,
         )
         self.count = len(items) + self.skipped.total()
+        progress.phase("tokenising")
         self.chat = load_chat(files, spec)
         encoder = Encoder(
             self.chat,

@@ -18,7 +18,7 @@ from prefdata.chat.encoder import Chat
 from prefdata.errors import SpecConflict, UsageError
 from prefdata.model_files import ModelFiles, identify
 from prefdata.prompts import ingest
-from prefdata.scorers import dated_scorer, identity_of
+from prefdata.scorers.open import dated_scorer, scorer_identity
 from prefdata.scores import rank
 from prefdata.specs import IngestSpec, RankSpec, SampleSpec
 from prefdata.specs.chat import TemplateChoice
@@ -250,7 +250,7 @@ def test_every_scorer_with_a_template_has_a_date(model, on, given) -> None:
         resolved = dated_scorer(spec, began)
         assert resolved.chat_template_date == (began or "2025-03-01")
         identities.append(resolved.fingerprint())
-        assert identity_of(resolved) == identity_of(spec)
+        assert scorer_identity(resolved) == scorer_identity(spec)
     assert identities[0] == identities[1] != identities[2]
 
 

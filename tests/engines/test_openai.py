@@ -183,8 +183,10 @@ def test_extensions_are_sent_where_they_say_something(fake, connect):
 
 
 def test_each_candidate_has_its_own_seed_and_only_so_many_are_under_way(fake, connect):
+    five = threading.Barrier(5)
+
     def slow(path, body, nth):
-        time.sleep(0.02)
+        five.wait(60)
         return 200, {}, chat(body["messages"][0]["content"])
 
     fake.answer = slow
@@ -353,6 +355,40 @@ def test_a_server_with_the_newer_name_of_the_limit(fake, connect):
     fake.answer = newer
     assert [answer.text for answer in answers(connect(concurrency=1), requests(3)).values()] == ["20"] * 3
     assert len(fake.bodies) == 4
+
+
+def test_the_newer_name_is_learned_by_all_that_are_under_way(fake, connect):
+    """Three requests are refused before the first is sent again; none of them is a row without a response."""
+    together = threading.Barrier(3)
+
+    def newer(path, body, nth):
+        if "max_tokens" in body:
+            together.wait(10)
+            return 400, {}, error("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+        return 200, {}, chat("yes")
+
+    fake.answer = newer
+    assert [answer.text for answer in answers(connect(concurrency=3), requests(3)).values()] == ["yes"] * 3
+
+
+def test_a_caller_that_leaves_is_not_waited_for(fake, connect):
+    """What is under way when the caller leaves takes its time elsewhere, and is not asked for again."""
+    over = threading.Event()
+
+    def slow(path, body, nth):
+        if body["seed"]:
+            over.wait(10)
+            return 503, {}, error("busy")
+        return 200, {}, chat("first")
+
+    fake.answer = slow
+    stream = connect(concurrency=3, retries=5).generate(iter(requests(3)))
+    assert next(stream).text == "first"
+    stream.close()
+    assert fake.busy == 2  # their responses are still to come
+    over.set()
+    time.sleep(0.3)
+    assert (fake.busy, len(fake.bodies)) == (0, 3)
 
 
 def test_raw_text_goes_to_the_completions_endpoint(fake, connect):

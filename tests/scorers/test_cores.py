@@ -93,7 +93,7 @@ def test_scores_are_the_same_on_any_number_of_cores(tiny_reward_model, cores, sh
         files = identify(str(tiny_reward_model), "reward-model")
         model = RewardModel(files, device="cpu", batch_tokens=120, share_prompts=share)
         found.append([(one.key, one.score) for one in model.score(items)])
-        assert (bool(model._ways), model.notes) == (share, ())
+        assert (bool(model._branching), model.notes) == (share, ())
         assert 0 <= model.padding < 0.05
     keys = [key for key, _ in found[0]]
     assert all([key for key, _ in one] == keys for one in found)

@@ -237,7 +237,7 @@ def test_a_prompt_computed_once_gives_the_scores_of_whole_texts(make_reward_mode
     asked = prompted(4, ANSWERS)
     model = open_model(folder, batch_tokens=budget)
     shared = scored(model, asked)
-    assert (bool(model._ways), model.notes) == (True, ())
+    assert (bool(model._branching), model.notes) == (True, ())
     assert model._computed.needed < sum(len(row.ids) for row in model.texts.prepare(asked).rows)
     assert shared == pytest.approx(scored(open_model(folder, share_prompts=False), asked), abs=1e-5)
 
@@ -266,8 +266,8 @@ def test_other_networks_score_as_one_by_one_and_say_where_they_share_nothing(nam
     model = open_model(folder)
     asked = prompted(3, ANSWERS)
     found = scored(model, asked)
-    assert bool(model._ways) is (name in ("qwen2", "gpt2"))
-    assert bool(model.notes) is not bool(model._ways)
+    assert bool(model._branching) is (name in ("qwen2", "gpt2"))
+    assert bool(model.notes) is not bool(model._branching)
     for row in model.texts.prepare(asked).rows:
         with torch.inference_mode():
             expected = float(net.score(net.base_model(torch.tensor([row.ids])).last_hidden_state[0, -1]))
@@ -317,43 +317,22 @@ def test_the_padding_of_a_short_answer_to_a_long_prompt_stays_within_the_context
     asked += [Item(f"short {k}", short, str(k) * (1 + 60 * k), False) for k in range(2)]
     model = open_model(folder)
     found = scored(model, asked)
-    assert (bool(model._ways), model.notes) == (True, ())
+    assert (bool(model._branching), model.notes) == (True, ())
     assert found == pytest.approx(scored(open_model(folder, share_prompts=False), asked), abs=1e-5)
 
 
-@pytest.mark.parametrize("wrong", ["the quick way", "both ways"])
-def test_keys_and_values_that_are_wrong_are_found_out(tiny_reward_model, monkeypatch, wrong):
-    """The first prompts tell: another way is taken, and with none left whole texts are scored."""
+def test_keys_and_values_that_are_wrong_are_found_out(tiny_reward_model, monkeypatch):
+    """The first prompts tell: whole texts are scored then, and the note says so."""
     from prefdata.scorers import backbones
-    from prefdata.scorers.lean import Lean
 
-    real, quick = backbones._cache, Lean.begin
-    monkeypatch.setattr(Lean, "begin", lambda *rows: [(keys, values * 1.1) for keys, values in quick(*rows)])
-    if wrong == "both ways":
-        monkeypatch.setattr(backbones, "_cache", lambda kept: real((keys, values * 1.1) for keys, values in kept))
+    real = backbones._cache
+    monkeypatch.setattr(backbones, "_cache", lambda kept: real((keys, values * 1.1) for keys, values in kept))
     model = open_model(tiny_reward_model)
     asked = prompted(3, ANSWERS)
     found = scored(model, asked)
-    if wrong == "both ways":
-        assert len(model.notes) == 1
-        assert "computed anew for each candidate: the scores differ by" in model.notes[0]
-    else:
-        assert ([type(way.backbone).__name__ for way in model._ways], model.notes) == (["Cached"], ())
+    (note,) = model.notes
+    assert "computed again for each candidate: the scores differ by" in note
     assert found == pytest.approx(scored(open_model(tiny_reward_model, share_prompts=False), asked), abs=1e-5)
-
-
-def test_whole_texts_that_are_wrong_are_found_out(tiny_reward_model, monkeypatch):
-    """Texts that share nothing go the quick way, too, and are compared, too."""
-    from prefdata.scorers.lean import Lean
-
-    quick = Lean.go_on
-    monkeypatch.setattr(Lean, "go_on", lambda *rows: quick(*rows) + 1)
-    model = open_model(tiny_reward_model)
-    asked = prompted(6, ["yes"])
-    assert scored(model, asked) == pytest.approx(
-        scored(open_model(tiny_reward_model, share_prompts=False), asked), abs=1e-5
-    )
-    assert [type(way.backbone).__name__ for way in model._ways] == ["Cached"]
 
 
 def test_a_network_that_padding_moves_scores_texts_of_one_length_together(tiny_reward_model):

@@ -227,7 +227,7 @@ def test_a_sampler_whose_name_has_an_equals_sign_is_split_at_the_last() -> None:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"method": "best-of-n", "k": 3}, "--k goes with"),
+        ({"method": "best-of-n", "k": 3}, "-k goes with"),
         ({"method": "threshold"}, "needs --threshold"),
         ({"method": "threshold", "threshold": float("nan")}, "finite"),
         ({"threshold": 1.0}, "--threshold goes with --method threshold"),

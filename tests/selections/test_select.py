@@ -224,7 +224,7 @@ def test_a_broken_condition_is_one_line(tmp_path: Path, prefdata, where: str) ->
         (("--pool", "mix", "--quota", "polcy=1"), 'Did you mean "policy"'),
         (("--pool", "mix", "--quota", "hot=1", "--sampler", "policy"), "names a sampler 'hot'"),
         (("--pool", "mix", "--quota", "policy"), "SAMPLER=WEIGHT"),
-        (("--method", "best-of-n", "--k", "3"), "--k goes with"),
+        (("--method", "best-of-n", "--k", "3"), "-k goes with"),
         (("--refusals", "drop", "--refusal-phrases", "nosuch"), "nosuch"),
         (("--k", "0"), "greater than or equal to 1"),
         (("--beta", "nan"), "not nan"),

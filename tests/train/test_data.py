@@ -151,7 +151,7 @@ def demonstrated(run: Run, name: str) -> None:
 def test_sft_imitates_every_demonstration_that_is_named(run: Run, tmp_path: Path) -> None:
     demonstrated(run, "drawn")
     assert len(read(run, "demonstrations")) == 10  # the selection, as before
-    source = find(run.path, "demonstrations", imitation="drawn")
+    source = find(run.path, "demonstrations", demonstrations="drawn")
     items = parse(source.read(), "demonstrations", source.name)
     said = {(number(item), item.answers[0][0]["content"], item.weight) for item in items}  # type: ignore[index]
     assert said == {(i, f"answer {k} to {i}", k + 1.0) for i in range(10) for k in range(4)}
@@ -159,16 +159,16 @@ def test_sft_imitates_every_demonstration_that_is_named(run: Run, tmp_path: Path
     shutil.rmtree(run.path / "selections")
     assert len(read(run, "demonstrations")) == 40
     with pytest.raises(UsageError, match="has no demonstrations named 'drwan'"):
-        find(run.path, "demonstrations", imitation="drwan")
+        find(run.path, "demonstrations", demonstrations="drwan")
 
 
 def test_training_on_demonstrations(run: Run, tiny_policy: Path) -> None:
     demonstrated(run, "drawn")
-    spec = SftSpec(model=str(tiny_policy), imitation="drawn")
+    spec = SftSpec(model=str(tiny_policy), input="drawn")
     report = train_sft(run.path, spec, run.path / "models" / "sft").report
     assert (report.rows_in, report.rows_out, report.dropped) == (40, 32, {"held_out": 8})
-    with pytest.raises(UsageError, match="--selector and --imitation name two things"):
-        SftSpec.parse({"model": "m", "selector": "a", "imitation": "b"})
+    with pytest.raises(UsageError, match="--selector and --input name two things"):
+        SftSpec.parse({"model": "m", "selector": "a", "input": "b"})
 
 
 def test_ties_are_not_trained_on(run: Run, tiny_policy: Path) -> None:

@@ -442,6 +442,6 @@ def test_learning_rates() -> None:
     spec = TrainSpec(model="m", lr=0.8, warmup=0.2)
     linear = [learning_rate(spec, step, 10) for step in range(10)]
     assert linear == pytest.approx([0.8 / 3, 1.6 / 3, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
-    cosine = [learning_rate(spec.model_copy(update={"schedule": "cosine"}), step, 10) for step in (2, 6)]
+    cosine = [learning_rate(spec.model_copy(update={"lr_scheduler": "cosine"}), step, 10) for step in (2, 6)]
     assert cosine == pytest.approx([0.8, 0.4])
-    assert learning_rate(spec.model_copy(update={"schedule": "constant"}), 9, 10) == 0.8
+    assert learning_rate(spec.model_copy(update={"lr_scheduler": "constant"}), 9, 10) == 0.8

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import time
+from functools import partial as bound
 from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
-from prefdata.errors import InputError, UsageError
-from prefdata.reports import Report, by_reason, nonzero
-from prefdata.scorers import file_identity
+from prefdata.errors import InputError
 from prefdata.scorers.aggregate import aggregate
 from prefdata.scorers.calibrate import correlation, figures, fit_temperature, length_penalty, lowess_bias, mean_bias
-from prefdata.scorers.combine import combine, function_file, parse_rule
+from prefdata.scorers.combine import Rule, combine, function_file, parse_rule
+from prefdata.scorers.function import file_identity
 from prefdata.scorers.leagues import contradictions, league
-from prefdata.specs import RankSpec
-from prefdata.store import Lineage, Outcome, Run, name_of
+from prefdata.scorers.protocol import Derivation
+from prefdata.specs.rank import AggregateSpec, CalibrateSpec, CombineSpec
+from prefdata.store import Run
 from prefdata.tables import SCORES, rows_id
 from prefdata.views import candidate_files, read_candidates, read_preferences, read_prompts
 
@@ -26,117 +25,103 @@ BOOTSTRAP = 200
 """Resamples for the intervals of Bradley-Terry scores."""
 
 _CANDIDATE = ["candidate_id", "prompt_id", *SCORES.copied]
+_GAMES = ["prompt_id", "first_id", "second_id", "order", "annotator", "probability"]
+
+Derived = tuple[pl.DataFrame, dict[str, Any]]
+"""Rows of scores, and figures for the Report."""
 
 
-def combined(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = False) -> Outcome:
-    """Make one scorer of several by the rule `spec.combine`, and store it as `RUN/scores/scorer=NAME`.
+def combined(spec: CombineSpec, run: Run, *, partial: bool = False) -> Derivation:
+    """Make one scorer of several by the rule `spec.combine`.
 
     A candidate that one of them has no score for has none here, and the reason says whose is missing.
 
     Raises:
         NotReady: there are no scores, or one of the scorers is unfinished and `partial` was not asked for.
-        UsageError: the rule cannot be read, or names a scorer that there is not.
-        SpecConflict: a scorer of this name is another.
+        UsageError: the rule cannot be read, or names a scorer that is not in the run.
     """
     run.all("scores", partial=True)
     name = spec.name or "combined"
     known = [partition.name for partition in run.partitions("scores") if partition.name != name]
-    rule = parse_rule(str(spec.combine), known)
+    rule = parse_rule(spec.combine, known)
     members = {member: scores_of(run, member, partial=partial) for member in rule.members}
-    parents = {
-        f"scores/{member}": rows_id(rows.select("candidate_id", "score").to_arrow(), "candidate_id")
-        for member, rows in members.items()
-    }
+    parents = {f"scores/{member}": _content(rows) for member, rows in members.items()}
     file = function_file(rule)
-    lineage = Lineage.of(spec, parents, resolved={} if file is None else {"function": file_identity(str(file))})
-
-    def compute() -> tuple[pa.Table, Report]:
-        began = time.monotonic()
-        joined = _joined(members)
-        made = combine(
-            rule,
-            joined.select(rule.members),
-            joined["prompt_id"],
-            normalise=spec.normalize,
-            safety_prompts=_safety(run, joined["prompt_id"]) if rule.kind == "gate" else None,
-        )
-        rows = joined.select(*_CANDIDATE, "text_hash").hstack(made)
-        return SCORES.conform(rows.to_arrow()), derived_report(rows).timed(time.monotonic() - began)
-
-    seen = _seen(run, *rule.members)
-    return run.partition("scores", name_of(name)).derive(lineage, compute, replace=replace, seen=seen)
+    resolved = {} if file is None else {"function": file_identity(file)}
+    return Derivation(name, parents, bound(_combine, run, spec, rule, members), resolved, _seen(run, *rule.members))
 
 
-def aggregated(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = False) -> Outcome:
-    """Make scores of the comparisons of some judges, and store them as `RUN/scores/scorer=NAME`.
+def _combine(run: Run, spec: CombineSpec, rule: Rule, members: dict[str, pl.DataFrame]) -> Derived:
+    joined = _joined(members)
+    made = combine(
+        rule,
+        joined.select(rule.members),
+        joined["prompt_id"],
+        normalise=spec.normalize,
+        safety_prompts=_safety(run, joined["prompt_id"]) if rule.kind == "gate" else None,
+    )
+    return joined.select(*_CANDIDATE, "text_hash").hstack(made), {}
+
+
+def aggregated(spec: AggregateSpec, run: Run, *, partial: bool = False) -> Derivation:
+    """Make scores of the comparisons of some judges.
 
     Raises:
         NotReady: there are no comparisons, or a judge's are unfinished and `partial` was not asked for.
         UsageError: there is no such judge.
-        SpecConflict: a scorer of this name is another.
     """
     judges = [run.only("comparisons", judge, partial=partial) for judge in spec.comparisons]
-    columns = ["prompt_id", "first_id", "second_id", "order", "annotator", "probability"]
-    frames = [pl.from_arrow(judge.read(columns)) for judge in judges]
+    frames = [pl.from_arrow(judge.read(_GAMES)) for judge in judges]
     games = pl.concat([frame for frame in frames if isinstance(frame, pl.DataFrame)])
     keyed = games.with_columns(key=pl.concat_str("first_id", "second_id", "order", "annotator", separator="/"))
     parents = {"comparisons": rows_id(keyed.select("key", "probability").to_arrow(), "key")}
-    lineage = Lineage.of(spec, parents)
-
-    def compute() -> tuple[pa.Table, Report]:
-        began = time.monotonic()
-        intervals = BOOTSTRAP if spec.aggregate == "bradley-terry" else 0
-        made = aggregate(games, spec.aggregate, prior=spec.prior, bootstrap=intervals, seed=spec.seed)
-        details = [
-            json.dumps({name: value for name, value in row.items() if value is not None})
-            for row in made.select("games", "low", "high").iter_rows(named=True)
-        ]
-        rows = made.select("candidate_id", "score", "reason", details=pl.Series(details, dtype=pl.String))
-        rows = _with_candidates(run, rows)
-        report = derived_report(rows, comparisons=games.height, **_contradictions(games))
-        return SCORES.conform(rows.to_arrow()), report.timed(time.monotonic() - began)
-
-    name = spec.name or f"{'-'.join(spec.comparisons)}-{spec.aggregate}"
-    return run.partition("scores", name_of(name)).derive(lineage, compute, replace=replace, seen=candidate_files(run))
+    return Derivation(
+        f"{'-'.join(spec.comparisons)}-{spec.aggregate}",
+        parents,
+        bound(_aggregate, run, spec, games),
+        seen=candidate_files(run),
+    )
 
 
-def calibrated(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = False) -> Outcome:
-    """Correct a scorer's scores for length, and by a temperature, and store them as `RUN/scores/scorer=NAME`.
+def _aggregate(run: Run, spec: AggregateSpec, games: pl.DataFrame) -> Derived:
+    intervals = BOOTSTRAP if spec.aggregate == "bradley-terry" else 0
+    made = aggregate(games, spec.aggregate, prior=spec.prior, bootstrap=intervals, seed=spec.seed)
+    details = [
+        json.dumps({name: value for name, value in row.items() if value is not None})
+        for row in made.select("games", "low", "high").iter_rows(named=True)
+    ]
+    rows = made.select("candidate_id", "score", "reason", details=pl.Series(details, dtype=pl.String))
+    return _with_candidates(run, rows), {"comparisons": games.height, **_contradictions(games)}
 
-    The temperature is fitted on the pairs of `spec.labelled`, whose labels are taken for the truth (people's, another
+
+def calibrated(spec: CalibrateSpec, run: Run, *, partial: bool = False) -> Derivation:
+    """Correct a scorer's scores for length, and by a temperature.
+
+    The temperature is fitted on the pairs of `spec.labelled`, whose labels are taken to be correct (people's, another
     scorer's); the report has the figures on them before and after.
 
     Raises:
         NotReady: there are no such scores, or no such pairs.
-        UsageError: nothing is to be corrected.
-        SpecConflict: a scorer of this name is another.
     """
-    if spec.length == "none" and spec.labelled is None:
-        raise UsageError("--calibrate corrects by --length or by pairs that are --labelled: say which.")
-    scorer = str(spec.calibrate)
-    rows = scores_of(run, scorer, partial=partial)
+    rows = scores_of(run, spec.calibrate, partial=partial)
     rows = rows.with_columns(length=pl.col("chars").cast(pl.Float64))
     ids = ["pair_id", "chosen_id", "rejected_id"]
     pairs = None if spec.labelled is None else read_preferences(run.only("pairs", spec.labelled), ids)
-    parents = {f"scores/{scorer}": _content(rows)}
+    parents = {f"scores/{spec.calibrate}": _content(rows)}
     if pairs is not None:
         parents[f"pairs/{spec.labelled}"] = rows_id(pairs.to_arrow(), "pair_id")
-    lineage = Lineage.of(spec, parents)
-
-    def compute() -> tuple[pa.Table, Report]:
-        began = time.monotonic()
-        made = corrected(rows, pairs, spec)
-        before, after = _on_pairs(rows, pairs), _on_pairs(made, pairs)
-        said = {f"{name} {when}": v for when, one in (("before", before), ("after", after)) for name, v in one.items()}
-        report = derived_report(made, **said).timed(time.monotonic() - began)
-        return SCORES.conform(made.drop("length").to_arrow()), report
-
-    name = spec.name or f"{scorer}-calibrated"
-    seen = _seen(run, scorer)
-    return run.partition("scores", name_of(name)).derive(lineage, compute, replace=replace, seen=seen)
+    compute = bound(_calibrate, spec, rows, pairs)
+    return Derivation(f"{spec.calibrate}-calibrated", parents, compute, seen=_seen(run, spec.calibrate))
 
 
-def corrected(rows: pl.DataFrame, pairs: pl.DataFrame | None, spec: RankSpec) -> pl.DataFrame:
+def _calibrate(spec: CalibrateSpec, rows: pl.DataFrame, pairs: pl.DataFrame | None) -> Derived:
+    made = corrected(rows, pairs, spec)
+    before, after = _on_pairs(rows, pairs), _on_pairs(made, pairs)
+    shown = {f"{name} {when}": v for when, part in (("before", before), ("after", after)) for name, v in part.items()}
+    return made.drop("length"), shown
+
+
+def corrected(rows: pl.DataFrame, pairs: pl.DataFrame | None, spec: CalibrateSpec) -> pl.DataFrame:
     """Scores without what length explains (2409.17407), and divided by the fitted temperature.
 
     `rows` has score and length (characters) among its columns, `pairs` chosen_id and rejected_id.
@@ -207,15 +192,6 @@ def scores_of(run: Run, scorer: str, *, partial: bool = False) -> pl.DataFrame:
     )
     assert isinstance(rows, pl.DataFrame)
     return rows
-
-
-def derived_report(rows: pl.DataFrame, **also: Any) -> Report:
-    """The Report of scores that were made from others; `also` are further figures."""
-    reasons = by_reason(rows["reason"])
-    figures: dict[str, Any] = {"scored": rows["score"].count(), **nonzero(reasons)}
-    if rows["score"].count():
-        figures |= {"mean": rows["score"].mean(), "std": rows["score"].std()}
-    return Report(step="rank", unit="candidates", rows_in=rows.height, rows_out=rows.height, figures=figures | also)
 
 
 def _joined(members: dict[str, pl.DataFrame]) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""The layers in few passes: the states of transformers' own networks, for every network that is said to fit."""
+"""Rows that continue from kept keys and values have the states of whole rows, for every network that is used so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import transformers
 from torch import nn
 
 from prefdata.scorers.backbones import Cached
-from prefdata.scorers.lean import Lean
 
 SIZES = {"vocab_size": 50, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "pad_token_id": 0}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.1}
@@ -55,25 +54,19 @@ def rows_of(lengths: list[int], draw: random.Random) -> tuple[torch.Tensor, torc
 def test_the_states_are_those_of_whole_rows_in_transformers(name: str) -> None:
     kind, settings = FITTING[name]
     net = network(kind, **settings)
-    assert Lean.fits(net)
     assert Cached.unfit(net, 0, torch.device("cpu")) is None
-    lean, draw = Lean(net), random.Random(name)
+    cached, draw = Cached(net), random.Random(name)
     for _ in range(5):
         beginnings, begun = rows_of([draw.randint(1, 20) for _ in range(3)], draw)
-        kept = lean.begin(beginnings, begun)
+        kept = cached.begin(beginnings, begun)
         of = torch.tensor([draw.randrange(3) for _ in range(6)])
         ids, ends = rows_of([draw.randint(1, 20) for _ in of], draw)
         width = int(begun[of].max())
-        found = lean.go_on(ids, ends, begun[of], ((keys[of][:, :, :width], v[of][:, :, :width]) for keys, v in kept))
+        found = cached.go_on(ids, ends, begun[of], ((keys[of][:, :, :width], v[of][:, :, :width]) for keys, v in kept))
         alone = [
             torch.cat([beginnings[one, : begun[one]], row[:end]]) for one, row, end in zip(of, ids, ends, strict=True)
         ]
         assert torch.allclose(found, whole(net, alone), atol=1e-5, rtol=1e-5)
-        nothing = torch.zeros_like(ends)
-        assert torch.allclose(
-            lean.go_on(ids, ends, nothing, []), whole(net, [row[:end] for row, end in zip(ids, ends, strict=True)]),
-            atol=1e-5, rtol=1e-5,
-        )  # fmt: skip
 
 
 @torch.inference_mode()
@@ -86,33 +79,6 @@ def test_no_weight_of_the_network_is_changed() -> None:
     net = network("Llama")
     before = {name: weight.clone() for name, weight in net.named_parameters()}
     ids, ends = rows_of([3, 7], random.Random(0))
-    Lean(net).go_on(ids, ends, torch.zeros(2, dtype=torch.long), [])
+    cached = Cached(net)
+    cached.go_on(ids, ends, ends, cached.begin(ids, ends))
     assert all(torch.equal(weight, before[name]) for name, weight in net.named_parameters())
-
-
-def test_other_networks_do_not_fit() -> None:
-    assert not Lean.fits(network("Qwen3", head_dim=12))  # norms of queries and keys
-    assert not Lean.fits(network("Gemma2", head_dim=12))
-    assert not Lean.fits(network("Llama", hidden_act="gelu"))
-    assert not Lean.fits(network("Llama", **rope(rope_type="dynamic")))
-    assert not Lean.fits(network("Llama").bfloat16())
-
-
-def test_an_adapter_does_not_fit() -> None:
-    """What stands for a product and adds to it is no plain product."""
-
-    class Adapted(nn.Linear):
-        pass
-
-    net = network("Llama")
-    net.layers[1].self_attn.q_proj = Adapted(48, 48)
-    assert not Lean.fits(net)
-
-
-def test_a_network_of_ones_own_does_not_fit() -> None:
-    """Of the same name, but who knows what it computes."""
-
-    class LlamaModel(transformers.LlamaModel):  # type: ignore[misc]
-        pass
-
-    assert not Lean.fits(LlamaModel(transformers.LlamaConfig(**SIZES)))

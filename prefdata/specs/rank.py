@@ -1,0 +1,354 @@
+"""What rank is asked to do: one spec for each kind of scorer, told apart by the flag that names the scorer.
+
+`prefdata.scorers.open.SCORERS` says what each kind does. A setting is a field of the kinds that use it; help lists the
+settings of all kinds by group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
+from pydantic.fields import FieldInfo
+
+from prefdata.errors import UsageError
+from prefdata.specs.base import Group, Spec, changes_nothing, flag_of, how, what
+from prefdata.specs.generating import EngineSpec, HardwareSpec, VllmSpec
+
+KINDS: dict[str, type[RankSpec]] = {}
+"""Every kind of scorer by the field that names it; filled by the classes below."""
+
+_REFERENCE = what(
+    None,
+    "implicit: the reference policy. similarity states: the model whose hidden states are compared.",
+    group=Group.LIKELIHOOD,
+)
+_SEED = what(
+    0,
+    "Seed of the schedule and of flipped orders; of a judge's retries; of the bootstrap of --comparisons.",
+    ge=0,
+    group=Group.COMPARISONS,
+)
+
+
+class RankSpec(Spec):
+    """`prefdata rank`: candidates in, scores (or comparisons) out.
+
+    `RankSpec(reward_model="…")` is a `RewardModelSpec`, `RankSpec(function="…")` a `FunctionSpec`, and so on.
+    """
+
+    step: ClassVar[str] = "rank"
+    kind: ClassVar[str]
+    """The field that names the scorer."""
+
+    name: str | None = how(
+        None, "Name of this scorer or judge (the model folder's or function's unless given).", group=Group.OUTPUT
+    )
+
+    def __new__(cls, **values: Any) -> Self:
+        """Create an instance of the kind that `values` name.
+
+        Raises:
+            UsageError: they name no kind, or several.
+        """
+        return super().__new__(cls._of(values) if cls is RankSpec else cls)  # type: ignore[return-value]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        if "kind" in vars(cls):
+            KINDS[cls.kind] = cls
+
+    @classmethod
+    def settings(cls) -> dict[str, FieldInfo]:
+        """All settings of this kind; of `RankSpec` itself those of every kind."""
+        if cls is not RankSpec:
+            return super().settings()
+        scorers = {name: kind.model_fields[name] for name, kind in KINDS.items()}
+        return {**scorers, **{name: field for kind in KINDS.values() for name, field in kind.model_fields.items()}}
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, where: str | None = None, flags: bool = False) -> Self:
+        """Read the spec of the kind that `values` name, as `Spec.parse`.
+
+        Raises:
+            UsageError: they name no kind or several, or a setting does not fit.
+        """
+        if cls is not RankSpec:
+            return super().parse(values, where=where, flags=flags)
+        try:
+            kind = cls._of(values)
+        except UsageError as error:
+            raise UsageError(f"{where or cls.step}: {error}") from None
+        return kind.parse(values, where=where, flags=flags)  # type: ignore[return-value]
+
+    @classmethod
+    def _of(cls, values: Mapping[str, Any]) -> type[RankSpec]:
+        """The kind that `values` name; None and an empty list name nothing."""
+        named = [name for name in KINDS if _is_given(values.get(name))]
+        if len(named) != 1:
+            given = " and ".join(map(flag_of, named)) or "none"
+            raise UsageError(f"name one scorer (--reward-model M, --function FILE.py:NAME, --judge M, …), not {given}")
+        return KINDS[named[0]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_these_settings(cls, data: Any) -> Any:
+        """Drop settings of other kinds that are not given, and refuse those that are."""
+        if not isinstance(data, Mapping):
+            return data
+        foreign = [name for name in data if name not in cls.model_fields and name in RankSpec.settings()]
+        for name in foreign:
+            if _is_given(data[name]):
+                kinds = [flag_of(kind) for kind, spec in KINDS.items() if name in spec.model_fields]
+                raise ValueError(changes_nothing(name, kinds))
+        return {name: value for name, value in data.items() if name not in foreign}
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value != () and value != []
+
+
+class CandidatesSpec(RankSpec):
+    """A scorer that reads candidates, and no scores that are there already."""
+
+    sampler: tuple[str, ...] = how((), "Only candidates of these samplers (all unless given).", group=Group.INPUT)
+
+
+class ClassifierSpec(VllmSpec):
+    """A sequence-classification model: which label is read, of which text."""
+
+    label: str | None = what(
+        None,
+        "reward model: which label, by name or number; all makes a scorer of each. "
+        "pairwise: which of two labels means that the first response is better (the first unless given).",
+        group=Group.CLASSIFIER,
+    )
+    text_format: str | None = what(
+        None,
+        "A file with the text to score. reward model: {prompt} and {response} in it. "
+        "pairwise: {prompt}, {first} and {second}.",
+        group=Group.CLASSIFIER,
+    )
+
+    @model_validator(mode="after")
+    def _needs_logits(self) -> Self:
+        if self.engine == "openai":
+            raise ValueError("--engine openai goes with --judge: a server returns text, and no logits")
+        if self.template_choice and self.text_format is not None:
+            raise ValueError("--text-format uses no chat template: leave out --chat-template and --chat-template-arg")
+        return self
+
+
+class RubricSpec(Spec):
+    """A question to a language model, or instructions for a judge."""
+
+    rubric: str | None = what(
+        None, "A YAML file, or the name of a built-in one (templates/rubrics).", group=Group.LANGUAGE_MODEL
+    )
+
+
+class CompareSpec(CandidatesSpec):
+    """A scorer that compares two responses: which two, and in which order."""
+
+    schedule: Literal["all", "first-round", "tournament"] = what(
+        "first-round",
+        "Which two responses are compared: every two, n/2 disjoint random pairs, or n-1 by knock-out.",
+        group=Group.COMPARISONS,
+    )
+    order: Literal["both", "flip"] = what(
+        "both", "Compare in both orders, or in one at random (RSO).", group=Group.COMPARISONS
+    )
+    seed: int = _SEED
+
+
+class RewardModelSpec(ClassifierSpec, CandidatesSpec):
+    """A reward model: the logit of a sequence-classification model."""
+
+    kind = "reward_model"
+
+    reward_model: str = what(..., "A sequence-classification model: folder or hub name.", group=Group.SCORER)
+    activation: Literal["logit", "probability"] = what(
+        "logit", "reward model: the raw logit, or the probability.", group=Group.CLASSIFIER
+    )
+
+
+class FunctionSpec(CandidatesSpec):
+    """A Python function of the user's."""
+
+    kind = "function"
+
+    function: str = what(
+        ..., "FILE.py:NAME of a function (prompt messages, response) -> number or None.", group=Group.SCORER
+    )
+
+
+class PointwiseSpec(RubricSpec, HardwareSpec, CandidatesSpec):
+    """The probability by which a language model finds a response good (SLiC-HF)."""
+
+    kind = "pointwise"
+
+    pointwise: str = what(
+        ..., "A language model asked whether a response is good: the score is P(good).", group=Group.SCORER
+    )
+
+
+class PairwiseSpec(RubricSpec, ClassifierSpec, CompareSpec):
+    """The probability by which a model prefers one response to another."""
+
+    kind = "pairwise"
+
+    pairwise: str = what(
+        ...,
+        "A language model asked which of two responses is better, or a classifier that reads both: comparisons.",
+        group=Group.SCORER,
+    )
+
+
+class JudgeSpec(RubricSpec, EngineSpec, CompareSpec):
+    """An LLM judge: by its rubric it rates responses or compares two."""
+
+    kind = "judge"
+
+    judge: str = what(
+        ..., "LLM-as-a-judge: a language model that judges by a --rubric: scores or comparisons.", group=Group.SCORER
+    )
+    judge_tokens: int = what(512, "judge: the longest judgment, in tokens.", ge=1, group=Group.LANGUAGE_MODEL)
+    judge_tries: int = what(
+        3, "judge: how often it is asked again where its reply cannot be read.", ge=1, group=Group.LANGUAGE_MODEL
+    )
+
+
+class ImplicitSpec(HardwareSpec, CandidatesSpec):
+    """DPO's implicit reward: beta (ln p - ln p_ref)."""
+
+    kind = "implicit"
+
+    implicit: str = what(
+        ..., "A policy whose implicit reward against --reference, beta ln p/p_ref, is the score.", group=Group.SCORER
+    )
+    reference: str | None = _REFERENCE
+    beta: float = what(0.1, "implicit: the factor of the log-ratio.", gt=0, group=Group.LIKELIHOOD)
+
+    @model_validator(mode="after")
+    def _has_a_reference(self) -> Self:
+        if self.reference is None:
+            raise ValueError("--implicit needs a --reference model to compare with")
+        return self
+
+
+class MeanLogprobSpec(HardwareSpec, CandidatesSpec):
+    """The mean log-probability of a response's tokens (RRHF)."""
+
+    kind = "mean_logprob"
+
+    mean_logprob: str = what(
+        ..., "A model under which the mean ln p of the response's tokens is the score.", group=Group.SCORER
+    )
+
+
+class SimilaritySpec(HardwareSpec, CandidatesSpec):
+    """The similarity of a response to the prompt's reference response."""
+
+    kind = "similarity"
+
+    similarity: Literal["exact", "rouge-l", "states"] = what(
+        ...,
+        "Similarity to the prompt's reference response; states compares hidden states of --reference.",
+        group=Group.SCORER,
+    )
+    reference: str | None = _REFERENCE
+
+    @model_validator(mode="after")
+    def _has_a_reference(self) -> Self:
+        model = ("reference", *HardwareSpec.model_fields)
+        self.check_use("similarity", **dict.fromkeys(model, ("states",)))
+        if self.similarity == "states" and self.reference is None:
+            raise ValueError("--similarity states needs a --reference model to compare with")
+        return self
+
+
+class VerifierSpec(CandidatesSpec):
+    """Whether a response is right, 1 or 0, by a rule."""
+
+    kind = "verifier"
+
+    verifier: str = what(
+        ...,
+        "number, choice, regex:PATTERN, json-schema:FILE or FILE.py:NAME: whether the response is right, 1 or 0.",
+        group=Group.SCORER,
+    )
+    time_limit: float = what(
+        5.0, "regex and FILE.py:NAME: seconds that one response may take.", gt=0, group=Group.VERIFIER
+    )
+    workers: int = how(2, "regex and FILE.py:NAME: processes.", ge=1, group=Group.VERIFIER)
+
+    @model_validator(mode="after")
+    def _limits_what_may_hang(self) -> Self:
+        if not (self.verifier.startswith("regex:") or self.verifier.rpartition(":")[0].endswith(".py")):
+            for name in ("time_limit", "workers"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(changes_nothing(name, ["--verifier regex:PATTERN", "--verifier FILE.py:NAME"]))
+        return self
+
+
+class AggregateSpec(RankSpec):
+    """Scores from comparisons."""
+
+    kind = "comparisons"
+
+    comparisons: tuple[str, ...] = what(
+        ..., "Judges whose comparisons become scores, by --aggregate.", min_length=1, group=Group.SCORER
+    )
+    aggregate: Literal["bradley-terry", "elo", "borda", "copeland"] = what(
+        "bradley-terry", "How comparisons become scores.", group=Group.AGGREGATE
+    )
+    prior: float = what(
+        0.5,
+        "bradley-terry: wins and losses against an average response that each starts with.",
+        ge=0,
+        group=Group.AGGREGATE,
+    )
+    seed: int = _SEED
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        self.check_use("aggregate", prior=("bradley-terry",), seed=("bradley-terry", "elo"))
+        return self
+
+
+class CombineSpec(RankSpec):
+    """Several scorers as one."""
+
+    kind = "combine"
+
+    combine: str = what(..., 'Other scorers as one, as in "0.7*helpful + 0.3*safe" or "min(a, b)".', group=Group.SCORER)
+    normalize: Literal["none", "z", "z-prompt", "rank", "quantile"] = what(
+        "none", "How each scorer's scores are normalised first.", group=Group.COMBINE
+    )
+
+
+class CalibrateSpec(RankSpec):
+    """A scorer's scores, corrected for length or by a temperature."""
+
+    kind = "calibrate"
+
+    calibrate: str = what(
+        ...,
+        "A scorer whose scores are to be corrected, by --length or by pairs that are --labelled.",
+        group=Group.SCORER,
+    )
+    length: Literal["none", "penalty", "rc-mean", "rc-lwr"] = what(
+        "none", "How the effect of length is removed.", group=Group.CALIBRATE
+    )
+    length_weight: float = what(0.001, "penalty: what is subtracted for each character.", ge=0, group=Group.CALIBRATE)
+    labelled: str | None = what(
+        None, "Pairs of the run whose labels are correct; the temperature is fitted on them.", group=Group.CALIBRATE
+    )
+
+    @model_validator(mode="after")
+    def _corrects(self) -> Self:
+        self.check_use("length", length_weight=("penalty",))
+        if self.length == "none" and self.labelled is None:
+            raise ValueError("--calibrate corrects by --length or by pairs that are --labelled: give one of them")
+        return self
