@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 FORMAT = 2
@@ -25,6 +25,9 @@ ID_DIGITS = 20
 _ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 Message = Mapping[str, Any]
+
+SHOWN_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content", "prefill")
+"""The keys of a message that decide what a model is shown, and so a prompt's id; `weight` only says what is trained."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -46,9 +49,14 @@ def digest(value: Any) -> str:
 
 
 def prompt_id(messages: Sequence[Message], tools: str | None = None) -> str:
-    """The id of a prompt: its messages' roles and contents, and its tools where it has some."""
-    turns = [{"role": m["role"], "content": m["content"]} for m in messages]
+    """Hash a prompt: its messages without null keys and loss weights, and its tools where it has some."""
+    turns = [{key: m[key] for key in SHOWN_KEYS if m.get(key) is not None} for m in messages]
     return digest({"messages": turns} if tools is None else {"messages": turns, "tools": tools})
+
+
+def without_nulls(messages: Iterable[Message]) -> list[dict[str, Any]]:
+    """Drop the null keys that a table puts into messages: a chat template may ask whether a key is there."""
+    return [{key: value for key, value in message.items() if value is not None} for message in messages]
 
 
 def candidate_id(prompt: str, sampler: str, sample_index: int) -> str:

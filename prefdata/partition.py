@@ -32,7 +32,7 @@ from prefdata.ids import digest
 from prefdata.lineage import FileRecord, Lineage, Outcome, Success
 from prefdata.reports import Report
 from prefdata.swaps import settle
-from prefdata.tables import Table, evenly, last_of_each, write_parquet
+from prefdata.tables import Table, evenly, last_of_each, trimmed, write_parquet
 
 PART_ROWS = 250_000
 """Rows of a part where a partition is written in one go: each core writes one at a time."""
@@ -259,7 +259,7 @@ class Partition(Folder):
         """
         parts = self.readable()
         wanted = None if columns is None else list(dict.fromkeys([*columns, *self.table.key]))
-        tables = [pq.read_table(part, columns=wanted, partitioning=None) for part in parts]
+        tables = [self.table.read(part, wanted) for part in parts]
         rows = pa.concat_tables(tables) if tables else self.table.empty().select(wanted or self.table.schema.names)
         rows = last_of_each(rows, self.table.key) if len(parts) > 1 else rows
         return rows if columns is None else rows.select(list(columns))
@@ -305,7 +305,8 @@ class Partition(Folder):
     def _rows(self, part: Path, *, sums: bool = True) -> int:
         """The rows of a part that is sound, and that this version can read; without `sums`, or can upgrade."""
         rows, version = self._inspect(part, sums=sums)
-        if version != str(self.table.version) and (sums or version != _UPGRADED.get(self.table.name)):
+        known = {*map(str, (self.table.version, *self.table.reads)), None if sums else _UPGRADED.get(self.table.name)}
+        if version not in known:
             raise InputError(
                 f"{part} has version {version or 'none'} of the {self.table.name} contract, and this prefdata "
                 f"reads version {self.table.version}. Read it with the prefdata that wrote it, or make it again."
@@ -357,7 +358,7 @@ class Partition(Folder):
     def _signed(self, rows: pa.Table) -> pa.Table:
         lineage = self.lineage()
         assert lineage is not None, f"{self} was written before it was begun"
-        rows = self.table.conform(rows)
+        rows = trimmed(self.table.conform(rows))
         return rows.replace_schema_metadata({**rows.schema.metadata, "prefdata": lineage.model_dump_json()})
 
 

@@ -26,6 +26,20 @@ from prefdata.ids import ID_DIGITS, chars, text_key
 if TYPE_CHECKING:
     import polars as pl
 
+MESSAGE = pa.struct(
+    [
+        pa.field("role", pa.string(), nullable=False),
+        pa.field("content", pa.string(), nullable=False),
+        pa.field("tool_calls", pa.string()),  # JSON: their arguments have no common type
+        pa.field("tool_call_id", pa.string()),
+        pa.field("name", pa.string()),
+        pa.field("reasoning_content", pa.string()),
+        pa.field("weight", pa.float64()),
+        pa.field("prefill", pa.bool_()),
+    ]
+)
+"""A message: `weight` is what the turn counts in training (1 unless given), `prefill` marks a response's beginning."""
+
 TYPES: dict[str, pa.DataType] = {
     "id": pa.string(),
     "text": pa.string(),
@@ -38,26 +52,27 @@ TYPES: dict[str, pa.DataType] = {
     "tokens": pa.list_(pa.int32()),
     "ints": pa.list_(pa.int32()),
     "floats": pa.list_(pa.float64()),
-    "messages": pa.list_(
-        pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
-    ),
+    "messages": pa.list_(MESSAGE),
+    "references": pa.list_(pa.struct([pa.field("text", pa.string(), nullable=False), pa.field("source", pa.string())])),
 }
 """Logical types of columns, by the name that the contracts use."""
 
 
 FOLLOWING: dict[str, Callable[[Any], Any]] = {"text_key": text_key, "chars": chars}
-"""Columns that follow from another (`of`, in the contract), by name: how."""
+"""Columns that follow from others (from the first of `of`, in the contract, that is not null), by name: how."""
 
 
 @dataclass(frozen=True)
 class Table:
     """One table's contract.
 
-    `partition` is the Hive key of its folders, `key` the columns that name a row, `version` the contract's version.
+    `partition` is the Hive key of its folders, `key` the columns that name a row, `version` the contract's version,
+    `reads` the older versions whose parts can be read: columns that they lack are null.
     """
 
     name: str
     version: int
+    reads: tuple[int, ...]
     description: str
     partition: str
     key: tuple[str, ...]
@@ -102,6 +117,31 @@ class Table:
         columns = [self._column(rows, field) for field in self.schema]
         return pa.Table.from_arrays(columns, schema=self.schema)
 
+    def read(self, part: Path, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read a part, also one of an older version, as this version has it; some columns or all, in their order."""
+        wanted = self.schema.names if columns is None else list(columns)
+        with pq.ParquetFile(part) as file:
+            return self.upgrade(file.read([name for name in wanted if name in file.schema_arrow.names]), wanted)
+
+    def upgrade(self, rows: pa.Table, columns: Sequence[str]) -> pa.Table:
+        """`columns` of rows that were read from a part, as this version has them; those that it lacks are null."""
+        fields = [self.schema.field(name) for name in columns]
+        there = {name: rows[name] for name in rows.column_names}
+        nulls = {f.name: pa.chunked_array([pa.nulls(rows.num_rows, f.type)]) for f in fields if f.name not in there}
+        found = [nulls[f.name] if f.name in nulls else there[f.name].cast(f.type) for f in fields]
+        return pa.Table.from_arrays(found, schema=pa.schema(fields, self.schema.metadata))
+
+    def scan(self, parts: Sequence[Path]) -> pl.LazyFrame:
+        """Scan parts, also of older versions, as one frame in this version."""
+        import polars as pl
+
+        frame = pl.from_arrow(self.empty())
+        assert isinstance(frame, pl.DataFrame)
+        inserted = pl.ScanCastOptions(missing_struct_fields="insert")
+        return pl.scan_parquet(
+            list(parts), schema=frame.schema, hive_partitioning=False, glob=False, missing_columns="insert", cast_options=inserted
+        )
+
     def _column(self, rows: pa.Table, field: pa.Field) -> pa.ChunkedArray:
         if field.name not in rows.column_names:
             if field.nullable:
@@ -120,12 +160,44 @@ class Table:
         """Python rows as a table of this contract; columns that follow from others need not be there."""
         following = {column["name"]: column["of"] for column in self.columns if "of" in column}
         if following:
-            rows = [{**{name: FOLLOWING[name](row.get(of)) for name, of in following.items()}, **row} for row in rows]
+            rows = [{**_following(row, following), **row} for row in rows]
         return pa.Table.from_pylist(rows, schema=self.schema)
 
     def empty(self) -> pa.Table:
         """No rows, all columns."""
         return pa.Table.from_batches([], self.schema)  # empty_table() would import pandas
+
+
+def _following(row: dict[str, Any], following: dict[str, list[str]]) -> dict[str, Any]:
+    return {
+        name: FOLLOWING[name](next((row[column] for column in of if row.get(column) is not None), None))
+        for name, of in following.items()
+    }
+
+
+def trimmed(rows: pa.Table) -> pa.Table:
+    """`rows` without the keys of messages that none of them has: SQL and trainers are not shown nulls alone."""
+    for place, field in enumerate(rows.schema):
+        structs = [_flat(chunk) for chunk in rows[field.name].chunks]
+        if any(some.type == MESSAGE for some in structs):
+            used = [
+                key.name
+                for key in MESSAGE
+                if not key.nullable or any(some.field(key.name).null_count < len(some) for some in structs)
+            ]
+            slim = field.with_type(_with_keys(field.type, used))
+            rows = rows.set_column(place, slim, rows[field.name].cast(slim.type))
+    return rows
+
+
+def _flat(lists: pa.Array) -> pa.Array:
+    return _flat(lists.flatten()) if pa.types.is_list(lists.type) else lists
+
+
+def _with_keys(kind: pa.DataType, keys: list[str]) -> pa.DataType:
+    if pa.types.is_list(kind):
+        return pa.list_(_with_keys(kind.value_type, keys))
+    return pa.struct([kind.field(key) for key in keys])
 
 
 def _contracts() -> list[Table]:
@@ -141,6 +213,7 @@ def _contract(said: dict[str, Any]) -> Table:
     return Table(
         name=said["table"],
         version=said["version"],
+        reads=tuple(said.get("reads", ())),
         description=said["description"],
         partition=said["partition"]["name"],
         key=tuple(said["key"]),

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 from prefdata.errors import InputError, UsageError
-from prefdata.ids import digest, unit_uniform
+from prefdata.ids import digest, unit_uniform, without_nulls
 from prefdata.specs import SampleSpec, Spec, how, what
 from prefdata.template_files import read_template
 
 INSTRUCTION = "instruction"
 """The key of a prompt's metadata that says which instruction it carries: {"said": …, "sampled": …}."""
 
-Turns = list[dict[str, str]]
+Turns = list[dict[str, Any]]
 
 
 class Preprompt(Spec):
@@ -109,7 +109,7 @@ class SampleView:
         Raises:
             InputError: the metadata speak of an instruction that the first user turn does not begin with.
         """
-        plain = turns = [{"role": turn["role"], "content": turn["content"]} for turn in prompt["messages"]]
+        plain = turns = without_nulls(prompt["messages"])
         if self.ghost_attention and (carried := instruction_of(prompt)):
             turns = _on_every_turn(turns, carried, prompt["prompt_id"])
         if self.preprompts:
@@ -212,8 +212,8 @@ def _combination(entry: Any, at: str) -> Combination:
     return Combination(tuple(lists), weight)
 
 
-def _before(text: str, turn: Mapping[str, str]) -> dict[str, str]:
-    return {"role": turn["role"], "content": f"{text}\n\n{turn['content']}"}
+def _before(text: str, turn: Mapping[str, Any]) -> dict[str, Any]:
+    return {**turn, "content": f"{text}\n\n{turn['content']}"}
 
 
 Weighted = TypeVar("Weighted", Preprompt, Instruction, Combination)

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from prefdata.draws import Bits, leading_bits
 from prefdata.errors import InputError, StorageError, UsageError, did_you_mean
+from prefdata.ids import without_nulls
 from prefdata.specs import SampleSpec
 from prefdata.store import Partition, Run
-from prefdata.tables import TABLES, read_part
+from prefdata.tables import PROMPTS, TABLES, read_part
 
 if TYPE_CHECKING:
     import duckdb
@@ -42,12 +43,47 @@ def read_prompts(run: Run, split: str = "all", *, partial: bool = False) -> pl.D
         InputError: the split is empty.
     """
     names = TABLES["prompts"].schema.names
-    prompts = pl.concat([_frame(source, names) for source in run.all("prompts", partial=partial)])
-    prompts = prompts.unique("prompt_id", keep="first", maintain_order=True)
+    prompts = merged_prompts(pl.concat([_frame(source, names) for source in prompt_sources(run, partial=partial)]))
     chosen = prompts if split == "all" else prompts.filter(pl.col("split") == split)
     if chosen.height == 0:
         raise InputError(f"{run} has {prompts.height} prompts and none in the split {split!r}. Choose another --split.")
     return chosen
+
+
+def prompt_sources(run: Run, *, partial: bool = False) -> list[Partition]:
+    """The sources of prompts in the order in which they were first ingested, by their numbers and names.
+
+    Raises:
+        NotReady: there are none, or one is unfinished and `partial` was not asked for.
+    """
+    return sorted(run.all("prompts", partial=partial), key=lambda source: (source_number(source), source.name))
+
+
+def source_number(source: Partition) -> int:
+    """The number of a source of prompts; 0 if it has none, as those of older versions."""
+    numbers = [PROMPTS.read(part, ["source_number"])["source_number"] for part in source.parts()[:1]]
+    return next((number[0].as_py() or 0 for number in numbers if len(number)), 0)
+
+
+def merged_prompts(prompts: pl.DataFrame) -> pl.DataFrame:
+    """Merge the rows of prompts that several sources hold, which come in the order of `prompt_sources`.
+
+    The first row of each prompt stays; the first reference, metadata and tags that there are win, and `references` are
+    those of all sources.
+    """
+    if prompts["prompt_id"].n_unique() == prompts.height:
+        return prompts
+    found = {
+        "reference": pl.col("reference").drop_nulls().first(),
+        "metadata": pl.col("metadata").drop_nulls().first(),
+        "tags": pl.coalesce(pl.col("tags").filter(pl.col("tags").list.len() > 0).first(), pl.col("tags").first()),
+        "references": pl.col("references").explode().drop_nulls().unique(maintain_order=True),
+    }
+    merged = {name: how for name, how in found.items() if name in prompts.columns}
+    rows = prompts.group_by("prompt_id", maintain_order=True).agg(pl.exclude("prompt_id", *merged).first(), **merged)
+    if "references" in merged:
+        rows = rows.with_columns(references=pl.when(pl.col("references").list.len() > 0).then("references"))
+    return rows.select(prompts.columns)
 
 
 def read_candidates(
@@ -134,7 +170,7 @@ class PromptSlices:
             InputError: no prompt is left.
             UsageError: DuckDB does not take the condition.
         """
-        self._parts = [(source, part) for source in run.all("prompts", partial=partial) for part in source.readable()]
+        self._parts = [(one, part) for one in prompt_sources(run, partial=partial) for part in one.readable()]
         key, in_split = _keys_and_split([part for _, part in self._parts], split)
         wanted = np.zeros(len(key), dtype=bool)
         wanted[np.unique(key, return_index=True)[1]] = True  # each prompt where it stands first
@@ -162,7 +198,9 @@ class PromptSlices:
                 mask = self._wanted[place : place + batch.num_rows]
                 place += batch.num_rows
                 if mask.any():
-                    yield f"{source.name}-{part.stem}-{number:06d}", batch.filter(pa.array(mask)).to_pylist()
+                    rows = batch.filter(pa.array(mask)).to_pylist()
+                    messages = ({**row, "messages": without_nulls(row["messages"])} for row in rows)
+                    yield f"{source.name}-{part.stem}-{number:06d}", list(messages)
 
 
 def _keys_and_split(parts: list[Path], split: str) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
@@ -267,7 +305,8 @@ def add_view(connection: Any, name: str, parts: list[Path]) -> None:
     The key is a column also where there are no parts.
     """
     if parts:
-        options = "hive_partitioning = true, hive_types_autocast = false"  # a sampler named 2024 is not a number
+        # As text: a sampler named 2024 is not a number. By name: messages of one part have keys that others lack.
+        options = "hive_partitioning = true, hive_types_autocast = false, union_by_name = true"
         connection.execute(f"create view {name} as from {parquet_sql(parts, options)}")
         return
     table = TABLES[name]

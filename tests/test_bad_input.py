@@ -150,7 +150,7 @@ def test_a_table_of_another_version(refused, ready: Path, tiny_reward_model: Pat
     part.rename(part.with_name(f"part-00000-{checksum(part)}.parquet"))
     (ready / "candidates/sampler=s/_SUCCESS").unlink()
     said = refused("rank", ready, "--reward-model", tiny_reward_model, "--partial")
-    assert "has version 9 of the candidates contract, and this prefdata reads version 3" in said
+    assert "has version 9 of the candidates contract, and this prefdata reads version 4" in said
 
 
 def test_a_damaged_spec_file(prefdata, ready: Path, tiny_policy: Path) -> None:

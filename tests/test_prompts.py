@@ -40,16 +40,18 @@ def asked(*texts: str) -> list[RawRow]:
 
 def test_the_table_and_its_report() -> None:
     table, report = canonical(asked("a", "b"), split_test=0)
-    assert table.schema == PROMPTS.schema
+    assert PROMPTS.conform(table).schema == PROMPTS.schema
     assert table.to_pylist() == [
         {
             "prompt_id": ids.prompt_id([{"role": "user", "content": text}]),
             "messages": [{"role": "user", "content": text}],
             "tools": None,
             "reference": None,
+            "references": None,
             "tags": [],
             "metadata": None,
             "split": "train",
+            "source_number": None,
         }
         for text in ("a", "b")
     ]

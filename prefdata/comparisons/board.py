@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any, Self
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefdata.comparisons.schedules import ORDERS, Seen, Two, how_many, orders, schedule
 from prefdata.draws import Content, uniforms
 from prefdata.errors import InputError
-from prefdata.ids import Message
+from prefdata.ids import Message, without_nulls
 from prefdata.scorers.protocol import Match
 from prefdata.specs.rank import CompareSpec
 from prefdata.storage.spill import SpillBuckets, bucket_count, spill_dir
 from prefdata.store import Partition, Run
-from prefdata.tables import TABLES
+from prefdata.tables import CANDIDATES, COMPARISONS, PROMPTS, TABLES, Table
 from prefdata.views import WHITESPACE, blank
 
 SHARE = 8192
@@ -66,7 +67,7 @@ class Share:
     def match(self, key: str, two: Two, order: str) -> Match:
         """Two candidates in the order in which they are to be shown."""
         shown, other = two if order == ORDERS[0] else two[::-1]
-        messages = tuple(self.messages[self.prompt_of[shown]])
+        messages = tuple(without_nulls(self.messages[self.prompt_of[shown]]))
         return Match(key, messages, self.texts[shown], self.texts[other])
 
 
@@ -99,10 +100,10 @@ class Board:
         )
         for buckets in (self._candidates, self._prompts, self._verdicts):
             self._stack.callback(buckets.close)
-        for rows in _batches(self._parts, [*_PLAYER, "status"]):
+        for rows in _batches(CANDIDATES, self._parts, [*_PLAYER, "status"]):
             self._candidates.put(rows.filter((pl.col("status") == "ok") & ~blank("text")).select(_PLAYER))
         prompts = [part for source in self._run.all("prompts", partial=True) for part in source.readable()]
-        for rows in _batches(prompts, _ASKED):
+        for rows in _batches(PROMPTS, prompts, _ASKED):
             self._prompts.put(rows)
         self._count()
         return self
@@ -114,7 +115,7 @@ class Board:
         """Take in the verdicts that came since."""
         parts = partition.stored(self._read)
         self._read.update(parts)
-        for rows in _batches(parts, _VERDICT):
+        for rows in _batches(COMPARISONS, parts, _VERDICT):
             self._verdicts.put(rows)
 
     def missing(self) -> int:
@@ -169,10 +170,10 @@ class Board:
         self.content = content.id
 
 
-def _batches(parts: Iterable[Path], columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+def _batches(table: Table, parts: Iterable[Path], columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """The rows of parts, some at a time."""
     for part in parts:
         for batch in pq.ParquetFile(part).iter_batches(BATCH, columns=list(columns)):
-            frame = pl.from_arrow(batch)
+            frame = pl.from_arrow(table.upgrade(pa.table(batch), columns))
             assert isinstance(frame, pl.DataFrame)
-            yield frame.select(columns)
+            yield frame

@@ -9,7 +9,7 @@ import polars as pl
 
 from prefdata.errors import InputError, UsageError
 from prefdata.store import MADE_BY, Lineage, Run
-from prefdata.tables import TABLES, scan_parts
+from prefdata.tables import CANDIDATES, TABLES
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _find(run: Run, pair_id: str, pairing: str | None) -> dict[str, Any]:
 def _begins_an_answer(run: Run, beginning: str) -> bool:
     fits = pl.col("candidate_id").str.starts_with(beginning)
     parts = [part for sampler in run.partitions("candidates") for part in sampler.readable()]
-    return any(scan_parts(part).select(fits.any()).collect().item() for part in parts)
+    return any(CANDIDATES.scan([part]).select(fits.any()).collect().item() for part in parts)
 
 
 def _rows(run: Run, table: str, fits: pl.Expr) -> pl.DataFrame:
@@ -124,7 +124,7 @@ def _rows(run: Run, table: str, fits: pl.Expr) -> pl.DataFrame:
     frames = []
     for partition in run.partitions(table):
         if parts := partition.readable():
-            rows = scan_parts(parts).filter(fits).collect()
+            rows = partition.table.scan(parts).filter(fits).collect()
             rows = rows.unique(list(partition.table.key), keep="last", maintain_order=True)
             frames.append(rows.with_columns(pl.lit(partition.name).alias(key)))
     return pl.concat(frames) if frames else pl.DataFrame(TABLES[table].empty()).with_columns(pl.lit("").alias(key))

@@ -35,7 +35,7 @@ from prefdata.store import MADE_BY, Run
 from prefdata.tables import TABLES
 from prefdata.views import add_view, sql_text
 
-_PROMPTS = "(select distinct on (prompt_id) * from prompts order by prompt_id, source)"
+_PROMPTS = "(select distinct on (prompt_id) * from prompts order by prompt_id, source_number nulls first, source)"
 _CANDIDATES = "(select distinct on (candidate_id) * from candidates order by candidate_id, sampler)"
 
 _JOINS = {

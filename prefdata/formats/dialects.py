@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import polars as pl
 import pyarrow as pa
 
-from prefdata.tables import TYPES
+from prefdata.tables import TYPES, trimmed
 
 MESSAGES = TYPES["messages"]
 
@@ -47,7 +47,8 @@ class Dialect:
         schema = self.schema(strict=strict, tools=joined["tools"].count() > 0)
         fields = [field for field in schema if field.name in rows.columns or field in self.core]
         built = rows.select([field.name for field in fields]).to_arrow()
-        return pa.Table.from_arrays([built[field.name].cast(field.type) for field in fields], schema=pa.schema(fields))
+        table = pa.Table.from_arrays([built[field.name].cast(field.type) for field in fields], schema=pa.schema(fields))
+        return trimmed(table)
 
 
 def _field(name: str, kind: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:

@@ -15,7 +15,7 @@ from prefdata.pairs.verdicts import verdicts
 from prefdata.scored import open_scored
 from prefdata.specs import PairSpec
 from prefdata.store import Lineage, Partition, Run
-from prefdata.tables import CANDIDATES, scan_parts
+from prefdata.tables import CANDIDATES
 
 NOT_PROPOSED = "not_proposed"
 """The reason where both answers take part, and the strategy does not bring them together."""
@@ -94,7 +94,7 @@ def _source(run: Run, lineage: Lineage) -> Partition:
 def _stored(made: Partition, ids: Sequence[str]) -> dict[str, Any] | None:
     """The row of the pair of two answers, if they are one."""
     fits = pl.col("chosen_id").is_in(ids) & pl.col("rejected_id").is_in(ids)
-    rows = scan_parts(made.readable()).filter(fits).collect()
+    rows = made.table.scan(made.readable()).filter(fits).collect()
     return rows.row(0, named=True) if rows.height else None
 
 
@@ -113,7 +113,7 @@ def _evaluated(run: Run, spec: PairSpec, source: Partition, prompt_id: str) -> E
 def _find(run: Run, candidate_id: str) -> tuple[str, str]:
     """The candidate whose id is or begins with this, and its prompt."""
     parts = [part for sampler in run.all("candidates", partial=True) for part in sampler.readable()]
-    every = scan_parts(parts) if parts else pl.LazyFrame(CANDIDATES.empty())
+    every = CANDIDATES.scan(parts) if parts else pl.LazyFrame(CANDIDATES.empty())
     rows = every.select("candidate_id", "prompt_id")
     found = rows.filter(pl.col("candidate_id").str.starts_with(candidate_id)).unique().limit(4).collect()
     if found.height == 0:

@@ -33,7 +33,7 @@ from prefdata.prompts.answered import Derived, answered, forget, told
 from prefdata.reports import Report, nonzero
 from prefdata.specs import IngestSpec
 from prefdata.store import Lineage, Outcome, Run, name_of
-from prefdata.tables import PROMPTS, SCORES, rows_id
+from prefdata.tables import PROMPTS, SCORES, rows_id, trimmed
 from prefdata.transforms import INSTRUCTION, Instructions, train_view
 from prefdata.views import candidate_files
 
@@ -109,7 +109,8 @@ def ingest(run: Run, files: Sequence[str], spec: IngestSpec, *, replace: bool = 
 def _content(table: pa.Table) -> str:
     """The id of a table of prompts; the ids of the prompts stand for their messages."""
     tags = pa.array([json.dumps(tags) for tags in table["tags"].to_pylist()], pa.string())
-    return rows_id(table.drop_columns(["messages", "tags"]).append_column("tags", tags), "prompt_id")
+    plain = table.select(["prompt_id", "tools", "reference", "metadata", "split"])
+    return rows_id(plain.append_column("tags", tags), "prompt_id")
 
 
 def canonical(
@@ -155,7 +156,7 @@ def canonical(
         raise BadRows(refused, hint=_TWICE_HINT)
     for key, record in found.items():
         record["split"] = record["split"] or _split(key, seed, split_test)
-    table = PROMPTS.from_rows(list(found.values()))
+    table = trimmed(PROMPTS.from_rows(list(found.values())))
     dropped = Counter(reason for reason, _ in bad) + Counter(
         {"duplicate" if gathered is None else "same_prompt": len(twice)}
     )

@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 
 from prefdata.claims import Claims
 from prefdata.errors import InputError
+from prefdata.ids import without_nulls
 from prefdata.progress import Progress
 from prefdata.scorers.protocol import Item, Scored, Scorer
 from prefdata.shares import Shares
 from prefdata.storage.key_index import CandidateKeySet
 from prefdata.store import Appender, Partition, Run
-from prefdata.tables import SCORES, scan_parts
-from prefdata.views import twins
+from prefdata.tables import PROMPTS, SCORES
+from prefdata.views import merged_prompts, prompt_sources, twins
 
 SHARE = 4096
 """Candidates that are read, claimed and joined with their prompts at a time."""
@@ -130,11 +131,9 @@ def with_prompts(run: Run, rows: list[Row]) -> list[Row]:
         InputError: a prompt is not in the run.
     """
     wanted = list({row["prompt_id"] for row in rows})
-    parts = [part for source in run.all("prompts", partial=True) for part in source.readable()]
-    scan = scan_parts(parts).select(_PROMPT)
-    found = {
-        row["prompt_id"]: row for row in scan.filter(pl.col("prompt_id").is_in(wanted)).collect().iter_rows(named=True)
-    }
+    parts = [part for source in prompt_sources(run, partial=True) for part in source.readable()]
+    asked = merged_prompts(PROMPTS.scan(parts).filter(pl.col("prompt_id").is_in(wanted)).select(_PROMPT).collect())
+    found = {row["prompt_id"]: row for row in asked.iter_rows(named=True)}
     for row in rows:
         if row["prompt_id"] not in found:
             raise InputError(
@@ -147,7 +146,7 @@ def item_of(row: Row) -> Item:
     """A candidate with its prompt, as scorers see it."""
     return Item(
         key=row["candidate_id"],
-        messages=tuple(row["messages"]),
+        messages=tuple(without_nulls(row["messages"])),
         response=row["text"],
         truncated=row["finish_reason"] == "length",
         reference=row["reference"],

@@ -105,7 +105,7 @@ def merged(
     for number, part in enumerate(parts):
         rows = pq.read_table(part, partitioning=None)
         rows = rows.take(np.delete(np.arange(rows.num_rows), dropped[part])) if part in dropped else rows
-        waiting = rows if waiting is None else pa.concat_tables([waiting, rows])
+        waiting = rows if waiting is None else pa.concat_tables([waiting, rows], promote_options="default")
         part_of = np.append(part_of, np.full(rows.num_rows, number))
         if number + 1 < len(parts) and waiting.num_rows < 2 * FULL_ROWS and waiting.nbytes < 2 * FULL_BYTES:
             continue  # some of them may have to wait, and what is written should be a full part
