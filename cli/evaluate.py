@@ -115,6 +115,40 @@ def reward_model(
     chat_template: ChatTemplateFlag = None,
     chat_template_arg: ChatTemplateArg = None,
     chat_template_date: ChatTemplateDate = None,
+    layout: Annotated[
+        str | None,
+        option("--layout", group=Group.INPUT, help="How rows of files are read: a layout's name or a YAML file."),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        option("--ignore", group=Group.INPUT, help="A column of files that is left out; several times for several."),
+    ] = None,
+    one_means: Annotated[
+        Literal["first", "second"] | None,
+        option(
+            "--one-means",
+            metavar="first|second",
+            group=Group.INPUT,
+            help="Verdicts of 0 and 1 in files: which response 1 stands for.",
+        ),
+    ] = None,
+    verdict: Annotated[
+        str | None,
+        option("--verdict", group=Group.INPUT, help="Which verdict of files counts, where rows hold several."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        option("--limit", metavar="N", min=1, group=Group.INPUT, help="Read this many rows of files only."),
+    ] = None,
+    on_bad_rows: Annotated[
+        Literal["error", "drop"],
+        option(
+            "--on-bad-rows",
+            metavar="error|drop",
+            group=Group.INPUT,
+            help="Rows of files that cannot be used. (default: error)",
+        ),
+    ] = "error",
     device: Device = None,
     dtype: Annotated[
         str, option("--dtype", help="auto, float32, bfloat16, float16. (default: auto)", group=Group.ENGINE)
@@ -133,6 +167,7 @@ def reward_model(
     """Accuracy on labelled pairs with 95% intervals, margins, calibration, length bias, other samplers' answers."""
     from prefdata.errors import UsageError
     from prefdata.explore import reward_models
+    from prefdata.formats.reading import ReadOptions
     from prefdata.store import Run
     from prefdata.tables import TABLES
 
@@ -152,12 +187,26 @@ def reward_model(
         pairs, scores = reward_models.stored_pairs(stored, scorer, pairing)
     else:
         groups = by or reward_models.GROUPS
-        pairs = [pair for name in data for pair in reward_models.from_data(name, part=pairing, by=groups)]
+        options = ReadOptions(layout, tuple(ignore or ()), one_means, verdict, limit=limit, on_bad_rows=on_bad_rows)
+        pairs = _read_pairs(data, part=pairing, by=groups, options=options)
         scores = _scored(scorer, pairs, device=device, dtype=dtype, **read)
     samplers = {} if stored is None else reward_models.sampler_scores(stored, scorer)
     if rows is not None:
         reward_models.write_rows(rows, pairs, scores)
     _print(reward_models.evaluate(pairs, scores, samplers), format)
+
+
+def _read_pairs(data: list[str], **how: Any) -> list[Pair]:
+    """The labelled pairs of files, exports and runs; those that are left out are counted on stderr."""
+    from collections import Counter
+
+    from prefdata.explore.reward_models import from_data
+
+    left_out: Counter[str] = Counter()
+    pairs = [pair for name in data for pair in from_data(name, left_out=left_out, **how)]
+    for reason, count in left_out.items():
+        typer.echo(f"left out: {reason.replace('_', ' ')} {count:,}", err=True)
+    return pairs
 
 
 def _scored(named: str, pairs: list[Pair], **settings: Any) -> Scores:

@@ -1,4 +1,4 @@
-"""prefdata ingest: files of prompts into the run."""
+"""prefdata ingest: files into the run."""
 
 from __future__ import annotations
 
@@ -6,26 +6,45 @@ from typing import Annotated
 
 import typer
 
-from prefdata.specs import IngestSpec
+from prefdata.specs import Group, IngestSpec
 
 from . import show
-from .options import NewRun, Replace, ReportFormat, takes
+from .options import NewRun, Replace, ReportFormat, option, takes
 
-EXAMPLE = "Example: prefdata ingest runs/demo prompts.jsonl --test 0.1"
+EXAMPLE = "Example: prefdata ingest runs/demo preferences.jsonl --as pairs --test 0.1"
+
+_FILES = (
+    "JSONL, JSON, CSV, TSV, Parquet, Arrow or text (also .gz, .zst), a folder, a pattern, - for standard input, or a "
+    "hub dataset (org/name[@revision][:config[:split]])."
+)
 
 
 @takes(IngestSpec)
 def ingest(
     run: NewRun,
-    files: Annotated[
-        list[str], typer.Argument(metavar="FILE…", help="JSONL, JSON, CSV, Parquet, text, a folder, or a hub dataset.")
-    ],
+    files: Annotated[list[str], typer.Argument(metavar="FILE…", help=_FILES)],
     spec: IngestSpec,
     replace: Replace = False,
+    dry_run: Annotated[
+        bool,
+        option(
+            "--dry-run",
+            metavar=None,
+            group=Group.OUTPUT,
+            help="Show the first rows as they are understood, and the layout; store nothing.",
+        ),
+    ] = False,
     format: ReportFormat = "text",
 ) -> None:
-    """Read prompts from files: strings or conversations, in any known layout; with answers, or verdicts on them."""
-    from prefdata.steps import ingest as step
+    """Read files in any known layout: prompts, and with --as responses, preferences, labels or verdicts."""
+    from prefdata.prompts import ingest as run_ingest
     from prefdata.store import Run
 
-    show.outcome(step(Run(run), files, spec, replace=replace), format)
+    if dry_run:
+        from prefdata.formats.preview import preview
+        from prefdata.formats.reading import Reader
+        from prefdata.prompts.ingest import read_options
+
+        typer.echo(preview([Reader([file], read_options(spec)) for file in files]))
+        return
+    show.outcome(run_ingest(Run(run), files, spec, replace=replace), format)

@@ -32,7 +32,7 @@ _WHERE = {
     "SelectSpec": "specs",
     "PairSpec": "specs",
     "ExportSpec": "specs",
-    "ingest": "steps",
+    "ingest": "prompts",
     "sample": "candidates",
     "rank": "steps",
     "select": "selections",

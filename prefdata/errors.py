@@ -65,14 +65,33 @@ class BadRow:
 
 
 class BadRows(InputError):
-    """Rows of the input that cannot be used, all of them up to `limit`, by file and row number (counted from 1)."""
+    """Rows of the input that cannot be used, by file and row number (counted from 1), the first faults of them."""
 
-    def __init__(self, rows: Sequence[BadRow], *, limit: int = 20, hint: str = "Nothing was written.") -> None:
+    def __init__(
+        self, rows: Sequence[BadRow], *, limit: int = 20, hint: str = "Nothing was written.", count: int | None = None
+    ) -> None:
+        """Group rows by their fault; `count` is how many there are where not all are given."""
         self.rows = tuple(rows)
-        shown = "".join(f"\n  {row}" for row in self.rows[:limit])
-        more = f"\n  … and {len(self.rows) - limit} more" if len(self.rows) > limit else ""
-        noun = "row" if len(self.rows) == 1 else "rows"
-        super().__init__(f"{len(self.rows)} bad {noun}. {hint}{shown}{more}")
+        faults: dict[tuple[str, str], list[BadRow]] = {}
+        for row in rows:
+            faults.setdefault((row.file, row.problem), []).append(row)
+        total = len(rows) if count is None else count
+        shown = "".join(f"\n  {_together(same)}" for same in list(faults.values())[:limit])
+        named = sum(len(same) for same in list(faults.values())[:limit])
+        more = f"\n  … and {total - named:,} more" if total > named else ""
+        super().__init__(f"{total:,} bad {'row' if total == 1 else 'rows'}. {hint}{shown}{more}")
+
+
+_SAME_FAULT_ROWS = 5
+
+
+def _together(rows: Sequence[BadRow]) -> str:
+    """Rows of one fault on one line."""
+    if len(rows) == 1:
+        return str(rows[0])
+    others = ", ".join(f"{row.row}" for row in rows[1:_SAME_FAULT_ROWS])
+    rest = f", … ({len(rows):,} rows)" if len(rows) > _SAME_FAULT_ROWS else ""
+    return f"{rows[0]} (also in row {others}{rest})"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

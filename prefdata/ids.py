@@ -50,13 +50,21 @@ def digest(value: Any) -> str:
 
 def prompt_id(messages: Sequence[Message], tools: str | None = None) -> str:
     """Hash a prompt: its messages without null keys and loss weights, and its tools where it has some."""
-    turns = [{key: m[key] for key in SHOWN_KEYS if m.get(key) is not None} for m in messages]
+    turns = [m if len(m) == 2 else {key: m[key] for key in SHOWN_KEYS if m.get(key) is not None} for m in messages]
     return digest({"messages": turns} if tools is None else {"messages": turns, "tools": tools})
 
 
 def without_nulls(messages: Iterable[Message]) -> list[dict[str, Any]]:
     """Drop the null keys that a table puts into messages: a chat template may ask whether a key is there."""
     return [{key: value for key, value in message.items() if value is not None} for message in messages]
+
+
+def continued(messages: Sequence[Message], response: str) -> tuple[list[dict[str, Any]], str]:
+    """The conversation without a prefill at its end, and the response with it: what is scored is all that is said."""
+    turns = without_nulls(messages)
+    if turns and turns[-1].get("prefill"):
+        return turns[:-1], f"{turns[-1]['content']}{response}"
+    return turns, response
 
 
 def candidate_id(prompt: str, sampler: str, sample_index: int) -> str:

@@ -139,7 +139,12 @@ class Table:
         assert isinstance(frame, pl.DataFrame)
         inserted = pl.ScanCastOptions(missing_struct_fields="insert")
         return pl.scan_parquet(
-            list(parts), schema=frame.schema, hive_partitioning=False, glob=False, missing_columns="insert", cast_options=inserted
+            list(parts),
+            schema=frame.schema,
+            hive_partitioning=False,
+            glob=False,
+            missing_columns="insert",
+            cast_options=inserted,
         )
 
     def _column(self, rows: pa.Table, field: pa.Field) -> pa.ChunkedArray:

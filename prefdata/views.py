@@ -302,14 +302,21 @@ def _absolute(part: Path) -> Path:
 def add_view(connection: Any, name: str, parts: list[Path]) -> None:
     """Make a view of these parts of a table and of no others; its partition's key is a column, as text.
 
-    The key is a column also where there are no parts.
+    The key is a column also where there are no parts. Columns that parts of older versions lack are null.
     """
+    table = TABLES[name]
     if parts:
         # As text: a sampler named 2024 is not a number. By name: messages of one part have keys that others lack.
-        options = "hive_partitioning = true, hive_types_autocast = false, union_by_name = true"
-        connection.execute(f"create view {name} as from {parquet_sql(parts, options)}")
+        stored = parquet_sql(parts, "hive_partitioning = true, hive_types_autocast = false, union_by_name = true")
+        there = connection.sql(f"from {stored} limit 0").columns
+        empty = connection.from_arrow(table.empty())
+        lacked = [
+            f", null::{kind} as {column}"
+            for column, kind in zip(empty.columns, empty.types, strict=True)
+            if column not in there
+        ]
+        connection.execute(f"create view {name} as select *{''.join(lacked)} from {stored}")
         return
-    table = TABLES[name]
     empty = table.empty().append_column(table.partition, [pa.array([], pa.string())])
     connection.register(name, empty)
 

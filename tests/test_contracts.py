@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,8 +17,8 @@ from prefdata.pairs.missing import _find
 from prefdata.reports import Report
 from prefdata.scores.scoring import item_of, with_prompts
 from prefdata.specs import Spec
-from prefdata.store import Lineage, Run
-from prefdata.tables import CANDIDATES, PROMPTS, TABLES
+from prefdata.store import Lineage, Partition, Run
+from prefdata.tables import CANDIDATES, PROMPTS, TABLES, Table
 from prefdata.views import PromptSlices, matching, merged_prompts, prompt_sources, read_prompts
 
 USER = {"role": "user", "content": "When?"}
@@ -32,10 +32,10 @@ class Made(Spec):
     step = "made"
 
 
-def fill(run: Run, table: str, name: str, rows: list[dict[str, Any]]) -> None:
-    part = run.partition(table, name)
+def fill(run: Run, table: str, name: str, rows: list[dict[str, Any]], contract: Table | None = None) -> None:
+    part = Partition(run.path, contract or TABLES[table], name)
     part.begin(Lineage.of(Made()))
-    part.append(TABLES[table].from_rows(rows))
+    part.append(part.table.from_rows(rows))
     part.finish(Report(step="made", unit="rows", rows_in=len(rows), rows_out=len(rows)))
 
 
@@ -49,12 +49,22 @@ def candidate(key: str, text: str, **more: Any) -> dict[str, Any]:
     return {**row, "candidate_id": ids.candidate_id(key, text, 0), **more}
 
 
-def as_version_before(run: Run, table: str, name: str, without: list[str]) -> None:
-    """Rewrite a part as the version before had it: fewer columns, and the number in the footer."""
-    (path,) = run.partition(table, name).parts()
-    rows = pq.read_table(path, partitioning=None)
-    old = str(TABLES[table].version - 1).encode()
-    pq.write_table(rows.drop_columns(without).replace_schema_metadata({**rows.schema.metadata, b"version": old}), path)
+def of_version(table: str, version: int, without: tuple[str, ...] = ()) -> Table:
+    """The contract of a table in another version, with fewer columns."""
+    columns = tuple(column for column in TABLES[table].columns if column["name"] not in without)
+    return replace(TABLES[table], version=version, columns=columns)
+
+
+def fill_old(run: Run, message: dict[str, Any] = USER) -> str:
+    """A prompt with one candidate as the version before had them; the prompt's id."""
+    older = of_version("prompts", TABLES["prompts"].version - 1, ("references", "source_number"))
+    row = prompt([message], reference="1960")
+    row.pop("source_number")
+    fill(run, "prompts", "old", [row], older)
+    older = of_version("candidates", TABLES["candidates"].version - 1, ("message", "metadata"))
+    older = replace(older, columns=tuple({**c, "of": ["text"]} if "of" in c else c for c in older.columns))
+    fill(run, "candidates", "old", [candidate(row["prompt_id"], "A")], older)
+    return str(row["prompt_id"])
 
 
 def test_the_id_of_a_plain_prompt_is_what_it_was() -> None:
@@ -93,13 +103,9 @@ def test_a_run_of_the_version_before_is_read(tmp_path: Path) -> None:
     """Old parts beside new ones: every reader gives the new columns, as nulls."""
     run = Run(tmp_path)
     other = [{"role": "user", "content": "Who?"}]
-    fill(run, "prompts", "old", [prompt([USER], reference="1960")])
+    key = fill_old(run)
     fill(run, "prompts", "new", [prompt([USER, CALL, RESULT], 1), prompt(other, 1)])
-    key = ids.prompt_id([USER])
-    fill(run, "candidates", "old", [candidate(key, "A")])
     fill(run, "candidates", "new", [candidate(key, "B", message=json.dumps({"role": "assistant", "content": "B"}))])
-    as_version_before(run, "prompts", "old", ["references", "source_number"])
-    as_version_before(run, "candidates", "old", ["message", "metadata"])
     assert [source.name for source in prompt_sources(run)] == ["old", "new"]
     assert read_prompts(run).select("reference", "references").rows() == [("1960", None), (None, None), (None, None)]
     assert len(PromptSlices(run)) == 3
@@ -112,6 +118,21 @@ def test_a_run_of_the_version_before_is_read(tmp_path: Path) -> None:
     assert {_find(run, row["candidate_id"])[1] for row in rows} == {key}
     frame = CANDIDATES.scan([part for one in run.all("candidates") for part in one.parts()]).collect()
     assert sorted(frame["text"]) == ["A", "B"]
+
+
+def test_a_run_with_nothing_newer_than_the_version_before_is_queried(tmp_path: Path) -> None:
+    """The view of pairs with their texts asks for the number of a source, which old parts lack."""
+    run = Run(tmp_path)
+    key = fill_old(run)
+    other = candidate(key, "B")
+    fill(run, "candidates", "new", [other])
+    sides = {"chosen_id": candidate(key, "A")["candidate_id"], "rejected_id": other["candidate_id"]}
+    texts = {field.name: "x" for field in TABLES["pairs"].schema if not field.nullable}
+    fill(run, "pairs", "p", [{**texts, **sides, "prompt_id": key, "probability": 1.0, "weight": 1.0, "verdict": "win"}])
+    assert query(run, "select chosen, rejected from preferences").to_pylist() == [{"chosen": "A", "rejected": "B"}]
+    assert query(run, 'select source_number, "references" from prompts').to_pylist() == [
+        {"source_number": None, "references": None}
+    ]
 
 
 def test_of_a_prompt_in_several_sources_the_first_ingested_that_says_something_wins(tmp_path: Path) -> None:
@@ -147,9 +168,6 @@ def test_a_response_that_is_more_than_text_is_told_apart_by_its_message(row: dic
 
 def test_no_other_version_is_read(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    fill(run, "prompts", "a", [prompt([USER])])
-    (path,) = run.only("prompts").parts()
-    rows: pa.Table = pq.read_table(path, partitioning=None)
-    pq.write_table(rows.replace_schema_metadata({**rows.schema.metadata, b"version": b"3"}), path)
+    fill(run, "prompts", "a", [prompt([USER])], of_version("prompts", 3))
     with pytest.raises(Exception, match="has version 3 of the prompts contract, and this prefdata reads version 2"):
         read_prompts(run)

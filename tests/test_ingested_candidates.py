@@ -98,7 +98,7 @@ def test_the_same_answer_of_another_row_is_a_duplicate(tmp_path: Path, write: Wr
         ("a", 3, "x", "m"),
         ("b", 0, "x", "response"),
     ]
-    assert (report.figures["response"], report.figures["duplicate_answers"]) == (5, 1)
+    assert (report.figures["response"], report.figures["duplicate_responses"]) == (5, 1)
     success = run.only("candidates").success()
     assert success is not None
     assert (success.report.rows_in, success.report.rows_out, success.report.dropped) == (6, 5, {"duplicate": 1})
@@ -108,14 +108,14 @@ def test_the_same_answer_of_another_row_is_a_duplicate(tmp_path: Path, write: Wr
 
 def test_what_is_lost_or_missing_is_counted(tmp_path: Path, write: Write) -> None:
     rows = [
-        {"prompt": "a", "response": "x", "score": 1},
-        {"prompt": "a", "response": "y", "score": 2},
+        {"prompt": "a", "responses": ["x", "z"], "topic": 1},
+        {"prompt": "a", "responses": ["y", "w"], "topic": 2},
         {"prompt": "b"},
         {"prompt": "c", "response": "half \ud83d"},
     ]
     report = ingest(Run(tmp_path / "run"), [write(*rows)], AS).report
     assert report.figures["metadata_not_kept"] == 1
-    assert report.figures["rows_without_answers"] == 1
+    assert report.figures["rows_without_responses"] == 1
     assert answers(Run(tmp_path / "run"))["films-response"][-1][2] == "half \ufffd"
 
 
@@ -134,7 +134,7 @@ def test_bad_rows_are_told_and_nothing_is_written(tmp_path: Path, write: Write) 
 
 
 def test_a_file_without_answers(tmp_path: Path, write: Write) -> None:
-    with pytest.raises(InputError, match=r"no row holds an answer\. Known are chosen, rejected"):
+    with pytest.raises(InputError, match=r"no row holds a response \(layout prompt, no responses\)"):
         ingest(Run(tmp_path / "run"), [write({"prompt": "a"})], AS)
     assert not (tmp_path / "run").exists()
 
@@ -152,7 +152,7 @@ def test_the_same_again_and_other_answers(tmp_path: Path, write: Write) -> None:
     with pytest.raises(SpecConflict, match="was made with other settings"):
         ingest(run, [other], AS)
     with pytest.raises(SpecConflict, match="kind: 'candidates' -> 'prompts'"):
-        ingest(run, [other], IngestSpec(source="films"))
+        ingest(run, [other], IngestSpec(kind="prompts", source="films"))
     assert answers(run) == before
     ingest(run, [write({"prompt": "a", "chosen": "z"})], AS, replace=True)
     assert answers(run) == {"films-chosen": [("a", 0, "z", "chosen")]}
@@ -177,7 +177,7 @@ def test_a_sampler_of_that_name_is_refused_before_anything_is_written(tmp_path: 
 
 
 def test_instructions_are_for_prompts(tmp_path: Path, write: Write) -> None:
-    with pytest.raises(UsageError, match="answers that exist already heed none"):
+    with pytest.raises(UsageError, match="responses that exist already"):
         IngestSpec.parse({"kind": "candidates", "instructions": "gatt"})
 
 

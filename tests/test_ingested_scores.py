@@ -55,6 +55,7 @@ TWO = {"prompt": "a", "chosen": "x", "rejected": "y"}
         (ULTRA, "annotations.help.Rating", {"x": 5.0, "y": None, "z": None}),
         ({"prompt": "a", "responses": ["x", "y"], "rewards": [0.5, None]}, "rewards", {"x": 0.5, "y": None}),
         ({**TWO, "score_chosen": 2, "score_rejected": 1}, "score", {"x": 2, "y": 1}),
+        ({"prompt": "a", "output": "x", "answer": "y", "correct": True}, "correct", {"x": 1, "y": None}),
         ({**TWO, "chosen_rating": 2, "rejected_rating": 1}, "rating", {"x": 2, "y": 1}),
         ({**TWO, "chosen": ["x", "z"], "s_chosen": [2, 3], "s_rejected": 1}, "s", {"x": 2, "y": 1, "z": 3}),
         ({"text": "a", "output_0": "x", "output_1": "y", "output_0_s": 0, "output_1_s": 3}, "s", {"x": 0, "y": 3}),
@@ -93,13 +94,12 @@ def test_bad_rows_are_told_all_at_once(run: Run, write: Write) -> None:
         return {"prompt": f"p{number}", "responses": ["x", "y"], "rewards": rewards}
 
     bad = {
-        "holds 3 numbers for 2 answers": [1, 2, 3],
+        "holds 3 numbers for 2 responses": [1, 2, 3],
         "rewards[1] should be a number, not 'high'": [1, "high"],
         "rewards[0] should be a number, not nan": [float("nan"), 1],
         "rewards[1] should be a number, not -inf": [1, float("-inf")],
-        "rewards[0] should be a number, not True": [True, 1],
         "rewards[0] should be a number, not '1/2'": ["1/2", 1],
-        "should be a list of 2 numbers, one an answer, not 7": 7,
+        "should be a list of 2 numbers, one a response, not 7": 7,
     }
     file = write(row(0, [1, 2]), *(row(number, rewards) for number, rewards in enumerate(bad.values(), 1)))
     with pytest.raises(BadRows) as found:
@@ -113,11 +113,11 @@ def test_bad_rows_are_told_all_at_once(run: Run, write: Write) -> None:
     many = write(*(row(number, 7) for number in range(50)), name="many.jsonl")
     with pytest.raises(BadRows, match="50 bad rows") as found:
         ingest(run, [many], spec("rewards"))
-    assert "and 30 more" in str(found.value)
+    assert "also in row 2, 3, 4, 5, … (50 rows)" in str(found.value)
 
 
 def test_a_column_that_nobody_has(run: Run, write: Write) -> None:
-    with pytest.raises(InputError, match=r"no answer has a number in 'overal_score'.*score_chosen"):
+    with pytest.raises(InputError, match=r"no response has a number in 'overal_score'.*score_chosen"):
         ingest(run, [write(ULTRA)], spec("overal_score"))
     assert not run.path.exists()
 

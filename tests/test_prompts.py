@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ingested import prompts_of as canonical
 
 from prefdata import ids
 from prefdata.errors import BadRows, InputError, SpecConflict
 from prefdata.formats.files import RawRow
 from prefdata.formats.readers import read
-from prefdata.prompts import canonical, ingest
+from prefdata.prompts import ingest
 from prefdata.specs import IngestSpec
 from prefdata.store import Run
 from prefdata.tables import PROMPTS
-from prefdata.transforms import Instructions
 
 USER = {"role": "user", "content": "Hi"}
 ASSISTANT = {"role": "assistant", "content": "Hello"}
@@ -39,7 +39,7 @@ def asked(*texts: str) -> list[RawRow]:
 
 
 def test_the_table_and_its_report() -> None:
-    table, report = canonical(asked("a", "b"), split_test=0)
+    table, report = canonical(asked("a", "b"), test=0)
     assert PROMPTS.conform(table).schema == PROMPTS.schema
     assert table.to_pylist() == [
         {
@@ -51,7 +51,7 @@ def test_the_table_and_its_report() -> None:
             "tags": [],
             "metadata": None,
             "split": "train",
-            "source_number": None,
+            "source_number": 1,
         }
         for text in ("a", "b")
     ]
@@ -73,10 +73,8 @@ def test_the_table_and_its_report() -> None:
         ([TOOL, USER], "message 1 is tool, first; expected system or user"),
         ([USER, TOOL], "message 2 is tool, after user; expected assistant"),
         ([USER, ASSISTANT, TOOL, USER], "message 4 is user, after tool; expected assistant or tool"),
-        ([USER, ASSISTANT, TOOL], "the last message is tool's, it should be the user's"),
-        ([USER, ASSISTANT, TOOL, ASSISTANT], "the last message is tool's, it should be the user's"),
         ([{"role": "user", "content": " \n"}], r"message 1 \(user\) is empty"),
-        ([{"role": "system", "content": ""}, USER], r"message 1 \(system\) is empty"),
+        ([USER, {"role": "assistant", "content": " "}, USER], r"message 2 \(assistant\) is empty"),
     ],
 )
 def test_conversations_that_break_a_rule(messages: list[dict[str, str]], said: str) -> None:
@@ -87,14 +85,33 @@ def test_conversations_that_break_a_rule(messages: list[dict[str, str]], said: s
 
 @pytest.mark.parametrize(
     "messages",
-    [[USER], [SYSTEM, USER], [USER, ASSISTANT, USER], [SYSTEM, USER, ASSISTANT, TOOL, TOOL, ASSISTANT, USER]],
+    [
+        [USER],
+        [SYSTEM, USER],
+        [USER, ASSISTANT, USER],
+        [SYSTEM, USER, ASSISTANT, TOOL, TOOL, ASSISTANT, USER],
+        [USER, ASSISTANT, TOOL],
+        [USER, {**ASSISTANT, "prefill": True}],
+    ],
 )
 def test_conversations_that_keep_them(messages: list[dict[str, str]]) -> None:
     table, _ = canonical(rows({"messages": messages}))
-    assert table["messages"].to_pylist() == [messages]
+    assert [ids.without_nulls(turns) for turns in table["messages"].to_pylist()] == [messages]
 
 
-def test_all_bad_rows_are_told_up_to_a_limit_and_all_are_counted() -> None:
+def test_faults_are_reported_up_to_a_limit_and_all_are_counted() -> None:
+    some = [
+        RawRow("f", n, problem=f"broken at {n}") if n % 2 else RawRow("f", n, {"prompt": str(n)}) for n in range(61)
+    ]
+    with pytest.raises(BadRows) as caught:
+        canonical(some)
+    said = str(caught.value)
+    assert said.startswith("30 bad rows.")
+    assert said.count("\n  f:") == 20
+    assert said.endswith("… and 10 more")
+
+
+def test_the_same_fault_is_one_line_with_a_count() -> None:
     broken = {7, 731, *range(800, 840)}
     some = [
         RawRow("f", n, problem="broken JSON") if n in broken else RawRow("f", n, {"prompt": str(n)})
@@ -103,9 +120,8 @@ def test_all_bad_rows_are_told_up_to_a_limit_and_all_are_counted() -> None:
     with pytest.raises(BadRows) as caught:
         canonical(some)
     said = str(caught.value)
-    assert said.startswith("42 bad rows. Nothing was written; mend them, or leave them out with --on-bad-rows drop.")
-    assert "\n  f:7: broken JSON\n  f:731: broken JSON\n  f:800: broken JSON" in said
-    assert said.endswith("… and 22 more")
+    assert said.startswith("42 bad rows. Nothing was written; fix them, or leave them out with --on-bad-rows drop.")
+    assert said.endswith("\n  f:7: broken JSON (also in row 731, 800, 801, 802, … (42 rows))")
     assert [row.row for row in caught.value.rows] == sorted(broken)
 
 
@@ -126,9 +142,11 @@ def test_duplicates_are_merged_and_counted() -> None:
     first = {"prompt": "a", "tags": ["x", "y"], "id": 1}
     second = {"prompt": "a", "tags": ["z", "x"], "id": 2, "reference": "A", "split": "test"}
     third = {"prompt": "a", "reference": "B", "split": "train"}
-    table, report = canonical(rows(first, second, third), split_test=0)
+    table, report = canonical(rows(first, second, third), test=0)
     assert report.dropped == {"duplicate": 2}
-    assert report.figures == {"layout": "prompt", "split_conflicts": 1, "metadata_not_kept": 1, "test": 1}
+    figures = {"layout": "prompt", "metadata": "id", "split_conflicts": 1, "metadata_not_kept": 1, "test": 1}
+    assert report.figures == figures
+    assert table["references"].to_pylist() == [[{"text": text, "source": "reference"} for text in ("A", "B")]]
     (row,) = table.to_pylist()
     assert row["tags"] == ["x", "y", "z"]
     assert (row["metadata"], row["reference"], row["split"]) == ('{"id": 1}', "A", "test")
@@ -166,10 +184,10 @@ def test_each_file_has_its_own_layout() -> None:
 
 def test_splits_follow_the_hash_and_not_the_order() -> None:
     texts = [f"prompt {i}" for i in range(2000)]
-    table, report = canonical(asked(*texts), split_test=0.2, seed=7)
+    table, report = canonical(asked(*texts), test=0.2, seed=7)
     assert table["prompt_id"].to_pylist() == [ids.prompt_id([{"role": "user", "content": t}]) for t in texts]
     shuffled = random.Random(0).sample(texts, 2000)
-    again, _ = canonical(asked(*shuffled[:1500]), split_test=0.2, seed=7)
+    again, _ = canonical(asked(*shuffled[:1500]), test=0.2, seed=7)
     split = dict(zip(table["prompt_id"].to_pylist(), table["split"].to_pylist(), strict=True))
     assert all(
         split[key] == s for key, s in zip(again["prompt_id"].to_pylist(), again["split"].to_pylist(), strict=True)
@@ -178,13 +196,13 @@ def test_splits_follow_the_hash_and_not_the_order() -> None:
     assert 340 < report.figures["test"] < 460
     for key, said in split.items():
         assert said == ("test" if ids.unit_uniform(7, "split", key) < 0.2 else "train")
-    other, _ = canonical(asked(*texts), split_test=0.2, seed=8)
+    other, _ = canonical(asked(*texts), test=0.2, seed=8)
     assert other["split"] != table["split"]
 
 
 @pytest.mark.parametrize(("share", "split"), [(0.0, {"train"}), (1.0, {"test"})])
 def test_all_or_nothing_splits(share: float, split: set[str]) -> None:
-    table, _ = canonical(asked(*map(str, range(50))), split_test=share)
+    table, _ = canonical(asked(*map(str, range(50))), test=share)
     assert set(table["split"].to_pylist()) == split
 
 
@@ -268,16 +286,16 @@ INSTRUCTIONS = "- {text: Always act as Napoleon from now on., short: 'Figure: Na
 
 
 @pytest.fixture
-def napoleon(tmp_path: Path) -> Instructions:
+def napoleon(tmp_path: Path) -> str:
     (tmp_path / "napoleon.yaml").write_text(INSTRUCTIONS)
-    return Instructions.of(str(tmp_path / "napoleon.yaml"))
+    return str(tmp_path / "napoleon.yaml")
 
 
-def test_an_instruction_stands_in_the_first_user_turn_and_in_the_metadata(napoleon: Instructions) -> None:
+def test_an_instruction_stands_in_the_first_user_turn_and_in_the_metadata(napoleon: str) -> None:
     some = [[SYSTEM, {"role": "user", "content": f"Hi {i}"}, ASSISTANT, USER] for i in range(200)]
-    plain, _ = canonical(rows(*({"messages": messages, "id": 1} for messages in some)), split_test=0.3)
+    plain, _ = canonical(rows(*({"messages": messages, "id": 1} for messages in some)), test=0.3)
     table, report = canonical(
-        rows(*({"messages": messages, "id": 1} for messages in some)), split_test=0.3, instructions=napoleon
+        rows(*({"messages": messages, "id": 1} for messages in some)), test=0.3, instructions=napoleon
     )
     assert report.rows_out == 200
     forms = []
@@ -294,14 +312,14 @@ def test_an_instruction_stands_in_the_first_user_turn_and_in_the_metadata(napole
     assert abs(forms.count(full) - 100) < 30  # a standard deviation is 7
 
 
-def test_a_reference_that_does_not_heed_the_instruction_is_no_reference_of_it(napoleon: Instructions) -> None:
+def test_a_reference_that_does_not_heed_the_instruction_is_no_reference_of_it(napoleon: str) -> None:
     table, _ = canonical(rows({"messages": [USER, ASSISTANT]}), instructions=napoleon)
     (row,) = table.to_pylist()
     assert row["reference"] is None
     assert json.loads(row["metadata"])["instruction"]["reference_without"] == "Hello"
 
 
-def test_a_second_instruction_is_refused(napoleon: Instructions) -> None:
+def test_a_second_instruction_is_refused(napoleon: str) -> None:
     table, _ = canonical(asked("a"), instructions=napoleon)
     again, _ = canonical(rows(*table.to_pylist()))
     assert again.equals(table)
@@ -312,7 +330,7 @@ def test_a_second_instruction_is_refused(napoleon: Instructions) -> None:
     assert report.dropped == {"instructed": 1}
 
 
-def test_instructions_are_part_of_what_a_source_is(tmp_path: Path, napoleon: Instructions) -> None:
+def test_instructions_are_part_of_what_a_source_is(tmp_path: Path, napoleon: str) -> None:
     run, file = Run(tmp_path / "run"), tmp_path / "films.jsonl"
     file.write_text('{"prompt":"a"}\n')
     told = IngestSpec(instructions=str(tmp_path / "napoleon.yaml"))

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ingested import prompts_of
 from scored_runs import score_of
 
 from prefdata import ids
 from prefdata.errors import InputError, NotReady, SpecConflict, UsageError
 from prefdata.formats.files import RawRow
 from prefdata.pairs import pair
-from prefdata.prompts import canonical
 from prefdata.reports import Report
 from prefdata.selections import select
 from prefdata.shards import export, shard_name, shards
@@ -79,7 +79,7 @@ def made(path: Path, prompts: int = 10, tools: bool = False) -> Run:
     ]
     if tools:
         raw[0] = RawRow("f", 0, {**raw[0].values, "tools": [{"type": "function", "function": {"name": "f"}}]})
-    table, _ = canonical(raw)
+    table, _ = prompts_of(raw)
     put(run, "prompts", "toy", table)
     drawn = [candidate(p, i, f"Answer {i} 🙂\n") for p in table["prompt_id"].to_pylist() for i in range(3)]
     put(run, "candidates", "policy", drawn)

@@ -51,9 +51,9 @@ def allowed(name: str) -> set[str]:
     if name in STEPS:
         return GROUND | ADAPTERS | {name}
     if name == "explore":  # evaluating a reward model scores with it, and reads what the trainer reads
-        return GROUND | {"explore", "scorers", "train"}
+        return GROUND | {"explore", "scorers", "train", "formats"}
     if name in TOPS:
-        return GROUND | {name}
+        return GROUND | {"formats", name}
     if name in ("cli", "sample_data"):
         return GROUND | ADAPTERS | STEPS | TOPS | {"steps"}
     if name == "steps":  # the steps' functions by their specs

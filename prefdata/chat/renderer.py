@@ -67,10 +67,10 @@ class Renderer:
         conversation = [*messages, *turns]
         rendered = self.template.render(conversation, _parsed(tools))
         self._require_effect(conversation, tools, False, rendered.text)
-        responses = _contents(turns)
+        responses = _written(turns)
         begin = self._response_begin(messages, tools, rendered.text, responses)
         if every_turn:
-            responses, begin = _contents(conversation), 0
+            responses, begin = [*_contents(messages), *responses], 0
         require_responses(rendered.text, begin, responses, self.name)
         if sampled:
             require_prompt(self.text(messages, tools, answer_next=True), rendered.text, self.name)
@@ -121,6 +121,11 @@ class Renderer:
         if tools is not None and text == self._render(messages, None, answer_next):
             raise TemplateRefusal(f"the chat template of {self.name} has no place for tools. Choose a model that has.")
         for place, message in enumerate(messages):
+            if message.get("tool_calls") and self._drops_calls(messages, place, tools, answer_next, text):
+                raise TemplateRefusal(
+                    f"the chat template of {self.name} drops the tool calls of message {place + 1}. "
+                    "Choose another template with --chat-template."
+                )
             content = str(message.get("content") or "").strip()
             if message.get("role") == "assistant" or content in text:
                 continue
@@ -130,6 +135,16 @@ class Renderer:
                     f"the chat template of {self.name} drops the {message['role']} message {place + 1}. "
                     "Leave it out, or choose another template with --chat-template."
                 )
+
+    def _drops_calls(
+        self, messages: Sequence[Message], place: int, tools: str | None, answer_next: bool, text: str
+    ) -> bool:
+        """Whether `text` is the same without the tool calls of a message."""
+        without = {key: value for key, value in messages[place].items() if key != "tool_calls"}
+        try:
+            return self._render([*messages[:place], without, *messages[place + 1 :]], tools, answer_next) == text
+        except TemplateRefusal:
+            return False
 
     def _response_begin(
         self, messages: Sequence[Message], tools: str | None, text: str, responses: Sequence[str]
@@ -160,6 +175,12 @@ class Renderer:
 
 def _parsed(tools: str | None) -> Any:
     return None if tools is None else json.loads(tools)
+
+
+def _written(turns: Sequence[Message]) -> list[str]:
+    """What the assistant wrote in the turns of a response, its reasoning included."""
+    own = [turn for turn in turns if turn["role"] == "assistant"]
+    return [str(turn[key]) for turn in own for key in ("reasoning_content", "content") if turn.get(key) is not None]
 
 
 def _contents(turns: Sequence[Message]) -> list[str]:

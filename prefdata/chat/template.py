@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefdata.chat.clock import NAME, frozen, unset
+from prefdata.chat.messages import for_template
 from prefdata.errors import InputError, ModelError, UsageError, did_you_mean
 from prefdata.ids import Message, digest
 from prefdata.model_files import ModelFiles
@@ -120,7 +121,7 @@ class ChatTemplate:
         return baked["default"] if self.tool_source == self.source else baked
 
     def render(self, messages: Sequence[Message], tools: Any = None, *, answer_next: bool = False) -> Rendered:
-        """Render a conversation; `answer_next` opens the assistant's turn.
+        """Render a conversation; `answer_next` opens the assistant's turn, or leaves open one that is marked prefill.
 
         Raises:
             TemplateRefusal: the template refuses it or breaks on it, or there is no message.
@@ -137,13 +138,15 @@ class ChatTemplate:
         if not messages:
             raise TemplateRefusal("the conversation is empty.")
         marks = self.marks and not answer_next
+        begun = answer_next and bool(messages[-1].get("prefill"))
         try:
             rendered: Any = render_jinja_template(
-                [[dict(message) for message in messages]],
+                [[for_template(message) for message in messages]],
                 tools=tools,
                 chat_template=self.source if tools is None else self.tool_source,
                 return_assistant_tokens_mask=marks,
-                add_generation_prompt=answer_next,
+                add_generation_prompt=answer_next and not begun,
+                continue_final_message=begun,
                 **{**self.tokens, **self.variables, NAME: clock},
             )
         except UsageError:  # the clock's

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from prefdata.comparisons.schedules import ORDERS, Seen, Two, how_many, orders, schedule
 from prefdata.draws import Content, uniforms
 from prefdata.errors import InputError
-from prefdata.ids import Message, without_nulls
+from prefdata.ids import Message, continued
 from prefdata.scorers.protocol import Match
 from prefdata.specs.rank import CompareSpec
 from prefdata.storage.spill import SpillBuckets, bucket_count, spill_dir
@@ -67,8 +67,9 @@ class Share:
     def match(self, key: str, two: Two, order: str) -> Match:
         """Two candidates in the order in which they are to be shown."""
         shown, other = two if order == ORDERS[0] else two[::-1]
-        messages = tuple(without_nulls(self.messages[self.prompt_of[shown]]))
-        return Match(key, messages, self.texts[shown], self.texts[other])
+        asked = self.messages[self.prompt_of[shown]]
+        messages, first = continued(asked, self.texts[shown])
+        return Match(key, tuple(messages), first, continued(asked, self.texts[other])[1])
 
 
 class Board:

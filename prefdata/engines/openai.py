@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from prefdata.ahead import as_completed
 from prefdata.chat.encoder import Chat
+from prefdata.chat.messages import for_server
 from prefdata.engines.protocol import Completion, Rejection, Request, refusal, room
 from prefdata.engines.server import Refused, Server
 from prefdata.engines.stops import StopTexts
@@ -185,7 +186,9 @@ class OpenAIGenerator:
             return "completions", body | {"prompt": list(request.prompt_ids), "logprobs": 1}
         if self._raw:
             return "completions", body | {"prompt": request.messages[0]["content"], "logprobs": 1}
-        body |= {"messages": [dict(message) for message in request.messages], "logprobs": True}
+        body |= {"messages": [for_server(message) for message in request.messages], "logprobs": True}
+        if request.messages and request.messages[-1].get("prefill"):
+            body |= {"continue_final_message": True, "add_generation_prompt": False}  # as vLLM and SGLang call it
         if request.tools is not None:
             body |= {"tools": json.loads(request.tools), "tool_choice": "none"}  # shown to the model; answers are text
         return "chat/completions", body

@@ -140,7 +140,7 @@ class Revived:
 
 
 def _prompt(request: Request) -> tuple[object, ...]:
-    return request.prompt_ids, tuple((m["role"], m["content"]) for m in request.messages)
+    return request.prompt_ids, tuple(tuple(message.items()) for message in request.messages)
 
 
 def _mixed(requests: list[Request]) -> list[Request]:

@@ -260,8 +260,8 @@ def _as_trained(scorer: RewardModel, items: Sequence[Item], text_format: Path | 
     """The token ids are those that `prefdata train rm` trains on."""
     if text_format is not None:
         return Check("text as trained", None, "a text format is read as it is, and training knows none")
-    from prefdata.train.layouts import Item as Trained
-    from prefdata.train.layouts import Row as TrainRow
+    from prefdata.train.parsing import Item as Trained
+    from prefdata.train.parsing import Row as TrainRow
     from prefdata.train.tokens import Encoder
 
     found = {key: row.ids for row in scorer.texts.prepare(items).rows for key in row.keys}

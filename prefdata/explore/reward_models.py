@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,14 @@ import numpy as np
 import polars as pl
 
 from prefdata.errors import InputError
+from prefdata.formats.reading import ReadOptions
 from prefdata.ids import Message
 from prefdata.scorers.calibrate import calibration_error, correlation, reliability, sigmoid
 from prefdata.scorers.protocol import Item, Scorer
 from prefdata.store import Run
 from prefdata.train.data import find
-from prefdata.train.layouts import Item as Labelled
-from prefdata.train.layouts import parse
+from prefdata.train.parsing import Item as Labelled
+from prefdata.train.parsing import Needs
 from prefdata.views import read_candidates, read_preferences
 
 GROUPS = ("source", "subset")
@@ -75,15 +77,32 @@ class Evaluation:
         }
 
 
-def from_data(data: Path | str, *, part: str | None = None, by: Sequence[str] = GROUPS) -> list[Pair]:
-    """The labelled pairs of a file, an export, a hub dataset or a run (`part` names the pairing).
+def from_data(
+    data: Path | str,
+    *,
+    part: str | None = None,
+    by: Sequence[str] = GROUPS,
+    options: ReadOptions | None = None,
+    left_out: Counter[str] | None = None,
+) -> list[Pair]:
+    """Read the labelled pairs of files, an export, a hub dataset or a run.
+
+    Args:
+        data: what `train` takes.
+        part: which pairing of a run.
+        by: columns to group by.
+        options: how files are read.
+        left_out: counts the rows that are no pair, by reason.
 
     Raises:
         InputError, BadRows: it cannot be read, or rows of it cannot be used.
     """
     found = find(data, "preferences", part=part)
-    items = parse(found.read(), "preferences", found.name)
-    return [_pair(f"{found.name}:{number}", item, by) for number, item in enumerate(items)]
+    items = found.items(Needs("preferences"), options)
+    pairs = [_pair(f"{found.name}:{number}", item, by) for number, item in enumerate(items)]
+    if left_out is not None:
+        left_out.update(items.skipped + items.reader.dropped)
+    return pairs
 
 
 def score_pairs(scorer: Scorer, pairs: Sequence[Pair]) -> dict[str, float | None]:

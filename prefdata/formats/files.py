@@ -1,11 +1,12 @@
-"""Files in: every row of one file with its place, whatever the container.
+"""Containers: every row of one file with its place, whatever the file is.
 
-A reader knows containers (JSONL, CSV, Parquet, …) and nothing of prompts. A row that the container itself has broken
-(a line that is not JSON, a record with a cell too many) is handed on with its `problem`, so that all of them can be
-counted and told at once; a file that cannot be read at all raises InputError.
+A reader knows JSON lines, JSON, CSV, Parquet, Arrow and text, and nothing of prompts. A row that the container itself
+has broken (a line that is not JSON, a record with a cell too many) is handed on with its `problem`, so that all of them
+can be counted and reported at once; a file that cannot be read at all raises InputError.
 
-What is ordinary here: a UTF-8 byte order mark (removed), CRLF (between records removed, inside texts kept), raw control
-characters and NUL inside strings (kept), blank lines (skipped). Bytes that are not UTF-8 make the row a bad one.
+Ordinary here: gzip and zstd, known by their first bytes; a UTF-8 byte order mark (removed); CRLF (between records
+removed, inside texts kept); raw control characters and NUL inside strings (kept); blank lines (skipped); a JSON list
+in a file that is called .jsonl, and lines in one called .json. Bytes that are not UTF-8 make the row a bad one.
 """
 
 from __future__ import annotations
@@ -16,22 +17,28 @@ import gzip
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import from_json
 
 from prefdata.errors import InputError
-
-JSON_KEYS = ("data", "rows", "records", "examples", "instances", "items", "prompts", "questions")
-"""Keys under which a JSON file that is one object may hold its list of rows."""
+from prefdata.formats.json_lists import JsonError, elements, rows_of_object
 
 BATCH = 1024
 """Rows of columnar files that become Python objects at a time."""
 
+COMPRESSED = (".gz", ".zst")
+_GZIP, _ZSTD, _ARROW = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"ARROW1"
+_ROWS_LOOKED_AT = 20
 _CELL_LIMIT = 2**31 - 1
+
+INDEX_COLUMNS = ("", "Unnamed: 0", "__index_level_0__")
+"""What pandas calls the column of row numbers that it writes unasked; it holds nothing else and is not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,8 @@ class RawRow:
 
     `row` counts from 1; in JSONL and plain text it is the number of the line, elsewhere that of the record (a CSV's
     header is not counted). Where `problem` is set the row could not be read, `values` is empty, and `reason` is the
-    problem in one word, to be counted.
+    problem in one word, to be counted. `mended` says that lone surrogates (half an emoji, which UTF-8 and every
+    tokenizer refuse) were replaced by U+FFFD.
     """
 
     file: str
@@ -48,25 +56,71 @@ class RawRow:
     values: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
     reason: str = "broken"
+    mended: bool = False
 
 
-def _open(path: Path) -> IO[bytes]:
-    """The file's bytes, decompressed, after its byte order mark.
+def open_file(path: Path) -> IO[bytes]:
+    """Open a file's bytes, decompressed, after its byte order mark.
 
     Raises:
         InputError: the file is UTF-16.
     """
-    file: Any = gzip.GzipFile(path) if path.name.endswith(".gz") else path.open("rb")
-    head = file.read(len(codecs.BOM_UTF8))
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    file = _decompressed(path)
+    start = file.peek(3)[:3]
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         file.close()
         raise InputError(f"{path}: the file is UTF-16. Save it as UTF-8.")
-    file.seek(len(head) if head == codecs.BOM_UTF8 else 0)
+    file.read(3 if start == codecs.BOM_UTF8 else 0)
     return file  # type: ignore[no-any-return]
 
 
-def _jsonl(path: Path) -> Iterator[RawRow]:
-    with _open(path) as file:
+def _decompressed(path: Path) -> Any:
+    compression = _compression(path)
+    if compression == "gzip":
+        return gzip.GzipFile(path)
+    if compression == "zstd":
+        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"), 1 << 20)
+    return path.open("rb")
+
+
+def _compression(path: Path) -> str | None:
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head[:2] == _GZIP or path.suffix == ".gz":
+        return "gzip"
+    return "zstd" if head == _ZSTD or path.suffix == ".zst" else None
+
+
+def _json(path: Path) -> Iterator[RawRow]:
+    """JSON rows however they are written: one object a line, a list, or an object that holds one."""
+    with open_file(path) as file:
+        kind = _json_kind(file, path)
+    yield from {"lines": _json_lines, "list": _json_list, "object": _json_object}[kind](path)
+
+
+def _json_kind(file: IO[bytes], path: Path) -> str:
+    """How a file holds its rows; where lines are expected by its name, one that is good among the first decides."""
+    lines = (line for line in file if line.strip())
+    first = next(lines, b"")
+    if first.lstrip()[:1] == b"[":
+        return "list"
+    by_name = _suffix(path) in (".jsonl", ".ndjson")
+    if _is_object(first):
+        return "lines" if by_name or next(lines, None) else "object"
+    some = (line for line, _ in zip(lines, range(_ROWS_LOOKED_AT), strict=False))
+    cut_off = first.lstrip()[:1] == b"{" and not (by_name and any(_is_object(line) for line in some))
+    return "object" if cut_off else "lines"
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line, strict=False), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _json_lines(path: Path) -> Iterator[RawRow]:
+    with open_file(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield _json_line(str(path), number, line)
@@ -74,8 +128,12 @@ def _jsonl(path: Path) -> Iterator[RawRow]:
 
 def _json_line(file: str, number: int, line: bytes) -> RawRow:
     try:
+        return json_row(file, number, from_json(line), is_utf8=True)
+    except ValueError:  # not JSON, or of a kind that the fast parser refuses and people have
+        pass
+    try:
         # strict=False: raw tabs, NULs and other control characters inside strings are text like any other.
-        return _json_row(file, number, json.loads(line.rstrip(b"\r\n").decode(), strict=False))
+        return json_row(file, number, json.loads(line.rstrip(b"\r\n").decode(), strict=False))
     except UnicodeDecodeError as error:
         return RawRow(file, number, problem=f"not UTF-8 at byte {error.start + 1}")
     except json.JSONDecodeError as error:
@@ -84,53 +142,75 @@ def _json_line(file: str, number: int, line: bytes) -> RawRow:
         return RawRow(file, number, problem=f"unreadable JSON: {error}")
 
 
-def _json_row(file: str, number: int, value: Any) -> RawRow:
+def json_row(file: str, number: int, value: Any, *, is_utf8: bool = False) -> RawRow:
+    """Make a row of a value that was read as JSON, without lone surrogates."""
     if isinstance(value, dict):
-        return RawRow(file, number, value)
+        mended = value if is_utf8 else _mended(value)
+        return RawRow(file, number, mended, mended=mended is not value)
     return RawRow(file, number, problem=f"not an object but {type(value).__name__}")
 
 
-def _json(path: Path) -> Iterator[RawRow]:
-    with _open(path) as file:
-        text = file.read().decode()
-    if not text.strip():
-        return
+def _json_list(path: Path) -> Iterator[RawRow]:
+    with open_file(path) as file, _json_errors(path):
+        for number, value in enumerate(elements(io.TextIOWrapper(file, encoding="utf-8", newline="")), 1):
+            yield json_row(str(path), number, value)
+
+
+def _json_object(path: Path) -> Iterator[RawRow]:
+    with open_file(path) as file, _json_errors(path):
+        rows = rows_of_object(file.read().decode())
+        yield from (json_row(str(path), number, value) for number, value in enumerate(rows, 1))
+
+
+def _mended(value: Any) -> Any:
+    """`value` with every lone surrogate replaced; two halves that belong together become their character."""
+    if isinstance(value, str):
+        return value if _is_utf8(value) else value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, list):
+        items = [_mended(item) for item in value]
+        return value if all(new is old for new, old in zip(items, value, strict=True)) else items
+    if isinstance(value, dict):
+        pairs = [(_mended(key), _mended(item)) for key, item in value.items()]
+        same = all(new[0] is old[0] and new[1] is old[1] for new, old in zip(pairs, value.items(), strict=True))
+        return value if same else dict(pairs)
+    return value
+
+
+def _is_utf8(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
-        whole = json.loads(text, strict=False)
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextmanager
+def _json_errors(path: Path) -> Iterator[None]:
+    """Report what is wrong with a whole JSON file as an error with the file's name."""
+    try:
+        yield
     except json.JSONDecodeError as error:
-        # One object a line under the name .json is common, and cannot be anything else.
-        if error.msg == "Extra data" and "\n" not in text[: error.pos].strip():
-            yield from _jsonl(path)
-            return
         raise InputError(f"{path}:{error.lineno}: broken JSON at column {error.colno}: {error.msg}.") from None
     except RecursionError:
         raise InputError(f"{path}: the JSON is nested too deeply to be read.") from None
-    for number, value in enumerate(_rows_within(path, whole), 1):
-        yield _json_row(str(path), number, value)
-
-
-def _rows_within(path: Path, whole: Any) -> list[Any]:
-    if isinstance(whole, list):
-        return whole
-    lists = [key for key in JSON_KEYS if isinstance(whole, dict) and isinstance(whole.get(key), list)]
-    if len(lists) == 1:
-        rows: list[Any] = whole[lists[0]]
-        return rows
-    raise InputError(
-        f"{path}: a JSON file should be a list of objects, or an object with one list of them under one of the keys "
-        f"{', '.join(JSON_KEYS)}. Save the rows as such a list, or as JSONL."
-    )
+    except JsonError as error:
+        raise InputError(f"{path}{error}") from None
 
 
 def _csv(path: Path, delimiter: str = ",") -> Iterator[RawRow]:
     csv.field_size_limit(_CELL_LIMIT)  # the library's own limit of 128 KiB is shorter than a long document
-    # Bytes that are not UTF-8 come through as lone surrogates, to be told with their row.
-    with io.TextIOWrapper(_open(path), encoding="utf-8", errors="surrogateescape", newline="") as text:
+    # Bytes that are not UTF-8 come through as lone surrogates, to be reported with their row.
+    with io.TextIOWrapper(open_file(path), encoding="utf-8", errors="surrogateescape", newline="") as text:
         records = _records(csv.reader(text, delimiter=delimiter, strict=True))
         header = next(records, None)
         if header is None:
             return
-        if isinstance(header, str) or len(set(header)) < len(header) or "" in header:
+        if isinstance(header, list) and len(header) == 1 and delimiter == "," and ";" in header[0]:
+            yield from _csv(path, ";")  # as spreadsheets write it where the comma is in numbers
+            return
+        if isinstance(header, str) or len(set(header)) < len(header) or "" in header[1:]:
             raise InputError(f"{path}: the first line should name the columns, each once; it reads {header!r}.")
         for number, cells in enumerate(records, 1):
             yield _csv_row(str(path), number, header, cells)
@@ -165,7 +245,7 @@ def _tsv(path: Path) -> Iterator[RawRow]:
 
 
 def _lines(path: Path) -> Iterator[RawRow]:
-    with _open(path) as file:
+    with open_file(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -176,44 +256,84 @@ def _lines(path: Path) -> Iterator[RawRow]:
 
 
 def _parquet(path: Path) -> Iterator[RawRow]:
-    with pq.ParquetFile(path) as file:
-        yield from numbered(str(path), (batch.to_pylist() for batch in file.iter_batches(BATCH)))
+    with pq.ParquetFile(_whole(path) if _compression(path) else path) as file:
+        yield from numbered(str(path), file.iter_batches(BATCH))
+
+
+def _whole(path: Path) -> pa.BufferReader:
+    with open_file(path) as file:
+        return pa.BufferReader(file.read())
 
 
 def arrow_rows(path: Path) -> Iterator[RawRow]:
-    """The rows of an Arrow stream, as `datasets` saves them."""
-    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
-        batches = (batch.slice(at, BATCH) for batch in stream for at in range(0, batch.num_rows, BATCH))
-        yield from numbered(str(path), (batch.to_pylist() for batch in batches))
+    """Read an Arrow stream, as `datasets` saves them, or an Arrow (Feather) file."""
+    with _whole(path) if _compression(path) else pa.memory_map(str(path)) as file:
+        yield from numbered(str(path), _arrow_batches(file))
 
 
-def numbered(file: str, batches: Iterable[list[dict[str, Any]]]) -> Iterator[RawRow]:
-    """Batches of rows as raw rows of `file`, counted from 1."""
-    rows = (row for batch in batches for row in batch)
-    return (RawRow(file, number, row) for number, row in enumerate(rows, 1))
+def _arrow_batches(file: Any) -> Iterator[pa.RecordBatch]:
+    is_file = file.read(len(_ARROW)) == _ARROW
+    file.seek(0)
+    if is_file:
+        opened = pa.ipc.open_file(file)
+        batches: Iterable[pa.RecordBatch] = (opened.get_batch(i) for i in range(opened.num_record_batches))
+    else:
+        batches = pa.ipc.open_stream(file)
+    for batch in batches:
+        yield from (batch.slice(start, BATCH) for start in range(0, batch.num_rows, BATCH))
+
+
+def numbered(file: str, batches: Iterable[pa.RecordBatch]) -> Iterator[RawRow]:
+    """Turn batches into raw rows of `file`, counted from 1.
+
+    A struct has the keys of all rows' structs; those that are null in a row are padding and left out.
+    """
+    number = 0
+    for batch in batches:
+        nested = [field.name for field in batch.schema if pa.types.is_nested(field.type)]
+        for row in batch.to_pylist():
+            number += 1
+            for name in nested:
+                row[name] = _without_padding(row[name])
+            yield RawRow(file, number, row)
+
+
+def _without_padding(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_padding(item) for key, item in value.items() if item is not None}
+    return [_without_padding(item) for item in value] if isinstance(value, list) else value
 
 
 READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
-    ".jsonl": _jsonl,
-    ".ndjson": _jsonl,
+    ".jsonl": _json,
+    ".ndjson": _json,
     ".json": _json,
     ".csv": _csv,
     ".tsv": _tsv,
     ".parquet": _parquet,
+    ".arrow": arrow_rows,
+    ".feather": arrow_rows,
     ".txt": _lines,
     ".md": _lines,
 }
-"""How each extension is read: JSON lines, JSON, cells with a header line, Parquet, one prompt a line."""
+"""How each extension is read: JSON lines, JSON, cells with a header line, Parquet, Arrow, one prompt a line."""
+
+
+def _suffix(path: Path) -> str:
+    name = path.name
+    for extension in COMPRESSED:
+        name = name.removesuffix(extension)
+    return Path(name).suffix.lower()
 
 
 def reader(path: Path) -> Callable[[Path], Iterator[RawRow]]:
-    """How a file is read, by its extension.
+    """Choose how a file is read, by its extension.
 
     Raises:
         InputError: the extension is not known.
     """
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    suffix = _suffix(path)
     if suffix not in READERS:
         known = ", ".join(READERS)
-        raise InputError(f"{path}: the extension {suffix!r} is not known. Known, also with .gz: {known}.")
+        raise InputError(f"{path}: the extension {suffix!r} is not known. Known, also with .gz or .zst: {known}.")
     return READERS[suffix]

@@ -1,272 +1,360 @@
-"""Layouts in: how the columns of somebody's file say what is asked.
-
-A layout names the column that holds the prompt and what kind of value it is; `LAYOUTS` is the only list. What a layout
-does not use is kept: other columns become the row's metadata.
-
-Read with every layout: `tags` (a text or a list), `tools` (a list, or JSON), `split` (train, or test under any of its
-usual names), `metadata` (an object), and a `system` or `system_prompt` column for the conversation's system message.
-Where a conversation ends with the assistant's turn, that turn is the reference answer and the prompt ends before it;
-else the reference is the first of the layout's `reference` columns that is there.
-"""
+"""A layout at work: a key map compiled for a file's columns, which turns raw rows into records."""
 
 from __future__ import annotations
 
 import base64
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from prefdata.errors import InputError, UsageError, did_you_mean
-from prefdata.formats.readers import split_of
+from prefdata.formats import casts
+from prefdata.formats.files import INDEX_COLUMNS, RawRow
+from prefdata.formats.layout_maps import (
+    FIELDS,
+    OF_VERDICTS,
+    LayoutMap,
+    PromptMap,
+    paths_of,
+    prompt_paths,
+    response_paths,
+    verdict_paths,
+)
+from prefdata.formats.messages import are_turns, check
+from prefdata.formats.names import known_names, plain_name
+from prefdata.formats.paths import columns_of, getter
+from prefdata.formats.prompt_layouts import Prompt, PromptReader, tools_of
+from prefdata.formats.readers import SPLIT_NAMES, split_of
+from prefdata.formats.records import BadRowError, Kind, LeftOutError, Record, Response, Verdict
+from prefdata.formats.response_layouts import ResponseReader, VerdictReader, Whole, checked
+from prefdata.formats.transcripts import without_end
 from prefdata.ids import prompt_id
+from prefdata.specs.ingest import JUDGED, IngestKind
 
-Kind = Literal["text", "messages", "from/value turns", "texts", "number", "other"]
-Turns = list[dict[str, str]]
+Values = Mapping[str, Any]
 
-ROLES = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "function_call"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation", "function_response"), "tool"),
+
+_KEPT: dict[str, tuple[IngestKind, ...]] = {
+    "model": ("candidates", "pairs", "unpaired", "comparisons", "demonstrations"),
+    "weight": ("pairs", "unpaired", "demonstrations"),
+    "margin": ("pairs",),
+    "tie": JUDGED,
+    "probability": ("pairs", "comparisons"),
+    **dict.fromkeys(OF_VERDICTS, ("pairs", "comparisons")),
 }
-"""The four roles, by every name that they go under."""
+"""What the fields that are no part of a prompt are kept for."""
 
-ANSWERS = ("reference", "reference_answer", "ground_truth", "expected_output", "target", "answer")
-"""Columns that hold a reference answer under any layout; a column of some model's answers is not one of them."""
-
-
-class Unusable(Exception):
-    """A row that is no prompt: `reason` in one word, to be counted, and in a sentence, to be read."""
-
-    def __init__(self, reason: str, said: str) -> None:
-        super().__init__(said)
-        self.reason = reason
+DECIDE_THE_PROMPT = {
+    "messages", "conversations", "conversation", "chat", "dialogue", "prompt", "instruction", "question", "query",
+    "system", "systemprompt", "systemmessage",
+}  # fmt: skip
+"""Columns that a row is not read without: they say what is asked."""
 
 
-class Columns:
-    """A row's columns, and which of them were used."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._left = {name: value for name, value in values.items() if value is not None}
-
-    def take(self, names: Sequence[str], *kinds: Kind) -> Any:
-        """The first of `names` that is there and of one of `kinds` (of any, where none is given), or None."""
-        for name in names:
-            if name in self._left and (not kinds or kind(self._left[name]) in kinds):
-                return self._left.pop(name)
-        return None
-
-    def text(self, *names: str) -> str:
-        """The first of `names` that is text, or an empty text."""
-        name = next((name for name in names if isinstance(self._left.get(name), str)), None)
-        return str(self._left.pop(name)) if name else ""
-
-    def left(self) -> dict[str, Any]:
-        """What was not taken."""
-        return self._left
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What a row says, not yet held against the rules for conversations. `metadata` is a JSON object."""
-
-    messages: Turns
-    reference: str | None
-    tools: str | None
-    tags: list[str]
-    metadata: str | None
-    split: str | None
-
-
-@dataclass(frozen=True)
 class Layout:
-    """One way to write prompts down.
+    """A key map that reads rows.
 
-    The first of `columns` that holds a value of `kind` is the prompt; `turns` makes messages of it, and may take more
-    columns. A layout that is `only_named` is never detected, `last_resort` only where no other fits.
+    Attributes:
+        map: the key map.
+        used: the columns that it reads.
+        notes: what of the rows was not kept, by name, and how often.
+        kept: columns that became metadata, and in how many rows.
+        not_kept: columns that are read, and of no use for what is wanted, and in how many rows.
     """
 
-    name: str
-    columns: tuple[str, ...]
-    kind: Kind
-    turns: Callable[[Any, Columns], Turns]
-    note: str = ""
-    reference: tuple[str, ...] = ANSWERS
-    only_named: bool = False
-    last_resort: bool = False
+    def __init__(self, layout: LayoutMap, ignore: Iterable[str] = (), want: IngestKind = "pairs") -> None:
+        """Compile a map; columns to `ignore` are not read, and are no metadata either."""
+        self.map = layout
+        self.notes: Counter[str] = Counter()
+        self.kept: Counter[str] = Counter()
+        self.not_kept: Counter[str] = Counter()
+        self._ignored = {*ignore, *layout.ignore, *INDEX_COLUMNS}
+        self._prompt = PromptReader(layout.prompt or PromptMap())
+        turns = bool(self._prompt.map.texts) and not self._prompt.map.first_turn
+        self._responses = [ResponseReader(entry, turns=turns) for entry in layout.responses or ()]
+        judged = want in JUDGED
+        self._verdicts = [VerdictReader(entry) for entry in layout.verdicts or ()] if judged else []
+        self._fields = {field: [(name, getter(name)) for name in getattr(layout, field)] for field in FIELDS}
+        self._drop = [(getter(rule.column), rule) for rule in layout.drop]
+        paths = paths_of(layout)
+        self.used = _columns(paths)
+        self._inner = {
+            column: {path.partition(".")[2] for path in paths if path.startswith(f"{column}.")}
+            for column in self.used
+            if column not in paths
+        }
+        self._useless = sorted(_columns(_useless(layout, want)) - _columns(prompt_paths(layout)))
+        self._unread = known_names("pictures") - {plain_name(one) for one in self._ignored}
+        self._watched: dict[str, str | None] = {}
+        self._model_names = {name for name, _ in self._fields["model"]}
+        self._fits = {name: fits for field, fits in _OPTIONAL.items() for name, _ in self._fields[field]}
+        self._says_more = any(self._fields[field] for field in OF_VERDICTS)
 
-    @property
-    def needs(self) -> str:
-        """What the layout needs, in words."""
-        return f"{' or '.join(self.columns)} ({self.kind}){self.note and ', '}{self.note}"
-
-    def fits(self, rows: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether one of `rows` at least has a prompt in this layout."""
-        return any(self.kind == kind(row.get(column)) for row in rows for column in self.columns)
-
-    def prompt(self, values: Mapping[str, Any]) -> Prompt:
-        """The prompt that a row holds.
+    def record(self, row: RawRow) -> Record:
+        """What a row holds.
 
         Raises:
-            Unusable: it holds none, or one that cannot be read.
+            BadRowError: it cannot be used.
+            LeftOutError: the map leaves it out.
         """
-        columns = Columns(values)
-        asked = columns.take(self.columns, self.kind)
-        if asked is None:
-            raise Unusable("no_prompt", f"{' or '.join(self.columns)} should hold the prompt ({self.kind})")
-        messages = self.turns(asked, columns)
-        if messages and messages[0]["role"] != "system" and (system := columns.text("system", "system_prompt")):
-            messages = [{"role": "system", "content": system}, *messages]
-        messages, reference = _answered(messages)
-        tools = _tools(columns.take(("tools",)))
-        if "prompt_id" in values and values["prompt_id"] == prompt_id(messages, tools):
-            columns.take(("prompt_id",))  # one of our own tables: the id says nothing new
-        return Prompt(
-            messages=messages,
-            reference=reference or self._reference(columns),
-            tools=tools,
-            tags=_tags(columns.take(("tags",), "text", "texts")),
-            split=_split(columns.take(("split",))),
-            metadata=_metadata(columns),
-        )
+        if row.problem:
+            raise BadRowError(row.reason, row.problem)
+        values = row.values
+        if self._ignored:
+            values = {name: value for name, value in values.items() if name not in self._ignored}
+        self._refuse(values)
+        record = Record(row.file, row.row)
+        if values.get("first_id") is not None or values.get("second_id") is not None:
+            return self._by_ids(record, values)
+        found = [one for reader in self._responses for one in reader.read(values, self.notes)]
+        wholes = [whole for _, whole in found if whole is not None]
+        prompt = self._prompt.read(values, wholes, self.notes, [response for response, _ in found])
+        for response, whole in found:
+            if whole is not None:
+                _give_turns(response, whole, prompt)
+        if self._prompt.map.texts and not self._prompt.map.first_turn:
+            _interleave(found, prompt)
+        record.responses = [response for response, _ in found]
+        if prompt.is_transcript:
+            for response in record.responses:
+                response.turns = [{**turn, "content": without_end(turn["content"])} for turn in response.turns]
+        self._last_turn(record, prompt)
+        record.messages, record.plain, record.is_transcript = prompt.turns, prompt.plain, prompt.is_transcript
+        if any(response.plain is None for response in record.responses):
+            record.plain = None
+        self._read_fields(record, values, prompt)
+        check(record.messages)
+        return record
 
-    def _reference(self, columns: Columns) -> str | None:
-        # A value that is neither text nor a number is no answer: it stays with the metadata.
-        found = columns.take(self.reference, "text", "number")
-        return found or None if isinstance(found, str) or found is None else json.dumps(found)
+    def _refuse(self, values: Values) -> None:
+        for get, rule in self._drop:
+            if get(values) in rule.values:
+                raise LeftOutError(rule.reason)
+        for name, value in values.items():
+            if name not in self._watched:
+                self._watched[name] = self._watch(name)
+            watched = self._watched[name]
+            if watched is None:
+                continue
+            if watched == "pictures" and value not in (None, [], "", {}):
+                raise BadRowError("pictures", f"it has {name}, and only text is read")
+            if watched == "prompt" and _says_something(value):
+                raise BadRowError(
+                    "unread_prompt",
+                    f"{name} says what is asked, and the layout {self.map.layout} does not read it: leave it out with "
+                    f"--ignore {name}, or name another --layout",
+                )
 
+    def _watch(self, name: str) -> str | None:
+        """Why a column may be the end of its row: it holds pictures, or asks something and is not read."""
+        if plain_name(name) in self._unread:
+            return "pictures"
+        return "prompt" if plain_name(name) in DECIDE_THE_PROMPT and name not in self.used else None
 
-def kind(value: Any) -> Kind | None:
-    """What a value is, as far as layouts care; None for a null."""
-    if value is None:
+    def _by_ids(self, record: Record, values: Values) -> Record:
+        ids = (str(values.get("first_id")), str(values.get("second_id")))
+        record.pair_ids = ids
+        record.responses = [
+            Response("response", ({"role": "assistant", "content": ""},), names=(name,)) for name in ids
+        ]
+        for response, name in zip(record.responses, ("first_id", "second_id"), strict=True):
+            response.names = (name,)
+        record.verdicts = self._judged(record, values)
+        return record
+
+    def _last_turn(self, record: Record, prompt: Prompt) -> None:
+        """A last turn of the assistant: a reference, the response, the chosen one, or the beginning of responses."""
+        turns = prompt.turns
+        if not turns or turns[-1]["role"] != "assistant":
+            return
+        role = self._prompt.map.last_turn
+        if turns[-1].get("prefill") or (role == "prompt" and not prompt.complete):
+            prompt.turns = [*turns[:-1], {**turns[-1], "prefill": True}]
+            prompt.plain = None
+        elif role == "prompt":
+            if not any(list(one.turns) == turns[-len(one.turns) :] for one in record.responses):
+                raise BadRowError(
+                    "answered",
+                    "the conversation ends with the assistant's turn, which is none of the responses beside it",
+                )
+            prompt.turns = turns[:-1]
+        else:
+            start = len(turns)
+            while start and turns[start - 1]["role"] == "assistant":
+                start -= 1
+            prompt.turns, last = turns[:start], turns[start:]
+            kind: Kind = "chosen" if role == "chosen" else "reference" if role == "reference" else "response"
+            record.responses.append(Response(kind, checked(last, "the last turn"), names=("messages",)))
+            prompt.plain = None
+
+    def _read_fields(self, record: Record, values: Values, prompt: Prompt) -> None:
+        record.tools = tools_of(self._field("tools", values)) or tools_of(prompt.tools)
+        record.tags = _tags(self._field("tags", values))
+        record.split = _split(self._field("split", values))
+        record.weight = self._number("weight", values)
+        record.margin = self._number("margin", values)
+        given = self._field("probability", values)
+        record.probability = None if given is None else casts.number_of(given)
+        record.references = self._references(record, values)
+        record.tie = casts.tie(self._field("tie", values)) is True
+        self._attribute(record, values)
+        record.verdicts = self._judged(record, values)
+        record.undecided = bool(self._verdicts) and not record.verdicts
+        record.metadata = self._metadata(record, values)
+        if self._prompt.map.first_turn and prompt.later:
+            record.metadata["later_turns"] = list(prompt.later)
+            self.kept["later_turns"] += 1
+
+    def _field(self, field: str, values: Values) -> Any:
+        for _, get in self._fields[field]:
+            if (value := get(values)) is not None:
+                return value
         return None
-    if isinstance(value, str):
-        return _kind_of_list(_from_json(value)) or "text"
-    if isinstance(value, int | float):
-        return "number"
-    return _kind_of_list(value) or "other"
 
-
-def _kind_of_list(value: Any) -> Kind | None:
-    if not isinstance(value, list):
-        return None
-    if all(isinstance(item, str) for item in value):
-        return "texts"
-    if all(isinstance(item, dict) and "role" in item and "content" in item for item in value):
-        return "messages"
-    if all(isinstance(item, dict) and "from" in item and "value" in item for item in value):
-        return "from/value turns"
-    return None
-
-
-def _from_json(text: str) -> Any:
-    """The turns of a conversation that was put into one cell as JSON, else None."""
-    if not text.lstrip().startswith("[{"):
-        return None
-    try:
-        return json.loads(text, strict=False)
-    except (ValueError, RecursionError):
+    def _number(self, field: str, values: Values) -> float | None:
+        for name, get in self._fields[field]:
+            if (value := get(values)) is not None:
+                return casts.finite(value, name, field)
         return None
 
+    def _references(self, record: Record, values: Values) -> list[tuple[str, str | None]]:
+        found: list[tuple[str, str | None]] = [
+            (one.text, one.model) for one in record.responses if one.kind == "reference" and one.text
+        ]
+        for name, get in self._fields["references"]:
+            for text, source in _reference_texts(get(values)) or ():
+                if text.strip() and (source or all(text != known for known, _ in found)):
+                    found.append((text, source or name))
+        return list(dict.fromkeys(found))
 
-def _conversation(turns: Any, _: Columns) -> Turns:
-    return turns_of(turns)
+    def _attribute(self, record: Record, values: Values) -> None:
+        """The model of a row belongs to its responses, unless it has sides; its label to the only one."""
+        own = [one for one in record.responses if one.kind != "rejected"]
+        model = self._field("model", values)
+        if isinstance(model, str) and len(own) == len(record.responses):
+            for one in own:
+                one.model = one.model or model
+        if len(record.responses) == len(own) == 1:
+            for name, get in self._fields["label"]:
+                if (value := get(values)) is not None and own[0].label is None:
+                    own[0].label = casts.label(value, name)
+
+    def _judged(self, record: Record, values: Values) -> list[Verdict]:
+        more: dict[str, str] = {}
+        if self._says_more:
+            found = {field: self._field(field, values) for field in OF_VERDICTS}
+            if isinstance(found["order"], bool):  # whether the two were shown the other way round
+                found["order"] = "second-first" if found["order"] else "first-second"
+            more = {field: str(value) for field, value in found.items() if value is not None}
+        if more.get("order", "first-second") not in ("first-second", "second-first"):
+            raise BadRowError("order", f"order is {more['order']!r}; known: first-second, second-first")
+        record.said = more
+        two = len(record.responses) == 2 and all(one.kind == "response" for one in record.responses)
+        if two and (given := self._field("probability", values)) is not None:
+            sure = casts.probability(given, "probability")
+            return [Verdict(0, 1, sure, **more)]
+        return [one for reader in self._verdicts for one in reader.read(values, record.responses, more)]
+
+    def _says_something_else(self, name: str, value: Any, record: Record) -> bool:
+        if name in self._model_names and not record.responses:
+            return True
+        return name in self._fits and not self._fits[name](value)
+
+    def _metadata(self, record: Record, values: Values) -> dict[str, Any]:
+        """What was not used; the keys of a `metadata` object come up one level."""
+        left = {}
+        for name, value in values.items():
+            if value is None:
+                continue
+            if name not in self.used or self._says_something_else(name, value, record):
+                left[name] = value
+            elif name in self._inner and isinstance(value, Mapping):
+                inner = {key: v for key, v in value.items() if key not in self._inner[name] and v is not None}
+                left |= {name: inner} if inner else {}
+        for name in left:
+            self.kept[name] += 1
+        for name in self._useless:
+            self.not_kept[name] += values.get(name) is not None
+        # One of our own tables: its id says nothing new.
+        if "prompt_id" in left and left["prompt_id"] == prompt_id(record.messages, record.tools):
+            del left["prompt_id"]
+        given = casts.as_json(left.get("metadata"))
+        if isinstance(given, dict) and not (given.keys() & left.keys()):
+            left = {**given, **{name: value for name, value in left.items() if name != "metadata"}}
+        return {name: plain(value) for name, value in left.items()}
 
 
-def turns_of(turns: Any) -> Turns:
-    """Messages from {role, content} or {from, value} turns, or from JSON with such.
+def _columns(paths: Iterable[str]) -> set[str]:
+    return {column for path in paths for column in columns_of(path)}
 
-    Raises:
-        Unusable: a turn has an unknown role, or more than text.
+
+def _useless(layout: LayoutMap, want: IngestKind) -> list[str]:
+    """The paths that are of no use for what is wanted."""
+    found = [path for field, wants in _KEPT.items() if want not in wants for path in getattr(layout, field)]
+    if want not in JUDGED:
+        found += verdict_paths(layout)
+    return found + (response_paths(layout) if want == "prompts" else [])
+
+
+def _reference_texts(value: Any) -> list[tuple[str, str | None]] | None:
+    """The references that a value holds, each with its source: a text, a number, an object with a text, or a list.
+
+    None where it is something else.
     """
-    listed = _from_json(turns) if isinstance(turns, str) else turns
-    return [_message(number, turn) for number, turn in enumerate(listed, 1)]
+    listed = casts.as_json(value)
+    found: list[tuple[str, str | None]] = []
+    for one in listed if isinstance(listed, list) else [value]:
+        if isinstance(one, Mapping) and isinstance(one.get("text"), str):
+            found.append((one["text"], one.get("source")))
+        elif isinstance(one, str | int | float) and not isinstance(one, bool):
+            found.append((one if isinstance(one, str) else json.dumps(one), None))
+        else:
+            return None
+    return found
 
 
-def _message(number: int, turn: Mapping[str, Any]) -> dict[str, str]:
-    role = turn.get("role", turn.get("from"))
-    if not isinstance(role, str) or role not in ROLES:
-        raise Unusable("unknown_role", f"message {number} has the role {role!r}; known: {', '.join(ROLES)}")
-    if turn.get("tool_calls"):
-        raise Unusable("tool_calls", f"message {number} has tool_calls; only text is read, write the call as content")
-    return {"role": ROLES[role], "content": _content(number, turn.get("content", turn.get("value")))}
+def _give_turns(response: Response, whole: Whole, prompt: Prompt) -> None:
+    """The rest of a whole conversation is the response."""
+    count = len(prompt.turns)
+    if whole.turns[:count] != prompt.turns:
+        raise BadRowError("two_prompts", "chosen and rejected do not begin with the same prompt")
+    response.turns = checked(whole.turns[count:], response.kind)
+    if whole.source is not None and count < len(whole.source.ends):
+        response.plain = whole.source.text[whole.source.ends[count] :]
 
 
-def _content(number: int, content: Any) -> str:
-    """A message's text; a list of content parts is their texts, one after the other."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise Unusable("not_text", f"the content of message {number} is {type(content).__name__}, not text")
-    return "".join(_part(number, part) for part in content)
+def _is_tags(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
 
 
-def _part(number: int, part: Any) -> str:
-    if isinstance(part, str):
-        return part
-    sort = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
-    text = part.get("text", part.get("value")) if isinstance(part, dict) else None
-    if sort not in ("text", "input_text") or not isinstance(text, str):
-        raise Unusable("not_text", f"message {number} holds a part of type {sort}; only text is read")
-    return text
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "references": lambda value: _reference_texts(value) is not None,
+    "tags": _is_tags,
+    "probability": lambda value: casts.number_of(value) is not None,
+    "tie": lambda value: casts.tie(value) is not None,
+}
+"""Fields whose columns may hold something else, which then stays with the metadata."""
 
 
-def _text(prompt: str, _: Columns) -> Turns:
-    return [{"role": "user", "content": prompt}]
+def _interleave(found: Sequence[tuple[Response, Whole | None]], prompt: Prompt) -> None:
+    """Responses that are lists of texts, one for each of the user's: the user's later turns stand between them."""
+    for response, _ in found:
+        asked = [{"role": "user", "content": text} for text in prompt.later]
+        if len(response.turns) != len(asked) + 1:
+            many = f"{len(response.turns)} turns, and the prompt {len(asked) + 1}"
+            raise BadRowError("later_turns", f"{response.names[0]} has {many}")
+        both = zip(asked, response.turns[1:], strict=True)
+        response.turns, response.plain = [response.turns[0], *(turn for two in both for turn in two)], None
 
 
-def _with_input(prompt: str, columns: Columns) -> Turns:
-    """The turns of `history`, [[asked, answered]], then one user message: the instruction, a blank line, its input."""
-    given = columns.text("input", "context")
-    asked = "\n\n".join(part for part in (prompt, given) if part.strip())
-    return [*_history(columns.take(("history",)) or []), {"role": "user", "content": asked}]
-
-
-def _history(rounds: Any) -> Turns:
-    if not isinstance(rounds, list) or any(kind(r) != "texts" or len(r) != 2 for r in rounds):
-        raise Unusable("history", "history should be a list of [asked, answered]")
-    return [{"role": role, "content": t} for r in rounds for role, t in zip(("user", "assistant"), r, strict=True)]
-
-
-def _first_turn(turns: list[str], columns: Columns) -> Turns:
-    if not turns:
-        raise Unusable("no_prompt", "turns is an empty list")
-    if turns[1:]:
-        columns.left()["later_turns"] = turns[1:]
-    return [{"role": "user", "content": turns[0]}]
-
-
-def _answered(messages: Turns) -> tuple[Turns, str | None]:
-    if messages and messages[-1]["role"] == "assistant":
-        return messages[:-1], messages[-1]["content"]
-    return messages, None
-
-
-def _tools(value: Any) -> str | None:
-    """Tool definitions as one JSON text: the source's spacing does not matter, the order of its keys is kept."""
-    if value is None or value in ("", []):
-        return None
-    try:
-        listed = json.loads(value) if isinstance(value, str) else _without_nulls(value)
-        said = json.dumps(listed, ensure_ascii=False)
-    except (TypeError, ValueError):
-        listed = None
-    if not isinstance(listed, list):
-        raise Unusable("tools", "tools should be a list of tool definitions, or that list as JSON")
-    return said if listed else None
-
-
-def _without_nulls(value: Any) -> Any:
-    # A Parquet column gives every tool the keys of all the others, as nulls.
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+def _says_something(value: Any) -> bool:
+    return (isinstance(value, str) and bool(value.strip())) or are_turns(value)
 
 
 def _tags(value: Any) -> list[str]:
-    return list(dict.fromkeys([value] if isinstance(value, str) else value or []))
+    listed = ([value] if isinstance(value, str) else value) if _is_tags(value) else []
+    return list(dict.fromkeys(listed))
 
 
 def _split(value: Any) -> str | None:
@@ -274,109 +362,18 @@ def _split(value: Any) -> str | None:
         return None
     split = split_of(value) if isinstance(value, str) else None
     if split is None:
-        raise Unusable("split", f"split is {value!r}; known: train, test, validation, valid, val, dev, eval")
+        raise BadRowError("split", f"split is {value!r}; known: {SPLIT_NAMES}; or leave it out with --ignore split")
     return split
 
 
-def _metadata(columns: Columns) -> str | None:
-    """Everything that was not used, as a JSON object; the keys of a `metadata` object come up one level."""
-    left = columns.left()
-    given = left.get("metadata")
-    if isinstance(given, str) and given.startswith("{"):
-        try:
-            given = json.loads(given)
-        except (ValueError, RecursionError):
-            given = None
-    if isinstance(given, dict) and not (given.keys() & left.keys()):
-        left = {**given, **{name: value for name, value in left.items() if name != "metadata"}}
-    return json.dumps(_plain(left), ensure_ascii=False) if left else None
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` in JSON's terms: NaN and infinities are null, bytes base64, what JSON cannot say is its text."""
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
-
-
-LAYOUTS: dict[str, Layout] = {
-    layout.name: layout
-    for layout in (
-        Layout("messages", ("messages", "conversations", "conversation", "chat"), "messages", _conversation),
-        Layout("sharegpt", ("conversations", "conversation", "messages"), "from/value turns", _conversation),
-        Layout("prompt", ("prompt",), "text", _text),
-        Layout("conversation", ("prompt",), "messages", _conversation),
-        Layout("context_messages", ("context_messages", "context"), "messages", _conversation),
-        Layout(
-            "instruction",
-            ("instruction",),
-            "text",
-            _with_input,
-            note="with input or context, history [[asked, answered]], and output as the reference where they are there",
-            reference=("output", *ANSWERS),
-        ),
-        Layout("question", ("question", "problem"), "text", _with_input, note="with context where it is there"),
-        Layout("text", ("text",), "text", _text, note="where nothing else fits; plain text files", last_resort=True),
-        Layout(
-            "first-turn",
-            ("turns",),
-            "texts",
-            _first_turn,
-            note="only when named: the first is asked, the others stay in the metadata",
-            only_named=True,
-        ),
-    )
-}
-"""Every layout, by name."""
-
-
-def detect(rows: Sequence[Mapping[str, Any]], where: str) -> Layout:
-    """The layout of a file, from its first rows; `where` names the file in the message.
-
-    Raises:
-        InputError: no layout fits, or several do; the message lists them, what each needs, and what was found.
-    """
-    fitting = [layout for layout in LAYOUTS.values() if not layout.only_named and layout.fits(rows)]
-    if len(fitting) > 1:
-        fitting = [layout for layout in fitting if not layout.last_resort]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        said = f"could be read as {' or '.join(layout.name for layout in fitting)}. Say which with --layout NAME."
-    else:
-        said = "unknown layout. Say which with --layout NAME, or rename a column to fit one."
-        if any("chosen" in row for row in rows):
-            said += " Conversations that hold their prompt in chosen and rejected are read with --as candidates."
-    raise InputError(f"{where}: {said}{_found_and_known(rows)}")
-
-
-def named(name: str, rows: Sequence[Mapping[str, Any]], where: str) -> Layout:
-    """The layout of that name, if the file's first rows have what it needs.
-
-    Raises:
-        UsageError: there is no such layout.
-        InputError: the rows do not fit it.
-    """
-    if name not in LAYOUTS:
-        raise UsageError(f"there is no layout {name!r}.{did_you_mean(name, LAYOUTS)}")
-    if not LAYOUTS[name].fits(rows):
-        raise InputError(f"{where}: nothing to read as {name}.{_found_and_known(rows)}")
-    return LAYOUTS[name]
-
-
-def _found_and_known(rows: Sequence[Mapping[str, Any]]) -> str:
-    kinds: dict[str, list[str]] = {}
-    for row in rows:
-        for column, value in row.items():
-            said = kinds.setdefault(column, [])
-            if (this := kind(value)) and this not in said:
-                said.append(this)
-    found = ", ".join(f"{column} ({' or '.join(said) or 'null'})" for column, said in kinds.items())
-    known = "".join(f"\n  {layout.name}: {layout.needs}" for layout in LAYOUTS.values())
-    return f"\nColumns found: {found}.\nLayouts known:{known}"

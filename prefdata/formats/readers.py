@@ -1,57 +1,134 @@
-"""Inputs by name: a file, a folder of files, a dataset saved by `datasets`, a dataset on the hub."""
+"""Inputs by name: files, folders, globs, standard input, datasets saved by `datasets` or on the hub; as raw rows."""
 
 from __future__ import annotations
 
 import difflib
+import glob
 import gzip
+import itertools
 import json
 import re
+import shutil
+import sys
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from prefdata.errors import InputError
-from prefdata.formats.files import BATCH, READERS, RawRow, arrow_rows, numbered, reader
+from prefdata.formats.files import BATCH, COMPRESSED, READERS, RawRow, arrow_rows, numbered, reader
+from prefdata.ids import digest
 
-__all__ = ["RawRow", "read", "split_of"]
+__all__ = ["HubName", "RawRow", "hub_fingerprint", "input_files", "input_name", "read", "split_of"]
 
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
-_SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
+STDIN = "-"
+
+_HUB_NAME = re.compile(
+    r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[^:\s]+))?(:(?P<config>[\w.-]*))?(:(?P<split>[^:\s]+))?"
+)
 _NOT_DATA = re.compile(r"([._].*|README.*|LICENSE.*|dataset_infos?\.json)", re.IGNORECASE)
 
+_TRAIN = ("train", "training")
+_TEST = ("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "holdout")
+SPLIT_NAMES = "train, test, validation, valid, val, dev, eval, holdout (also as test_prefs, valid1, …)"
 
-def read(path: str) -> Iterator[RawRow]:
-    """The rows of a file, of a folder of files, or of a dataset on the hub, in their order.
 
-    A file is read by its extension (`READERS`, also with `.gz`). A folder is a dataset that `datasets` saved, or holds
-    such files at any depth, read in the order of their paths; names that start with a dot or an underscore, READMEs and
-    licences are passed over. `org/name` or `org/name:config` that is no file is a dataset on the hub. Where a dataset
-    or a folder has several splits (train, test, …), a row that does not say its own gets a `split` value.
+@dataclass(frozen=True, slots=True)
+class HubName:
+    """A dataset on the hub: `org/name`, `org/name@revision`, `org/name:config` or `org/name:config:split`."""
+
+    repository: str
+    revision: str | None
+    config: str | None
+    split: str | None
+
+    @classmethod
+    def of(cls, name: str) -> HubName | None:
+        """Parse a name; None where it is none, or looks like a file's."""
+        found = _HUB_NAME.fullmatch(name)
+        path = Path(name)
+        if found is None or path.suffix in READERS or path.parent.is_dir():
+            return None
+        return cls(found["repository"], found["revision"], found["config"] or None, found["split"])
+
+
+def read(name: str) -> Iterator[RawRow]:
+    """Read the rows of an input, in their order.
+
+    A file is read by its extension (`READERS`, also with .gz or .zst). A folder is a dataset that `datasets` saved, or
+    holds such files at any depth, read in the order of their paths; names that start with a dot or an underscore,
+    READMEs and licences are passed over. `*`, `?` and `[…]` stand for any of several files. `-` is standard input.
+    `org/name[@revision][:config[:split]]` that is no file is a dataset on the hub. Where a dataset or a folder has
+    several splits (train, test, …), a row that does not name its own gets a `split` value.
 
     Raises:
         InputError: there is no such file, its extension is not known, it cannot be read or holds no row.
     """
-    where = Path(path)
-    if where.is_dir():
-        rows = _folder(where)
-    elif where.exists():
-        rows = reader(where)(where)
-    elif _HUB_NAME.fullmatch(path) and where.suffix not in READERS and not where.parent.is_dir():
-        rows = _hub(path)
+    path = Path(name)
+    hub = HubName.of(name)
+    if name == STDIN:
+        rows = _standard_input()
+    elif path.is_dir():
+        rows = _folder(path)
+    elif path.exists():
+        rows = reader(path)(path)
+    elif found := _glob(name):
+        rows = _with_splits([(file.relative_to(_fixed_part(path)), reader(file)(file)) for file in found])
+    elif hub is not None:
+        rows = _hub(name, hub)
     else:
-        raise _missing(where)
-    return _not_empty(path, _told(path, rows))
+        raise _missing(path)
+    return _not_empty(name, _in_our_words(name, rows))
+
+
+def input_files(name: str) -> list[Path]:
+    """List the files that an input is read from, for hashing; none for standard input and the hub."""
+    path = Path(name)
+    if path.is_dir():
+        return _files_within(path)
+    return [path] if path.exists() else _glob(name)
+
+
+def input_name(name: str) -> str:
+    """Name an input without its folder and extensions: what a source is called unless it is named."""
+    path = Path(name)
+    if name == STDIN:
+        return "stdin"
+    for extension in COMPRESSED:
+        path = path.with_suffix("") if path.suffix == extension else path
+    return path.stem if path.suffix in READERS else path.name
+
+
+def hub_fingerprint(hub: HubName) -> str:
+    """The id of a dataset's content, as `datasets` knows it."""
+    found = _load(str(hub), hub)
+    splits = [found[split] for split in ("train", "test") if split in found] if isinstance(found, dict) else [found]
+    return digest([rows._fingerprint for rows in splits])
 
 
 def split_of(name: str) -> str | None:
-    """Whether a split is train or test, by its name (`validation`) or its file's (`train-00000-of-00002.parquet`)."""
-    found = _SPLIT.match(name)
-    if found is None:
-        return None
-    return "train" if found[1].lower() == "train" else "test"
+    """Tell whether a split is train or test, by its name (`validation`) or a file's (`train-00000-of-00002.parquet`).
+
+    A word of the name decides; None where there is none, or both.
+    """
+    words = {word for word in re.split(r"[^a-z]+", name.lower()) if word}
+    found = [split for split, names in (("train", _TRAIN), ("test", _TEST)) if words & {*names}]
+    return found[0] if len(found) == 1 else None
+
+
+def _glob(name: str) -> list[Path]:
+    found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 (a pattern may be absolute)
+    return [path for path in map(Path, found) if path.is_file()]
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folders of a pattern before its first wildcard."""
+    parts = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parent.parts)
+    return Path(*parts)
 
 
 def _missing(path: Path) -> InputError:
@@ -63,27 +140,49 @@ def _missing(path: Path) -> InputError:
     return InputError(f"{path}: no such file." + (f' Did you mean "{folder / near[0]}"?' if near else ""))
 
 
-def _told(path: str, rows: Iterator[RawRow]) -> Iterator[RawRow]:
-    """`rows`, with what the libraries below say put in our words."""
+def _in_our_words(name: str, rows: Iterator[RawRow]) -> Iterator[RawRow]:
+    """`rows`, with the errors of the libraries below as errors of the input."""
     try:
         yield from rows
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: broken gzip file ({error}). Copy it again.") from None
+        raise InputError(f"{name}: broken gzip file ({error}). Copy it again.") from None
     except pa.ArrowException as error:
-        raise InputError(f"{path}: not readable as Parquet or Arrow ({str(error).splitlines()[0]}).") from None
+        raise InputError(f"{name}: not readable as Parquet or Arrow ({str(error).splitlines()[0]}).") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: holds text that is not UTF-8 ({error.reason}). Save it as UTF-8.") from None
+        raise InputError(f"{name}: holds text that is not UTF-8 ({error.reason}). Save it as UTF-8.") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from None
+        raise InputError(f"{name}: cannot be read ({error.strerror or error}).") from None
 
 
-def _not_empty(path: str, rows: Iterator[RawRow]) -> Iterator[RawRow]:
+def _not_empty(name: str, rows: Iterator[RawRow]) -> Iterator[RawRow]:
     empty = True
     for row in rows:
         empty = False
         yield row
     if empty:
-        raise InputError(f"{path}: it is empty, there is no row in it.")
+        raise InputError(f"{name}: it is empty, there is no row in it.")
+
+
+def _standard_input() -> Iterator[RawRow]:
+    """Standard input, kept in a temporary file: some layouts are read twice."""
+    path = _spooled()
+    yield from (replace(row, file=STDIN) for row in reader(path)(path))
+
+
+def _spooled() -> Path:
+    if not _SPOOLED:
+        _SPOOLED.append(tempfile.TemporaryDirectory(prefix="prefdata-stdin-"))  # removed when the process ends
+        path = Path(_SPOOLED[0].name) / "stdin"
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        with path.open("rb") as file:
+            start = file.read(4)
+        suffix = {b"PAR1": ".parquet", b"ARRO": ".arrow", b"\xff\xff\xff\xff": ".arrow"}.get(start, ".jsonl")
+        path.rename(path.with_suffix(suffix))
+    return next(Path(_SPOOLED[0].name).iterdir())
+
+
+_SPOOLED: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def _folder(path: Path) -> Iterator[RawRow]:
@@ -92,9 +191,12 @@ def _folder(path: Path) -> Iterator[RawRow]:
         return _with_splits([(name, _saved(path / name)) for name in names])
     if (path / "state.json").is_file():
         return _saved(path)
+    return _with_splits([(f.relative_to(path), reader(f)(f)) for f in _files_within(path)])
+
+
+def _files_within(path: Path) -> list[Path]:
     inside = [f for f in path.rglob("*") if f.is_file()]
-    files = sorted(f for f in inside if not any(_NOT_DATA.fullmatch(part) for part in f.relative_to(path).parts))
-    return _with_splits([(f.name, reader(f)(f)) for f in files])
+    return sorted(f for f in inside if not any(_NOT_DATA.fullmatch(part) for part in f.relative_to(path).parts))
 
 
 def _saved(folder: Path) -> Iterator[RawRow]:
@@ -103,36 +205,47 @@ def _saved(folder: Path) -> Iterator[RawRow]:
         yield from arrow_rows(folder / file["filename"])
 
 
-def _with_splits(sources: list[tuple[str, Iterator[RawRow]]]) -> Iterator[RawRow]:
+def _with_splits(sources: list[tuple[str | Path, Iterator[RawRow]]]) -> Iterator[RawRow]:
+    splits = [_split_of_path(Path(name)) for name, _ in sources]
     # One split alone is no split: a dataset that has not been divided is called "train" everywhere.
-    several = len({split_of(name) for name, _ in sources} - {None}) > 1
-    for name, rows in sources:
-        split = split_of(name) if several else None
+    several = len({*splits} - {None}) > 1
+    for split, (_, rows) in zip(splits, sources, strict=True):
         for row in rows:
-            if split is None or row.problem or row.values.get("split") is not None:
+            if not several or split is None or row.problem or row.values.get("split") is not None:
                 yield row
             else:
                 yield RawRow(row.file, row.row, {**row.values, "split": split})
 
 
-def _hub(name: str) -> Iterator[RawRow]:
+def _split_of_path(path: Path) -> str | None:
+    """The split by a file's name, or by the nearest folder's that names one."""
+    return next((split for part in path.parts[::-1] if (split := split_of(part))), None)
+
+
+def _hub(name: str, hub: HubName) -> Iterator[RawRow]:
+    found = _load(name, hub)
+    if not isinstance(found, dict):
+        return numbered(name, _batches(found))
+    return _with_splits([(split, numbered(f"{name}/{split}", _batches(rows))) for split, rows in found.items()])
+
+
+def _load(name: str, hub: HubName) -> Any:
     try:
         import datasets
     except ImportError:
         raise InputError(
             f"{name}: no such file; to read it as a dataset from the hub, pip install 'prefdata[datasets]'."
         ) from None
-    repository, _, config = name.partition(":")
     try:
-        found = datasets.load_dataset(repository, config or None)
+        return datasets.load_dataset(hub.repository, hub.config, split=hub.split, revision=hub.revision)
     except Exception as error:  # the library has no base class for what can go wrong on the way
-        said = str(error).strip().splitlines() or [type(error).__name__]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"{name}: no such file, and the hub has no such dataset or cannot be reached ({said[0]}). "
-            "Check the name (org/name or org/name:config) and the network, or give a file."
+            f"{name}: no such file, and the hub has no such dataset or cannot be reached ({lines[0]}). "
+            "Check the name (org/name[@revision][:config[:split]]) and the network, or give a file."
         ) from None
-    return _with_splits([(split, numbered(f"{name}/{split}", _batches(rows))) for split, rows in found.items()])
 
 
-def _batches(rows: Any) -> Iterator[list[dict[str, Any]]]:
-    return (batch.to_pylist() for batch in rows.with_format("arrow").iter(BATCH))
+def _batches(rows: Any) -> Iterable[pa.RecordBatch]:
+    tables = rows.with_format("arrow").iter(BATCH)
+    return (batch for table in tables for batch in table.to_batches())

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prefdata.ahead import ahead
+from prefdata.chat.messages import as_text
 from prefdata.chat.template import TemplateRefusal, require_unicode
 from prefdata.errors import ModelError
 from prefdata.ids import Message
@@ -87,7 +89,7 @@ class PairwiseReward:
         """
         if self.format is not None:
             return require_unicode(fill(self.format, messages, first=first, second=second))
-        turns = "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        turns = "\n\n".join(f"{message['role']}: {as_text(message)}" for message in messages)
         asked = fill(LAYOUT, [{"role": "user", "content": ""}], conversation=turns, first=first, second=second)
         user = {"role": "user", "content": asked}
         return self._chat.text([user], answer_next=False, holds=(first, second))
@@ -113,7 +115,7 @@ class PairwiseReward:
         self._classifier.close()
 
     def _prepared(self, matches: list[Match]) -> _Window:
-        prompts: dict[tuple[tuple[str, str], ...], int] = {}
+        prompts: dict[tuple[Any, ...], int] = {}
         places: dict[str, tuple[int, list[str]]] = {}
         lost = []
         for match in matches:
@@ -122,7 +124,7 @@ class PairwiseReward:
             except TemplateRefusal as error:
                 lost.append(Verdict(match.key, None, error.verdict, rationale=str(error)))
                 continue
-            prompt = prompts.setdefault(tuple((m["role"], m["content"]) for m in match.messages), len(prompts))
+            prompt = prompts.setdefault(tuple(tuple(message.items()) for message in match.messages), len(prompts))
             places.setdefault(text, (prompt, []))[1].append(match.key)
         ids = self._chat.encode(list(places), complete=True)
         rows = [Row(text, row, *place) for (text, place), row in zip(places.items(), ids, strict=True)]

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import model_validator
 
+from prefdata.chat.messages import as_text
 from prefdata.errors import UsageError, did_you_mean
 from prefdata.ids import Message
 from prefdata.specs import Spec, how, what
@@ -68,7 +69,7 @@ class _Asking(Spec):
     def _shown(self, conversation: Sequence[Message], said: Mapping[str, str | None]) -> str:
         users = [str(turn["content"]) for turn in conversation if turn["role"] == "user"]
         values = {
-            "conversation": "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in conversation),
+            "conversation": "\n\n".join(f"{turn['role']}: {as_text(turn)}" for turn in conversation),
             "prompt": users[-1] if users else "",
             **said,
         }

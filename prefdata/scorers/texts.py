@@ -83,7 +83,7 @@ class Texts:
             except TemplateRefusal as error:
                 refused.append(Scored(item.key, None, error.reason, None, {"error": str(error)}))
                 continue
-            key = (item.tools, *((m["role"], m["content"]) for m in item.messages))
+            key = (item.tools, *(tuple(message.items()) for message in item.messages))
             prompt = prompts.setdefault(key, len(prompts))
             places.setdefault(text, (prompt, []))[1].append(item.key)
         ids = self.encode(list(places))

@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefdata.claims import Claims
 from prefdata.errors import InputError
-from prefdata.ids import without_nulls
+from prefdata.ids import continued
 from prefdata.progress import Progress
 from prefdata.scorers.protocol import Item, Scored, Scorer
 from prefdata.shares import Shares
 from prefdata.storage.key_index import CandidateKeySet
 from prefdata.store import Appender, Partition, Run
-from prefdata.tables import PROMPTS, SCORES
+from prefdata.tables import CANDIDATES, PROMPTS, SCORES
 from prefdata.views import merged_prompts, prompt_sources, twins
 
 SHARE = 4096
@@ -29,7 +30,7 @@ SHARE = 4096
 _KEPT = ["candidate_id", "prompt_id", *SCORES.copied]
 """What a row of scores repeats of its candidate."""
 
-_COLUMNS = [*(name for name in _KEPT if name != "sampler"), "text", "status"]
+_COLUMNS = [*(name for name in _KEPT if name != "sampler"), "text", "message", "status"]
 _PROMPT = ["prompt_id", "messages", "tools", "reference", "metadata"]
 
 Row = dict[str, Any]
@@ -68,7 +69,8 @@ class Scoring:
             earlier = CandidateKeySet(twins(sampler, self.samplers[:number]))
             for part in sampler.readable():
                 for batch_number, batch in enumerate(pq.ParquetFile(part).iter_batches(SHARE, columns=_COLUMNS)):
-                    rows = pl.DataFrame(batch).with_columns(sampler=pl.lit(sampler.name))
+                    rows = pl.DataFrame(CANDIDATES.upgrade(pa.table(batch), _COLUMNS))
+                    rows = rows.with_columns(sampler=pl.lit(sampler.name))
                     own = rows.filter(pl.Series(~earlier.has(rows["candidate_id"]), dtype=pl.Boolean))
                     yield f"{sampler.name}-{part.stem}-{batch_number:05d}", own.to_dicts()
 
@@ -95,10 +97,11 @@ class Scoring:
         def items() -> Iterator[Item]:
             for row in rows:
                 in_flight[row["candidate_id"]] = [{name: row[name] for name in _KEPT}, len(scorer.outputs)]
-                if row["status"] == "ok":
+                status = "not_text" if row["status"] == "ok" and not _is_text(row["message"]) else row["status"]
+                if status == "ok":
                     yield item_of(row)
                 else:
-                    unanswered.append(row)
+                    unanswered.append({**row, "status": status})
 
         def without_answer() -> Iterator[Scored]:
             while unanswered:
@@ -142,12 +145,21 @@ def with_prompts(run: Run, rows: list[Row]) -> list[Row]:
     return [{**row, **found[row["prompt_id"]]} for row in rows]
 
 
+def _is_text(message: str | None) -> bool:
+    """Whether a response's text is all that a scorer should read: it calls no tool, and has one turn."""
+    if message is None:
+        return True
+    turns = json.loads(message)
+    return isinstance(turns, dict) and not turns.get("tool_calls")
+
+
 def item_of(row: Row) -> Item:
     """A candidate with its prompt, as scorers see it."""
+    messages, response = continued(row["messages"], row["text"])
     return Item(
         key=row["candidate_id"],
-        messages=tuple(without_nulls(row["messages"])),
-        response=row["text"],
+        messages=tuple(messages),
+        response=response,
         truncated=row["finish_reason"] == "length",
         reference=row["reference"],
         metadata=row["metadata"],

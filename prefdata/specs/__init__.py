@@ -2,7 +2,8 @@
 
 from prefdata.specs.base import Group, Spec, difference, flag_of, group_of, how, what
 from prefdata.specs.deciding import EVERYTHING, ExportSpec, FilterSpec, PairSpec, SelectSpec
-from prefdata.specs.generating import EngineSpec, HardwareSpec, IngestSpec, ModelSpec, SampleSpec, VllmSpec
+from prefdata.specs.generating import EngineSpec, HardwareSpec, ModelSpec, SampleSpec, VllmSpec
+from prefdata.specs.ingest import IngestKind, IngestSpec
 from prefdata.specs.rank import (
     AggregateSpec,
     CalibrateSpec,
@@ -31,6 +32,7 @@ __all__ = [
     "Group",
     "HardwareSpec",
     "ImplicitSpec",
+    "IngestKind",
     "IngestSpec",
     "JudgeSpec",
     "MeanLogprobSpec",

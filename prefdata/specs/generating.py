@@ -1,4 +1,4 @@
-"""What ingest and sample are asked to do."""
+"""What sample is asked to do."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, model_validator
 
 from prefdata.ids import digest
-from prefdata.specs.base import Condition, Group, Spec, how, what
+from prefdata.specs.base import Condition, Group, how, what
 from prefdata.specs.chat import ChatSpec
 from prefdata.spreads import (
     Count,
@@ -26,60 +26,6 @@ from prefdata.spreads import (
 
 _NOT_SAMPLING = ("max_tokens", "logprobs", "on_long")
 """Settings that decide how long a response may be or what is stored of it, and not how its tokens are sampled."""
-
-
-class IngestSpec(Spec):
-    """`prefdata ingest`: files in, prompts out, and with `--as candidates` answers and scores that exist already."""
-
-    model_config = ConfigDict(populate_by_name=True)
-    step: ClassVar[str] = "ingest"
-    may_be_empty: ClassVar[tuple[str, ...]] = ("system",)
-
-    kind: Literal["prompts", "candidates", "comparisons"] = what(
-        "prompts",
-        "What to read: the prompts alone, with them the answers that the rows hold, or verdicts on two answers.",
-        alias="as",
-    )
-    layout: str | None = what(None, "How a row says its prompt (found out from the columns unless named).")
-    test: float = what(0.1, "Share of prompts that go to the test split where the rows do not say.", ge=0, le=1)
-    seed: int = what(0, "Seed of the split and of the instructions.", ge=0)
-    system: str | None = what(None, "A system message put before every prompt that has none.")
-    instructions: str | None = what(
-        None, "Put an instruction into each first user turn, for Ghost Attention: a YAML file, or gatt."
-    )
-    on_duplicates: Literal["merge", "error"] = what(
-        "merge", "What to do with a prompt that occurs twice (as candidates: with an answer that does)."
-    )
-    on_bad_rows: Literal["error", "drop"] = what("error", "What to do with a row that cannot be used.")
-    score: tuple[str, ...] = how(
-        (),
-        "as candidates: a column of scores beside the answers, as COLUMN or NAME=COLUMN; each becomes a scorer. "
-        "-COLUMN where the smallest is best.",
-    )
-    source: str | None = how(None, "Name of this set of prompts (the first file's name unless given).")
-
-    @property
-    def score_columns(self) -> tuple[tuple[str | None, str], ...]:
-        """The columns of scores, each with the name that its scorer is given, if it is; -COLUMN is to be turned."""
-        parts = (said.rpartition("=") for said in self.score)
-        return tuple((name or None, column) for name, _, column in parts)
-
-    @model_validator(mode="after")
-    def _scores_stand_beside_answers(self) -> Self:
-        if self.score and self.kind != "candidates":
-            raise ValueError("--score goes with --as candidates, and changes nothing here: leave it out")
-        if len(set(self.score_columns)) < len(self.score) or any(not column for _, column in self.score_columns):
-            raise ValueError(f"--score takes columns, each once, as COLUMN or NAME=COLUMN, not {', '.join(self.score)}")
-        words = ("rank", "ranking", "ranks")
-        if ranks := [column for _, column in self.score_columns if column.rpartition(".")[2] in words]:
-            raise ValueError(f"--score {ranks[0]}: the best rank is the smallest number; write --score=-{ranks[0]}")
-        return self
-
-    @model_validator(mode="after")
-    def _instructed_prompts_have_no_answers_yet(self) -> Self:
-        if self.instructions is not None and self.kind == "candidates":
-            raise ValueError("--instructions is for prompts: answers that exist already heed none of them")
-        return self
 
 
 def _no_key(name: str) -> str:

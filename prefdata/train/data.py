@@ -1,4 +1,4 @@
-"""Where training data comes from: a run directory, an export, a file, or a `datasets` name; all become rows.
+"""Where training data comes from: a run directory, or any input that `ingest` reads (an export, files, the hub).
 
 Rows of the split `test` are never trained on: they are what is evaluated.
 """
@@ -7,29 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from prefdata.errors import BadRow, InputError, NotReady
+from prefdata.errors import InputError, NotReady
 from prefdata.folders import Folder
-from prefdata.ids import ID_DIGITS, digest
+from prefdata.formats.dataset_info import NAME as INFO
+from prefdata.formats.files import RawRow
+from prefdata.formats.readers import HubName, hub_fingerprint, input_files, read
+from prefdata.formats.reading import Reader, ReadOptions
+from prefdata.ids import ID_DIGITS, digest, without_nulls
 from prefdata.lineage import SUCCESS_FILE
 from prefdata.store import Partition, Run
 from prefdata.tables import TABLES
-from prefdata.train.layouts import Kind, Row
+from prefdata.train.parsing import ItemStream, Kind, Needs
 
 LABEL = ("margin", "probability", "weight", "verdict")
 """What a run's pairs say of their labels."""
-
-SUFFIXES = (".parquet", ".jsonl", ".json")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -39,21 +38,26 @@ class Source:
     Attributes:
         name: as messages call it.
         parents: what it is, by name, and the id of its content.
-        read: its rows, and the lines that are broken.
+        read: its rows, each time it is called.
         run: the run directory that it is, or None.
     """
 
     name: str
     parents: dict[str, str]
-    read: Callable[[], Iterator[Row | BadRow]]
+    read: Callable[[], Iterator[RawRow]]
     run: Path | None = None
+
+    def items(self, needs: Needs, options: ReadOptions | None = None) -> ItemStream:
+        """What there is to learn from, one item at a time."""
+        options = replace(options or ReadOptions(), want=needs.want)
+        return ItemStream(Reader([self.name], options, read=lambda _: self.read()), needs, self.name)
 
 
 def find(data: Path | str, kind: Kind, *, part: str | None = None, demonstrations: str | None = None) -> Source:
     """The data at `data`, without reading its rows.
 
     Args:
-        data: a run directory, an export's folder, a Parquet, JSONL or JSON file, or a name for `datasets`.
+        data: a run directory, an export's folder, or whatever `ingest` reads: files, a pattern, a name for `datasets`.
         kind: what is wanted of it.
         part: which pairing (preferences) or selector (demonstrations) of a run.
         demonstrations: which demonstrations of a run, instead of a selector.
@@ -62,129 +66,73 @@ def find(data: Path | str, kind: Kind, *, part: str | None = None, demonstration
         InputError: there is no such thing, or it is none of these.
         NotReady: a run directory has no pairs yet.
     """
-    path = Path(data).expanduser()
-    if path.is_dir():
-        if any((path / table).is_dir() for table in TABLES):
-            run = Run(path)
-            return _preferences(run, part) if kind == "preferences" else _demonstrations(run, part, demonstrations)
-        return _export(path)
-    if path.is_file():
-        return Source(str(path), {path.name: _hash([path])}, lambda: _file_rows(path, None))
-    if path.suffix in SUFFIXES or path.is_absolute() or not _HUB_NAME.fullmatch(str(data)):
-        raise InputError(f"there is no file or folder {data}. Check the path.")
-    return _hub(str(data))
-
-
-def _export(path: Path) -> Source:
-    files = {split: sorted(path.glob(f"data/{split}-*.parquet")) for split in ("train", "test")}
-    if not files["train"]:
+    name = str(Path(data).expanduser()) if str(data).startswith("~") else str(data)
+    path = Path(name)
+    if path.is_dir() and any((path / table).is_dir() for table in TABLES):
+        run = Run(path)
+        return _preferences(run, part) if kind == "preferences" else _demonstrations(run, part, demonstrations)
+    files = _in_order(path) if path.is_dir() else input_files(name)
+    if path.is_dir() and not files:
         raise InputError(
-            f"{path} is neither a run directory (it has no {', '.join(TABLES)}) nor an export (it has no "
-            "data/train-*.parquet). Give one of these, or a Parquet or JSONL file."
+            f"{path} is neither a run directory (it has no {', '.join(TABLES)}) nor an export or a folder of data. "
+            "Give one of these, or a file."
         )
+    if path.is_dir():
+        _refuse_changed_export(path)
+    if not files:
+        read(name).close()  # type: ignore[attr-defined] # says what is wrong with the name
+        hub = HubName.of(name)
+        parents = {name: hub_fingerprint(hub)} if hub is not None else {name: digest(_hash_of_rows(read(name)))}
+        return Source(name, parents, lambda: read(name))
+    # How a dataset_info.json beside them says the columns are called is part of what they are.
+    beside = [info for folder in dict.fromkeys(file.parent for file in files) if (info := folder / INFO).is_file()]
+    return Source(name, {path.name: _hash([*files, *beside])}, lambda: read(name))
 
+
+def _refuse_changed_export(path: Path) -> None:
+    """Refuse an export whose data is not what was written.
+
+    Raises:
+        InputError: a file of it is damaged, was changed or is missing.
+    """
     export = Folder(path)
-    wrong = [*export.changed(), *export.missing()]
-    if wrong := [name for name in wrong if name.startswith("data/")]:
+    wrong = [name for name in (*export.changed(), *export.missing()) if name.startswith("data/")]
+    if wrong:
         raise InputError(
             f"{path / wrong[0]} is not what `prefdata export` wrote: it is damaged, was changed or is missing. Export "
             f"it again with --replace, or delete {path / SUCCESS_FILE} if you changed it on purpose."
         )
 
-    def read() -> Iterator[Row | BadRow]:
-        for split, parts in files.items():
-            for part in parts:
-                yield from _file_rows(part, split)
 
-    return Source(str(path), {path.name: _hash([*files["train"], *files["test"]])}, read)
-
-
-def _file_rows(path: Path, split: str | None) -> Iterator[Row | BadRow]:
-    readers = {".parquet": _parquet, ".jsonl": _jsonl, ".json": _json}
-    if path.suffix not in readers:
-        raise InputError(f"{path}: training data is read from {', '.join(SUFFIXES)}. Convert it, or ingest it first.")
-    for number, values in readers[path.suffix](path):
-        if isinstance(values, str):
-            yield BadRow(path.name, number, values)
-        else:
-            yield Row(path.name, number, split or str(values.get("split") or "train"), values)
+def _in_order(folder: Path) -> list[Path]:
+    """The files of a folder; of an export the training split first."""
+    files = input_files(str(folder))
+    return sorted(files, key=lambda file: (not file.name.startswith("train-"), file))
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        number = 0
-        for batch in pq.ParquetFile(path).iter_batches():
-            for values in batch.to_pylist():
-                number += 1
-                yield number, values
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not a Parquet file that can be read ({error}). Write it again.") from None
-
-
-def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, _object(line)
-
-
-def _object(line: bytes) -> Any:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        return f"not JSON: {error}"
-    return value if isinstance(value, dict) else "not a JSON object"
-
-
-def _json(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}). One object a line is JSONL: name it .jsonl.") from None
-    if not isinstance(values, list):
-        raise InputError(f"{path} should hold a list of objects.")
-    for number, value in enumerate(values, 1):
-        yield number, value if isinstance(value, dict) else "not a JSON object"
-
-
-def _hub(name: str) -> Source:
-    try:
-        import datasets
-    except ModuleNotFoundError:
-        raise InputError(
-            f"there is no file or folder {name}, and a name for `datasets` needs that library. "
-            "Check the path, or pip install 'prefdata[datasets]'."
-        ) from None
-    try:
-        loaded = datasets.load_dataset(name)
-    except Exception as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"there is no file or folder {name}, and datasets cannot load it ({said}).") from None
-    splits = {split: loaded[split] for split in ("train", "test") if split in loaded}
-    if "train" not in splits:
-        raise InputError(f"{name} has the splits {', '.join(loaded)}, and none is named train.")
-
-    def read() -> Iterator[Row | BadRow]:
-        for split, rows in splits.items():
-            yield from (Row(f"{name}[{split}]", i, split, values) for i, values in enumerate(rows, 1))
-
-    return Source(name, {name: digest([rows._fingerprint for rows in splits.values()])}, read)
+def _hash_of_rows(rows: Iterator[RawRow]) -> list[str]:
+    return [digest([row.row, str(row.values)]) for row in rows]
 
 
 def _preferences(run: Run, pairing: str | None) -> Source:
     pairs = run.only("pairs", pairing)
 
-    def read() -> Iterator[Row | BadRow]:
+    def read() -> Iterator[RawRow]:
         rows = pairs.read(["pair_id", "prompt_id", "chosen_id", "rejected_id", *LABEL])
         rows = rows.sort_by([("prompt_id", "ascending"), ("pair_id", "ascending")])  # as exports have them
         prompts, texts = _prompts(run), _texts(run)
         asked = _look_up(rows["prompt_id"], prompts, "prompt_id", pairs)
-        sides = [_look_up(rows[side], texts, "candidate_id", pairs)["text"] for side in ("chosen_id", "rejected_id")]
+        sides = [
+            _look_up(rows[side], texts, "candidate_id", pairs)[column]
+            for side in ("chosen_id", "rejected_id")
+            for column in ("text", "message")
+        ]
         columns = (asked["messages"], asked["tools"], asked["split"], *sides, *(rows[name] for name in LABEL))
-        for number, (messages, tools, split, chosen, rejected, *label) in enumerate(_zip(columns), 1):
-            values = {"prompt": messages, "tools": tools, **dict(zip(LABEL, label, strict=True))}
-            values |= {"chosen": [_said(chosen)], "rejected": [_said(rejected)]}
-            yield Row(str(pairs), number, split, values)
+        for number, (messages, tools, split, *said, of_margin, sure, weight, verdict) in enumerate(_zip(columns), 1):
+            label = dict(zip(LABEL, (of_margin, sure, weight, verdict), strict=True))
+            values = {"prompt": without_nulls(messages), "tools": tools, **label}
+            values |= {"chosen": turns_of(*said[:2]), "rejected": turns_of(*said[2:]), "split": split}
+            yield RawRow(str(pairs), number, values)
 
     return Source(str(pairs.path), {str(pairs): pairs.content}, read, run.path)
 
@@ -198,10 +146,10 @@ def _demonstrations(run: Run, selector: str | None, name: str | None) -> Source:
     else:
         part, of_part = run.only("selections", selector), _best
 
-    def read() -> Iterator[Row | BadRow]:
+    def read() -> Iterator[RawRow]:
         rows = of_part(part)
         asked = _look_up(rows["prompt_id"], _prompts(run), "prompt_id", part)
-        texts = _look_up(rows["candidate_id"], _texts(run), "candidate_id", part)["text"]
+        texts = _look_up(rows["candidate_id"], _texts(run), "candidate_id", part)
         yield from _imitate(str(part), asked, texts, rows["weight"] if "weight" in rows.column_names else None)
 
     return Source(str(part.path), {str(part): part.content}, read, run.path)
@@ -224,30 +172,35 @@ def _best(part: Partition) -> pa.Table:
 def _references(run: Run) -> Source:
     sources = run.all("prompts")
 
-    def read() -> Iterator[Row | BadRow]:
+    def read() -> Iterator[RawRow]:
         prompts = _prompts(run)
-        prompts = prompts.filter(prompts["reference"].is_valid()).sort_by("prompt_id")
+        prompts = prompts.filter(prompts["reference"].is_valid())
+        first = pc.index_in(pc.unique(prompts["prompt_id"]), value_set=prompts["prompt_id"])
+        prompts = prompts.take(first).sort_by("prompt_id")
         if not prompts.num_rows:
             raise NotReady(
                 f"no prompt of {run} has a reference answer to imitate: run `prefdata select {run} …` first."
             )
-        yield from _imitate("prompts", prompts, prompts["reference"])
+        references = pa.table({"text": prompts["reference"], "message": pa.nulls(prompts.num_rows, pa.string())})
+        yield from _imitate("prompts", prompts, references)
 
     return Source(f"{run.path}/prompts", {str(source): source.content for source in sources}, read, run.path)
 
 
 def _imitate(
-    file: str, asked: pa.Table, texts: pa.ChunkedArray, weights: pa.ChunkedArray | None = None
-) -> Iterator[Row]:
+    file: str, asked: pa.Table, responses: pa.Table, weights: pa.ChunkedArray | None = None
+) -> Iterator[RawRow]:
     weights = pa.chunked_array([pa.repeat(1.0, asked.num_rows)]) if weights is None else weights
-    columns = (asked["messages"], asked["tools"], asked["split"], texts, weights)
-    for number, (messages, tools, split, text, weight) in enumerate(_zip(columns), 1):
-        values = {"prompt": messages, "completion": [_said(text)], "tools": tools, "weight": weight}
-        yield Row(file, number, split, values)
+    columns = (asked["messages"], asked["tools"], asked["split"], responses["text"], responses["message"], weights)
+    for number, (messages, tools, split, text, message, weight) in enumerate(_zip(columns), 1):
+        values = {"prompt": without_nulls(messages), "completion": turns_of(text, message), "tools": tools}
+        yield RawRow(file, number, {**values, "weight": weight, "split": split})
 
 
-def _said(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
+def turns_of(text: str, message: str | None) -> list[dict[str, Any]]:
+    """A candidate's response as messages."""
+    turns = {"role": "assistant", "content": text} if message is None else json.loads(message)
+    return turns if isinstance(turns, list) else [turns]
 
 
 def _zip(columns: tuple[pa.ChunkedArray, ...]) -> Iterator[tuple[Any, ...]]:
@@ -255,12 +208,15 @@ def _zip(columns: tuple[pa.ChunkedArray, ...]) -> Iterator[tuple[Any, ...]]:
 
 
 def _prompts(run: Run) -> pa.Table:
-    tables = [part.read(["prompt_id", "messages", "tools", "reference", "split"]) for part in run.partitions("prompts")]
-    return pa.concat_tables(tables) if tables else TABLES["prompts"].empty()
+    """The prompts of all sources, those of the first ingested first."""
+    columns = ["prompt_id", "messages", "tools", "reference", "split", "source_number"]
+    tables = [part.read(columns) for part in run.partitions("prompts")]
+    tables.sort(key=lambda rows: (rows.num_rows and rows["source_number"][0].as_py()) or 0)
+    return pa.concat_tables(tables) if tables else TABLES["prompts"].empty().select(columns)
 
 
 def _texts(run: Run) -> pa.Table:
-    tables = [part.read(["candidate_id", "text"]) for part in run.partitions("candidates")]
+    tables = [part.read(["candidate_id", "text", "message"]) for part in run.partitions("candidates")]
     return pa.concat_tables(tables) if tables else TABLES["candidates"].empty()
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,16 +17,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from prefdata.chat.clock import began_on, dated
 from prefdata.chat.template import template_identity
 from prefdata.errors import InputError, SpecConflict, UsageError
-from prefdata.ids import FORMAT
+from prefdata.formats.files import RawRow
+from prefdata.formats.layout_maps import named_map
+from prefdata.formats.records import BadRowError
+from prefdata.ids import FORMAT, digest
 from prefdata.model_files import Kind, ModelFiles, identify
 from prefdata.progress import Progress, Watch, watched
 from prefdata.reports import Report
 from prefdata.store import Folder, Lineage, Outcome, State
 from prefdata.swaps import refuse_place
 from prefdata.train import data as sources
-from prefdata.train.layouts import Kind as Layout
-from prefdata.train.layouts import parse
-from prefdata.train.specs import DpoSpec, RmSpec, SftSpec, TrainSpec
+from prefdata.train.parsing import Kind as Layout
+from prefdata.train.parsing import Needs, contradicting
+from prefdata.train.specs import OF_FILES, DpoSpec, PreferenceSpec, RmSpec, SftSpec, TrainSpec
 
 if TYPE_CHECKING:
     from prefdata.train.batches import Tree
@@ -112,6 +114,7 @@ class _Training:
                 "model": self.files.revision,
                 "tokenizer": self.files.text_revision,
                 **template_identity(spec),
+                **({"layout": digest(named_map(spec.layout).model_dump(mode="json"))} if spec.layout else {}),
             },
             torch=version("torch"),
             transformers=version("transformers"),
@@ -151,6 +154,7 @@ class _Training:
         progress.phase("loading the model")
         loaded = models.load(self.files, self.spec, data.chat.tokenizer)
         self.folder.begin(self.lineage, replace=replace)
+        data.stream.reader.bad.put_aside(self.folder.path / "quarantine.jsonl")
         train, test = data.train.trees, data.test.trees
         objective, test_objective = self._objectives(loaded, train, test, progress)
 
@@ -201,19 +205,24 @@ class Prepared:
         spec, files, source = training.spec, training.files, training.source
         progress.phase("reading the data")
         self.step = spec.step
-        self.skipped: Counter[str] = Counter()
-        items = parse(
-            source.read(),
+        self.chat = load_chat(files, spec)
+        needs = Needs(
             training.kind,
-            source.name,
-            need_margin=isinstance(spec, RmSpec) and spec.use_margin,
-            need_probability=isinstance(spec, RmSpec | DpoSpec) and spec.soft_labels,
-            skipped=self.skipped,
-            on_bad_rows=spec.on_bad_rows,
+            margin=isinstance(spec, RmSpec) and spec.use_margin,
+            probability=isinstance(spec, RmSpec | DpoSpec) and spec.soft_labels,
+            template=self.chat.template is not None,
         )
+        if source.run is not None and (given := [name for name in OF_FILES if getattr(spec, name)]):
+            raise UsageError(f"--{given[0].replace('_', '-')} is for DATA in files, and {source.run} is a run.")
+        self.stream = source.items(needs, spec.read_options)
+        items = list(self.stream)
+        if isinstance(spec, PreferenceSpec) and spec.on_contradiction == "drop" and source.run is None:
+            left_out = contradicting(items)
+            items = [item for place, item in enumerate(items) if place not in left_out]
+            self.stream.skipped["contradiction"] += len(left_out)
+        self.skipped = self.stream.skipped + self.stream.reader.dropped
         self.count = len(items) + self.skipped.total()
         progress.phase("tokenising")
-        self.chat = load_chat(files, spec)
         encoder = Encoder(
             self.chat,
             longest(files, spec),
@@ -223,6 +232,8 @@ class Prepared:
         )
         self.train = encoder.encode([item for item in items if item.row.split != "test"])
         self.test = encoder.encode([item for item in items if item.row.split == "test"])
+        for row, problem in (*self.train.bad, *self.test.bad):
+            self.stream.reader.bad.add(RawRow(row.file, row.row, row.values), BadRowError(*problem))
         if not self.train.trees:
             raise UsageError(
                 f"{source.name}: nothing is left to train on ({_account(self.count, self.train.dropped)})."
@@ -238,7 +249,7 @@ class Prepared:
         dropped = {"held_out": len(self.test.trees)} if self.test.trees else {}
         for reason, count in [*(+self.skipped).items(), *self.train.dropped.items(), *self.test.dropped.items()]:
             dropped[reason] = dropped.get(reason, 0) + count
-        figures: dict[str, Any] = dict(+(self.train.figures + self.test.figures))
+        figures: dict[str, Any] = self.stream.figures() | dict(+(self.train.figures + self.test.figures))
         if self.chat.template is not None and (plain := len(self.train.trees) - self.train.conversations):
             figures["plain_texts"] = plain
             if not self.train.conversations:

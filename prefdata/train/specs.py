@@ -5,12 +5,19 @@ Nothing here imports torch: the command line reads these classes for its flags a
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import model_validator
 
 from prefdata.specs import Group, how, what
 from prefdata.specs.chat import ChatSpec
+
+if TYPE_CHECKING:
+    from prefdata.formats.reading import ReadOptions
+
+
+OF_FILES = ("layout", "ignore", "one_means", "verdict")
+"""Settings of data in files, which a run's tables do not have."""
 
 
 class TrainSpec(ChatSpec):
@@ -56,10 +63,25 @@ class TrainSpec(ChatSpec):
         "their responses (end token included). Each is counted.",
         group=Group.LENGTH,
     )
-    on_bad_rows: Literal["error", "drop"] = what(
+    layout: str | None = what(
+        None,
+        "DATA in files: how rows are read, by a layout's name or a YAML file (found from the columns unless given).",
+        group=Group.INPUT,
+    )
+    ignore: tuple[str, ...] = what(
+        (), "DATA in files: a column that is left out; may be given several times.", group=Group.INPUT
+    )
+    one_means: Literal["first", "second"] | None = what(
+        None,
+        "DATA in files: which response 1 stands for in verdicts of 0 and 1; it is never guessed.",
+        group=Group.INPUT,
+    )
+    verdict: str | None = what(None, "DATA in files: which verdict counts, where rows hold several.", group=Group.INPUT)
+    limit: int | None = what(None, "DATA in files: read this many rows only.", ge=1, group=Group.INPUT)
+    on_bad_rows: Literal["error", "drop", "quarantine"] = what(
         "error",
         "What happens to rows that cannot be used, or whose response the chat template refuses or changes: refuse the "
-        "data and name them, or leave them out. Each is counted.",
+        "data and name them, leave them out, or put them into OUT/quarantine.jsonl with the reason. Each is counted.",
         group=Group.INPUT,
     )
     seed: int = what(0, "Seed of the order of the data, of dropout and of new weights.", ge=0, group=Group.OPTIMISER)
@@ -83,6 +105,14 @@ class TrainSpec(ChatSpec):
         "has it, float32 elsewhere.",
         group=Group.HARDWARE,
     )
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How files are read."""
+        from prefdata.formats.reading import ReadOptions
+
+        names = (*OF_FILES, "limit", "on_bad_rows")
+        return ReadOptions(**{name: getattr(self, name) for name in names})
 
 
 class SftSpec(TrainSpec):
@@ -110,7 +140,17 @@ class SftSpec(TrainSpec):
         return self
 
 
-class RmSpec(TrainSpec):
+class PreferenceSpec(TrainSpec):
+    """What trainers on pairs are asked."""
+
+    on_contradiction: Literal["drop", "keep"] = what(
+        "drop",
+        "DATA in files: a pair and its reverse, which contradict each other: leave both out, or train on both.",
+        group=Group.INPUT,
+    )
+
+
+class RmSpec(PreferenceSpec):
     """A reward model: score the chosen answer above the rejected one."""
 
     step: ClassVar[str] = "train rm"
@@ -138,7 +178,7 @@ class RmSpec(TrainSpec):
         return self
 
 
-class DpoSpec(TrainSpec):
+class DpoSpec(PreferenceSpec):
     """Direct preference optimisation: prefer the chosen answer, without a reward model."""
 
     step: ClassVar[str] = "train dpo"

@@ -14,7 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,9 @@ from prefdata.chat.encoder import Chat, shared_prefix
 from prefdata.chat.responses import require_responses
 from prefdata.chat.template import TemplateRefusal, require_unicode
 from prefdata.errors import BadRow, BadRows, ModelError
+from prefdata.formats.bad_rows import OnBadRows
 from prefdata.train.batches import Ids, Tree
-from prefdata.train.layouts import Item, Turns
+from prefdata.train.parsing import Item, Row, Turns
 
 _END_WINDOW = 4
 """Tokens at the end of a response among which its end token must be: some templates write a line break after it."""
@@ -44,6 +45,7 @@ class Encoded:
         trees: the examples.
         rows: the places of their items.
         dropped: items that are left out, by reason.
+        bad: the rows of those that the template refuses or changes, and why.
         figures: items of which a report should tell, by what is to be told.
         ends: the tokens that end the responses.
         conversations: how many of the trees are conversations, and not plain texts.
@@ -52,6 +54,7 @@ class Encoded:
     trees: list[Tree] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    bad: list[tuple[Row, Problem]] = field(default_factory=list)
     figures: Counter[str] = field(default_factory=Counter)
     ends: set[int] = field(default_factory=set)
     conversations: int = 0
@@ -66,7 +69,7 @@ class Encoder:
         on_long: error, drop or truncate; what happens to longer ones. Truncation cuts the ends of responses.
         sampled: whether the model is one that is sampled from, so that a response must follow the prompt as it does
             there. A reward model reads whole conversations.
-        on_bad_rows: error or drop; what happens to items that the template refuses or changes.
+        on_bad_rows: what happens to items that the template refuses or changes; all but error leave them out.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Encoder:
         on_long: str = "error",
         *,
         sampled: bool = True,
-        on_bad_rows: Literal["error", "drop"] = "error",
+        on_bad_rows: OnBadRows = "error",
     ) -> None:
         self.chat, self.plain = chat, chat.plain()
         self.max_length, self.on_long = max_length, on_long
@@ -100,8 +103,9 @@ class Encoder:
             problem = tree if isinstance(tree, Problem) else self._fit(item, tree, out, place)
             if problem is None:
                 continue
-            if self.on_bad_rows == "drop" and problem.reason != "too_long":
+            if self.on_bad_rows != "error" and problem.reason != "too_long":
                 out.dropped[problem.reason] += 1
+                out.bad.append((item.row, problem))
             else:
                 bad.append(BadRow(item.row.file, item.row.row, problem.detail))
         if bad:

@@ -15,7 +15,7 @@ from prefdata.model_files import identify
 from prefdata.scorers.protocol import Item
 from prefdata.scorers.texts import Texts
 from prefdata.specs.chat import TemplateChoice
-from prefdata.train.layouts import Row, parse
+from prefdata.train.parsing import Row, parse
 from prefdata.train.tokens import Encoder
 
 USER = {"role": "user", "content": "How many legs has a spider?"}

@@ -288,7 +288,7 @@ def test_the_connection_writes_nothing_even_if_the_check_is_fooled(run: Run, aro
         ("values (1), (2)", 2),
         ("show tables", 4),
         ("describe (select 1)", 1),
-        ("summarize prompts", 8),
+        ("summarize prompts", 10),
         ("with recursive t(n) as (select 1 union all select n + 1 from t where n < 5) from t", 5),
         ("select 'copy (select 1) to x; drop view scores' -- ; drop view scores", 1),
         ("from (pivot scores on reason in ('a') using count(*) group by prompt_id)", 2),

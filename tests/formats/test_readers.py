@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from prefdata.errors import InputError
 from prefdata.formats.files import RawRow
-from prefdata.formats.readers import read, split_of
+from prefdata.formats.readers import input_name, read, split_of
 
 
 def put(path: Path, content: str | bytes) -> str:
@@ -104,12 +105,154 @@ def test_json_list_object_and_lines(tmp_path: Path) -> None:
     ]
     assert values(put(tmp_path / "b.json", '{"version": 2, "data": [{"p": 1}]}')) == [{"p": 1}]
     assert values(put(tmp_path / "c.json", '{"p": 1}\n{"p": 2}\n')) == [{"p": 1}, {"p": 2}]
-    with pytest.raises(InputError, match="one list of them under one of the keys data, rows"):
-        values(put(tmp_path / "d.json", '{"p": 1}'))
-    with pytest.raises(InputError, match="one list of them under one of the keys"):
-        values(put(tmp_path / "e.json", '{"data": [], "rows": []}'))
+    for whole in ('{"p": 1}', '{"data": [], "rows": []}', '{"data": [{"p": 1}], "rows": [{"p": 1}, {"p": 2}]}'):
+        with pytest.raises(
+            InputError, match=r"d\.json: a JSON file should be a list of objects, or an object with one"
+        ):
+            values(put(tmp_path / "d.json", whole))
     with pytest.raises(InputError, match=r"f\.json:2: broken JSON at column 7: Expecting value"):
         values(put(tmp_path / "f.json", '[{"p": 1},\n{"p": }]'))
+
+
+def test_rows_of_a_json_object(tmp_path: Path) -> None:
+    """As pandas and others write them: one list beside settings, columns, rows by name, objects over several lines."""
+    rows = [{"p": 1, "q": "a"}, {"p": 2, "q": "b"}]
+    for whole in (
+        {"version": 2, "data": rows},
+        {"p": [1, 2], "q": ["a", "b"]},
+        {"p": {"0": 1, "1": 2}, "q": {"0": "a", "1": "b"}},
+        {"0": rows[0], "1": rows[1]},
+        {"first": rows[0], "second": rows[1]},
+    ):
+        for text in (json.dumps(whole), json.dumps(whole, indent=2)):
+            assert values(put(tmp_path / "a.json", text)) == rows
+            assert len(values(put(tmp_path / "a.json", text + "\n"))) == 2
+    assert values(put(tmp_path / "a.json", "\n".join(json.dumps(row, indent=1) for row in rows))) == rows
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.ndjson"])
+def test_lists_called_jsonl_and_lines_called_json(tmp_path: Path, name: str) -> None:
+    rows = [{"p": ']\\" [', "n": number} for number in range(3)]
+    lines = "\n".join(map(json.dumps, rows))
+    for text in (json.dumps(rows), json.dumps(rows, indent=2), " \n" + json.dumps(rows), lines):
+        assert values(put(tmp_path / name, text)) == rows
+    broken = lines.replace('"n": 1}', '"n": 1')
+    assert [isinstance(value, dict) for value in values(put(tmp_path / name, broken))] == [True, False, True]
+
+
+def test_the_first_line_of_jsonl_may_be_the_broken_one(tmp_path: Path) -> None:
+    assert values(put(tmp_path / "a.jsonl", '{"p": \n{"p": 1}\n')) == [
+        "broken JSON at column 7: Expecting value",
+        {"p": 1},
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 1 << 20])
+def test_a_list_is_read_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """However it is cut: inside numbers, escapes, words and texts."""
+    monkeypatch.setattr("prefdata.formats.json_lists._PIECE", size)
+    rows = [{"p": "a\\\n\U0001f600" * 9, "n": -12.5e10, "m": [True, None, {}]}, {}, {"long": "x" * 100}]
+    text = json.dumps(rows, indent=1)
+    assert values(put(tmp_path / "a.json", text)) == rows
+    for broken, place in (
+        (text[:-1], ":15: broken JSON at column 1"),
+        (text + ",", ":15: there is more after the list"),
+    ):
+        with pytest.raises(InputError, match=place):
+            values(put(tmp_path / "a.json", broken))
+    with pytest.raises(InputError, match=r":1: broken JSON at column 12: Expecting ',' delimiter"):
+        values(put(tmp_path / "a.json", '[{"p": "x" "q": 1}, ' + text[1:]))
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl.zst", "a.json.zst", "a.csv.zst", "a.parquet.gz", "a.arrow.zst", "renamed.jsonl"]
+)
+def test_compressed_files(tmp_path: Path, name: str) -> None:
+    """Also where the name hides it: the first bytes tell."""
+    table, sink = pa.table({"p": ["x", "y"]}), pa.BufferOutputStream()
+    if ".parquet" in name:
+        pq.write_table(table, sink)
+    elif ".arrow" in name:
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        sink.write(b"p\nx\ny\n" if ".csv" in name else b'{"p": "x"}\n{"p": "y"}\n')
+    content = sink.getvalue().to_pybytes()
+    packed = gzip.compress(content) if name.endswith(".gz") else pa.compress(content, "zstd", asbytes=True)
+    path = put(tmp_path / name, packed)
+    assert values(path) == [{"p": "x"}, {"p": "y"}]
+    with pytest.raises(InputError, match=r"broken gzip file|not readable|cannot be read"):
+        values(put(Path(path), packed[:-6]))
+
+
+def test_arrow_files_and_streams(tmp_path: Path) -> None:
+    table = pa.table({"p": [f"p{i}" for i in range(2500)]})
+    for name, new in (("file.arrow", pa.ipc.new_file), ("stream.arrow", pa.ipc.new_stream)):
+        with pa.OSFile(str(tmp_path / name), "wb") as sink, new(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=700)
+        assert values(str(tmp_path / name)) == table.to_pylist()
+
+
+def test_padding_of_nested_columns_is_removed_and_a_null_in_jsonl_kept(tmp_path: Path) -> None:
+    """Each struct of a Parquet column has the keys of all the others, as nulls; a JSON null was written by somebody."""
+    tools = [{"name": "f", "arguments": {"title": "x"}}, {"name": "g", "arguments": {"currency": "y"}}]
+    row = {"p": "x", "empty": None, "calls": tools}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    assert values(str(tmp_path / "a.parquet")) == [row]
+    honest = {"p": "x", "calls": [{"name": "f", "arguments": {"title": None}}]}
+    assert values(put(tmp_path / "a.jsonl", json.dumps(honest))) == [honest]
+
+
+def test_csv_of_pandas_and_of_spreadsheets(tmp_path: Path) -> None:
+    assert values(put(tmp_path / "a.csv", ",prompt\n0,x\n1,y\n")) == [
+        {"": "0", "prompt": "x"},
+        {"": "1", "prompt": "y"},
+    ]
+    assert values(put(tmp_path / "b.csv", 'prompt;score\n"a;b";1,5\n')) == [{"prompt": "a;b", "score": "1,5"}]
+
+
+def test_globs_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name in ("b/test.jsonl", "b/train.jsonl", "a.jsonl", "c.txt"):
+        put(tmp_path / name, json.dumps({"p": name}))
+    assert values(str(tmp_path / "*" / "*.jsonl")) == [
+        {"p": "b/test.jsonl", "split": "test"},
+        {"p": "b/train.jsonl", "split": "train"},
+    ]
+    assert values(str(tmp_path / "**" / "*.jsonl"))[0] == {"p": "a.jsonl"}
+    with pytest.raises(InputError, match="no such file"):
+        values(str(tmp_path / "*.nothing"))
+
+
+@pytest.mark.parametrize("kind", ["lines", "list", "parquet", "gzip"])
+def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    rows = [{"p": "x"}, {"p": "y"}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    content = {
+        "lines": lines,
+        "list": json.dumps(rows).encode(),
+        "parquet": sink.getvalue().to_pybytes(),
+        "gzip": gzip.compress(lines),
+    }
+    monkeypatch.setattr("prefdata.formats.readers._SPOOLED", [])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content[kind])))
+    assert [(row.file, row.row, row.values) for row in read("-")] == [("-", 1, rows[0]), ("-", 2, rows[1])]
+    assert len(list(read("-"))) == 2  # it can be read again
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("a/films.jsonl", "films"),
+        ("films.json.gz", "films"),
+        ("films.v2.parquet", "films.v2"),
+        ("data", "data"),
+        ("-", "stdin"),
+    ],
+)
+def test_what_a_source_is_called(name: str, source: str) -> None:
+    assert input_name(name) == source
 
 
 def test_csv_cells_quotes_and_broken_records(tmp_path: Path) -> None:
@@ -167,10 +310,12 @@ def test_missing_files_and_unknown_extensions(tmp_path: Path) -> None:
         read(str(tmp_path / "nowhere" / "x.jsonl"))
     with pytest.raises(InputError, match=r"data/x\.jsonl: no such file, and no folder data\.$"):
         read("data/x.jsonl")
-    with pytest.raises(InputError, match=r"the extension '\.xlsx' is not known\. Known, also with \.gz: \.jsonl, "):
+    with pytest.raises(
+        InputError, match=r"the extension '\.xlsx' is not known\. Known, also with \.gz or \.zst: \.jsonl, "
+    ):
         read(put(tmp_path / "a.xlsx", "x"))
-    with pytest.raises(InputError, match=r"the extension '\.zst' is not known"):
-        read(put(tmp_path / "a.jsonl.zst", "x"))
+    with pytest.raises(InputError, match=r"the extension '\.xz' is not known"):
+        read(put(tmp_path / "a.jsonl.xz", "x"))
 
 
 def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
@@ -210,6 +355,12 @@ def test_splits_come_from_the_names_of_files_where_there_are_several(tmp_path: P
         ("Test.jsonl", "test"),
         ("validation", "test"),
         ("dev", "test"),
+        ("valid1", "test"),
+        ("test_prefs", "test"),
+        ("train_prefs", "train"),
+        ("sft_heldout", "test"),
+        ("evaluation", "test"),
+        ("train_test", None),
         ("trains", None),
         ("testset", None),
         ("all", None),
@@ -232,17 +383,20 @@ def test_a_dataset_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     asked = []
 
-    def load(*name: Any) -> Any:
-        asked.append(name)
+    def load(*name: Any, split: str | None, revision: str | None) -> Any:
+        asked.append((*name, split, revision))
         rows = datasets.Dataset.from_list([{"question": "q"}])
-        return datasets.DatasetDict(train=rows, test=rows)
+        return rows if split else datasets.DatasetDict(train=rows, test=rows)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert [(row.file, row.row, row.values) for row in read("org/name:main")] == [
         ("org/name:main/train", 1, {"question": "q", "split": "train"}),
         ("org/name:main/test", 1, {"question": "q", "split": "test"}),
     ]
-    assert asked == [("org/name", "main")]
+    assert [(row.file, row.values) for row in read("org/name@v1.0::test_prefs")] == [
+        ("org/name@v1.0::test_prefs", {"question": "q"})
+    ]
+    assert asked == [("org/name", "main", None, None), ("org/name", None, "test_prefs", "v1.0")]
 
 
 def test_a_hub_that_cannot_be_reached_and_datasets_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

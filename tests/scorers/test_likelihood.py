@@ -148,8 +148,8 @@ def test_the_trainer_sums_the_same_tokens(tmp_path, make_policy, template):
     from transformers import AutoModelForCausalLM
 
     from prefdata.train.batches import collate
-    from prefdata.train.layouts import Row, parse
     from prefdata.train.logps import sequence_logps
+    from prefdata.train.parsing import Row, parse
     from prefdata.train.tokens import Encoder
 
     folder = make_policy(tmp_path / "m", tokenizer={} if template == "chat" else {"chat_template": None})

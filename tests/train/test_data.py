@@ -16,7 +16,7 @@ from prefdata.specs import Spec
 from prefdata.store import Lineage, Run
 from prefdata.tables import CANDIDATES, DEMONSTRATIONS, PAIRS, PROMPTS, SELECTIONS, TABLES
 from prefdata.train.data import find
-from prefdata.train.layouts import Item, Row, parse
+from prefdata.train.parsing import Item, Row, parse
 from prefdata.train.runs import train_dpo, train_sft
 from prefdata.train.specs import DpoSpec, SftSpec
 

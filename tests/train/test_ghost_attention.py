@@ -26,7 +26,7 @@ from prefdata.specs import ExportSpec, IngestSpec, PairSpec, SampleSpec, SelectS
 from prefdata.store import Lineage, Run
 from prefdata.tables import CANDIDATES, SCORES, Table
 from prefdata.train.data import find
-from prefdata.train.layouts import Kind, parse
+from prefdata.train.parsing import Kind, parse
 from prefdata.train.runs import train_sft
 from prefdata.train.specs import SftSpec
 from prefdata.train.tokens import Encoder

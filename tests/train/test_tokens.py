@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from prefdata.chat.encoder import Chat
 from prefdata.errors import BadRows, ModelError
-from prefdata.train.layouts import Row, parse
+from prefdata.train.parsing import Row, parse
 from prefdata.train.tokens import Encoded, Encoder
 
 BOS, EOS, EOT = 1, 2, 3
@@ -146,9 +146,10 @@ def test_special_tokens_in_texts_become_those_tokens_and_are_counted(tokenizer: 
 
 def test_what_the_template_refuses_is_named_by_row(tokenizer: Any) -> None:
     tool = {"role": "tool", "content": "42"}
-    row = {**chat(), "prompt": [*turns("hi"), tool]}
+    row = {**chat(), "prompt": [*turns("hi", "a call"), tool]}
     with pytest.raises(
-        BadRows, match=r"x:2: the chat template of tiny refuses this conversation \(user, tool.*: unknown role tool"
+        BadRows,
+        match=r"x:2: the chat template of tiny refuses this conversation \(user, assistant, tool.*: unknown role tool",
     ):
         encode(tokenizer, "preferences", chat(), row)
 

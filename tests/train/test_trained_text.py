@@ -18,7 +18,7 @@ from prefdata.explore.reward_models import from_data, score_pairs
 from prefdata.model_files import identify
 from prefdata.scorers.likelihood import MeanLogprob
 from prefdata.scorers.reward_model import RewardModel
-from prefdata.train.layouts import Row, parse
+from prefdata.train.parsing import Row, parse
 from prefdata.train.runs import train_dpo, train_rm, train_sft
 from prefdata.train.specs import DpoSpec, RmSpec, SftSpec
 from prefdata.train.tokens import Encoder
@@ -195,12 +195,12 @@ def test_a_policy_is_trained_behind_the_prompt_that_it_is_sampled_with(model, tm
 
 
 @pytest.mark.parametrize("trainer", ["rm", "dpo"])
-def test_sides_that_trimming_makes_one_are_dropped_as_identical(model, tmp_path, write_jsonl, trainer):
+def test_sides_that_differ_in_white_space_alone_are_dropped(model, tmp_path, write_jsonl, trainer):
     train, spec = {"rm": (train_rm, RmSpec), "dpo": (train_dpo, DpoSpec)}[trainer]
     data = write_jsonl(tmp_path / "x.jsonl", chats(("Maybe.", "Maybe. "), (" Yes.", "No."), ("Yes.", "No.")))
     report = train(data, spec(model=str(model(LLAMA_3))), tmp_path / "out").report
-    assert (report.rows_out, report.dropped) == (2, {"identical_as_rendered": 1})
-    assert report.figures["whitespace_changed_by_template"] == 2
+    assert (report.rows_out, report.dropped) == (2, {"same_text": 1})
+    assert report.figures["whitespace_changed_by_template"] == 1
 
 
 def test_rows_that_cannot_be_read_are_dropped_and_counted_too(model, tmp_path, write_jsonl):
@@ -211,15 +211,17 @@ def test_rows_that_cannot_be_read_are_dropped_and_counted_too(model, tmp_path, w
     with pytest.raises(BadRows, match="3 bad rows"):
         train_sft(data, SftSpec(model=folder), tmp_path / "out")
     report = train_sft(data, SftSpec(model=folder, on_bad_rows="drop"), tmp_path / "out").report
-    assert (report.rows_in, report.rows_out, report.dropped) == (5, 1, {"bad_row": 3, "not_unicode": 1})
+    assert (report.rows_in, report.rows_out, report.dropped) == (5, 2, {"no_prompt": 2, "broken": 1})
+    assert report.figures["lone_surrogates"] == 1
 
 
-def test_half_a_surrogate_is_a_bad_row_and_no_crash(model, tmp_path):
+def test_half_a_surrogate_is_replaced_and_counted(model, tmp_path):
     (tmp_path / "x.jsonl").write_text('{"prompt": "q", "chosen": "half \\ud83c", "rejected": "b"}\n')
     for template in (CHATML, None):
-        with pytest.raises(BadRows, match=r"x\.jsonl:1: the text is not Unicode: it holds \\ud83c, half of"):
-            train_dpo(tmp_path / "x.jsonl", DpoSpec(model=str(model(template))), tmp_path / "out")
+        report = train_dpo(tmp_path / "x.jsonl", DpoSpec(model=str(model(template))), tmp_path / "out").report
+        assert (report.rows_out, report.figures["lone_surrogates"]) == (1, 1)
         shutil.rmtree(tmp_path / "model")
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_marks_that_leave_a_response_out_are_named(model, tmp_path, write_jsonl):

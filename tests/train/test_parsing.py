@@ -1,4 +1,4 @@
-"""Every layout that trains, and every row that does not, with its place and what is wrong with it."""
+"""Rows that train, and rows that do not: each with its place and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from prefdata.errors import BadRows, InputError
 from prefdata.train.data import find
-from prefdata.train.layouts import Item, parse
+from prefdata.train.parsing import Item, parse
 
 
 def user(text: str) -> dict[str, str]:
@@ -79,44 +79,65 @@ GOOD = {"prompt": [user("q")], "chosen": [assistant("a")], "rejected": [assistan
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"rejected": None}, "rejected is null"),
-        ({"prompt": None}, "prompt is null"),
-        ({"chosen": []}, "chosen is empty"),
-        ({"chosen": [assistant("  ")]}, "chosen is empty"),
-        ({"chosen": [assistant("b")]}, "chosen and rejected are identical"),
-        ({"chosen": [user("a")]}, "chosen should begin and end with a message of the assistant, not of the user"),
-        ({"chosen": [{"role": "assistant"}]}, "message 1 of chosen should have the texts role and content"),
-        ({"chosen": [{"role": "bot", "content": "a"}]}, 'message 1 of chosen has the role "bot"'),
-        ({"chosen": "a"}, "one of chosen and rejected is a text and the other a conversation"),
-        ({"chosen": 3}, "chosen is a int, and should be a text or a list"),
-        ({"prompt": [user("q"), assistant("x")]}, "the prompt ends with a message of the assistant, not the user"),
-        ({"prompt": [user("q"), {"role": "system", "content": "s"}, user("r")]}, "a system message stands after"),
+        ({"rejected": None}, "rejected is missing, or null"),
+        ({"prompt": None}, "there is no prompt"),
+        ({"chosen": []}, "chosen is missing, or null"),
+        ({"chosen": [user("a")]}, "chosen and rejected do not begin with what the prompt says"),
+        ({"chosen": [{"role": "assistant"}]}, "the content of message 1 is null"),
+        ({"chosen": [{"role": "wizard", "content": "a"}]}, "message 1 has the role 'wizard'"),
+        ({"chosen": 3}, "chosen should be a text, a message or a conversation, not 3"),
+        ({"prompt": [user("q"), {"role": "system", "content": "s"}, user("r")]}, "message 2 is system, after user"),
         ({"weight": -1.0}, "weight is -1.0"),
-        ({"weight": None}, "weight is None"),
-        ({"weight": float("nan")}, "weight is nan"),
-        ({"margin": "big"}, "margin is 'big'"),
-        ({"tools": "{"}, "tools is not JSON"),
+        ({"weight": float("nan")}, "weight should be a number, not nan"),
+        ({"margin": "big"}, "margin should be a number, not 'big'"),
+        ({"tools": "{"}, "tools should be a list"),
     ],
 )
 def test_bad_preferences(tmp_path: Path, write_jsonl: Any, change: Any, problem: str) -> None:
-    path = write_jsonl(tmp_path / "x.jsonl", [GOOD, {**GOOD, **change}, GOOD])
+    good = {**GOOD, "weight": 1, "margin": 1}
+    path = write_jsonl(tmp_path / "x.jsonl", [good, {**good, **change}, good])
     with pytest.raises(BadRows) as caught:
         read(path, "preferences")
     (bad,) = caught.value.rows
-    assert (bad.file, bad.row) == ("x.jsonl", 2)
+    assert (bad.file, bad.row) == (str(path), 2)
     assert bad.problem.startswith(problem)
 
 
-def test_bad_lines_and_bad_rows_are_told_together(tmp_path: Path, write_jsonl: Any) -> None:
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"chosen": "a"}, CHAT),
+        ({"chosen": [{"role": "bot", "content": "a"}]}, CHAT),
+        ({"weight": None}, CHAT),
+        (
+            {"prompt": [user("q"), assistant("x")]},
+            ([user("q")], ([assistant("xa")], [assistant("xb")])),  # what the assistant has begun
+        ),
+    ],
+)
+def test_rows_that_were_refused_before(tmp_path: Path, write_jsonl: Any, change: Any, expected: Any) -> None:
+    (item,) = read(write_jsonl(tmp_path / "x.jsonl", [{**GOOD, **change}]), "preferences")
+    assert (item.prompt, item.answers) == expected
+
+
+def test_pairs_that_teach_nothing_are_left_out_and_counted(tmp_path: Path, write_jsonl: Any) -> None:
+    same, empty = {**GOOD, "chosen": [assistant("b")]}, {**GOOD, "chosen": [assistant("  ")]}
+    skipped: Counter[str] = Counter()
+    path = write_jsonl(tmp_path / "x.jsonl", [GOOD, same, empty])
+    assert len(read(path, "preferences", skipped=skipped)) == 1
+    assert skipped == {"same_text": 1, "empty": 1}
+
+
+def test_bad_lines_and_bad_rows_are_reported_together(tmp_path: Path, write_jsonl: Any) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", [GOOD, {**GOOD, "chosen": None}, [1], {"prompt": "q", "chosen": "a"}])
     path.write_text(path.read_text() + '{"prompt": \n')
     with pytest.raises(BadRows) as caught:
         read(path, "preferences")
     assert [(bad.row, bad.problem.split(":")[0]) for bad in caught.value.rows] == [
-        (2, "chosen is null"),
-        (3, "not a JSON object"),
-        (4, "rejected is missing"),
-        (5, "not JSON"),
+        (2, "chosen is missing, or null"),
+        (3, "not an object but list"),
+        (4, "rejected is missing, or null"),
+        (5, "broken JSON at column 12"),
     ]
 
 
@@ -128,9 +149,10 @@ def test_margin_is_asked_for_only_by_those_who_use_it(tmp_path: Path, write_json
 
 
 def test_probability_is_read_only_where_it_is_asked_for(tmp_path: Path, write_jsonl: Any) -> None:
-    path = write_jsonl(tmp_path / "x.jsonl", [{**GOOD, "probability": 0.75}, {**GOOD, "probability": "high"}])
-    assert [item.probability for item in read(path, "preferences")] == [1.0, 1.0]
-    with pytest.raises(BadRows, match="probability is 'high'"):
+    rows = [{**GOOD, "probability": 0.75}, {**GOOD, "probability": 0.5}, {**GOOD, "probability": "high"}]
+    path = write_jsonl(tmp_path / "x.jsonl", rows)
+    assert [item.probability for item in read(path, "preferences")] == [1.0, 1.0, 1.0]
+    with pytest.raises(BadRows, match=r"x\.jsonl:3: probability is missing, or no number"):
         read(path, "preferences", need_probability=True)
     (item,) = read(
         write_jsonl(tmp_path / "y.jsonl", [{**GOOD, "probability": 0.75}]), "preferences", need_probability=True
@@ -151,14 +173,14 @@ def test_ties_are_left_out_and_counted(tmp_path: Path, write_jsonl: Any) -> None
     path = write_jsonl(tmp_path / "x.jsonl", [tie, {**GOOD, "verdict": "chosen"}, tie])
     assert len(read(path, "preferences", skipped=skipped)) == 1
     assert +skipped == {"tie": 2}
-    with pytest.raises(InputError, match="all 2 rows are ties"):
+    with pytest.raises(InputError, match=r"all rows are left out \(tie 2\)"):
         read(write_jsonl(tmp_path / "y.jsonl", [tie, tie]), "preferences")
 
 
 def test_unknown_layout_lists_the_known_ones(tmp_path: Path, write_jsonl: Any) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", [{"question": "q", "good": "a"}])
     with pytest.raises(
-        InputError, match="the columns question, good, and preferences come as prompt, chosen, rejected"
+        InputError, match=r"no row says which of two responses is better \(layout question, responses in good\)"
     ):
         read(path, "preferences")
 
@@ -167,10 +189,10 @@ def test_unknown_layout_lists_the_known_ones(tmp_path: Path, write_jsonl: Any) -
     ("name", "text", "said"),
     [
         ("x.jsonl", "", "it is empty"),
-        ("x.json", "{}", "should hold a list"),
-        ("x.json", "[", "is not JSON"),
-        ("x.parquet", "no", "is not a Parquet file"),
-        ("x.csv", "a,b", "training data is read from .parquet, .jsonl, .json"),
+        ("x.json", "{}", "a JSON file should be a list of objects"),
+        ("x.json", "[", "broken JSON at column 2"),
+        ("x.parquet", "no", "not readable as Parquet"),
+        ("x.csv", "a,b", "it is empty"),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, text: str, said: str) -> None:
@@ -180,9 +202,9 @@ def test_bad_files(tmp_path: Path, name: str, text: str, said: str) -> None:
 
 
 def test_missing_file_and_strange_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no file or folder"):
+    with pytest.raises(InputError, match="none: no such file"):
         find(tmp_path / "none", "preferences")
-    with pytest.raises(InputError, match=r"there is no file or folder nothing\.jsonl"):
+    with pytest.raises(InputError, match=r"nothing\.jsonl: no such file"):
         find("nothing.jsonl", "preferences")
     with pytest.raises(InputError, match=r"neither a run directory .* nor an export"):
         find(tmp_path, "preferences")
@@ -191,11 +213,11 @@ def test_missing_file_and_strange_folder(tmp_path: Path) -> None:
 def test_a_hub_name_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
 
-    def refuse(name: str) -> None:
+    def refuse(*names: str, **options: object) -> None:
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(InputError, match=r"datasets cannot load it \(no network\)"):
+    with pytest.raises(InputError, match=r"cannot be reached \(no network\)"):
         find("nobody/nothing", "preferences")
 
 
@@ -204,7 +226,7 @@ def test_a_dataset_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     made = datasets.DatasetDict(
         {"train": datasets.Dataset.from_list([GOOD]), "test": datasets.Dataset.from_list([GOOD])}
     )
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: made)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: made)
     items = read("some/data", "preferences")
     assert [(item.row.split, item.prompt, item.answers) for item in items] == [("train", *CHAT), ("test", *CHAT)]
 
@@ -214,7 +236,7 @@ def test_an_export_folder_has_both_splits(tmp_path: Path) -> None:
     for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
         pq.write_table(pa.Table.from_pylist([GOOD, GOOD]), tmp_path / "data" / f"{name}.parquet")
     items = read(tmp_path, "preferences")
-    assert [item.row.split for item in items] == ["train"] * 4 + ["test"] * 2
+    assert sorted(item.row.split for item in items) == ["test"] * 2 + ["train"] * 4
     assert {(str(item.prompt), str(item.answers)) for item in items} == {(str(CHAT[0]), str(CHAT[1]))}
     before = find(tmp_path, "preferences").parents
     pq.write_table(pa.Table.from_pylist([GOOD]), tmp_path / "data" / "test-00000-of-00001.parquet")

@@ -1,17 +1,20 @@
-"""Every form in which answers that exist already come, and every row in which they are broken."""
+"""Every form in which responses come, and every row in which they are broken."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
-from prefdata.formats.answers import Answer, AnsweredRow, apart
+from prefdata.errors import InputError
+from prefdata.formats.detection import detect
 from prefdata.formats.files import RawRow
-from prefdata.formats.layouts import detect
+from prefdata.formats.layouts import Layout
+from prefdata.formats.records import BadRowError, Record
 
 USER, SYSTEM = {"role": "user", "content": "Hi"}, {"role": "system", "content": "Be brief"}
+Found = tuple[str, str, str | None]
+"""A response: its kind, text and model."""
 
 
 def said(text: str) -> dict[str, str]:
@@ -22,31 +25,36 @@ def gpt(text: str) -> dict[str, str]:
     return {"from": "gpt", "value": text}
 
 
-def chosen(text: str, model: str | None = None) -> Answer:
-    return Answer("chosen", text, model)
+def chosen(text: str, model: str | None = None) -> Found:
+    return ("chosen", text, model)
 
 
-def rejected(text: str, model: str | None = None) -> Answer:
-    return Answer("rejected", text, model)
+def rejected(text: str, model: str | None = None) -> Found:
+    return ("rejected", text, model)
 
 
-def response(text: str, model: str | None = None) -> Answer:
-    return Answer("response", text, model)
+def response(text: str, model: str | None = None) -> Found:
+    return ("response", text, model)
+
+
+def record(values: dict[str, Any]) -> Record:
+    return Layout(detect([values], "f")).record(RawRow("f", 1, values))
+
+
+def split_off(values: dict[str, Any]) -> tuple[list[dict[str, str]], list[Found], dict[str, Any]]:
+    """A row's messages, responses and metadata; a reference in a column of its own as one more response."""
+    found = record(values)
+    texts = {one.text for one in found.responses if one.kind == "reference"}
+    references = [("reference", text, None) for text, _ in found.references if text not in texts]
+    responses = [(one.kind, one.text, one.model) for one in found.responses]
+    return list(found.messages), [*responses, *references], found.metadata
 
 
 BOTH = [chosen("good"), rejected("bad")]
 
 
-def split_off(values: dict[str, Any]) -> tuple[list[dict[str, str]], list[Answer], dict[str, Any]]:
-    """A row's messages, answers and metadata."""
-    (row,) = apart([RawRow("f", 1, values)])
-    assert isinstance(row, AnsweredRow), row.problem
-    prompt = detect([row.values], "f").prompt(row.values)
-    return prompt.messages, row.all(prompt.reference), json.loads(prompt.metadata or "{}")
-
-
 @pytest.mark.parametrize(
-    ("values", "messages", "answers"),
+    ("values", "messages", "responses"),
     [
         # TRL: texts, messages, a prompt in the conversations, a prompt beside whole conversations
         ({"prompt": "Hi", "chosen": "good", "rejected": "bad"}, [USER], BOTH),
@@ -160,77 +168,118 @@ def split_off(values: dict[str, Any]) -> tuple[list[dict[str, str]], list[Answer
         ({"prompt": "Hi", "response": "a", "helpfulness": 3}, [USER], [response("a")]),
         ({"question": "Hi", "solution": "a", "model": "m"}, [USER], [response("a", "m")]),
         # references: alpaca, SFT, conversations; and KTO, whose answers may be unwanted
-        ({"instruction": "Hi", "input": "", "output": "a"}, [USER], [Answer("reference", "a")]),
+        ({"instruction": "Hi", "input": "", "output": "a"}, [USER], [("reference", "a", None)]),
         ({"instruction": "Hi", "output": "a", "generator": "m"}, [USER], [response("a", "m")]),
         ({"question": "Hi", "output": "", "model": "m"}, [USER], [response("", "m")]),
-        ({"messages": [SYSTEM, USER, said("a")]}, [SYSTEM, USER], [Answer("reference", "a")]),
-        ({"prompt": "Hi", "completion": "a"}, [USER], [Answer("reference", "a")]),
-        ({"prompt": [USER], "completion": [said("a")]}, [USER], [Answer("reference", "a")]),
+        ({"messages": [SYSTEM, USER, said("a")]}, [SYSTEM, USER], [("reference", "a", None)]),
+        ({"prompt": "Hi", "completion": "a"}, [USER], [("reference", "a", None)]),
+        ({"prompt": [USER], "completion": [said("a")]}, [USER], [("reference", "a", None)]),
         ({"prompt": "Hi", "completion": "a", "label": False}, [USER], [response("a")]),
         ({"messages": [USER, said("a")], "kto_tag": True}, [USER], [response("a")]),
-        ({"prompt": "Hi", "chosen": "good", "answer": "a"}, [USER], [chosen("good"), Answer("reference", "a")]),
+        ({"prompt": "Hi", "chosen": "good", "answer": "a"}, [USER], [chosen("good"), ("reference", "a", None)]),
         # no answer
         ({"prompt": "Hi", "chosen": None, "completions": [], "label": True}, [USER], []),
-        ({"prompt": "Hi", "completions": ["a step", "another"], "labels": [True, False]}, [USER], []),
     ],
 )
-def test_answers(values: dict[str, Any], messages: list[dict[str, str]], answers: list[Answer]) -> None:
+def test_responses(values: dict[str, Any], messages: list[dict[str, str]], responses: list[Found]) -> None:
     found = split_off(values)
     assert found[0] == messages
-    assert found[1] == answers
+    assert found[1] == responses
 
 
-def test_what_stands_beside_is_kept() -> None:
-    assert split_off(
+def test_stepwise_data_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"Step-wise supervision .*: step-wise data has no table here"):
+        split_off({"prompt": "Hi", "completions": ["a step", "another"], "labels": [True, False]})
+
+
+def test_what_stands_beside_a_response_is_its_own_and_no_metadata_of_the_prompt() -> None:
+    """Labels, ratings, annotations: kept on the prompt, those of the first row would stand for all."""
+    ultra = record(
         {
             "instruction": "Hi",
             "completions": [{"model": "m", "response": "a", "annotations": {"honesty": {"Rating": "5"}}}],
             "models": ["m"],
         }
-    )[2] == {"completions": [{"model": "m", "annotations": {"honesty": {"Rating": "5"}}}], "models": ["m"]}
-    assert split_off({"prompt": "Hi", "responses": ["a", "b"], "rewards": [0.5, 1]})[2] == {"rewards": [0.5, 1]}
-    assert split_off({"prompt": "Hi", "response_0": "a", "response_1": "b", "better_response_id": 1})[2] == {
-        "better_response_id": 1
-    }
+    )
+    assert ultra.responses[0].attributes == {"model": "m", "annotations": {"honesty": {"Rating": "5"}}}
+    assert ultra.metadata == {}
+    listed = record({"prompt": "Hi", "responses": ["a", "b"], "rewards": [0.5, 1], "id": 3})
+    assert [one.attributes for one in listed.responses] == [{"rewards": 0.5}, {"rewards": 1}]
+    assert listed.metadata == {"id": 3}
+    numbered = record({"prompt": "Hi", "response_0": "a", "response_1": "b", "is_response_0_safe": True, "score_1": 2})
+    assert [one.attributes for one in numbered.responses] == [{"is_safe": True}, {}]
+    sides = record({"prompt": "Hi", "chosen": "a", "chosen-rating": 5, "rejected": "b", "score_rejected": 1})
+    assert [one.attributes for one in sides.responses] == [{"rating": 5}, {"score": 1}]
 
 
 @pytest.mark.parametrize(
     ("values", "reason", "problem"),
     [
-        ({"prompt": "Hi", "chosen": []}, "not_text", "chosen should be a text, a message or a conversation"),
-        ({"prompt": "Hi", "chosen": 3}, "not_text", "chosen should be a text"),
+        ({"prompt": "Hi", "chosen": 3, "rejected": "b"}, "not_text", "chosen should be a text, a message"),
         (
-            {"prompt": "Hi", "chosen": [said("a"), USER]},
-            "answer_turns",
-            "chosen answers with the turns assistant, user",
+            {"prompt": "Hi", "chosen": [said("a"), USER], "rejected": said("b")},
+            "response_turns",
+            "chosen has the turns assistant, user, and should begin and end",
         ),
         (
             {"chosen": [USER, said("a")], "rejected": [SYSTEM, USER, said("a")]},
-            "answer_turns",
-            "chosen answers with the turns user, assistant",
-        ),
-        (
-            {"chosen": [USER, said("a")], "rejected": [USER, said("b"), USER, said("c")]},
-            "answer_turns",
-            "rejected answers with the turns assistant, user, assistant",
+            "no_prompt",
+            "there is no prompt: chosen and rejected do not start alike",
         ),
         (
             {"prompt": "Hello", "chosen": [USER, said("a")], "rejected": [USER, said("b")]},
             "two_prompts",
-            "chosen and rejected do not begin with what prompt says",
+            "prompt and the conversation hold two different prompts",
+        ),
+        (
+            {"prompt": [SYSTEM, USER], "chosen": [USER, said("a")], "rejected": [USER, said("b")]},
+            "two_prompts",
+            "chosen and rejected do not begin with what the prompt says",
         ),
         ({"prompt": "Hi", "chosen": [{"role": "x", "content": "a"}]}, "unknown_role", "message 1 has the role 'x'"),
-        ({"prompt": "Hi", "responses": ["a", None]}, "not_text", "responses should be a list of texts"),
-        ({"prompt": "Hi", "completions": [{"response": "a"}, {"response": None}]}, "not_text", "completions should be"),
+        ({"prompt": "Hi", "responses": "a"}, "not_text", "responses should be a list of responses, not 'a'"),
+        ({"prompt": "Hi", "completions": [{"response": 3}]}, "not_text", "completions[0] should be a text"),
         ({"prompt": "Hi", "response": 3}, "not_text", "response should be a text"),
+        (
+            {"prompt": "Hi", "response": {"text": "a", "answer": "b"}},
+            "not_text",
+            "response is an object with several texts, and not a text",
+        ),
     ],
 )
-def test_broken_answers(values: dict[str, Any], reason: str, problem: str) -> None:
-    (row,) = apart([RawRow("f", 7, values)])
-    assert (row.file, row.row, row.reason) == ("f", 7, reason)
-    assert (row.problem or "").startswith(problem)
+def test_broken_responses(values: dict[str, Any], reason: str, problem: str) -> None:
+    """Among rows that are as they should be: the layout is that of most rows."""
+    good = {
+        "prompt": {"prompt": "Hi", "chosen": "a", "rejected": "b"},
+        "responses": {"prompt": "Hi", "responses": ["a"]},
+        "completions": {"prompt": "Hi", "completions": [{"response": "a"}]},
+        "response": {"prompt": "Hi", "response": "a"},
+    }
+    kind = next((name for name in ("responses", "completions", "response") if name in values), "prompt")
+    layout = Layout(detect([values, *[values if "prompt" not in values else good[kind]] * 2], "f"))
+    with pytest.raises(BadRowError) as caught:
+        layout.record(RawRow("f", 7, values))
+    assert (caught.value.reason, str(caught.value)[: len(problem)]) == (reason, problem)
+
+
+def test_a_null_in_a_list_of_responses_drops_that_response_alone() -> None:
+    """distilabel writes a null where a generation failed; models and ratings beside it stay where they belong."""
+    values = {
+        "prompt": "Hi",
+        "generations": ["a", None, "c"],
+        "generation_models": ["m", "n", "o"],
+        "ratings": [5, None, 3],
+    }
+    layout = Layout(detect([values], "f"))
+    found = layout.record(RawRow("f", 1, values)).responses
+    assert [(one.text, one.model, one.attributes) for one in found] == [
+        ("a", "m", {"ratings": 5}),
+        ("c", "o", {"ratings": 3}),
+    ]
+    assert layout.notes == {"null responses": 1}
 
 
 def test_a_broken_row_stays_broken() -> None:
-    row = RawRow("f", 7, problem="not JSON")
-    assert list(apart([row])) == [row]
+    layout = Layout(detect([{"prompt": "Hi"}], "f"))
+    with pytest.raises(BadRowError, match="not JSON"):
+        layout.record(RawRow("f", 7, problem="not JSON"))

@@ -1,0 +1,75 @@
+"""What to do with rows that cannot be used: refuse them all at once, leave them out, or put them aside."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from prefdata.errors import BadRow, BadRows
+from prefdata.formats.files import RawRow
+from prefdata.formats.records import BadRowError
+
+OnBadRows = Literal["error", "drop", "quarantine"]
+
+_HELD = 10_000
+"""Bad rows that are named at most; the others are counted."""
+
+HINT = "Nothing was written; fix them, or leave them out with --on-bad-rows drop."
+
+
+class BadRowLog:
+    """The bad rows of one reading.
+
+    Attributes:
+        policy: what becomes of them.
+        reasons: how many there are, by reason.
+    """
+
+    def __init__(self, policy: OnBadRows = "error") -> None:
+        self.policy = policy
+        self.reasons: Counter[str] = Counter()
+        self._rows: list[BadRow] = []
+        self._aside: list[dict[str, Any]] = []
+
+    def __len__(self) -> int:
+        return self.reasons.total()
+
+    @property
+    def rows(self) -> list[BadRow]:
+        """The bad rows, the first of them."""
+        return self._rows
+
+    def add(self, row: RawRow, error: BadRowError) -> None:
+        """Count a bad row."""
+        self.reasons[error.reason] += 1
+        if len(self._rows) < _HELD:
+            self._rows.append(BadRow(row.file, row.row, str(error)))
+        if self.policy == "quarantine":
+            place = {"file": row.file, "row": row.row, "reason": error.reason, "problem": str(error)}
+            self._aside.append({**place, "values": row.values})
+
+    def refuse(self, *, any_left: bool) -> None:
+        """Refuse what was read, where bad rows are not to be left out or no other is left.
+
+        Raises:
+            BadRows: all of them, by place.
+        """
+        if len(self) and (self.policy == "error" or not any_left):
+            hint = HINT if any_left else "Nothing was written."
+            raise BadRows(self._rows, hint=hint, count=len(self))
+
+    def put_aside(self, path: Path) -> None:
+        """Write the bad rows, each with its place and what is wrong, to a JSONL file; an old one goes."""
+        from prefdata.formats.layouts import plain
+
+        if self.policy != "quarantine":
+            return
+        if not self._aside:
+            path.unlink(missing_ok=True)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as file:
+            for row in self._aside:
+                file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")

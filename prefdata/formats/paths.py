@@ -1,0 +1,65 @@
+"""Paths into a row: keys in one another, elements of lists, and texts that name a column by what another holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from prefdata.formats.names import plain_name
+
+Getter = Callable[[Mapping[str, Any]], Any]
+
+_PLACE = re.compile(r"\{([^{}]+)\}")
+
+
+def dig(values: Any, path: str) -> Any:
+    """The value at a path, or None: the key itself; else dots lead inwards, a number picks of a list, * takes all."""
+    if isinstance(values, Mapping):
+        if path in values:
+            return values[path]
+        first, dot, rest = path.partition(".")
+        return dig(values[first], rest) if dot and first in values else None
+    if isinstance(values, list):
+        first, dot, rest = path.partition(".")
+        if first == "*":
+            return [dig(one, rest) if dot else one for one in values]
+        number = int(first) if re.fullmatch(r"-?\d+", first) else None
+        if number is None or not -len(values) <= number < len(values):
+            return None
+        return dig(values[number], rest) if dot else values[number]
+    return None
+
+
+def getter(path: str) -> Getter:
+    """A function that finds the value at a path, which may have other paths in braces."""
+    if _PLACE.search(path):
+        return lambda values: dig(values, filled(path, values))
+    if "." not in path:
+        return lambda values: values.get(path)
+    return lambda values: dig(values, path)
+
+
+def filled(text: str, values: Mapping[str, Any]) -> str:
+    """A text with the values at the paths in braces: `response_{better_response_id}`. 1.0 is written as 1."""
+
+    def value_at(match: re.Match[str]) -> str:
+        value = dig(values, match[1])
+        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+    return _PLACE.sub(value_at, text)
+
+
+def columns_of(path: str) -> list[str]:
+    """The columns of a row that a path reads: its first key, and those in braces."""
+    inner = _PLACE.findall(path)
+    return [one.partition(".")[0] for one in inner] or [path.partition(".")[0]]
+
+
+def resolved(path: str, columns: Sequence[str]) -> str:
+    """A path whose first key is written as one of the columns is, where it differs in case or separators alone."""
+    first, dot, rest = path.partition(".")
+    if path in columns or first in columns or "{" in path:
+        return path
+    same = [column for column in columns if plain_name(column) == plain_name(first)]
+    return f"{same[0]}{dot}{rest}" if len(same) == 1 else path

@@ -1,0 +1,132 @@
+"""What ingest is asked to do."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import ConfigDict, model_validator
+
+from prefdata.specs.base import Group, Spec, how, what
+
+IngestKind = Literal["prompts", "candidates", "pairs", "unpaired", "comparisons", "demonstrations"]
+
+
+JUDGED: tuple[IngestKind, ...] = ("pairs", "comparisons", "demonstrations")
+"""What verdicts on two responses are read for."""
+
+
+class IngestSpec(Spec):
+    """`prefdata ingest`: files in, prompts out, and with `--as` what else the rows hold."""
+
+    model_config = ConfigDict(populate_by_name=True)
+    step: ClassVar[str] = "ingest"
+    may_be_empty: ClassVar[tuple[str, ...]] = ("system",)
+
+    kind: IngestKind = what(
+        "prompts",
+        "What to read: prompts (and references), candidates (the responses, with --score their scores), pairs (which "
+        "response is preferred), unpaired (responses labelled good or bad), comparisons (verdicts, with annotators) or "
+        "demonstrations (responses to imitate).",
+        alias="as",
+        group=Group.INPUT,
+    )
+    layout: str | None = what(
+        None,
+        "How rows are read: a layout's name, or a YAML file of your own (found from the columns unless given).",
+        group=Group.INPUT,
+    )
+    ignore: tuple[str, ...] = what((), "A column that is left out; may be given several times.", group=Group.INPUT)
+    one_means: Literal["first", "second"] | None = what(
+        None,
+        "Verdicts of 0 and 1: which response 1 stands for. Files differ, and it is never guessed.",
+        group=Group.LABELS,
+    )
+    verdict: str | None = what(
+        None, "Which verdict counts, where rows hold several (better, safer).", group=Group.LABELS
+    )
+    ties: Literal["drop", "keep"] = what(
+        "drop",
+        "as pairs: leave ties out, or keep them as rows whose verdict is tie, which no trainer prefers by.",
+        group=Group.LABELS,
+    )
+    on_contradiction: Literal["drop", "keep", "tie"] = what(
+        "drop",
+        "as pairs: a pair and its reverse, which contradict each other: leave both out, keep both, or a tie.",
+        group=Group.LABELS,
+    )
+    join: tuple[str, ...] = what(
+        (),
+        "Another file, whose columns are put beside each row: questions beside responses. NAME=FILE puts them under "
+        "NAME, as NAME.column. May be given several times.",
+        group=Group.INPUT,
+    )
+    on: tuple[str, ...] = what(
+        (),
+        "with --join, once for each: the column that both have, or COLUMN=OTHER; OTHER may be @row, the row's number "
+        "from 0. Several with commas between.",
+        group=Group.INPUT,
+    )
+    test: float = what(
+        0.1, "Share of prompts that go to the test split where the rows do not say.", ge=0, le=1, group=Group.PROMPTS
+    )
+    seed: int = what(0, "Seed of the split and of the instructions.", ge=0, group=Group.PROMPTS)
+    system: str | None = what(None, "A system message put before every prompt that has none.", group=Group.PROMPTS)
+    instructions: str | None = what(
+        None,
+        "Put an instruction into each first user turn, for Ghost Attention: a YAML file, or gatt.",
+        group=Group.PROMPTS,
+    )
+    on_duplicates: Literal["merge", "error"] = what(
+        "merge",
+        "What to do with a prompt that occurs twice (as candidates: with a response that does).",
+        group=Group.INPUT,
+    )
+    on_bad_rows: Literal["error", "drop", "quarantine"] = what(
+        "error",
+        "What to do with a row that cannot be used: refuse the file, leave it out, or put it into RUN/quarantine with "
+        "the reason.",
+        group=Group.INPUT,
+    )
+    limit: int | None = what(None, "Read this many rows only.", ge=1, group=Group.INPUT)
+    score: tuple[str, ...] = how(
+        (),
+        "as candidates: a column of scores beside the responses, as COLUMN or NAME=COLUMN; each becomes a scorer; true "
+        "is 1. -COLUMN where the smallest is best.",
+        group=Group.LABELS,
+    )
+    source: str | None = how(None, "Name of what is read (the first file's name unless given).", group=Group.OUTPUT)
+
+    @property
+    def score_columns(self) -> tuple[tuple[str | None, str], ...]:
+        """The columns of scores, each with the name that its scorer is given, if it is; -COLUMN has its sign turned."""
+        parts = (one.rpartition("=") for one in self.score)
+        return tuple((name or None, column) for name, _, column in parts)
+
+    @model_validator(mode="after")
+    def _scores_stand_beside_responses(self) -> Self:
+        if self.score and self.kind != "candidates":
+            raise ValueError("--score goes with --as candidates, and changes nothing here: leave it out")
+        if len(set(self.score_columns)) < len(self.score) or any(not column for _, column in self.score_columns):
+            raise ValueError(f"--score takes columns, each once, as COLUMN or NAME=COLUMN, not {', '.join(self.score)}")
+        words = ("rank", "ranking", "ranks")
+        if ranks := [column for _, column in self.score_columns if column.rpartition(".")[2] in words]:
+            raise ValueError(f"--score {ranks[0]}: the best rank is the smallest number; write --score=-{ranks[0]}")
+        return self
+
+    @model_validator(mode="after")
+    def _joined_on_something(self) -> Self:
+        if len(self.join) != len(self.on):
+            raise ValueError("--join FILE and --on COLUMN go together, one for one")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_that_only_some_kinds_use(self) -> Self:
+        self.check_use("kind", ties=("pairs",), on_contradiction=("pairs",))
+        self.check_use("kind", verdict=JUDGED, one_means=JUDGED)
+        return self
+
+    @model_validator(mode="after")
+    def _instructed_prompts_have_no_responses_yet(self) -> Self:
+        if self.instructions is not None and self.kind != "prompts":
+            raise ValueError("--instructions is for prompts: responses that exist already heed none of them")
+        return self

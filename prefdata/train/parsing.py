@@ -1,0 +1,280 @@
+"""What training adds to the reading of data: records become items, a prompt with the responses to learn from.
+
+Preferences: a prompt, a chosen and a rejected response, with weight, margin and the probability that the label holds.
+Demonstrations: a prompt and a response to imitate. All layouts are those of `prefdata.formats`. A prompt and responses
+that are texts (TRL's standard layouts) are trained as plain text, conversations through the model's chat template;
+transcripts through it where the model has one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prefdata.chat.messages import for_template
+from prefdata.errors import BadRow, InputError
+from prefdata.formats.bad_rows import OnBadRows
+from prefdata.formats.files import RawRow
+from prefdata.formats.reading import Reader, ReadOptions
+from prefdata.formats.records import BadRowError, Record, Response, no_pair
+from prefdata.specs.ingest import IngestKind
+
+Kind = Literal["demonstrations", "preferences"]
+Message = dict[str, Any]
+Turns = list[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row as it was read: where from, which split it belongs to, and its values."""
+
+    file: str
+    row: int
+    split: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A prompt and its responses (one for a demonstration; chosen and rejected for a preference).
+
+    All parts are texts, or all are conversations, whose messages are as chat templates read them. With `every_turn` the
+    assistant's turns of the prompt may be trained on as well, where the chat template marks them.
+    """
+
+    prompt: str | Turns
+    answers: tuple[str | Turns, ...]
+    weight: float
+    margin: float | None
+    tools: list[Any] | None
+    row: Row
+    every_turn: bool
+    probability: float = 1.0
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What training needs of data.
+
+    Attributes:
+        kind: preferences or demonstrations.
+        margin: whether each pair needs one.
+        probability: whether each pair needs the probability that its label is right.
+        template: whether the model has a chat template; without one a transcript is trained as the text it is.
+    """
+
+    kind: Kind
+    margin: bool = False
+    probability: bool = False
+    template: bool = True
+
+    @property
+    def want(self) -> IngestKind:
+        """What is asked of the reader."""
+        return "pairs" if self.kind == "preferences" else "demonstrations"
+
+
+@dataclass
+class ItemStream:
+    """Items of a reading, one at a time; what became of the other rows is known at the end.
+
+    Attributes:
+        skipped: rows that make no item although nothing is wrong with them, by reason.
+        kept: columns that were not used, and in how many rows.
+    """
+
+    reader: Reader
+    needs: Needs
+    name: str
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def __iter__(self) -> Iterator[Item]:
+        """The items, in the order of the rows.
+
+        Raises:
+            InputError: there are no rows, their columns are of no known layout, or lack one that a setting asks for.
+            BadRows: rows that cannot be used, all of them, unless they are left out.
+        """
+        made = 0
+        for row, record in self.reader.records():
+            try:
+                found = list(self._items(row, record))
+            except BadRowError as error:
+                self.reader.bad.add(row, error)
+                continue
+            made += len(found)
+            yield from found
+        self.reader.bad.refuse(any_left=made > 0 or not len(self.reader.bad))
+        if not made:
+            what = f"{self.name} has no {self.needs.kind} to train on: {self._why()}."
+            raise InputError(f"{what} Check the file, or the step that made it.")
+
+    def figures(self) -> dict[str, Any]:
+        """What a report tells of the reading: the layouts, and what was not used."""
+        reader = self.reader
+        figures: dict[str, Any] = {"layout": ", ".join(dict.fromkeys(one.layout for one in reader.layouts.values()))}
+        if reader.surrogates:
+            figures["lone_surrogates"] = reader.surrogates
+        figures |= {name.replace(" ", "_"): count for name, count in reader.notes.items()}
+        if unused := [*reader.kept, *reader.not_kept]:
+            figures["not_used"] = ", ".join(unused)
+        return figures
+
+    def _why(self) -> str:
+        if self.skipped:
+            reasons = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in self.skipped.items())
+            return f"all rows are left out ({reasons})"
+        return "its rows hold none" if self.reader.rows else "it is empty"
+
+    def _items(self, row: RawRow, record: Record) -> Iterator[Item]:
+        if self.needs.kind == "demonstrations":
+            return self._demonstrations(row, record)
+        return self._preferences(row, record)
+
+    def _preferences(self, row: RawRow, record: Record) -> Iterator[Item]:
+        self._refuse_absent(row)
+        preferences = record.preferences()
+        if not preferences:
+            self.skipped["no_verdict"] += 1
+        for verdict, _ in preferences:
+            if verdict.probability == 0.5:
+                self.skipped["tie"] += 1
+                continue
+            sides = (verdict.first, verdict.second) if verdict.probability > 0.5 else (verdict.second, verdict.first)
+            pair = [record.responses[side] for side in sides]
+            if reason := no_pair(*pair):
+                self.skipped[reason] += 1
+                continue
+            yield self._item(row, record, pair, probability=record.certainty(verdict))
+
+    def _demonstrations(self, row: RawRow, record: Record) -> Iterator[Item]:
+        responses = record.demonstrations()
+        if not responses and record.responses:
+            self.skipped["labelled_bad"] += 1
+            return
+        if not responses:
+            raise BadRowError("no_response", "it holds no response to imitate")
+        for response in responses:
+            if response.empty:
+                self.skipped["empty"] += 1
+                continue
+            every_turn, weight = _turn_weights(record, response)
+            yield self._item(row, record, [response], every_turn=every_turn, weight=weight)
+
+    def _refuse_absent(self, row: RawRow) -> None:
+        """Refuse data that lacks a column which a setting asks for.
+
+        Raises:
+            InputError: the first row does not have it.
+        """
+        asked_by = {"margin": "--use-margin", "probability": "--soft-labels"}
+        for column, flag in asked_by.items():
+            if getattr(self.needs, column) and self.reader.rows <= 1 and column not in row.values:
+                raise InputError(
+                    f"{self.name} has no column {column}, which {flag} asks for. An export has it without "
+                    "--strict-columns, and a run always."
+                )
+
+    def _item(
+        self, row: RawRow, record: Record, responses: Sequence[Response], *, probability: float = 1.0,
+        every_turn: bool = False, weight: float = 1.0,
+    ) -> Item:  # fmt: skip
+        weight = record.weight if record.weight is not None else weight
+        if weight < 0:
+            raise BadRowError("weight", f"weight is {weight}, and should be a number from 0 up")
+        if self.needs.margin and record.margin is None:
+            raise BadRowError("margin", "margin is missing, and use_margin asks for it")
+        if self.needs.probability and record.probability is None and not record.verdicts:
+            raise BadRowError("probability", "probability is missing, or no number, and soft_labels asks for it")
+        if self.needs.probability and not 0 <= probability <= 1:
+            raise BadRowError("probability", f"probability is {probability}, and should be from 0 to 1")
+        place = Row(row.file, row.row, record.split or "train", row.values)
+        tools = None if record.tools is None else json.loads(record.tools)
+        sure = probability if self.needs.probability else 1.0
+        prompt, answers = self._parts(record, responses)
+        return Item(prompt, answers, weight, record.margin, tools, place, every_turn, sure)
+
+    def _parts(self, record: Record, responses: Sequence[Response]) -> tuple[str | Turns, tuple[str | Turns, ...]]:
+        plain = record.plain is not None and (not record.is_transcript or not self.needs.template)
+        if plain and all(response.plain is not None for response in responses):
+            return record.plain or "", tuple(str(response.plain) for response in responses)
+        messages = [for_template(message) for message in record.messages]
+        turns = [[for_template(turn) for turn in response.turns] for response in responses]
+        if record.messages[-1].get("prefill"):  # what the assistant has begun belongs to each of the responses
+            begun = messages.pop()["content"]
+            turns = [[{**first, "content": begun + first["content"]}, *rest] for first, *rest in turns]
+        return messages, tuple(turns)
+
+
+def contradicting(items: Sequence[Item]) -> set[int]:
+    """The places of items that say of two responses to a prompt what another one says the other way round."""
+    places: dict[bytes, list[tuple[bool, int]]] = {}
+    for place, item in enumerate(items):
+        sides = [json.dumps(side) for side in item.answers]
+        asked = json.dumps([item.prompt, item.tools, *sorted(sides)])
+        key = hashlib.blake2b(asked.encode(), digest_size=16).digest()
+        places.setdefault(key, []).append((sides == sorted(sides), place))
+    return {place for found in places.values() if len({way for way, _ in found}) > 1 for _, place in found}
+
+
+def _turn_weights(record: Record, response: Response) -> tuple[bool, float]:
+    """Whether all the assistant's turns are trained, and the weight of the last.
+
+    Raises:
+        BadRowError: some of them are, or they weigh differently, which training does not do.
+    """
+    weights = [message.get("weight") for message in record.messages if message["role"] == "assistant"]
+    last = response.turns[-1].get("weight")
+    own = 1.0 if last is None else last
+    given = {1.0 if weight is None else weight for weight in weights}
+    if not given or given == {own}:
+        return "messages" in response.names, own
+    if given == {0.0}:
+        return False, own
+    raise BadRowError(
+        "turn_weights", "its turns have different loss weights; training takes all of them, or the last alone"
+    )
+
+
+def parse(
+    rows: Iterable[RawRow | Row | BadRow],
+    kind: Kind,
+    name: str,
+    *,
+    need_margin: bool = False,
+    need_probability: bool = False,
+    skipped: Counter[str] | None = None,
+    on_bad_rows: OnBadRows = "error",
+    template: bool = True,
+) -> list[Item]:
+    """The rows as items, in their order; `skipped` is where those that make none are counted.
+
+    Raises:
+        InputError: there are no rows, or their columns are of no known layout.
+        BadRows: rows that cannot be used, all of them.
+    """
+    needs = Needs(kind, need_margin, need_probability, template)
+    options = ReadOptions(on_bad_rows=on_bad_rows, want=needs.want)
+    stream = ItemStream(_reader_of(rows, name, options), needs, name)
+    items = list(stream)
+    if skipped is not None:
+        skipped.update(stream.skipped + stream.reader.dropped)
+    return items
+
+
+def _reader_of(rows: Iterable[RawRow | Row | BadRow], name: str, options: ReadOptions) -> Reader:
+    """A reader of rows that are in memory."""
+    listed = [_raw(row) for row in rows]
+    return Reader([name], options, read=lambda _: iter(listed))
+
+
+def _raw(row: RawRow | Row | BadRow) -> RawRow:
+    if isinstance(row, RawRow):
+        return row
+    if isinstance(row, BadRow):
+        return RawRow(row.file, row.row, problem=row.problem)
+    return RawRow(row.file, row.row, {**row.values, "split": row.split})
