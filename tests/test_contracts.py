@@ -12,14 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefdata import ids
+from prefdata.draws import leading_bits
 from prefdata.explore.sql import query
-from prefdata.pairs.missing import _find
+from prefdata.pairs.explain import _find
 from prefdata.reports import Report
 from prefdata.scores.scoring import item_of, with_prompts
 from prefdata.specs import Spec
 from prefdata.store import Lineage, Partition, Run
 from prefdata.tables import CANDIDATES, PROMPTS, TABLES, Table
-from prefdata.views import PromptSlices, matching, merged_prompts, prompt_sources, read_prompts
+from prefdata.views import PromptSlices, matching_keys, merged_prompts, prompt_sources, read_prompts
 
 USER = {"role": "user", "content": "When?"}
 CALL = {"role": "assistant", "content": "", "tool_calls": '[{"function": {"name": "f", "arguments": {}}}]'}
@@ -110,8 +111,8 @@ def test_a_run_of_the_version_before_is_read(tmp_path: Path) -> None:
     assert read_prompts(run).select("reference", "references").rows() == [("1960", None), (None, None), (None, None)]
     assert len(PromptSlices(run)) == 3
     assert query(run, "select count(*) as n, count(message) as m from candidates").to_pylist() == [{"n": 2, "m": 1}]
-    wanted = matching({"prompts": run.all("prompts")}, "prompt_id", "prompts", "source_number is null")
-    assert wanted.to_list() == [key]
+    wanted = matching_keys({"prompts": run.all("prompts")}, "prompt_id", ["prompts"], "source_number is null")
+    assert list(wanted) == list(leading_bits(pl.Series([key])))
     rows = [row for one in run.all("candidates") for row in one.read().to_pylist()]
     items = [item_of(row) for row in with_prompts(run, [{**row, "finish_reason": None} for row in rows])]
     assert [(item.messages, item.reference) for item in items] == [((USER,), "1960")] * 2
