@@ -75,6 +75,13 @@ def test_the_page_on_chat_templates(run_all: Pages) -> None:
     assert "<|assistant|>In short: " in shown
 
 
+def test_the_page_on_formats(run_all: Pages) -> None:
+    commands = console_commands(DOCS / "formats.md")
+    assert len(commands) > 5
+    said = run_all(commands)
+    assert "says: 0 over 1" in said[commands[0]]
+
+
 def test_the_page_on_sql(run_all: Pages) -> None:
     printed = run_all(console_commands(DOCS / "sql.md"))
     assert any("turns" in out for out in printed.values())
