@@ -19,7 +19,7 @@ from prefdata.errors import InputError, StorageError, UsageError, did_you_mean
 from prefdata.ids import without_nulls
 from prefdata.specs import SampleSpec
 from prefdata.store import Partition, Run
-from prefdata.tables import PROMPTS, TABLES, read_part
+from prefdata.tables import PROMPTS, TABLES, Table, read_part
 
 if TYPE_CHECKING:
     import duckdb
@@ -306,19 +306,25 @@ def add_view(connection: Any, name: str, parts: list[Path]) -> None:
     """
     table = TABLES[name]
     if parts:
-        # As text: a sampler named 2024 is not a number. By name: messages of one part have keys that others lack.
-        stored = parquet_sql(parts, "hive_partitioning = true, hive_types_autocast = false, union_by_name = true")
-        there = connection.sql(f"from {stored} limit 0").columns
-        empty = connection.from_arrow(table.empty())
-        lacked = [
-            f", null::{kind} as {column}"
-            for column, kind in zip(empty.columns, empty.types, strict=True)
-            if column not in there
-        ]
-        connection.execute(f"create view {name} as select *{''.join(lacked)} from {stored}")
+        # As text: a sampler named 2024 is not a number.
+        options = "hive_partitioning = true, hive_types_autocast = false"
+        if table.reads:  # by name: parts of an older version lack columns, and messages of some parts have keys more
+            options += ", union_by_name = true"
+        stored = parquet_sql(parts, options)
+        connection.execute(f"create view {name} as select *{_lacking(connection, table, stored)} from {stored}")
         return
     empty = table.empty().append_column(table.partition, [pa.array([], pa.string())])
     connection.register(name, empty)
+
+
+def _lacking(connection: Any, table: Table, stored: str) -> str:
+    """The columns that parts of older versions lack, as nulls, for SQL's select."""
+    if not table.reads:
+        return ""
+    known = connection.sql(f"from {stored} limit 0").columns
+    empty = connection.from_arrow(table.empty())
+    columns = zip(empty.columns, empty.types, strict=True)
+    return "".join(f", null::{kind} as {column}" for column, kind in columns if column not in known)
 
 
 def parquet_sql(parts: Sequence[Path], options: str) -> str:

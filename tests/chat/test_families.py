@@ -60,7 +60,7 @@ def test_training_ranking_likelihood_and_sampling_read_the_same_ids(tokenizer, f
         assert answered.prompt == chat.prompt_ids(messages)[: len(answered.prompt)]
         (row,) = Texts(chat).prepare([Item("k", messages, response, False)]).rows
         assert row.ids == whole
-        if other != response:
+        if other.split() != response.split() and other.strip():  # else they are no pair
             assert trained(chat, messages, response, other)[0] == whole
         # By transformers alone, but for a begin token that stands there twice.
         turns = [*messages, {"role": "assistant", "content": response}]
