@@ -19,6 +19,17 @@ from prefdata.ahead import as_completed
 from prefdata.chat.encoder import Chat
 from prefdata.chat.messages import for_server
 from prefdata.engines.protocol import Completion, Rejection, Request, refusal, room
+from prefdata.engines.reading import (
+    Odd,
+    count,
+    ending,
+    has_reasoning,
+    logprobs_of,
+    refused_by_model,
+    text_of,
+    token_ids,
+    usage_of,
+)
 from prefdata.engines.server import Refused, Server
 from prefdata.engines.stops import StopTexts
 from prefdata.errors import EngineError, UsageError, did_you_mean
@@ -27,25 +38,41 @@ from prefdata.model_files import ModelFiles, identify
 from prefdata.specs import ModelSpec
 
 NO_BOUND = 1 << 62
-FINISHED: dict[str, Literal["stop", "length"]] = {
-    "stop": "stop",
-    "eos": "stop",
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "length": "length",
-    "max_tokens": "length",
-}
-"""What servers call the two ends of an answer."""
+TOO_LONG = re.compile(
+    "context[_ ](length|size|window)|max_model_len|maximum model length|too long|too large to process|too many tokens"
+    "|exceeds the maximum number of tokens|reduce the length|must have less than|max_new_tokens` must be"
+)
+"""How servers say that a prompt does not fit: vLLM, OpenAI, llama.cpp, TGI, Gemini, Anthropic, Cohere, Groq."""
 
-TOO_LONG = ("context_length", "context length", "max_model_len", "maximum model length", "context window", "too long")
 FILTERED = ("content_filter", "content_policy", "content management policy", "moderation")
+"""How servers say that a filter refuses a prompt."""
+
 SPARABLE = {
     "return_token_ids": "keeps its token ids to itself",
     "logprobs": "gives no log-probabilities",
     "seed": "takes no seed, so that its answers cannot be drawn again",
     "response_format": "enforces no JSON schema",
+    "temperature": "takes no temperature and uses its own",
 }
-"""What is asked of every server and given up where one does not know it, and how the notes say so."""
+"""What is asked of every server and given up where one does not know it, and how the notes say so.
+
+The temperature is given up where it is 1, or where any will do (`Sampling.any_temperature`).
+"""
+
+REASONING_NOTE = "The server sent reasoning beside its responses, which is not stored."
+LOGPROBS_NOTE = "Some of the server's log-probabilities are no numbers: those responses have none."
+NEUTRAL = {
+    "top_p": 1.0,
+    "presence_penalty": 0.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "min_tokens": 0,
+}
+"""Values that change nothing. Strict servers refuse such fields; those in `FULL` have other defaults and get them."""
+
+FULL = ("vllm", "llamacpp")
+"""Who a model's owner is on servers whose own defaults are not neutral."""
 
 
 def served(spec: ModelSpec) -> ModelFiles:
@@ -92,8 +119,8 @@ class OpenAIGenerator:
         self._name = spec.model
         self._concurrency = spec.concurrency
         self._spared: set[str] = set()
+        self._seen: set[str] = set()
         self._limit = "max_tokens"
-        self.notes: tuple[str, ...] = ()
         self._server = Server(
             url, key_env=spec.api_key_env, timeout=spec.timeout, retries=spec.retries, connections=spec.concurrency
         )
@@ -116,6 +143,12 @@ class OpenAIGenerator:
             for request, answer in answers:
                 yield answer if isinstance(answer, Rejection) else self._completion(request, answer)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever runs it should know: which end tokens were sent, what the server does not do."""
+        spared = (f"The server {why}." for name, why in SPARABLE.items() if name in self._spared)
+        return (*(self.chat.notes if self.chat and self._ends_told else ()), *spared, *sorted(self._seen))
+
     def close(self) -> None:
         """End the connections."""
         self._server.close()
@@ -126,12 +159,11 @@ class OpenAIGenerator:
         version = self._server.version()
         self._known = sorted(map(self._server.without_secrets, models))
         mine = models.get(self._name, {})
-        # vLLM fills what is not said from the model's own generation defaults: there, everything is said.
-        self._is_vllm = mine.get("owned_by") == "vllm"
-        self._ends_told = self._is_vllm and self.chat is not None and bool(self.chat.notes)
-        self.notes = self.chat.notes if self.chat and self._ends_told else ()
-        length = mine.get("max_model_len")
-        lengths = [n for n in (length, max_model_len, self.model.context_length) if isinstance(n, int)]
+        # vLLM fills what is not said from the model's own generation defaults, llama.cpp from its own.
+        self._says_all = mine.get("owned_by") in FULL
+        self._ends_told = mine.get("owned_by") == "vllm" and self.chat is not None and bool(self.chat.notes)
+        length = count(mine.get("max_model_len")) or None
+        lengths = [n for n in (length, max_model_len, self.model.context_length) if n is not None]
         self.context_length = min(lengths) if lengths else None
         self.versions = {"server": version} if version else {}
 
@@ -154,11 +186,13 @@ class OpenAIGenerator:
         while True:
             sent = {name: value for name, value in body.items() if name not in self._spared}
             sent[self._limit] = sent.pop("max_tokens", None)
+            if not _any_temperature(request):
+                sent["temperature"] = request.sampling.temperature
             try:
                 given = {name: value for name, value in sent.items() if value is not None}
-                return request, self._server.post(path, given, _is_whole, left)
+                return request, self._server.post(path, given, _too_long, left)
             except Refused as refused:
-                if not self._gives_way(refused, sent) and not _without_limit(path, body, refused):
+                if not self._gives_way(request, refused, sent) and not _without_limit(path, body, refused):
                     return request, self._rejection(request, refused)
 
     def _body(self, request: Request) -> tuple[str, dict[str, Any]]:
@@ -169,16 +203,14 @@ class OpenAIGenerator:
             "model": self._name,
             "max_tokens": most,
             "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "presence_penalty": sampling.presence_penalty,
             "seed": request.seed,
             "return_token_ids": True,
             "stop": [text for text in sampling.stop if text] or None,
             "response_format": sampling.json_schema and _response_format(sampling.json_schema),
         }
-        for name, silent in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0), ("min_tokens", 0)):
+        for name, neutral in NEUTRAL.items():
             value = getattr(sampling, name)
-            if value != silent or self._is_vllm:
+            if value != neutral or self._says_all:
                 body[name] = min(value, most) if name == "min_tokens" else value
         if self.chat:
             if self._ends_told:
@@ -193,17 +225,17 @@ class OpenAIGenerator:
             body |= {"tools": json.loads(request.tools), "tool_choice": "none"}  # shown to the model; answers are text
         return "chat/completions", body
 
-    def _gives_way(self, refused: Refused, sent: dict[str, Any]) -> bool:
+    def _gives_way(self, request: Request, refused: Refused, sent: dict[str, Any]) -> bool:
         """Whether to ask again without what this server does not know, or under another name."""
         if refused.status not in (400, 422):
             return False
         if "max_completion_tokens" in refused.said and "max_tokens" in sent:  # others may have been sent beside it
             self._limit = "max_completion_tokens"
             return True
-        self._spared.update(name for name in SPARABLE if re.search(rf"\b{name}\b", refused.said) and name in sent)
-        spared = (f"The server {why}." for name, why in SPARABLE.items() if name in self._spared)
-        self.notes = (*(self.chat.notes if self.chat and self._ends_told else ()), *spared)
-        return any(name in sent for name in self._spared)
+        sparable = [name for name in SPARABLE if name != "temperature" or _any_temperature(request)]
+        spared = [name for name in sparable if name in sent and re.search(rf"\b{name}\b", refused.said)]
+        self._spared.update(spared)
+        return any(name in sent for name in self._spared.intersection(sparable))
 
     def _rejection(self, request: Request, refused: Refused) -> Rejection:
         """The row for a request that the server refuses.
@@ -223,37 +255,47 @@ class OpenAIGenerator:
         status: Literal["prompt_too_long", "refused", "rejected"] = "rejected"
         if any(sign in said for sign in FILTERED):
             status = "refused"
-        elif any(sign in said for sign in TOO_LONG):
+        elif _too_long(refused):
             status = "prompt_too_long"
         return Rejection(request.key, status, f"{refused.status} {refused.said}")
 
     def _completion(self, request: Request, answer: dict[str, Any]) -> Completion | Rejection:
+        try:
+            return self._read(request, answer)
+        except Odd as odd:
+            return Rejection(request.key, "rejected", self._server.line(f"the response {odd}"))
+
+    def _read(self, request: Request, answer: dict[str, Any]) -> Completion | Rejection:
         choice = answer["choices"][0]
-        message = choice.get("message") or {}
-        finish = str(choice.get("finish_reason"))
-        if finish == "content_filter" or message.get("refusal"):
-            why = self._server.without_secrets(str(message.get("refusal") or "the server's content filter"))
+        refusal, finish = refused_by_model(choice), ending(choice)
+        if refusal or finish == "filter":
+            why = self._server.without_secrets(refusal or "the server's content filter")
             return Rejection(request.key, "refused", why)
-        if finish not in FINISHED:
-            return Rejection(request.key, "rejected", f"the server ended it: {self._server.without_secrets(finish)}")
-        text = str(choice.get("text") or message.get("content") or "")
+        text, ids, logprobs = text_of(choice), token_ids(choice), self._logprobs(choice)
         if self._server.sent_key_in(text):
             return Rejection(request.key, "rejected", "the response holds the API key, and is not stored")
-        ids = choice.get("token_ids")
+        if has_reasoning(choice):
+            self._seen.add(REASONING_NOTE)
         if ids is not None and self.chat:
             text = self._text(ids, text, request, choice)
-        logprobs = _logprobs(choice)
-        usage = answer.get("usage") or {}
         return Completion(
             request.key,
             text,
-            None if ids is None else tuple(ids),
-            FINISHED[finish],
+            ids,
+            finish,
             None if logprobs is None else sum(logprobs),
             logprobs if request.sampling.logprobs else None,
-            prompt_tokens=usage.get("prompt_tokens"),
-            completion_tokens=usage.get("completion_tokens"),
+            prompt_tokens=usage_of(answer, "prompt_tokens"),
+            completion_tokens=usage_of(answer, "completion_tokens"),
         )
+
+    def _logprobs(self, choice: dict[str, Any]) -> tuple[float, ...] | None:
+        """The tokens' log-probabilities; None where one is missing."""
+        found = logprobs_of(choice)
+        if found is None or None not in found:
+            return found  # type: ignore[return-value]
+        self._seen.add(LOGPROBS_NOTE)
+        return None
 
     def _text(self, ids: Sequence[int], text: str, request: Request, choice: dict[str, Any]) -> str:
         """The text as our tokenizer makes it; the server's own where only there a stop text is found."""
@@ -265,10 +307,13 @@ class OpenAIGenerator:
         return text if before is None else before
 
 
-def _is_whole(answer: dict[str, Any]) -> bool:
-    """Whether a server's answer is one, and not what it says of a request that it dropped."""
-    choices = answer.get("choices")
-    return isinstance(choices, list) and bool(choices) and choices[0].get("finish_reason") not in ("abort", "error")
+def _any_temperature(request: Request) -> bool:
+    """Whether a server that takes no temperature may use its own: by default that is 1."""
+    return request.sampling.any_temperature or request.sampling.temperature == 1.0
+
+
+def _too_long(refused: Refused) -> bool:
+    return refused.status == 413 or TOO_LONG.search(f"{refused.code} {refused.said}".lower()) is not None
 
 
 def _response_format(schema: str) -> dict[str, Any]:
@@ -278,19 +323,7 @@ def _response_format(schema: str) -> dict[str, Any]:
 
 def _without_limit(path: str, body: dict[str, Any], refused: Refused) -> bool:
     """Whether to ask again for as much as fits: a chat server alone knows how much of its context a prompt takes."""
-    fits_not = refused.status == 400 and any(sign in f"{refused.code} {refused.said}".lower() for sign in TOO_LONG)
-    return fits_not and path == "chat/completions" and body.pop("max_tokens", None) is not None
-
-
-def _logprobs(choice: dict[str, Any]) -> tuple[float, ...] | None:
-    """The tokens' log-probabilities, from either of the two forms that servers give; None where one is missing."""
-    said = choice.get("logprobs") or {}
-    found = said.get("token_logprobs")
-    if found is None and said.get("content") is not None:
-        found = [token.get("logprob") for token in said["content"]]
-    if found is None or any(value is None for value in found):
-        return None
-    return tuple(map(float, found))
+    return _too_long(refused) and path == "chat/completions" and body.pop("max_tokens", None) is not None
 
 
 def _chat(files: ModelFiles, spec: ModelSpec) -> Chat:

@@ -34,6 +34,7 @@ class Sampling:
         logprobs: whether the log-probability of every token is wanted.
         json_schema: the JSON schema, as text, of the object that the answer is to be. vllm and most servers let
             nothing else be drawn; transformers passes it over, so whoever asks reads the answer with care.
+        any_temperature: whether a server that takes no temperature but its own may use that one.
     """
 
     temperature: float
@@ -47,6 +48,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     logprobs: bool = False
     json_schema: str | None = None
+    any_temperature: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,6 @@ class Generator(Protocol):
         dtype: in which it computes (`float32`, `bfloat16`, …).
         versions: of the libraries that decide the numbers.
         template_hash: id of the chat template and the tokenizer's files: of all that decides the ids of a prompt.
-        notes: sentences for whoever runs it: which engine was chosen and why, an untested version.
     """
 
     name: str
@@ -129,7 +130,11 @@ class Generator(Protocol):
     dtype: str
     versions: dict[str, str]
     template_hash: str
-    notes: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for whoever runs it, at any time: which engine was chosen and why, what a server does not do."""
+        ...
 
     @property
     def context_length(self) -> int | None:

@@ -1,19 +1,27 @@
-"""Talking to a server over HTTP: patient where it is busy, plain where it refuses, silent about the key."""
+"""Talking to a server over HTTP: patient where it is busy, plain where it refuses, silent about the key.
+
+A server may send anything. What it sends is read within a time and a size (`exchange`); a response that cannot be used
+is a `Refused` of one request, and what the server says is one line in messages.
+"""
 
 from __future__ import annotations
 
 import email.utils
+import json
 import os
 import random
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from threading import Event
 from typing import Any
 
 import httpx
 
 from prefdata.engines.address import Address
+from prefdata.engines.exchange import Response, Unreadable, bounded, exchange
 from prefdata.errors import EngineError, UsageError
+from prefdata.printable import printable
 
 FIRST_PAUSE = 0.5
 """Seconds; the longest first pause. Each further one is twice as long at most, and each is drawn (full jitter)."""
@@ -26,6 +34,11 @@ SECRET_KEY = 16
 
 BUSY = (408, 409, 425, 429)
 """Statuses that pass, beside all of 500 and above."""
+
+REDIRECTS = (301, 302, 303, 307, 308)
+HTTP_WORDS = {status.value: status.phrase for status in HTTPStatus}
+DROPPED = ("abort", "error", "insufficient_system_resource", "ERROR")
+"""How a response ends that the server gave up on its own account."""
 
 
 class Refused(Exception):
@@ -48,7 +61,7 @@ class Server:
         Args:
             url: the base URL, up to and with `/v1` where the server has that.
             key_env: the environment variable that holds the key; none is sent where it is not set.
-            timeout: seconds to wait for an answer.
+            timeout: seconds that a response may take, from the request to its last byte.
             retries: how often a request is sent again.
             connections: at a time.
 
@@ -60,17 +73,19 @@ class Server:
         self._key_env = key_env
         self._key = os.environ.get(key_env, "").strip()
         self._retries = retries
+        self._timeout = timeout
         if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
             raise UsageError(f"{key_env} holds characters that no key has. Set it again.")
         # A password in the URL takes the key's place: a request has one Authorization header.
         bearer = {"Authorization": f"Bearer {self._key}"} if self._key and not self._address.auth else {}
         try:
-            self._client = httpx.Client(
-                headers=bearer,
-                auth=self._address.auth,
-                timeout=timeout,
-                limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-                follow_redirects=False,  # the key is for this origin alone
+            self._client = bounded(
+                httpx.Client(
+                    headers={**bearer, "Accept-Encoding": "gzip"},
+                    auth=self._address.auth,
+                    limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+                    follow_redirects=False,  # the key is for this origin alone
+                )
             )
         except (ImportError, ValueError, httpx.InvalidURL):
             raise UsageError(
@@ -85,15 +100,17 @@ class Server:
             EngineError: there is no server, it does not take the key, or it has its interface under `/v1`.
         """
         try:
-            response = self._client.get(self._address.at("models"), timeout=GREETING_TIMEOUT)
+            response = exchange(self._client, "GET", self._address.at("models"), GREETING_TIMEOUT)
         except httpx.TransportError as error:
             raise EngineError(
-                f"no server answers at {self.url}: {self._line(_described(error))}. Start it, or correct --base-url."
+                f"no server answers at {self.url}: {self.line(_described(error))}. Start it, or correct --base-url."
             ) from None
-        if response.status_code in (401, 403):
+        except Unreadable:  # the server may well do without a list
+            return []
+        if response.status in (401, 403):
             raise self.wrong_key(self._refused(response))
         self._refuse_redirect(response)
-        listed = _listed(_json_object(response)) if response.status_code == 200 else None
+        listed = _listed(response.json_object()) if response.status == 200 else None
         if listed is None and _listed(self._get(self._address.at("v1/models"))) is not None:
             raise EngineError(
                 f"there is a server at {self.url}, but no /models at that path; did you forget /v1? "
@@ -104,48 +121,59 @@ class Server:
     def version(self) -> str | None:
         """Return the server's version, where it says one: vLLM does."""
         said = (self._get(self._address.beside("version")) or {}).get("version")
-        return self._line(str(said)) if said else None
+        return self.line(said)[:100] if isinstance(said, str) else None
 
     def _get(self, url: httpx.URL) -> dict[str, Any] | None:
         """What is there, or None: the server may well do without."""
         try:
-            response = self._client.get(url, timeout=GREETING_TIMEOUT)
-        except httpx.TransportError:
+            response = exchange(self._client, "GET", url, GREETING_TIMEOUT)
+        except (httpx.TransportError, Unreadable):
             return None
-        return _json_object(response) if response.status_code == 200 else None
+        return response.json_object() if response.status == 200 else None
 
     def post(
-        self, path: str, body: dict[str, Any], is_whole: Callable[[dict[str, Any]], bool], left: Event
+        self, path: str, body: dict[str, Any], is_refusal: Callable[[Refused], bool], left: Event
     ) -> dict[str, Any]:
-        """Return the server's answer; the request is sent again while the server is busy or its answer is incomplete.
+        """Return the JSON object that the server answers; the request is sent again while the server is busy.
 
-        It is not sent again once `left` is set: nobody waits for the answer any more.
+        `is_refusal` is whether a status of 500 and above is a refusal all the same, by what the server said. The
+        request is not sent again once `left` is set: nobody waits for the answer any more.
 
         Raises:
-            Refused: it will not do this.
+            Refused: it will not do this, or what it answered could not be read each time.
             EngineError: it was busy, broken or away each time, or leads elsewhere.
         """
         for attempt in range(self._retries + 1):
             pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt))
+            unread: Refused | None = None
             try:
-                response = self._client.post(self._address.at(path), json=body)
+                response = exchange(self._client, "POST", self._address.at(path), self._timeout, body)
             except httpx.TransportError as error:
                 said = _described(error)
+            except Unreadable as error:
+                unread = Refused(200, "", f"the response {error}")
+                if not error.again:
+                    raise unread from None
             else:
                 self._refuse_redirect(response)
-                answer = _json_object(response) if response.status_code == 200 else None
-                if answer is not None and is_whole(answer):
+                answer = response.json_object() if response.status == 200 else None
+                if answer is not None and (problem := _problem(answer)) is None:
                     return answer
                 refused = self._refused(response)
-                said = f"{response.status_code} {refused.said}"
-                if response.status_code not in BUSY and 400 <= response.status_code < 500:
+                said = f"{response.status} {refused.said}"
+                if response.status not in BUSY and (400 <= response.status < 500 or is_refusal(refused)):
                     raise refused
+                if response.status == 200 and not (answer and answer.get("error")):
+                    what = problem if answer else f"is no JSON object: {refused.said[:100]}"
+                    unread = Refused(200, "", f"the response {what}")
                 pause += min(_retry_after(response), LONGEST_RETRY_AFTER)
             if attempt < self._retries and left.wait(pause):
                 break
+        if unread is not None:
+            raise unread
         times = "once" if self._retries == 0 else f"{self._retries + 1} times"
         raise EngineError(
-            f"{self.url} failed {times} (last: {self._line(said)}). See to the server and run the same command again: "
+            f"{self.url} failed {times} (last: {self.line(said)}). See to the server and run the same command again: "
             "it continues where this one stopped."
         )
 
@@ -167,41 +195,54 @@ class Server:
         """End the connections."""
         self._client.close()
 
-    def _refuse_redirect(self, response: httpx.Response) -> None:
-        if response.has_redirect_location:
-            target = self._line(self._address.elsewhere(response.headers["location"]))
+    def _refuse_redirect(self, response: Response) -> None:
+        if response.status in REDIRECTS and "location" in response.headers:
+            target = self.line(self._address.elsewhere(response.headers["location"]))
             raise EngineError(
-                f"{self.url} redirects to {target} ({response.status_code}), and the key is sent to no other address. "
+                f"{self.url} redirects to {target} ({response.status}), and the key is sent to no other address. "
                 "If that is the server, give its address as --base-url."
             )
 
-    def _refused(self, response: httpx.Response) -> Refused:
-        said = (_json_object(response) or {}).get("error") or _json_object(response) or {}
-        if not isinstance(said, dict):
-            return Refused(response.status_code, "", self._line(str(said)))
-        message = said.get("message") or said.get("detail") or response.text or response.reason_phrase
-        code = self._line(str(said.get("code") or said.get("type") or ""))
-        return Refused(response.status_code, code, self._line(str(message)))
+    def _refused(self, response: Response) -> Refused:
+        answer = response.json_object() or {}
+        error = answer.get("error") or answer
+        if not isinstance(error, dict):
+            return Refused(response.status, "", self.line(_words(error)))
+        message = error.get("message") or error.get("detail") or response.text or HTTP_WORDS.get(response.status, "")
+        codes = " ".join(_words(error[name]) for name in ("code", "type") if error.get(name))
+        return Refused(response.status, self.line(codes), self.line(_words(message)))
 
     def sent_key_in(self, text: str) -> bool:
         """Return whether a text holds the key; a short one (EMPTY, for a server that wants none) is no secret."""
         return len(self._key) >= SECRET_KEY and self._key in text
 
     def without_secrets(self, text: str) -> str:
-        """Return what a server said without the key and the URL's secrets, which it may repeat."""
-        return self._address.clean(text.replace(self._key, "…") if self._key else text)
+        """Return what a server said without the key and the URL's secrets, which it may repeat; it can be stored."""
+        whole = text.encode("utf-8", "backslashreplace").decode()
+        return self._address.clean(whole.replace(self._key, "…") if self._key else whole)
 
-    def _line(self, text: str) -> str:
+    def line(self, text: str) -> str:
         """Return one line of what a server said, not too long, without secrets and a full stop."""
-        return " ".join(self.without_secrets(text).split())[:500].rstrip(".")
+        return printable(" ".join(self.without_secrets(text).split())[:500].rstrip("."))
 
 
-def _json_object(response: httpx.Response) -> dict[str, Any] | None:
+def _problem(answer: dict[str, Any]) -> str | None:
+    """Why a server's answer is none, if it is none: what it says of a request that it dropped is no answer."""
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return "has no choices"
+    finish = choices[0].get("finish_reason")
+    return f"was dropped by the server ({finish})" if finish in DROPPED else None
+
+
+def _words(value: Any) -> str:
+    """What a server said, as text: it may say it by any JSON value."""
+    if isinstance(value, str):
+        return value
     try:
-        value = response.json()
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return "what is nested too deeply to be shown"
 
 
 def _listed(answer: dict[str, Any] | None) -> list[dict[str, Any]] | None:
@@ -210,7 +251,7 @@ def _listed(answer: dict[str, Any] | None) -> list[dict[str, Any]] | None:
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else None
 
 
-def _retry_after(response: httpx.Response) -> float:
+def _retry_after(response: Response) -> float:
     """Seconds that the server asks to wait: it says them, or a date; 0 where it says nothing."""
     said = response.headers.get("retry-after", "").strip()
     if not said:
@@ -221,7 +262,7 @@ def _retry_after(response: httpx.Response) -> float:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):  # no date, or one that no clock reaches
         return 0.0
 
 

@@ -1,8 +1,8 @@
 """Judges: a language model says in words what it thinks of an answer, or of two, and a rubric says how it is read.
 
-A judge is asked at temperature 0, under the verdict's JSON schema where its engine enforces one. A reply that cannot be
-read is asked for again, at `RETRY_TEMPERATURE` and with another seed, until the tries are used up; then there is no
-score, and the last reply is kept. A verdict is never made up.
+A judge is asked at temperature 0 (or the only one that a server takes), under the verdict's JSON schema where its
+engine enforces one. A reply that cannot be read is asked for again, at `RETRY_TEMPERATURE` and with another seed, until
+the tries are used up; then there is no score, and the last reply is kept. A verdict is never made up.
 """
 
 from __future__ import annotations
@@ -86,10 +86,14 @@ class _Judge:
         self._schema = rubric.verdict_schema()
         self.max_tokens, self.tries, self.seed = max_tokens, tries, seed
         self.versions = generator.versions
-        unenforced = "transformers enforces no JSON schema: a reply that is not as asked is asked for again."
-        self.notes = (*generator.notes, *((unenforced,) if generator.name == "transformers" else ()))
 
     kind = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The engine's notes, and whether it enforces the verdict's schema."""
+        unenforced = "transformers enforces no JSON schema: a reply that is not as asked is asked for again."
+        return (*self.generator.notes, *((unenforced,) if self.generator.name == "transformers" else ()))
 
     def close(self) -> None:
         """Close the engine."""
@@ -125,7 +129,14 @@ class _Judge:
 
     def _sampling(self, tries: int) -> Sampling:
         temperature = 0.0 if tries == 1 else RETRY_TEMPERATURE
-        return Sampling(temperature, top_p=1.0, top_k=0, max_tokens=self.max_tokens, json_schema=self._schema)
+        return Sampling(
+            temperature,
+            top_p=1.0,
+            top_k=0,
+            max_tokens=self.max_tokens,
+            json_schema=self._schema,
+            any_temperature=True,
+        )
 
     def _next(self) -> _Asked | None:
         """The next new case; those that the judge's template does not take are lost."""

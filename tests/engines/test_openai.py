@@ -7,119 +7,22 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_server import KEY, chat, error
 
 from prefdata.chat.template import TemplateRefusal
-from prefdata.engines import open_generator, served, server
+from prefdata.engines import open_generator, served
 from prefdata.engines.protocol import Completion, Rejection, Request, Sampling
 from prefdata.errors import EngineError, ModelError, UsageError
 from prefdata.specs import ModelSpec
 
-KEY = "sk-tell-nobody-0123456789"
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=20)
 SAMPLE_POLICY = Path(__file__).parents[2] / "sample_data" / "policy"
-
-
-class FakeServer:
-    """A server on a real socket. `answer(path, body, nth)` says (status, headers, body) to the nth POST of that body.
-
-    Attributes:
-        bodies: what was POSTed, in order.
-        most: the most requests that were under way at one time.
-    """
-
-    def __init__(self) -> None:
-        self.bodies: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.answer: Callable[..., tuple[int, dict[str, str], Any]] = lambda path, body, nth: (200, {}, chat("hi"))
-        self.models: Any = {"data": [{"id": "m", "owned_by": "someone"}]}
-        self.version: Any = None
-        self.busy = self.most = 0
-        self._lock = threading.Lock()
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                found = {"/v1/models": fake.models, "/version": fake.version}.get(self.path)
-                self.reply(*(found if isinstance(found, tuple) else (200 if found else 404, {}, found or {})))
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with fake._lock:
-                    fake.bodies.append(body)
-                    fake.headers.append(dict(self.headers))
-                    nth = sum(one == body for one in fake.bodies)
-                    fake.busy += 1
-                    fake.most = max(fake.most, fake.busy)
-                said = fake.answer(self.path, body, nth)
-                with fake._lock:
-                    fake.busy -= 1
-                self.reply(*said)
-
-            def reply(self, status: int, headers: dict[str, str], body: Any) -> None:
-                if status == 0:  # the line goes dead
-                    self.close_connection = True
-                    self.connection.close()
-                    return
-                raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(raw))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(raw)
-
-            def log_message(self, *said: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.http.handle_error = lambda request, address: None  # type: ignore[method-assign]
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-
-def chat(text: str | None, finish: str = "stop", **message: Any) -> dict[str, Any]:
-    logprobs = {"content": [{"token": "x", "logprob": -0.5}, {"token": "y", "logprob": -1.25}]}
-    choice = {"message": {"content": text, **message}, "finish_reason": finish, "logprobs": logprobs}
-    return {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
-
-
-def error(message: str, code: str = "") -> dict[str, Any]:
-    return {"error": {"message": message, "code": code}}
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    monkeypatch.setattr(server, "FIRST_PAUSE", 0.01)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    found = FakeServer()
-    yield found
-    found.http.shutdown()
-    found.http.server_close()
-
-
-@pytest.fixture
-def connect(fake: FakeServer) -> Iterator[Callable[..., Any]]:
-    """`connect(retries=…, …)`: a generator on the fake server, closed with the test."""
-    opened = []
-
-    def make(**settings: Any) -> Any:
-        spec = ModelSpec(**{"model": "m", "engine": "openai", "base_url": fake.url, "timeout": 120.0, **settings})
-        opened.append(open_generator(spec, served(spec), "openai"))
-        return opened[-1]
-
-    yield make
-    for generator in opened:
-        generator.close()
 
 
 def requests(count: int, sampling: Sampling = PLAIN, **more: Any) -> list[Request]:
