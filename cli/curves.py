@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
 from prefdata.errors import InputError, UsageError, storage_error
+from prefdata.printable import printable
 from prefdata.specs import Group
 
 from . import show
@@ -169,7 +168,7 @@ def _compared(points: dict[Key, Point], groups: list[str], scorer: str) -> None:
         body.append([group, *(_styled(_number(c) + _mark(c), m) for c, m in zip(cells, marks, strict=True))])
     _table(f"The best of n by {scorer}: expected score", ["group", *(f"n = {n}" for n in ns)], body)
     if any("~" in cell for row in body for cell in row):
-        typer.echo("  ~ extrapolated\n")
+        show.line("  ~ extrapolated\n")
 
 
 def _leading(points: dict[Key, Point], curve: str, scorer: str | None) -> None:
@@ -253,9 +252,7 @@ def _against_gold(points: dict[Key, Point], group: str, scorer: str, gold: str) 
     if fall["value"] > 0:
         peak = max(steps, key=lambda n: points[("gold", group, n)]["value"])
         sure = ", which is not told apart from nothing" if _sure(fall) == "not told apart" else ""
-        typer.echo(
-            f"  {gold} is highest at n = {peak}; at n = {max(steps)} it has lost {_with_interval(fall)}{sure}.\n"
-        )
+        show.line(f"  {gold} is highest at n = {peak}; at n = {max(steps)} it has lost {_with_interval(fall)}{sure}.\n")
 
 
 def _differences(points: dict[Key, Point], groups: list[str]) -> None:
@@ -293,9 +290,9 @@ def _account(found: Curves) -> None:
     lines += [(name.replace("_", " "), show.number(value)) for name, value in report.figures.items() if value]
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
-        typer.echo(f"  {name:<{width}}  {value}")
+        show.line(f"  {name:<{width}}  {value}")
     for note in found.notes:
-        typer.echo(f"  note: {note}")
+        show.line(f"  note: {note}")
 
 
 def _steps(points: dict[Key, Point], curve: str, group: str) -> list[int]:
@@ -335,7 +332,8 @@ def _mark(row: Point | None) -> str:
 def _styled(text: str, style: str) -> str:
     from rich.markup import escape
 
-    return f"[{style}]{escape(text)}[/]" if style else escape(text)
+    text = escape(printable(text))
+    return f"[{style}]{text}[/]" if style else text
 
 
 def _table(title: str, head: list[str], body: list[list[str]]) -> None:
@@ -352,10 +350,10 @@ def _table(title: str, head: list[str], body: list[list[str]]) -> None:
     for place, name in enumerate(head):
         widest = max([9, *(len(word) for word in name.split())] + [cell_len(render(row[place]).plain) for row in body])
         justify: Literal["left", "right"] = "left" if name == "group" else "right"
-        made.add_column(escape(fill(name, widest)), justify=justify, vertical="bottom", no_wrap=True)
+        made.add_column(escape(fill(printable(name), widest)), justify=justify, vertical="bottom", no_wrap=True)
     for row in body:
         made.add_row(*row)
     console = Console(width=None if sys.stdout.isatty() else 400, highlight=False)
-    console.print(f"[bold]{escape(title)}[/]\n")
+    console.print(f"[bold]{escape(printable(title))}[/]\n")
     console.print(made)
     console.print()

@@ -15,6 +15,8 @@ import typer
 
 from prefdata.errors import PrefdataError
 
+from . import show
+
 DPO = "--lr 2e-4 --beta 0.1 --label-smoothing 0.3 --batch-size 32"
 """Found by trying. Without the smoothing DPO goes on where the reward model errs: it wins more by the reward model and
 less by the truth (over-optimisation)."""
@@ -31,9 +33,9 @@ def demo(
         typer.secho(f"\n[{number}] $ {shlex.join(['prefdata', *arguments])}", bold=True)
         sys.stdout.flush()
         _run(arguments)
-    typer.echo(f"\nDone in {time.monotonic() - began:,.0f} s. Where everything lies:")
+    show.line(f"\nDone in {time.monotonic() - began:,.0f} s. Where everything lies:")
     for line in where(run):
-        typer.echo(f"  {line}")
+        show.line(f"  {line}")
 
 
 def commands(run: Path, data: Path) -> list[list[str]]:

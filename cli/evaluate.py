@@ -63,7 +63,7 @@ def policies(
     show.table((rows if with_notes else rows.drop("note")).to_arrow(), format)
     if not with_notes:
         for name, note in rows.select("policy", "note").drop_nulls().iter_rows():
-            typer.echo(f"\n{name}: {note}")
+            show.line(f"\n{name}: {note}")
 
 
 @app.command("judges", cls=Command, epilog="Example: prefdata eval judges runs/ranking --judge duel")
@@ -83,7 +83,7 @@ def judges(
     alone, together = found(Run(run), tuple(judge or ()), partial=partial)
     show.table(alone.to_arrow(), format)
     if together.height:
-        typer.echo()
+        show.line()
         show.table(together.to_arrow(), format)
 
 
@@ -224,12 +224,10 @@ def _scored(named: str, pairs: list[Pair], **settings: Any) -> Scores:
 
 
 def _print(found: Evaluation, form: str) -> None:
-    import json
-
     import pyarrow as pa
 
     if form == "json":
-        typer.echo(json.dumps(found.as_json(), ensure_ascii=False, indent=2))
+        show.line(show.as_json(found.as_json(), indent=2))
         return
     for title, rows in (
         ("accuracy (a tie is half)", found.accuracy.to_arrow()),
@@ -238,9 +236,9 @@ def _print(found: Evaluation, form: str) -> None:
         ("length in characters: accuracies and correlations", _two_columns(found.length)),
         ("scores of answers", found.distributions.to_arrow()),
     ):
-        typer.echo(f"{title}\n")
+        show.line(f"{title}\n")
         show.table(rows, "table")
-        typer.echo("")
+        show.line("")
 
 
 def _two_columns(figures: dict[str, float | None]) -> Any:

@@ -8,6 +8,7 @@ import typer
 
 from prefdata.errors import UsageError
 from prefdata.ids import pair_id
+from prefdata.printable import printable
 
 from . import show
 from .options import RunArgument, option
@@ -57,7 +58,7 @@ def explain(
         else:
             lines = _missing(found, Run(run))
     for line in lines:
-        typer.echo(line)
+        show.line(line)
 
 
 REASONS = {
@@ -134,7 +135,7 @@ def _verdict(row: dict[str, Any]) -> str:
         shown.reverse()
     sure = "" if row["probability"] is None else f" ({row['probability']:.3f} that {row['first_id'][:8]} is better)"
     how = f", {row['strength']}" if row["strength"] else ""
-    why = f": {show.printable(row['rationale'])}" if row["rationale"] else ""
+    why = f": {printable(row['rationale'])}" if row["rationale"] else ""
     verdict = f"prefers {better[:8]}" if better else row["verdict"].replace("_", " ")
     return f"  {row['annotator']}, shown {shown[0][:8]} and then {shown[1][:8]}: {verdict}{how}{sure}{why}"
 
@@ -154,7 +155,7 @@ def _absence(found: PairExplanation, candidate_id: str, run: Run) -> str:
 def _lines(told: Explanation) -> list[str]:
     pair = told.pair
     lines = [f"pair {pair['pair_id']} of {pair['pairing']}", "", f"prompt {pair['prompt_id']} ({told.prompt['split']})"]
-    lines += [f"  {message['role']}: {show.printable(message['content'])}" for message in told.prompt["messages"]]
+    lines += [f"  {message['role']}: {printable(message['content'])}" for message in told.prompt["messages"]]
     for side, candidate in (("chosen", told.chosen), ("rejected", told.rejected)):
         lines += ["", *_candidate(side, candidate, pair[f"{side}_score"])]
     why = _why(pair, trusted=bool(told.lineages[0][1].spec.get("trust_reference")))
@@ -190,10 +191,10 @@ def _candidate(side: str, row: dict[str, Any], score: float | None) -> list[str]
         "log-probability {:.4g}": row["logprob_sum"],
     }
     known = ", ".join(said.format(value) for said, value in facts.items() if value is not None)
-    seen = [f"    {m['role']}: {show.printable(m['content'])}" for m in row["sampled_messages"] or ()]
+    seen = [f"    {m['role']}: {printable(m['content'])}" for m in row["sampled_messages"] or ()]
     return [
         f"{side} {row['candidate_id']}" + ("" if score is None else f"  score {show.number(score)}"),
-        f"  {show.printable(row['text'])}",
+        f"  {printable(row['text'])}",
         f"  by {row['sampler']} ({row['model']}{revision}, {row['engine']}), {known}",
         *(["  who saw instead of the prompt:", *seen] if seen else []),
     ]
@@ -213,5 +214,5 @@ def _standing(row: dict[str, Any], pair: dict[str, Any], *, selected: bool) -> s
     mark = {pair["chosen_id"]: "chosen", pair["rejected_id"]: "rejected"}.get(row["candidate_id"], "")
     place = f"selected {row['selected']}" if row["selected"] is not None else "not selected" if selected else ""
     score = "none" if row["score"] is None else f"{row['score']:.4f}"
-    text = show.printable(row["text"] or "")
+    text = printable(row["text"] or "")
     return f"  {score:>9}  {place:<12}  {mark:<8}  {text[:70]}{'…' if len(text) > 70 else ''}"

@@ -15,6 +15,7 @@ import typer
 
 from prefdata.errors import PrefdataError, storage_error
 from prefdata.interruptible import still_running
+from prefdata.printable import printable_lines
 from prefdata.specs.other_names import normalised, our_name, without_setting
 
 from . import check, curves, demo, evaluate, explain, export, ingest, pair, rank, sample, select, sql, status, train
@@ -133,11 +134,15 @@ def main() -> None:
     """
     for name, value in WAITING.items():
         os.environ.setdefault(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a character that the locale lacks ends no command
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
         code = app(arguments, prog_name="prefdata", standalone_mode=False)
-        print(end="", flush=True)  # what waits to be printed may not go out either
+        with _closed_pipe():
+            print(end="", flush=True)  # what waits to be printed may not go out either
         if code == INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
     except PrefdataError as error:
@@ -191,8 +196,8 @@ def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         import traceback
 
-        traceback.print_exc()
-    print(message, file=sys.stderr)
+        print(printable_lines(traceback.format_exc()), file=sys.stderr)
+    print(printable_lines(message), file=sys.stderr)
     return code
 
 

@@ -57,6 +57,15 @@ TableFormat = Annotated[
         group=Group.OUTPUT,
     ),
 ]
+Safe = Annotated[
+    bool,
+    option(
+        "--safe",
+        metavar=None,
+        help="csv: put ' before texts that a spreadsheet would run as formulas (they begin with = + - @).",
+        group=Group.OUTPUT,
+    ),
+]
 Split = Annotated[
     Literal["all", "train", "test"],
     option("--split", metavar="all|train|test", help="Which prompts. (default: test)", group=Group.INPUT),

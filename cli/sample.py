@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
-
-import typer
 
 from prefdata.specs import Group, SampleSpec
 
@@ -37,7 +34,7 @@ def sample(
     from prefdata.store import Run
 
     if dry_run:
-        typer.echo(json.dumps(candidates.dry_run(Run(run), spec), ensure_ascii=False, indent=2))
+        show.line(show.as_json(candidates.dry_run(Run(run), spec), indent=2))
         return
     specs = candidates.swept(spec)
     outcomes = candidates.samples(Run(run), specs, replace=replace, partial=partial, progress=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from datetime import time as time_of_day
 from decimal import Decimal
@@ -13,9 +14,9 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from prefdata.errors import PrefdataError, UsageError
 from prefdata.interruptible import let_interrupt_write
+from prefdata.printable import printable, printable_json, printable_lines
 
 if TYPE_CHECKING:
     import polars as pl
@@ -33,19 +34,30 @@ _DID = {
 
 
 def outcome(done: Outcome | Sequence[Outcome], form: str = "text") -> None:
-    """Print what a step did: as text that reads well and greps well, or as JSON (a list where there are several)."""
+    """Print what a step did: as text that reads well and greps well, or as JSON (a list where there are several).
+
+    Raises:
+        PrefdataError: it has no usable row; printed first is what became of the rows.
+    """
     several = done if isinstance(done, Sequence) else [done]
     if form == "json":
         shown = [{"did": one.did, "path": str(one.path), **one.report.model_dump()} for one in several]
-        typer.echo(_json(shown if len(shown) > 1 else shown[0], indent=2))
-        return
-    for one in several:
-        _outcome(one)
+        line(as_json(shown if len(shown) > 1 else shown[0], indent=2))
+    else:
+        for one in several:
+            _outcome(one)
+    if failed := [one for one in several if one.report.failure]:
+        raise PrefdataError(f"{failed[0].path}: {failed[0].report.failure}")
+
+
+def line(text: str = "") -> None:
+    """Print text: what a terminal would obey, which a model or a server may have written, is shown."""
+    print(printable_lines(text), flush=True)
 
 
 def _outcome(done: Outcome) -> None:
     report = done.report
-    typer.echo(f"{report.step}: {_DID[done.did]} {done.path}")
+    line(f"{report.step}: {_DID[done.did]} {done.path}")
     lines = [(report.unit, f"{report.rows_in:,} in, {report.rows_out:,} out")]
     lines += [(f"dropped: {_words(reason)}", f"{count:,}") for reason, count in report.dropped.items()]
     lines += [(_words(name), number(value)) for name, value in report.figures.items() if value is not None]
@@ -53,7 +65,7 @@ def _outcome(done: Outcome) -> None:
         lines.append(("time", f"{report.seconds:,.1f} s ({report.per_second:,.0f} {report.unit}/s)"))
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
-        typer.echo(f"  {name:<{width}}  {value}")
+        line(f"  {name:<{width}}  {value}")
 
 
 def _words(name: str) -> str:
@@ -69,26 +81,34 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def printable(text: str) -> str:
-    """Text that a model wrote, safe for a terminal: control characters (escape sequences too) are shown, not obeyed."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+def table(rows: pa.Table, form: str | None, *, safe: bool = False) -> None:
+    """Print rows in the form asked for: a table on a terminal and CSV in a pipe where none is.
+
+    With `safe`, CSV holds no formula that a spreadsheet would run.
+    """
+    pieces(iter([rows]), form, safe=safe)
 
 
-def table(rows: pa.Table, form: str | None) -> None:
-    """Print rows in the form asked for: a table on a terminal and CSV in a pipe where none is."""
-    pieces(iter([rows]), form)
+def pieces(tables: Iterator[pa.Table], form: str | None, *, safe: bool = False) -> None:
+    """Print rows that come in several tables with the same columns, each as it comes; as `table` does.
 
-
-def pieces(tables: Iterator[pa.Table], form: str | None) -> None:
-    """Print rows that come in several tables with the same columns, each as it comes; as `table` does."""
+    Raises:
+        UsageError: `safe` is for CSV alone.
+    """
     import polars as pl
 
     let_interrupt_write()
     form = form or ("table" if sys.stdout.isatty() else "csv")
+    if safe and form != "csv":
+        raise UsageError(f"--safe is for --format csv, and this is {form}.")
     if form == "parquet":
         _parquet(tables)
         return
-    printers = {"json": _json_array, "jsonl": _json_lines, "csv": _csv}
+    printers: dict[str, Callable[[Iterator[pl.DataFrame]], None]] = {
+        "json": _json_array,
+        "jsonl": _json_lines,
+        "csv": partial(_csv, safe=safe),
+    }
     printer = printers.get(form) or partial(_grid, form=form)
     printer(frame for frame in map(pl.from_arrow, tables) if isinstance(frame, pl.DataFrame))
 
@@ -122,33 +142,48 @@ def _json_array(frames: Iterator[pl.DataFrame]) -> None:
     rows = (row for frame in frames for row in frame.iter_rows(named=True))
     before = "["
     for row in rows:
-        typer.echo(before + "\n  " + _json(row, indent=2).replace("\n", "\n  "), nl=False)
+        print(before + "\n  " + as_json(row, indent=2).replace("\n", "\n  "), end="")
         before = ","
-    typer.echo("[]" if before == "[" else "\n]")
+    print("[]" if before == "[" else "\n]")
 
 
 def _json_lines(frames: Iterator[pl.DataFrame]) -> None:
     for frame in frames:
         for row in frame.iter_rows(named=True):
-            typer.echo(_json(row))
+            print(as_json(row))
+        sys.stdout.flush()
 
 
-def _csv(frames: Iterator[pl.DataFrame]) -> None:
+def _csv(frames: Iterator[pl.DataFrame], *, safe: bool) -> None:
     import polars as pl
 
     for number, frame in enumerate(frames):
         nested = [name for name, kind in frame.schema.items() if kind.to_python() in (list, dict)]
-        as_text = [pl.Series(name, [_json(v) for v in frame[name].to_list()], pl.String) for name in nested]
-        text = frame.with_columns(as_text).write_csv(include_header=number == 0)
-        sys.stdout.write(text)  # whole: typer would leave out escape sequences
+        as_text = [pl.Series(name, [as_json(v) for v in frame[name].to_list()], pl.String) for name in nested]
+        flat = frame.with_columns(as_text)
+        text = (_without_formulas(flat) if safe else flat).write_csv(include_header=number == 0)
+        # Whole in a pipe or a file; a terminal would obey some of it.
+        print(printable_lines(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
-def _json(value: Any, indent: int | None = None) -> str:
-    """JSON as its standard has it: NaN and infinity, which it does not know, are null."""
+FORMULAS = r"^([=+\-@\t\r\n])"
+"""How a cell begins that a spreadsheet takes for a formula (OWASP, CSV injection)."""
+
+
+def _without_formulas(frame: pl.DataFrame) -> pl.DataFrame:
+    """Put an apostrophe before the texts, and the names of columns, that a spreadsheet would run."""
+    import polars as pl
+
+    safe = frame.with_columns(pl.col(pl.String).str.replace(FORMULAS, "'$1"))
+    return safe.rename({name: f"'{name}" for name in frame.columns if re.match(FORMULAS, name)})
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON as its standard has it: NaN and infinity, which it does not know, are null; safe on a terminal."""
     import json
 
     def dumped(value: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False, default=_plain)
+        return printable_json(json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False, default=_plain))
 
     try:
         return dumped(value)
@@ -175,14 +210,19 @@ def _strict(value: Any) -> Any:
 def _grid(frames: Iterator[pl.DataFrame], form: str) -> None:
     widths: list[int] = []  # where later rows are wider, they widen what follows
     for number, frame in enumerate(frames):
-        head = list(frame.columns)
+        head = [_cell(name, form) for name in frame.columns]
         body = [[_cell(value, form) for value in row] for row in frame.iter_rows()]
         widths = widths or [len(name) for name in head]
-        widths = [max([width, *(len(row[i]) for row in body)]) for i, width in enumerate(widths)]
+        widths = [min(max([width, *(len(row[i]) for row in body)]), WIDEST) for i, width in enumerate(widths)]
         right = [kind.is_numeric() for kind in frame.dtypes]
         rows = [head, _rule(widths, right, form), *body] if number == 0 else body
         for cells in rows:
-            typer.echo(_line(cells, widths, right, form))
+            print(_line(cells, widths, right, form))
+        sys.stdout.flush()
+
+
+WIDEST = 1000
+"""Characters to which the cells of a column are filled up; wider ones stand out."""
 
 
 def _line(cells: list[str], widths: list[int], right: list[bool], form: str) -> str:
@@ -205,5 +245,11 @@ def _cell(value: Any, form: str) -> str:
         return ""
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         return number(value)
-    text = printable(str(value) if isinstance(value, _WITHOUT_QUOTES) else _json(value))
-    return text.replace("|", "\\|") if form == "markdown" else text
+    text = printable(str(value) if isinstance(value, _WITHOUT_QUOTES) else as_json(value))
+    return text.translate(_MARKDOWN) if form == "markdown" else text
+
+
+_MARKDOWN = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;", **{mark: f"\\{mark}" for mark in "\\|`*[]"}, "!": "\\!"}
+)
+"""What Markdown would read as HTML, a column's end, code, emphasis, a link or an image."""

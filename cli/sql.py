@@ -9,7 +9,7 @@ import typer
 from prefdata.specs import Group
 
 from . import show
-from .options import RunArgument, option
+from .options import RunArgument, Safe, option
 
 EXAMPLE = (
     'Example: prefdata sql runs/demo "select sampler, count(*), avg(completion_tokens) from candidates group by 1"'
@@ -31,6 +31,7 @@ def sql(
             group=Group.OUTPUT,
         ),
     ] = None,
+    safe: Safe = False,
     memory_limit: Annotated[
         str,
         option(
@@ -45,6 +46,6 @@ def sql(
     from prefdata.store import Run
 
     if query is None:
-        show.table(explore.tables(Run(run)), format)
+        show.table(explore.tables(Run(run)), format, safe=safe)
     else:
-        show.pieces(explore.stream(Run(run), query, memory_limit=memory_limit), format)
+        show.pieces(explore.stream(Run(run), query, memory_limit=memory_limit), format, safe=safe)

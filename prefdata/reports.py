@@ -17,7 +17,8 @@ class Report(BaseModel):
     """The account of one step, stored in `_SUCCESS` and printed at the end.
 
     `rows_in = rows_out + sum(dropped.values())` always holds; `unit` says what is counted. `figures` are further
-    numbers that are worth a line (ties seen, acceptance rate, tokens) and take no part in the sum.
+    numbers that are worth a line (ties seen, acceptance rate, tokens) and take no part in the sum. `failure` says why
+    there is no usable row at all, where there is none: the command prints it and exits with 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,6 +30,7 @@ class Report(BaseModel):
     dropped: dict[str, int] = {}
     figures: dict[str, Any] = {}
     seconds: float = 0.0
+    failure: str = ""
 
     def model_post_init(self, _: Any) -> None:
         """Assert the identity.
@@ -50,6 +52,10 @@ class Report(BaseModel):
     def timed(self, seconds: float, **figures: Any) -> Report:
         """The same account with its wall time in seconds, and further figures."""
         return self.model_copy(update={"seconds": round(seconds, 3), "figures": {**self.figures, **figures}})
+
+    def failed(self, why: str) -> Report:
+        """The same account of a step that has no usable row."""
+        return self.model_copy(update={"failure": why})
 
 
 def by_reason(reasons: pl.Series) -> Counter[str]:

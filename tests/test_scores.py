@@ -118,7 +118,7 @@ def test_what_a_function_says(run: Run, tmp_path: Path, name, score, reason, det
     assert done.report.figures["scored"] == (18 if score is not None else 0)
     if reason:
         assert done.report.figures[reason] == 18
-        assert f"No candidate has a score; of the first one was said: {reason}" in done.report.figures["note"]
+        assert f"no candidate has a score; of the first one was said: {reason}" in done.report.failure
 
 
 def test_a_function_that_changed_is_another_scorer(run: Run, tmp_path: Path) -> None:
@@ -258,11 +258,10 @@ def test_a_damaged_part_is_named_and_what_it_held_is_made_again(run: Run, tiny_r
     assert scores(run, "rm") == before
 
 
-def test_what_a_function_says_in_several_lines_is_a_note_of_one(run: Run, tmp_path: Path) -> None:
+def test_what_a_function_says_in_several_lines_is_one_line_of_the_report(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "f.py"
     file.write_text("def f(messages, answer):\n    raise ValueError('boom\\nline two')\n")
-    (note,) = [rank(run, RankSpec(function=f"{file}:f")).report.figures["note"]]
-    assert "boom line two" in note
+    assert "boom line two" in rank(run, RankSpec(function=f"{file}:f")).report.failure
 
 
 def test_candidates_of_two_samplers_are_scored_once(run: Run, tiny_policy: Path, tiny_reward_model: Path) -> None:

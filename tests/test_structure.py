@@ -19,7 +19,7 @@ GROUND = {
     "errors", "ids", "specs", "reports", "tables", "disk", "lineage", "contents", "swaps", "folders", "partition",
     "store", "model_files", "model_identity", "draws", "views", "progress", "ahead", "claims", "shares", "spreads",
     "transforms", "template_files", "scored", "stats", "storage", "chat", "models",
-    "interruptible", "sql_check", "sql_files", "sql_session",
+    "interruptible", "printable", "sql_check", "sql_files", "sql_session",
 }  # fmt: skip
 SOURCES = sorted([*ROOT.glob("prefdata/**/*.py"), *ROOT.glob("cli/*.py"), *ROOT.glob("sample_data/*.py")])
 

@@ -222,6 +222,7 @@ def _sample(job: Job, engine: _Engine, replace: bool, retry: bool, progress: Pro
         report = account(partition, asked)
         report = report.timed(time.monotonic() - began, **_said(job, engine, drawing, seconds, last))
         if last:
+            report = report.failed(_why_none(partition))
             partition.finish(report)
     return Outcome(report, partition.path, "made" if state == "absent" else "continued")
 
@@ -229,6 +230,22 @@ def _sample(job: Job, engine: _Engine, replace: bool, retry: bool, progress: Pro
 def _missing(job: Job, drawn: Drawn) -> int:
     """How many of the candidates that were asked for have no row."""
     return sum(sum(map(len, drawn.missing([p["prompt_id"] for p in some], job.spec.n))) for _, some in job.prompts)
+
+
+def _why_none(partition: Partition) -> str:
+    """Why no candidate has a response, where none has one."""
+    reasons: dict[str, int] = {}
+    for part in partition.parts():
+        rows = read_part(part, ["status", "detail"])
+        if (rows["status"] == "ok").any():
+            return ""
+        for status, detail in rows.iter_rows():
+            reasons[detail or status] = reasons.get(detail or status, 0) + 1
+    if not reasons:
+        return ""
+    first, *others = reasons
+    why = f"of the first was said: {first}" if others else f"all for one reason: {first}"
+    return f"no request was answered, {why}. Correct it and run the same command with --replace."
 
 
 def _said(job: Job, engine: _Engine, drawing: Drawing, seconds: float, last: bool) -> dict[str, Any]:

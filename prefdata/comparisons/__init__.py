@@ -93,8 +93,23 @@ def _compare(
             notes = " ".join([*getattr(comparer, "notes", ()), *waiting])
             report = account(board).timed(time.monotonic() - began, **({"note": notes} if notes else {}))
             if last:
+                report = report.failed(_why_none(board))
                 partition.finish(report)
     return Outcome(report, partition.path, "made" if state == "absent" else "continued")
+
+
+def _why_none(board: Board) -> str:
+    """Why no comparison has a verdict, where none has one."""
+    first: dict[str, Any] | None = None
+    for number in range(board.shares):
+        rows = board.verdicts(number)
+        if rows["probability"].count():
+            return ""
+        first = first or next(rows.iter_rows(named=True), None)
+    if first is None:
+        return ""
+    said = " ".join(f"{first['verdict']} {first.get('rationale') or ''}".split())[:200]
+    return f"no comparison has a verdict; of the first one was said: {said}. Correct it and add --replace."
 
 
 @dataclass

@@ -117,8 +117,9 @@ def _ended(
         partition.refuse_lost(CandidateKeySet([partition], growing=True).lacks(candidates), len(candidates))
     busy = () if last else ("Another process is still at work here, and will finish it.",)
     report = account(partition, len(candidates))
-    none = () if report.figures["scored"] or not report.rows_in else (_why_none(partition),)
-    said = {"note": " ".join([*notes, *none, *busy])} if notes or none or busy else {}
+    if last and report.rows_in and not report.figures["scored"]:
+        report = report.failed(_why_none(partition))
+    said = {"note": " ".join([*notes, *busy])} if notes or busy else {}
     report = report.timed(time.monotonic() - began, **said)
     if last:
         partition.finish(report, seen)
@@ -176,12 +177,12 @@ def account(partition: Partition, asked: int) -> Report:
 
 
 def _why_none(partition: Partition) -> str:
-    """Where nothing has a score, what was said of the first candidate: the mistake is likely one and the same."""
+    """Where nothing has a score, why the first candidate has none: the mistake is likely one and the same."""
     (row, *_) = read_part(partition.readable()[0], ["reason", "details"]).to_dicts()
     details = json.loads(row["details"] or "{}")
     said = next((": " + str(details[key]) for key in ("error", "returned", "reply") if details.get(key)), "")
     one_line = " ".join(f"{row['reason']}{said[:200]}".split())
-    return f"No candidate has a score; of the first one was said: {one_line}."
+    return f"no candidate has a score; of the first one was said: {one_line}. Correct it and add --replace."
 
 
 def _drop_orphans(run: Run, partition: Partition, lineage: Lineage) -> None:

@@ -40,4 +40,7 @@ def _report(rows: pl.DataFrame, also: dict[str, Any]) -> Report:
     figures: dict[str, Any] = {"scored": rows["score"].count(), **nonzero(by_reason(rows["reason"]))}
     if rows["score"].count():
         figures |= {"mean": rows["score"].mean(), "std": rows["score"].std()}
-    return Report(step="rank", unit="candidates", rows_in=rows.height, rows_out=rows.height, figures=figures | also)
+    report = Report(step="rank", unit="candidates", rows_in=rows.height, rows_out=rows.height, figures=figures | also)
+    if rows.height and not figures["scored"]:
+        return report.failed(f"no candidate has a score; of the first one was said: {rows['reason'][0]}.")
+    return report
