@@ -16,9 +16,11 @@ gets no score and the reason `missing_NAME`.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prefdata.errors import UsageError, did_you_mean
-from prefdata.scorers.function import load_function, number_of
+from prefdata.scorers.function import LONGEST_CALL
+from prefdata.scorers.protocol import Item
+from prefdata.scorers.workers import Workers
 
 Array = NDArray[np.float64]
 
@@ -296,16 +300,15 @@ def _groups(prompts: pl.Series) -> list[NDArray[np.int64]]:
 
 def _by_function(rule: Rule, values: Array) -> tuple[Array, list[str | None]]:
     """f({member: score}) for each row: its number, or NaN and the reason."""
-    function = load_function(str(rule.function))
-    scores, reasons = np.full(len(values), np.nan), list[str | None]()
-    for i, row in enumerate(values.tolist()):
-        try:
-            said, reason = number_of(function(dict(zip(rule.members, row, strict=True))))
-        except Exception as error:
-            said, reason = None, type(error).__name__
-        scores[i] = math.nan if said is None else said
-        reasons.append(reason)
-    return scores, reasons
+    items = (
+        Item(str(number), (), json.dumps(dict(zip(rule.members, row, strict=True))), False)
+        for number, row in enumerate(values.tolist())
+    )
+    rule_of = "prefdata.scorers.function:combination_rule"
+    with closing(Workers(rule_of, str(rule.function), limit=LONGEST_CALL, count=1)) as workers:
+        found = list(workers.score(items))
+    scores = np.array([math.nan if one.score is None else one.score for one in found], dtype=np.float64)
+    return scores, [one.reason for one in found]
 
 
 def function_file(rule: Rule) -> Path | None:

@@ -1,24 +1,38 @@
 """A Python function of the user's as a scorer: `FILE.py:NAME`, called as f(messages, response).
 
 It returns a number, None where it has no opinion, or a dict with `score` and whatever else it wants kept as details.
-What it raises, and what is not a finite number, becomes a null with a reason.
+What it raises, and what is not a finite number, becomes a null with a reason. It runs in a process of its own
+(`workers`), so that one that ends its process or crashes costs one response, and what it prints goes to standard error.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefdata import ids
 from prefdata.errors import InputError, did_you_mean
 from prefdata.scorers.protocol import Item, Scored
+from prefdata.scorers.workers import Workers
+
+LONGEST_CALL = 3600.0
+"""Seconds after which a call is ended."""
+
+LARGEST_DETAILS = 1 << 20
+"""Characters of a response's details as JSON, and values in them."""
+
+DEEPEST_DETAILS = 64
+"""Lists and objects in one another."""
+
+LONGEST_WORDS = 1000
+"""Characters of an exception's message that are kept."""
 
 
 class FunctionScorer:
@@ -31,35 +45,69 @@ class FunctionScorer:
 
         Raises:
             InputError: there is no such file or function, or the file cannot be imported.
+            EngineError: importing the file ends the process.
         """
         self.versions = {"python": ".".join(map(str, sys.version_info[:3]))}
-        self._function = load_function(named)
+        file_and_name(named)
+        self._workers = Workers(f"{__name__}:function_rule", named, limit=LONGEST_CALL, count=1)
+        self._workers.start()
 
     def score(self, items: Iterable[Item]) -> Iterator[Scored]:
-        """Score every item; see the protocol. The text's hash is that of the answer alone."""
-        for item in items:
-            yield self._one(item)
+        """Score every item, in order; see the protocol. The text's hash is that of the answer alone."""
+        return self._workers.score(items)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """End the process."""
+        self._workers.close()
 
-    def _one(self, item: Item) -> Scored:
-        text_hash = ids.text_hash(item.response)
-        try:
-            with contextlib.redirect_stdout(sys.stderr):  # what it prints is no part of our own answer
-                said = self._function([dict(message) for message in item.messages], item.response)
-        except (Exception, SystemExit) as error:
-            return Scored(item.key, None, type(error).__name__, text_hash, {"error": str(error)})
-        details = None
-        if isinstance(said, dict):
-            details = {str(key): value for key, value in said.items() if key != "score"} or None
-            said = said.get("score")
-        score, reason = number_of(said)
-        if reason == "not_a_number" and details is None:
-            details = {"returned": repr(said)[:200]}
-        if not is_json(details):
-            return Scored(item.key, None, "details_not_json", text_hash, None)
-        return Scored(item.key, score, reason, text_hash, details)
+
+def function_rule(named: str) -> Callable[[Item], Scored]:
+    """A user's f(messages, response): a number, True or False, None, or a dict with `score` and details."""
+    return partial(_judged, load_function(named))
+
+
+def combination_rule(named: str) -> Callable[[Item], Scored]:
+    """A user's f(scores): the response holds the scores by their names, as JSON."""
+    function = load_function(named)
+    return lambda item: judged(item, lambda: function(json.loads(item.response)))
+
+
+def _judged(function: Callable[..., Any], item: Item) -> Scored:
+    return judged(item, lambda: function([dict(message) for message in item.messages], item.response))
+
+
+def judged(item: Item, call: Callable[[], Any]) -> Scored:
+    """What a call of a user's code says of an item; for a process of its own, in which nothing else can be lost."""
+    try:
+        score, reason, details = _said(call())
+    except BaseException as error:  # code raises what it likes: SystemExit, CancelledError, KeyboardInterrupt
+        score, reason, details = None, storable(type(error).__name__), {"error": words_of(error)}
+    return Scored(item.key, score, reason, ids.text_hash(item.response), details)
+
+
+def _said(said: Any) -> tuple[float | None, str | None, dict[str, Any] | None]:
+    details = None
+    if isinstance(said, dict):
+        details = {str(key): value for key, value in said.items() if key != "score"} or None
+        said = said.get("score")
+    score, reason = number_of(said)
+    if reason == "not_a_number" and details is None:
+        details = {"returned": storable(repr(said)[:200])}
+    problem = _unfit(details)
+    return (None, problem, None) if problem else (score, reason, details)
+
+
+def words_of(error: BaseException) -> str:
+    """An exception's message, cut to what can be kept; an exception may fail to give it."""
+    try:
+        return storable(str(error))
+    except BaseException:
+        return "its message cannot be shown"
+
+
+def storable(text: str) -> str:
+    """The text, cut to what is kept of a message, without halves of surrogate pairs."""
+    return text[:LONGEST_WORDS].encode("utf-8", "backslashreplace").decode()
 
 
 def file_and_name(named: str) -> tuple[Path, str]:
@@ -113,12 +161,12 @@ def load_function(named: str) -> Callable[..., Any]:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{file} cannot be imported: {type(error).__name__}: {error}.") from error
+    except BaseException as error:  # a process of its own imports it: see `judged`
+        raise InputError(f"{file} cannot be imported: {type(error).__name__}: {words_of(error)}.") from None
     finally:
         sys.path.remove(str(path.resolve().parent))
     functions = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
-    function: Callable[..., Any] | None = getattr(module, name, None)
+    function: Callable[..., Any] | None = vars(module).get(name)
     if not callable(function):
         raise InputError(f"{file} has no function {name!r}.{did_you_mean(name, functions)}")
     return function
@@ -141,10 +189,19 @@ def number_of(said: Any) -> tuple[float | None, str | None]:
     return (None, "infinite") if math.isinf(value) else (value, None)
 
 
-def is_json(details: dict[str, Any] | None) -> bool:
-    """Whether details can be stored: JSON has no NaN, and no objects of Python's."""
+def _unfit(details: dict[str, Any] | None) -> str | None:
+    """Why details cannot be stored: JSON has no NaN, no objects of Python's and no halves of surrogate pairs."""
+    waiting: list[tuple[Any, int]] = [(details, 0)]
+    for number, (value, depth) in enumerate(waiting):  # which grows as it is read
+        if depth > DEEPEST_DETAILS:
+            return "details_too_deep"
+        if number > LARGEST_DETAILS:
+            return "details_too_large"
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+        waiting.extend((one, depth + 1) for one in inside)
     try:
-        json.dumps(details, allow_nan=False)
+        text = json.dumps(details, allow_nan=False, ensure_ascii=False)
+        text.encode()
     except (TypeError, ValueError):
-        return False
-    return True
+        return "details_not_json"
+    return "details_too_large" if len(text) > LARGEST_DETAILS else None

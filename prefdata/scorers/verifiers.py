@@ -19,7 +19,7 @@ from typing import Any
 
 from prefdata import ids
 from prefdata.errors import InputError, did_you_mean
-from prefdata.scorers.function import is_json, load_function, number_of
+from prefdata.scorers.function import file_and_name, judged, load_function, storable, words_of
 from prefdata.scorers.numbers import final_number, unfenced
 from prefdata.scorers.protocol import Item, Scored, Scorer
 from prefdata.scorers.workers import Workers
@@ -67,6 +67,10 @@ class ClockedCheck:
         """Score every item, in the order of completion."""
         return self._workers.score(items)
 
+    def start(self) -> None:
+        """Start a process, so that what cannot be loaded is known; see `Workers.start`."""
+        self._workers.start()
+
     def close(self) -> None:
         """End the processes."""
         self._workers.close()
@@ -82,7 +86,8 @@ def open_verifier(named: str, *, time_limit: float = 5.0, workers: int = 2) -> S
 
     Raises:
         InputError: there is no such verifier, file or function; the pattern or the schema is broken; the library for
-            schemas is missing. A function's file is loaded by the workers: an error in it comes with the first score.
+            schemas is missing; a function's file cannot be imported.
+        EngineError: importing the file ends the process.
     """
     kind, colon, rest = named.partition(":")
     if kind == "regex" and colon:
@@ -95,9 +100,10 @@ def open_verifier(named: str, *, time_limit: float = 5.0, workers: int = 2) -> S
         return Check(rules[named])
     file, _, _ = named.rpartition(":")
     if file.endswith(".py"):
-        if not Path(file).is_file():
-            raise InputError(f"there is no file {file}. Name the function as FILE.py:NAME.")
-        return ClockedCheck("function_rule", named, time_limit=time_limit, workers=workers)
+        file_and_name(named)
+        check = ClockedCheck("function_rule", named, time_limit=time_limit, workers=workers)
+        check.start()
+        return check
     known = [*rules, "regex:PATTERN", "json-schema:FILE", "FILE.py:NAME"]
     raise InputError(f"there is no verifier {named!r}.{did_you_mean(named, known)}")
 
@@ -200,12 +206,14 @@ def _json_schema(validator: Any, item: Item) -> Found:
     try:
         said = json.loads(unfenced(item.response), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        return 0.0, None, {"error": f"not JSON: {error}"}
+        return 0.0, None, {"error": f"not JSON: {words_of(error)}"}
     try:
         wrong = next(validator.iter_errors(said), None)
     except Exception as error:  # a $ref that leads nowhere, found only where it is followed
-        return None, type(error).__name__, {"error": str(error)}
-    return (1.0, None, None) if wrong is None else (0.0, None, {"error": wrong.message, "at": wrong.json_path})
+        return None, type(error).__name__, {"error": words_of(error)}
+    if wrong is None:
+        return 1.0, None, None
+    return 0.0, None, {"error": storable(wrong.message), "at": storable(wrong.json_path)}
 
 
 def _no_constant(name: str) -> None:
@@ -219,27 +227,18 @@ def function_rule(named: str) -> Callable[[Item], Scored]:
     """
     function = load_function(named)
     wants = [name for name in ("reference", "metadata") if name in _parameters(function)]
-    return partial(_scored, rule=partial(_function, function, wants))
+    return partial(_function, function, wants)
 
 
-def _function(function: Callable[..., Any], wants: Sequence[str], item: Item) -> Found:
+def _function(function: Callable[..., Any], wants: Sequence[str], item: Item) -> Scored:
     also = {name: getattr(item, name) for name in wants}
-    try:
-        said = function([dict(message) for message in item.messages], item.response, **also)
-    except (Exception, SystemExit) as error:
-        return None, type(error).__name__, {"error": str(error)}
-    details = None
-    if isinstance(said, dict):
-        details = {str(key): value for key, value in said.items() if key != "score"} or None
-        said = said.get("score")
-    score, reason = number_of(said)
-    return (score, reason, details) if is_json(details) else (None, "details_not_json", None)
+    return judged(item, lambda: function([dict(message) for message in item.messages], item.response, **also))
 
 
 def _parameters(function: Callable[..., Any]) -> set[str]:
     try:
         return set(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # a function that cannot be looked into, written in C
+    except BaseException:  # a function that cannot be looked into: written in C, or an object that will not have it
         return set()
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from prefdata import ids
 from prefdata.errors import EngineError, InputError
@@ -29,6 +29,9 @@ from prefdata.scorers.protocol import Item, Scored
 
 START_LIMIT = 120.0
 """Seconds that a worker may take to start and to load the code."""
+
+DEATHS = 200
+"""Workers that may die one after the other, without a score in between, before it is given up."""
 
 
 @dataclass
@@ -48,14 +51,28 @@ class Workers:
         self._command = [f"{limit!r}", maker, *arguments]
         self._limit = limit
         self._count = max(1, count)
+        self._code = " ".join(arguments) or maker
+        self._deaths = 0
         self._workers: list[_Worker] = []
+
+    def start(self) -> None:
+        """Start one worker and wait until it has loaded the code.
+
+        Raises:
+            As `score`.
+        """
+        worker = self._start()
+        while not worker.ready:
+            if not worker.pipe.poll(max(0.0, worker.deadline - time.monotonic())):
+                self._never_started(worker)
+            self._greeted(worker)
 
     def score(self, items: Iterable[Item]) -> Iterator[Scored]:
         """Score every item once, in the order of completion; at most one item a worker is pulled ahead.
 
         Raises:
             InputError: the code cannot be loaded; in its own words.
-            EngineError: a worker did not start.
+            EngineError: a worker did not start, or `DEATHS` of them died one after the other.
         """
         source = iter(items)
         try:
@@ -120,37 +137,49 @@ class Workers:
         now = time.monotonic()
         for worker in [w for w in self._workers if w.item is not None and w.deadline <= now]:
             if not worker.ready:
-                self._end(worker)
-                raise EngineError(f"a worker process did not start within {START_LIMIT:.0f} s. Run the command again.")
+                self._never_started(worker)
             yield from self._receive(worker) if worker.pipe.poll() else self._lost(worker, "timeout")
 
     def _receive(self, worker: _Worker) -> Iterator[Scored]:
-        try:
-            kind, said = json.loads(worker.pipe.recv_bytes())
-        except (EOFError, OSError):
-            if not worker.ready:
-                self._end(worker)
-                code = worker.process.returncode
-                raise EngineError(f"a worker process ended while it started (exit code {code}).") from None
-            yield from self._lost(worker, "worker_died")
-            return
-        if kind == "refused":
-            self._end(worker)
-            raise InputError(said)
         item = worker.item
         assert item is not None
-        if kind == "ready":
-            worker.ready = True
+        if not worker.ready:
+            self._greeted(worker)
             self._give(worker, item)
-        else:
-            worker.item = None
-            yield Scored(item.key, *said)
+            return
+        try:
+            said = json.loads(worker.pipe.recv_bytes())
+        except (EOFError, OSError, ValueError):
+            yield from self._lost(worker, "worker_died")
+            return
+        worker.item, self._deaths = None, 0
+        yield Scored(item.key, *said)
+
+    def _greeted(self, worker: _Worker) -> None:
+        """Take the first message of a worker: it is ready, or says why it never will be."""
+        try:
+            refused = json.loads(worker.pipe.recv_bytes())
+        except (EOFError, OSError, ValueError):
+            self._end(worker)
+            code = worker.process.returncode
+            raise EngineError(f"{self._code} ended its process while it was loaded (exit code {code}).") from None
+        if refused is not None:
+            self._end(worker)
+            raise InputError(refused)
+        worker.ready = True
+
+    def _never_started(self, worker: _Worker) -> NoReturn:
+        self._end(worker)
+        raise EngineError(f"{self._code} was not loaded within {START_LIMIT:.0f} s. Run the command again.")
 
     def _lost(self, worker: _Worker, reason: str) -> Iterator[Scored]:
         item = worker.item
         assert item is not None
         self._end(worker)
         code = worker.process.returncode
+        self._deaths = self._deaths + 1 if reason == "worker_died" else 0
+        if self._deaths == DEATHS:
+            raise EngineError(f"{self._code} ended its process {DEATHS} times one after the other (exit code {code}).")
         details = {"limit_seconds": self._limit} if reason == "timeout" else {"exit_code": code}
         yield Scored(item.key, None, reason, ids.text_hash(item.response), details)
 
@@ -169,9 +198,10 @@ def _main(fd: str, limit: str, maker: str, *arguments: str) -> None:
     try:
         function = getattr(importlib.import_module(module), name)(*arguments)
     except InputError as error:
-        _say(pipe, "refused", str(error))
+        _say(pipe, str(error))
         return
-    _say(pipe, "ready", None)
+    _say(pipe, None)
+    me = os.getpid()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with contextlib.suppress(EOFError, OSError):
         while True:
@@ -179,13 +209,15 @@ def _main(fd: str, limit: str, maker: str, *arguments: str) -> None:
             # The kernel ends this process even where the code holds the interpreter and nobody is left to kill it.
             signal.setitimer(signal.ITIMER_REAL, float(limit) + 5)
             found = function(item)
+            if os.getpid() != me:  # the code has forked, and returns twice
+                os._exit(0)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            _say(pipe, "scored", [found.score, found.reason, found.text_hash, found.details])
+            _say(pipe, [found.score, found.reason, found.text_hash, found.details])
 
 
-def _say(pipe: Connection[Any, Any], kind: str, said: Any) -> None:
+def _say(pipe: Connection[Any, Any], said: Any) -> None:
     """JSON and not pickles: nothing that the code made up is run in the process that started this one."""
-    pipe.send_bytes(json.dumps([kind, said]).encode())
+    pipe.send_bytes(json.dumps(said).encode())
 
 
 if __name__ == "__main__":

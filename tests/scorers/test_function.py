@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from prefdata import ids
-from prefdata.errors import InputError
+from prefdata.errors import EngineError, InputError
+from prefdata.scorers import workers
 from prefdata.scorers.function import FunctionScorer
 from prefdata.scorers.protocol import Item, Scored
 
@@ -15,13 +18,17 @@ PROMPT = ({"role": "system", "content": "Be brief."}, {"role": "user", "content"
 @pytest.fixture
 def function(tmp_path):
     """`function(source)`: a scorer on the function `reward` of a file with that source."""
+    opened = []
 
     def make(source: str, name: str = "reward") -> FunctionScorer:
         path = tmp_path / "rewards.py"
         path.write_text(source)
-        return FunctionScorer(f"{path}:{name}")
+        opened.append(FunctionScorer(f"{path}:{name}"))
+        return opened[-1]
 
-    return make
+    yield make
+    for scorer in opened:
+        scorer.close()
 
 
 def score(scorer: FunctionScorer, response: str = "yes") -> Scored:
@@ -74,6 +81,66 @@ def test_what_is_no_number_is_a_null_with_a_reason(function, body, reason):
     assert (found.key, found.score, found.reason) == ("k", None, reason)
 
 
+HOSTILE = {
+    "its str raises": ("class E(Exception):\n def __str__(s): raise OSError\ndef reward(p, r): raise E", "E"),
+    "no Exception": ("class E(BaseException): pass\ndef reward(p, r): raise E('x')", "E"),
+    "Ctrl-C of its own": ("def reward(p, r): raise KeyboardInterrupt", "KeyboardInterrupt"),
+    "cancelled": ("import asyncio\ndef reward(p, r): raise asyncio.CancelledError", "CancelledError"),
+    "a surrogate in the message": ("def reward(p, r): raise ValueError('\\ud83d')", "ValueError"),
+    "endless recursion": ("def reward(p, r): return reward(p, r)", "RecursionError"),
+    "its repr raises": ("class R:\n def __repr__(s): raise OSError\ndef reward(p, r): return R()", "OSError"),
+    "its float raises": ("class R:\n def __float__(s): raise SystemExit\ndef reward(p, r): return R()", "SystemExit"),
+    "a key's str raises": (
+        "class K:\n def __str__(s): raise OSError\ndef reward(p, r): return {'score': 1, K(): 2}", "OSError"),
+    "details with a surrogate": ("def reward(p, r): return {'score': 1, 'x': '\\ud83d'}", "details_not_json"),
+    "a key with a surrogate": ("def reward(p, r): return {'score': 1, '\\ud83d': 1}", "details_not_json"),
+    "deep details": (
+        "def reward(p, r):\n x = []\n for _ in range(100000): x = [x]\n return {'score': 1, 'x': x}",
+        "details_too_deep"),
+    "details in a circle": ("def reward(p, r):\n x = []\n x.append(x)\n return {'x': x}", "details_too_deep"),
+    "details of a million million": (
+        "def reward(p, r):\n x = [0] * 100\n for _ in range(8): x = [x] * 100\n return {'score': 1, 'x': x}",
+        "details_too_large"),
+    "long details": ("def reward(p, r): return {'score': 1, 'x': 'x' * 5_000_000}", "details_too_large"),
+    "the process ends": ("import os\ndef reward(p, r): os._exit(3)", "worker_died"),
+    "the process crashes": ("import ctypes\ndef reward(p, r): ctypes.string_at(0)", "worker_died"),
+    "the process is killed": ("import os\ndef reward(p, r): os.kill(os.getpid(), 9)", "worker_died"),
+    "all files are closed": ("import os\ndef reward(p, r): os.closerange(0, 99); return 1", "worker_died"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "reason"), HOSTILE.values(), ids=HOSTILE)
+def test_whatever_a_function_does_is_a_null_with_a_reason(function, source, reason):
+    found = score(function(source))
+    assert (found.score, found.reason) == (None, reason)
+    json.dumps([found.reason, found.details], ensure_ascii=False).encode()  # both can be stored
+
+
+def test_a_function_that_forks_answers_once(function):
+    scorer = function("import os\ndef reward(p, r): os.fork(); return len(r)")
+    found = list(scorer.score(Item(str(i), PROMPT, "x" * i, False) for i in range(5)))
+    assert [(one.key, one.score) for one in found] == [(str(i), float(i)) for i in range(5)]
+
+
+def test_a_process_that_ends_costs_one_response(function):
+    scorer = function("import os\ndef reward(p, r): return len(r) if len(r) != 2 else os._exit(3)")
+    found = list(scorer.score(Item(str(i), PROMPT, "x" * i, False) for i in range(4)))
+    assert [(one.score, one.reason) for one in found] == [(0.0, None), (1.0, None), (None, "worker_died"), (3.0, None)]
+    assert found[2].details == {"exit_code": 3}
+
+
+def test_a_function_that_always_ends_its_process_is_given_up(function, monkeypatch):
+    monkeypatch.setattr(workers, "DEATHS", 3)
+    scorer = function("import os\ndef reward(p, r): os._exit(3)")
+    with pytest.raises(EngineError, match=r"rewards\.py:reward ended its process 3 times .* \(exit code 3\)"):
+        list(scorer.score(Item(str(i), PROMPT, "x", False) for i in range(10)))
+
+
+def test_a_file_that_ends_the_process_while_it_is_imported(function):
+    with pytest.raises(EngineError, match=r"rewards\.py:reward ended its process while it was loaded \(exit code 4\)"):
+        function("import os\nos._exit(4)")
+
+
 def test_an_exceptions_words_are_kept(function):
     found = score(function("def reward(p, r): raise ValueError('no rubric for this')"))
     assert (found.reason, found.details) == ("ValueError", {"error": "no rubric for this"})
@@ -83,9 +150,10 @@ def test_what_was_returned_instead_of_a_number_is_kept(function):
     assert score(function("def reward(p, r): return 'good'")).details == {"returned": "'good'"}
 
 
-def test_what_it_prints_is_no_part_of_the_output(function, capsys):
-    assert score(function("def reward(p, r): print('thinking'); return 1")).score == 1.0
-    assert capsys.readouterr() == ("", "thinking\n")
+def test_what_it_prints_is_no_part_of_the_output(function, capfd):
+    source = "import os\ndef reward(p, r): print('thinking', flush=True); os.write(1, b'aloud'); return 1"
+    assert score(function(source)).score == 1.0
+    assert capfd.readouterr() == ("", "thinking\naloud")
 
 
 def test_one_bad_answer_does_not_stop_the_others(function):
@@ -134,12 +202,16 @@ def test_no_such_function(tmp_path):
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("def reward(:", "SyntaxError"),
+        ("def reward(:", "cannot be imported: SyntaxError"),
         ("import nowhere_at_all", "ModuleNotFoundError"),
         ("raise SystemExit(3)", "SystemExit"),
+        ("class E(BaseException):\n def __str__(s): raise E\nraise E", "E: its message cannot be shown"),
+        ("\0", "cannot be imported"),
+        ("x = " + "(" * 5000, "cannot be imported"),
+        ("def __getattr__(name): raise OSError", "has no function"),
     ],
 )
 def test_a_file_that_cannot_be_imported(tmp_path, source, said):
     path = tmp_path / "rewards.py"
     path.write_text(source)
-    assert f"{path} cannot be imported: {said}" in refused(f"{path}:reward")
+    assert said in refused(f"{path}:reward")
