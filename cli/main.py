@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prefdata.errors import PrefdataError, storage_error
+from prefdata.errors import InputError, PrefdataError, storage_error
 from prefdata.interruptible import still_running
 from prefdata.printable import printable_lines
 from prefdata.specs.other_names import normalised, our_name, without_setting
@@ -163,6 +163,8 @@ def main() -> None:
         if refused := _refused(error):
             _say_no_more()
             sys.exit(_fail(f"prefdata: {refused}", 1, debug))
+        if isinstance(error, OSError) and error.filename is not None and _replaced(error) is None:
+            sys.exit(_fail(f"prefdata: {_of_a_file(error)}", 2, debug))
         if debug:
             raise
         bug = f"{type(error).__name__}: {error} (a bug: see it whole with --debug)"
@@ -184,6 +186,12 @@ def _replaced(error: Exception) -> str | None:
     if isinstance(error, FileNotFoundError) and "part-" in str(error):
         return f"another process replaced what was being read ({error}). Run the same command again."
     return None
+
+
+def _of_a_file(error: OSError) -> PrefdataError:
+    """The message for a path that the operating system refuses; no step has words of its own for it."""
+    path = Path(os.fsdecode(error.filename))
+    return storage_error(error, path) or InputError(f"cannot use {path}: {error.strerror}. Choose another path.")
 
 
 def _say_no_more() -> None:

@@ -34,7 +34,7 @@ def sample(
     from prefdata.store import Run
 
     if dry_run:
-        show.line(show.as_json(candidates.dry_run(Run(run), spec), indent=2))
+        show.facts(candidates.dry_run(Run(run), spec))
         return
     specs = candidates.swept(spec)
     outcomes = candidates.samples(Run(run), specs, replace=replace, partial=partial, progress=True)

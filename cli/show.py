@@ -61,6 +61,8 @@ def _outcome(done: Outcome) -> None:
     lines = [(report.unit, f"{report.rows_in:,} in, {report.rows_out:,} out")]
     lines += [(f"dropped: {_words(reason)}", f"{count:,}") for reason, count in report.dropped.items()]
     lines += [(_words(name), number(value)) for name, value in report.figures.items() if value is not None]
+    if report.rows_in and not report.rows_out:
+        lines.append(("note", f"Nothing is left: none of {report.rows_in:,} {report.unit} was kept."))
     if report.seconds:
         lines.append(("time", f"{report.seconds:,.1f} s ({report.per_second:,.0f} {report.unit}/s)"))
     width = max(len(name) for name, _ in lines)
@@ -79,6 +81,12 @@ def number(value: Any) -> str:
     if isinstance(value, Decimal):
         return f"{value:,f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def facts(told: dict[str, Any]) -> None:
+    """Print facts by name as JSON, one a line: a list of numbers (token ids) too."""
+    lines = (f"  {as_json(name)}: {as_json(value)}" for name, value in told.items())
+    line("{\n" + ",\n".join(lines) + "\n}")
 
 
 def table(rows: pa.Table, form: str | None, *, safe: bool = False) -> None:

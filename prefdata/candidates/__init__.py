@@ -124,6 +124,7 @@ def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
         "engine": f"{job.engine} ({job.why})",
         "model": f"{job.files.name} @ {job.files.revision}",
         "prompts": len(job.prompts),
+        "candidates_per_prompt": spec.n,
         "candidates_to_draw": _missing(job, drawn),
         "first_prompt": first["prompt_id"],
     }

@@ -35,6 +35,7 @@ from prefdata.scored import PromptBatches, inputs_fingerprint, is_valid_score, o
 from prefdata.specs import EVERYTHING, PairSpec
 from prefdata.stats.ragged import count_prompts
 from prefdata.store import Lineage, Outcome, Partition, Run
+from prefdata.views import chosen_samplers
 
 PROPOSALS = 2_000_000
 """Proposals that are held at a time, about, where a strategy makes many more of them than there are candidates."""
@@ -87,6 +88,9 @@ def source_of(run: Run, spec: PairSpec, *, partial: bool = False) -> tuple[Parti
             raise UsageError("--strategy comparisons reads verdicts: --selector and --scorer do not go with it.")
         judge = run.only("comparisons", spec.judge, partial=partial)
         return judge, judge.name
+    if spec.trust_reference and spec.scorer is None and not _is_scored(run, spec):
+        name = chosen_samplers(run, (str(spec.reference),))[0].name
+        return run.ready(run.partition("candidates", name), partial=partial), EVERYTHING
     if spec.selector == EVERYTHING:
         scores = run.only("scores", spec.scorer, partial=partial)
         return scores, f"{EVERYTHING}-{scores.name}"
@@ -94,6 +98,12 @@ def source_of(run: Run, spec: PairSpec, *, partial: bool = False) -> tuple[Parti
         raise UsageError("--scorer goes with --selector all; a selection has its scorer already.")
     selection = run.only("selections", spec.selector, partial=partial)
     return selection, selection.name
+
+
+def _is_scored(run: Run, spec: PairSpec) -> bool:
+    """Whether the run has what pairs are made from by default: a trusted reference needs neither."""
+    there = run.partitions("scores" if spec.selector == EVERYTHING else "selections")
+    return bool(there) or spec.selector not in (None, EVERYTHING)
 
 
 def match(batch: pl.DataFrame, spec: PairSpec, judged: pl.DataFrame | None = None) -> tuple[pl.DataFrame, Account]:
@@ -228,6 +238,7 @@ def _portions(batch: pl.DataFrame) -> Iterator[pl.DataFrame]:
 _MORE = {
     "selections": "Pair among all scored candidates with --selector all, or select more of them.",
     "scores": "Sample and rank more of them.",
+    "candidates": "Sample from another model, or ingest more responses.",
 }
 
 

@@ -24,7 +24,7 @@ class ScoredQuery:
     """What is asked of a source of scored candidates.
 
     Attributes:
-        source: scores, a selection or comparisons.
+        source: scores, a selection, comparisons, or a sampler, which stands for all samplers without scores.
         scorer: whose scores these are; "" where there are none.
         samplers: all samplers of the run.
         renamed: samplers whose name a candidate gets if they hold it, whichever sampler the source names.
@@ -45,7 +45,7 @@ class ScoredQuery:
     @property
     def reads_candidates(self) -> bool:
         """Whether what the source says is not enough."""
-        return bool(self.source.table.name == "comparisons" or self.renamed or self.extra or self.texts)
+        return bool(self.source.table.name in ("comparisons", "candidates") or self.renamed or self.extra or self.texts)
 
     @property
     def may_repeat(self) -> bool:
@@ -109,6 +109,9 @@ class ScoredQuery:
             )
             return f"""select p.*, null::double as score, null::integer as draws, {copied}, 0 as place
                        from ({sides}) p left join {self._only("candidates")} c using (candidate_id)"""
+        if table == "candidates":
+            columns = f"candidate_id, prompt_id, null::double as score, null::integer as draws, {_COPIED}, 0 as place"
+            return f"select {columns} from {self._only(table)}"
         draws = "draws" if self._selected else "null::integer as draws"
         place = "0" if self.source.state == "finished" else "row_number() over ()"
         columns = f"candidate_id, prompt_id, score, {draws}, {_COPIED}, {place} as place"

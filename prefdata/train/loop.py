@@ -54,7 +54,8 @@ class Loop:
     ) -> None:
         self.loaded, self.objective, self.spec, self.folder = loaded, objective, spec, folder
         self.train, self.checkpoint, self.evaluate = train, checkpoint, evaluate
-        self.total = spec.epochs * steps_per_epoch(len(train), spec.batch_size)
+        steps = spec.epochs * steps_per_epoch(len(train), spec.batch_size)
+        self.total = min(steps, spec.max_steps or steps)
         self.optimizer = make_optimizer(loaded.model, spec)
         self.means = Means()
         self.run_means = RunMeans(self.total)

@@ -31,6 +31,12 @@ class TrainSpec(ChatSpec):
         group=Group.MODEL,
     )
     epochs: int = what(1, "Passes over the data.", ge=1, group=Group.OPTIMISER)
+    max_steps: int | None = what(
+        None,
+        "Stop after so many optimiser steps, where the epochs have more; the learning rate falls over these.",
+        ge=1,
+        group=Group.OPTIMISER,
+    )
     lr: float = what(1e-5, "Peak learning rate of AdamW.", gt=0, group=Group.OPTIMISER)
     batch_size: int = what(32, "Examples of one optimiser step (a pair is one example).", ge=1, group=Group.OPTIMISER)
     warmup: float = what(

@@ -242,7 +242,7 @@ class Encoder:
             return None
         if self.max_length is not None and tree.length > self.max_length:
             if self.on_long == "error":
-                long = f"{tree.length} tokens, more than {self.max_length} (see on_long and max_length)"
+                long = f"{tree.length} tokens, more than {self.max_length}: use --on-long drop or truncate"
                 return Problem("too_long", long)
             room = self.max_length - len(tree.prompt)
             if self.on_long == "drop" or room < 1:
