@@ -102,23 +102,11 @@ def test_training_stops_after_max_steps(prefdata, write, tiny_policy: Path, tmp_
     file = write(*({"prompt": f"Say {i}.", "completion": f"{i}"} for i in range(8)))
     for most, steps in ((3, 3), (9, 4)):
         out = tmp_path / f"out-{most}"
-        train = (
-            "train",
-            "sft",
-            file,
-            "--model",
-            tiny_policy,
-            "--batch-size",
-            2,
-            "--log-every",
-            1,
-            "--lr-scheduler",
-            "linear",
-        )
+        train = ("train", "sft", file, "--model", tiny_policy, "--batch-size", 2, "--log-every", 1)
         assert prefdata(*train, "--out", out, "--max-steps", most)[0] == 0
         metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         assert [one["step"] for one in metrics if "lr" in one] == list(range(1, steps + 1))
-        assert metrics[-1]["lr"] < metrics[0]["lr"]  # the schedule falls over these steps
+        assert metrics[-1]["lr"] < max(one["lr"] for one in metrics)  # the schedule falls over these steps
 
 
 def test_a_dry_run_is_a_line_a_fact(prefdata, write, tiny_policy: Path, tmp_path: Path) -> None:
