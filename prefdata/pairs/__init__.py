@@ -88,9 +88,11 @@ def source_of(run: Run, spec: PairSpec, *, partial: bool = False) -> tuple[Parti
             raise UsageError("--strategy comparisons reads verdicts: --selector and --scorer do not go with it.")
         judge = run.only("comparisons", spec.judge, partial=partial)
         return judge, judge.name
-    if spec.trust_reference and spec.scorer is None and not _is_scored(run, spec):
-        name = chosen_samplers(run, (str(spec.reference),))[0].name
-        return run.ready(run.partition("candidates", name), partial=partial), EVERYTHING
+    default = "scores" if spec.selector == EVERYTHING else "selections"
+    named = spec.scorer or spec.selector not in (None, EVERYTHING)
+    if spec.trust_reference and not named and not run.partitions(default):  # it needs no scores
+        (sampler,) = chosen_samplers(run, (str(spec.reference),))
+        return run.ready(sampler, partial=partial), EVERYTHING
     if spec.selector == EVERYTHING:
         scores = run.only("scores", spec.scorer, partial=partial)
         return scores, f"{EVERYTHING}-{scores.name}"
@@ -98,12 +100,6 @@ def source_of(run: Run, spec: PairSpec, *, partial: bool = False) -> tuple[Parti
         raise UsageError("--scorer goes with --selector all; a selection has its scorer already.")
     selection = run.only("selections", spec.selector, partial=partial)
     return selection, selection.name
-
-
-def _is_scored(run: Run, spec: PairSpec) -> bool:
-    """Whether the run has what pairs are made from by default: a trusted reference needs neither."""
-    there = run.partitions("scores" if spec.selector == EVERYTHING else "selections")
-    return bool(there) or spec.selector not in (None, EVERYTHING)
 
 
 def match(batch: pl.DataFrame, spec: PairSpec, judged: pl.DataFrame | None = None) -> tuple[pl.DataFrame, Account]:
