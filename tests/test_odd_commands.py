@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from prefdata.errors import BadRow, BadRows
-
 
 @pytest.fixture
 def run(prefdata, write, tmp_path: Path) -> Path:
@@ -71,30 +69,12 @@ def test_an_export_to_where_nothing_can_be_written(prefdata, paired: Path, to: s
     assert err.splitlines()[-1].startswith("prefdata: ")
 
 
-def test_the_same_fault_on_every_row_is_one_line(prefdata, write, tmp_path: Path) -> None:
-    code, _, err = prefdata(
-        "ingest", tmp_path / "r", write(*[{"messages": [{"role": "wizard", "content": "x"}]}] * 1000)
-    )
-    assert code == 2
-    assert "1000 bad rows." in err
-    assert err.count("\n") == 2
-    assert "films.jsonl:1, 2, 3, 4, 5, … (1,000 rows): " in err
-
-
-def test_faults_are_listed_by_file_and_kind() -> None:
-    rows = [BadRow("a", 1, "x"), BadRow("b", 1, "x"), BadRow("a", 2, "y"), BadRow("a", 3, "x")]
-    said = str(BadRows(rows)).splitlines()
-    assert said == ["4 bad rows. Nothing was written.", "  a:1, 3: x", "  b:1: x", "  a:2: y"]
-    assert str(BadRows(rows, limit=1)).splitlines()[-1] == "  … and 2 more"
-
-
 def test_over_long_data_names_the_option(prefdata, write, tiny_policy: Path, tmp_path: Path) -> None:
     file = write(*[{"prompt": "Say it.", "completion": "long " * 10}] * 30)
     train = ("train", "sft", file, "--model", tiny_policy, "--out", tmp_path / "out", "--max-length", 20)
     code, _, err = prefdata(*train)
     assert code == 2
     assert "more than 20: use --on-long drop or truncate" in err
-    assert err.count("\n") <= 4
 
 
 def test_training_stops_after_max_steps(prefdata, write, tiny_policy: Path, tmp_path: Path) -> None:
