@@ -239,7 +239,7 @@ def _load_yaml(config: Path) -> Any:
         raise InputError(f"{config} is a folder: name a YAML file.") from None
     except OSError as error:
         raise InputError(f"cannot read {config}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
         raise InputError(f"{config} is not YAML: {' '.join(str(error).split())}") from None
 
 

@@ -118,7 +118,28 @@ def pieces(tables: Iterator[pa.Table], form: str | None, *, safe: bool = False) 
         "csv": partial(_csv, safe=safe),
     }
     printer = printers.get(form) or partial(_grid, form=form)
-    printer(frame for frame in map(pl.from_arrow, tables) if isinstance(frame, pl.DataFrame))
+    printer(frame for rows in tables if isinstance(frame := pl.from_arrow(_held(rows)), pl.DataFrame))
+
+
+def _held(rows: pa.Table) -> pa.Table:
+    """Rows that Python can hold: bytes, and dates after the year 9999 or before 1, are DuckDB's text of them."""
+    import duckdb
+
+    for place, field in enumerate(rows.schema):
+        kind = str(field.type)
+        if "binary" in kind or (("date" in kind or "timestamp" in kind) and not _has_values(rows[place])):
+            column = duckdb.from_arrow(rows.select([place]).rename_columns(["x"]))
+            text = column.project("cast(x as varchar) as x").to_arrow_table()["x"]
+            rows = rows.set_column(place, field.name, text)
+    return rows
+
+
+def _has_values(column: pa.ChunkedArray) -> bool:
+    try:
+        column.to_pylist()
+    except (OverflowError, ValueError):
+        return False
+    return True
 
 
 def _parquet(tables: Iterator[pa.Table]) -> None:

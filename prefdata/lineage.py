@@ -142,7 +142,7 @@ def read_json(path: Path, kind: type[Model]) -> Model | None:
         return kind.model_validate(values)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         why = " ".join(str(error).split())
         todo = "Remove it and run" if path.name == SUCCESS_FILE else "Run"
         with_replace = "" if path.name == SUCCESS_FILE else ", with --replace"

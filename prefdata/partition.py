@@ -103,7 +103,7 @@ class Partition(Folder):
         except InputError as error:
             problem, there = error, None
         for part in [] if there else self.parts():
-            with suppress(InputError, OSError, ValueError):
+            with suppress(InputError, OSError, ValueError, RecursionError):
                 self._rows(part)
                 return Lineage.model_validate_json(pq.read_metadata(part).metadata[b"prefdata"])
         if problem:

@@ -28,7 +28,7 @@ def read_template(kind: str, name: str) -> Any:
         file = known[name]
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
         raise InputError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefdata.chat.clock import NAME, frozen, unset
+from prefdata.chat.limit import TooLong, limited
 from prefdata.chat.messages import for_template
 from prefdata.errors import InputError, ModelError, UsageError, did_you_mean
 from prefdata.ids import Message, digest
@@ -57,6 +58,9 @@ class Rendered(NamedTuple):
     text: str
     marked: tuple[tuple[int, int], ...] = ()
 
+
+LONGEST_RENDERING = 30.0
+"""Seconds after which a template is taken for one that never ends."""
 
 _OWN = ("messages", "tools", "documents", "add_generation_prompt", "raise_exception", NAME)
 """What every template may read, and nobody sets by hand."""
@@ -127,6 +131,7 @@ class ChatTemplate:
             TemplateRefusal: the template refuses it or breaks on it, or there is no message.
             NotUnicode: the text holds half of a surrogate pair.
             UsageError: it reads the clock, and no date is known.
+            ModelError: it does not end.
         """
         return self._render(messages, tools, answer_next, frozen(self.date) if self.date else unset(self.name))
 
@@ -140,15 +145,21 @@ class ChatTemplate:
         marks = self.marks and not answer_next
         begun = answer_next and bool(messages[-1].get("prefill"))
         try:
-            rendered: Any = render_jinja_template(
-                [[for_template(message) for message in messages]],
-                tools=tools,
-                chat_template=self.source if tools is None else self.tool_source,
-                return_assistant_tokens_mask=marks,
-                add_generation_prompt=answer_next and not begun,
-                continue_final_message=begun,
-                **{**self.tokens, **self.variables, NAME: clock},
-            )
+            with limited(LONGEST_RENDERING):
+                rendered: Any = render_jinja_template(
+                    [[for_template(message) for message in messages]],
+                    tools=tools,
+                    chat_template=self.source if tools is None else self.tool_source,
+                    return_assistant_tokens_mask=marks,
+                    add_generation_prompt=answer_next and not begun,
+                    continue_final_message=begun,
+                    **{**self.tokens, **self.variables, NAME: clock},
+                )
+        except TooLong:
+            raise ModelError(
+                f"the chat template of {self.name} took more than {LONGEST_RENDERING:.0f} s for one conversation: it "
+                "may never end. Choose another with --chat-template."
+            ) from None
         except UsageError:  # the clock's
             raise
         except Exception as error:  # a template is a program and raises what it likes

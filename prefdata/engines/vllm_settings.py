@@ -53,7 +53,7 @@ def parse_options(options: Sequence[str], known: Iterable[str]) -> dict[str, Any
             raise UsageError(f"--engine-option {option}: vLLM has no setting {name}.{did_you_mean(name, known)}")
         try:
             found[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             found[name] = value
     return found
 
@@ -67,7 +67,7 @@ def lora_rank(folder: Path) -> int:
     try:
         config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
         rank = max(int(config["r"]), *map(int, (config.get("rank_pattern") or {"": 1}).values()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelError(
             f"{folder} is no LoRA adapter: its adapter_config.json cannot be used ({type(error).__name__}: {error}). "
             "Give the folder that PEFT saved it in."

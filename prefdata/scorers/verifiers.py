@@ -81,8 +81,8 @@ def open_verifier(named: str, *, time_limit: float = 5.0, workers: int = 2) -> S
 
     Args:
         named: `number`, `choice`, `regex:PATTERN`, `json-schema:FILE` or `FILE.py:NAME`.
-        time_limit: seconds that one answer may take, for a pattern and a function.
-        workers: processes, for a pattern and a function.
+        time_limit: seconds that one answer may take, for a pattern, a schema and a function.
+        workers: processes, for a pattern, a schema and a function.
 
     Raises:
         InputError: there is no such verifier, file or function; the pattern or the schema is broken; the library for
@@ -94,7 +94,8 @@ def open_verifier(named: str, *, time_limit: float = 5.0, workers: int = 2) -> S
         _compiled(rest)
         return ClockedCheck("regex_rule", rest, time_limit=time_limit, workers=workers)
     if kind == "json-schema" and colon:
-        return Check(json_schema_rule(rest))
+        json_schema_rule(rest)
+        return ClockedCheck("schema_rule", rest, time_limit=time_limit, workers=workers)
     rules: dict[str, Callable[[Item], Found]] = {"number": number_rule, "choice": choice_rule}
     if named in rules:
         return Check(rules[named])
@@ -195,11 +196,16 @@ def json_schema_rule(file: str) -> Callable[[Item], Found]:
         schema = json.loads(Path(file).read_text("utf-8"))
         kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
         kind.check_schema(schema)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is not a JSON schema that can be read: {error}.") from error
     except jsonschema.SchemaError as error:
-        raise InputError(f"{file} is not a JSON schema: {error.message}.") from error
+        raise InputError(f"{file} is not a JSON schema: {storable(error.message)}.") from error
+    except Exception as error:  # what it is checked by raises what it likes at a schema that is none
+        raise InputError(f"{file} is not a JSON schema that can be read: {words_of(error)}.") from error
     return partial(_json_schema, kind(schema, registry=referencing.Registry()))
+
+
+def schema_rule(file: str) -> Callable[[Item], Scored]:
+    """`json_schema_rule` for a worker: a pattern in a schema may take as long as any other."""
+    return partial(_scored, rule=json_schema_rule(file))
 
 
 def _json_schema(validator: Any, item: Item) -> Found:

@@ -95,7 +95,7 @@ def parse_variables(settings: tuple[str, ...]) -> dict[str, Any]:
             raise ValueError(f"--chat-template-arg gives {name} twice: leave one of them out")
         try:
             variables[name] = json.loads(value, parse_constant=_refuse_constant)
-        except ValueError:
+        except (ValueError, RecursionError):
             variables[name] = value
     return variables
 

@@ -279,16 +279,20 @@ class VerifierSpec(CandidatesSpec):
         group=Group.SCORER,
     )
     time_limit: float = what(
-        5.0, "regex and FILE.py:NAME: seconds that one response may take.", gt=0, group=Group.VERIFIER
+        5.0, "regex, json-schema and FILE.py:NAME: seconds that one response may take.", gt=0, group=Group.VERIFIER
     )
-    workers: int = how(2, "regex and FILE.py:NAME: processes.", ge=1, group=Group.VERIFIER)
+    workers: int = how(2, "regex, json-schema and FILE.py:NAME: processes.", ge=1, group=Group.VERIFIER)
 
     @model_validator(mode="after")
     def _limits_what_may_hang(self) -> Self:
-        if not (self.verifier.startswith("regex:") or self.verifier.rpartition(":")[0].endswith(".py")):
+        if not (
+            self.verifier.startswith(("regex:", "json-schema:")) or self.verifier.rpartition(":")[0].endswith(".py")
+        ):
             for name in ("time_limit", "workers"):
                 if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(changes_nothing(name, ["--verifier regex:PATTERN", "--verifier FILE.py:NAME"]))
+                    raise ValueError(
+                        changes_nothing(name, ["--verifier regex:PATTERN", "json-schema:FILE", "FILE.py:NAME"])
+                    )
         return self
 
 

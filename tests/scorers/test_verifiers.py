@@ -194,6 +194,22 @@ def test_json_schema(tmp_path):
         open_verifier(f"json-schema:{tmp_path}/nowhere.json")
 
 
+@pytest.mark.parametrize(
+    "schema", ["[" * 100_000, "9" * 10_000, '"x"', "[]", '{"$schema": []}', '{"type": 7}', '{"pattern": "("}', "null", "\ud83d"],
+    ids=["deep", "long number", "text", "list", "schema of a list", "type", "pattern", "null", "not UTF-8"],
+)  # fmt: skip
+def test_a_schema_that_is_none(tmp_path, schema):
+    (tmp_path / "s.json").write_bytes(schema.encode("utf-8", "surrogatepass"))
+    with pytest.raises(InputError, match="is not a JSON schema"):
+        open_verifier(f"json-schema:{tmp_path}/s.json")
+
+
+def test_a_pattern_in_a_schema_has_the_time_of_others(tmp_path):
+    (tmp_path / "s.json").write_text('{"type": "string", "pattern": "^(a+)+$"}')
+    found = verdict(f"json-schema:{tmp_path}/s.json", '"' + "a" * 60 + '!"', time_limit=0.5)
+    assert (found.score, found.reason) == (None, "timeout")
+
+
 def test_json_schema_without_its_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "jsonschema", None)
     with pytest.raises(InputError, match="pip install jsonschema"):
