@@ -195,7 +195,8 @@ def test_json_schema(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "schema", ["[" * 100_000, "9" * 10_000, '"x"', "[]", '{"$schema": []}', '{"type": 7}', '{"pattern": "("}', "null", "\ud83d"],
+    "schema",
+    ["[" * 100_000, "9" * 10_000, '"x"', "[]", '{"$schema": []}', '{"type": 7}', '{"pattern": "("}', "null", "\ud83d"],
     ids=["deep", "long number", "text", "list", "schema of a list", "type", "pattern", "null", "not UTF-8"],
 )  # fmt: skip
 def test_a_schema_that_is_none(tmp_path, schema):
