@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})++(?!,?\d)|\d+)(?:\.\d+)?|\.\d+"
@@ -19,9 +20,12 @@ _NUMBER = re.compile(
     r"(?:\s?(?P<percent>%|per\s?cent\b)|\s(?P<scale>hundred|thousand|million|billion|trillion)\b)?",
     re.IGNORECASE,
 )
+_END, _LONGEST = 1 << 14, 1 << 12
+"""Characters from the end of a text that are read first; and those in which its first number may be half of one."""
+
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
-_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]++|\{[^{}]*+\})*+)\}")
 _FENCED = re.compile(r"```(?:json)?\s*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _PLAIN = {"\u2212": "-", "{,}": ",", "\\$": "$", "\\%": "%", "\\,": "", "\\!": "", "\u00a0": " ", "\u202f": " "}
 
@@ -34,21 +38,37 @@ def final_number(text: str) -> frozenset[Fraction] | None:
     """
     _, marked, after = text.rpartition("####")
     if marked:
-        found = numbers(after)
-        return found[0] if found else None
+        return next((values for _, values in _found(after)), None)
     boxes = _BOXED.findall(text)
     field = boxes[-1] if boxes else _answer_field(text)
-    found = numbers(text if field is None else field)
-    return found[-1] if found else None
+    return _last(text if field is None else field)
 
 
 def numbers(text: str) -> list[frozenset[Fraction]]:
     """Every number of a text in order, each as the set of values that it may have."""
+    return [values for _, values in _found(text)]
+
+
+def _last(text: str) -> frozenset[Fraction] | None:
+    """The last number: looked for from the end on, for a text may be as long as a book."""
+    size = _END
+    while size < len(text):
+        found = [values for start, values in _found(text[-size:]) if start > _LONGEST]
+        if found:
+            return found[-1]
+        size *= 8
+    found = numbers(text)
+    return found[-1] if found else None
+
+
+def _found(text: str) -> Iterator[tuple[int, frozenset[Fraction]]]:
+    """The numbers of a text, each with where it begins once the text is written plainly."""
     for written, plain in _PLAIN.items():
         text = text.replace(written, plain)
     text = _LATEX_FRACTION.sub(r"\1/\2", text)
-    read = (_values(match) for match in _NUMBER.finditer(text))
-    return [values for values in read if values]
+    for match in _NUMBER.finditer(text):
+        if values := _values(match):
+            yield match.start(), values
 
 
 def unfenced(text: str) -> str:

@@ -194,6 +194,28 @@ def test_json_schema(tmp_path):
         open_verifier(f"json-schema:{tmp_path}/nowhere.json")
 
 
+def test_the_last_number_of_a_long_text_is_that_of_all_its_numbers():
+    for end in (
+        "",
+        " so 7",
+        " so 3/4",
+        " so 12,345.5",
+        r" so \frac{1}{3}",
+        " x" * 9000,
+        " 8" + " x" * 9000,
+        " 9" + " x" * 200_000,
+    ):
+        for long in ("no number " * 3000, "1 " * 9000, "1,234," * 4000, "9" * 30_000, r"\frac{1}{2} " * 3000):
+            found = numbers(long + end)
+            assert final_number(long + end) == (found[-1] if found else None)
+
+
+def test_a_text_of_megabytes_is_read_in_time():
+    """Each of these took minutes, or a time that grows with the square of the length."""
+    for text in ("The answer is 7, " * 300_000, r"\boxed{" * 200_000, "{" * 2_000_000, r"\boxed{" + "a" * 3_000_000):
+        final_number(text)
+
+
 @pytest.mark.parametrize(
     "schema",
     ["[" * 100_000, "9" * 10_000, '"x"', "[]", '{"$schema": []}', '{"type": 7}', '{"pattern": "("}', "null", "\ud83d"],
