@@ -37,9 +37,9 @@ class NullComparer:
 
 def make(folder: str, prompts: int) -> None:
     from prefdata import IngestSpec, Run, ids
-    from prefdata.reports import Report
-    from prefdata.store import Lineage
-    from prefdata.tables import CANDIDATES, PROMPTS
+    from prefdata.storage.report import Report
+    from prefdata.storage.run import Lineage
+    from prefdata.storage.schemas import CANDIDATES, PROMPTS
 
     partitions = Run(folder).partition("prompts", "many"), Run(folder).partition("candidates", "many")
     for partition in partitions:

@@ -94,7 +94,7 @@ def ingested(file: Path, kind: str) -> None:
     """By prefdata: prompts with references, or pairs."""
     from prefdata.prompts import ingest
     from prefdata.specs import IngestSpec
-    from prefdata.store import Run
+    from prefdata.storage.run import Run
 
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         read = "prompts" if kind == "conversations" else "pairs"

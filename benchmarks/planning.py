@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prefdata.explore import estimators
-from prefdata.explore.bootstrap import intervals
-from prefdata.explore.extrapolation import anchors, continued
+from prefdata.stats import best_of_n
+from prefdata.stats.bootstrap import intervals
+from prefdata.stats.extrapolation import anchors, continued
 
 DRAWS = [1, 2, 4, 8, 16, 32, 64, 128]
 """The n at which the truth of a law is needed."""
@@ -52,7 +52,7 @@ class Doublings:
 
     def __init__(self, scores: np.ndarray) -> None:
         self.known, self.top = scores.shape[1], scores.max()
-        self.values = estimators.expected_max(scores, [self.known // 4, self.known // 2, self.known])
+        self.values = best_of_n.expected_max(scores, [self.known // 4, self.known // 2, self.known])
 
     def __call__(self, means: np.ndarray, ns: list[int]) -> tuple[np.ndarray, ...]:
         before, gain = (means[:, i + 1] - means[:, i] for i in (0, 1))
@@ -66,7 +66,7 @@ class Ratios:
 
     def __init__(self, scores: np.ndarray) -> None:
         self.known = scores.shape[1]
-        self.values = estimators.expected_max(scores, [max(1, self.known // times) for times in (8, 4, 2, 1)])
+        self.values = best_of_n.expected_max(scores, [max(1, self.known // times) for times in (8, 4, 2, 1)])
 
     def __call__(self, means: np.ndarray, ns: list[int]) -> tuple[np.ndarray, ...]:
         def over(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
@@ -88,7 +88,7 @@ class Continued:
 
     def __init__(self, scores: np.ndarray) -> None:
         self.known, self.top = scores.shape[1], scores.max()
-        self.values = estimators.expected_max(scores, anchors(self.known))
+        self.values = best_of_n.expected_max(scores, anchors(self.known))
 
     def __call__(self, means: np.ndarray, ns: list[int]) -> tuple[np.ndarray, ...]:
         return continued(means, self.top, self.known, ns)
@@ -130,7 +130,7 @@ def judged(pilots: list[np.ndarray], truth: dict[int, float], way: type) -> np.n
 
 def exact_of(law: Callable) -> dict[int, float]:
     """E[max of n] of a law, from 40,000 prompts with 1,024 draws."""
-    made = [estimators.expected_max(law(np.random.default_rng(i), 2000, 1024), DRAWS).mean(axis=0) for i in range(20)]
+    made = [best_of_n.expected_max(law(np.random.default_rng(i), 2000, 1024), DRAWS).mean(axis=0) for i in range(20)]
     return dict(zip(DRAWS, np.mean(made, axis=0).tolist(), strict=True))
 
 
@@ -182,14 +182,14 @@ def by_way(sizes: list[tuple[int, ...]], pilots: int) -> None:
 def on_a_run(run: str, scorer: str) -> None:
     """Pilots of 60 prompts and N draws from a run whose prompts have many, by temperature."""
     from prefdata import Run
-    from prefdata.explore.groups import group, read
+    from prefdata.explore.curves.groups import group, read
 
     groups, _, _ = group(read(Run(run), scorer, None, (), False)[0], "temperature", None, scorer)
     head("way", "pilots", "N", "bias", "coverage", "width")
     for draws in groups:
         scores = draws.values["score"].reshape(draws.sizes.size, draws.known)
         ns = [n for n in DRAWS if n <= draws.known]
-        truth = dict(zip(ns, estimators.expected_max(scores, ns).mean(axis=0).tolist(), strict=True))
+        truth = dict(zip(ns, best_of_n.expected_max(scores, ns).mean(axis=0).tolist(), strict=True))
         for known in (4, 8, 16):
             starts = range(0, draws.known - known + 1, known)
             blocks = [scores[at : at + 60] for at in range(0, len(scores) - 59, 60)]

@@ -33,13 +33,13 @@ from transformers import pipeline as make_pipeline
 
 from prefdata import sample_data
 from prefdata.cli.main import WAITING
+from prefdata.engines.hf.generator import TransformersGenerator
 from prefdata.engines.protocol import Completion, Request, Sampling
-from prefdata.engines.transformers import TransformersGenerator
 from prefdata.ids import seed
-from prefdata.model_files import identify
-from prefdata.scorers.prefixes import families
+from prefdata.models.files import identify
+from prefdata.scorers.classifier.hf import RewardModel
+from prefdata.scorers.classifier.prefixes import families
 from prefdata.scorers.protocol import Item
-from prefdata.scorers.reward_model import RewardModel
 
 DATA = Path(sample_data.__file__).parent
 WORDS = 150

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
-from prefdata.explore.bootstrap import intervals
+from prefdata.stats.bootstrap import intervals
 
 FOLDS = 5
 PENALTY = 100.0

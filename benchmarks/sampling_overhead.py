@@ -51,9 +51,9 @@ def measure(prompts: int, render: bool, answer) -> None:
     import polars as pl
 
     from prefdata import IngestSpec, Run, SampleSpec, ids, sample_data
-    from prefdata.candidates import samples
-    from prefdata.store import Lineage
-    from prefdata.tables import PROMPTS
+    from prefdata.candidates.sample import samples
+    from prefdata.storage.run import Lineage
+    from prefdata.storage.schemas import PROMPTS
 
     model = Path(sample_data.__file__).parent / "policy"
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +72,7 @@ def measure(prompts: int, render: bool, answer) -> None:
             ]
             partition.append(PROMPTS.from_rows(rows))
         del rows
-        from prefdata.reports import Report
+        from prefdata.storage.report import Report
 
         assert lineage
         partition.finish(Report(step="ingest", unit="rows", rows_in=prompts, rows_out=prompts))

@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 from prefdata import sample_data
+from prefdata.engines.hf.generator import TransformersGenerator
 from prefdata.engines.protocol import Completion, Request, Sampling
-from prefdata.engines.transformers import TransformersGenerator
 from prefdata.ids import seed
-from prefdata.model_files import identify
+from prefdata.models.files import identify
 
 DATA = Path(sample_data.__file__).parent
 BATCH = 32

@@ -23,9 +23,9 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 def main() -> None:
     from prefdata import IngestSpec, Run, SampleSpec, ingest, sample_data
-    from prefdata.candidates import samples
-    from prefdata.engines import open_generator
-    from prefdata.model_files import identify
+    from prefdata.candidates.sample import samples
+    from prefdata.engines.open import open_generator
+    from prefdata.models.files import identify
 
     bundled = Path(sample_data.__file__).parent
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

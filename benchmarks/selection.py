@@ -39,15 +39,15 @@ import polars as pl
 import pyarrow as pa
 
 from prefdata import PairSpec, Run, SelectSpec, pair, select
-from prefdata.ahead import ahead, cores
-from prefdata.pairs import match, pair_ids
-from prefdata.reports import Account, Report
+from prefdata.pairs.pair import match, pair_ids
+from prefdata.parallel import ahead, cores
 from prefdata.scored.reader import BATCH_ROWS
 from prefdata.selections.rules import algorithm1_ranks, gumbel_ranks
 from prefdata.specs import Spec
-from prefdata.store import Lineage
-from prefdata.tables import TABLES
-from prefdata.views import candidate_files
+from prefdata.storage.queries import candidate_files
+from prefdata.storage.report import Account, Report
+from prefdata.storage.run import Lineage
+from prefdata.storage.schemas import TABLES
 
 PART = 100_000
 PROMPTS = 100_000

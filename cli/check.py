@@ -81,7 +81,7 @@ def reward_model(
     """Check that scores are the same in any batch, padding, order, engine and load, and of the right text."""
     import pyarrow as pa
 
-    from prefdata.explore.fidelity import check
+    from prefdata.explore.reward_model_checks import check
     from prefdata.explore.reward_models import from_data
     from prefdata.specs import RewardModelSpec
 

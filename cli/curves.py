@@ -16,7 +16,7 @@ from . import show
 from .options import Partial, RunArgument, option, whole
 
 if TYPE_CHECKING:
-    from prefdata.explore.curves import Curves
+    from prefdata.explore.curves.curves import Curves
 
 EXAMPLE = "Example: prefdata curves runs/demo --scorer reward --gold truth --plan 8,16,32,64"
 
@@ -99,8 +99,8 @@ def curves(
     for flag, value, least in (("-n", n, 1), ("--seed", seed, 0)):
         if value is not None and value < least:
             raise UsageError(f"curves: {flag}: should be greater than or equal to {least}, not {value}")
-    from prefdata.explore.curves import curves as explore
-    from prefdata.store import Run
+    from prefdata.explore.curves.curves import curves as explore
+    from prefdata.storage.run import Run
 
     if gold is not None and gold == (scorer if scorer is not None else Run(run).only("scores", partial=partial).name):
         raise UsageError(
@@ -233,7 +233,7 @@ def _kl(points: dict[Key, Point], group: str, last: int) -> dict[str, str]:
 
 
 def _against_gold(points: dict[Key, Point], group: str, scorer: str, gold: str) -> None:
-    from prefdata.explore.points import ROUNDING
+    from prefdata.explore.curves.points import ROUNDING
 
     steps = _steps(points, "gold", group)
     first = points[("gold", group, 1)]["value"]

@@ -56,7 +56,7 @@ def policies(
     A selected response meets only samples that it was not chosen from: fresh ones, or each sample left out in turn.
     """
     from prefdata.explore.policies import compare
-    from prefdata.store import Run
+    from prefdata.storage.run import Run
 
     rows = compare(Run(run), scorer, policy, baseline, split)
     with_notes = format in ("csv", "json", "jsonl") or (format is None and not sys.stdout.isatty())
@@ -78,7 +78,7 @@ def judges(
 ) -> None:
     """Tell how judges agree: with themselves when the answers change places, and with each other (kappa, AC1)."""
     from prefdata.explore.judges import judges as found
-    from prefdata.store import Run
+    from prefdata.storage.run import Run
 
     alone, together = found(Run(run), tuple(judge or ()), partial=partial)
     show.table(alone.to_arrow(), format)
@@ -168,8 +168,8 @@ def reward_model(
     from prefdata.errors import UsageError
     from prefdata.explore import reward_models
     from prefdata.formats.reading import ReadOptions
-    from prefdata.store import Run
-    from prefdata.tables import TABLES
+    from prefdata.storage.run import Run
+    from prefdata.storage.schemas import TABLES
 
     read: dict[str, Any] = {
         "label": label,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from prefdata.explore.explain import Explanation
     from prefdata.pairs.explain import PairExplanation
-    from prefdata.store import Run
+    from prefdata.storage.run import Run
 
 EXAMPLE = "Example: prefdata explain runs/demo 0f3a"
 
@@ -45,7 +45,7 @@ def explain(
     """
     from prefdata.explore.explain import explain as explore
     from prefdata.pairs.explain import explain_pair
-    from prefdata.store import Run
+    from prefdata.storage.run import Run
 
     if len(ids) > 2:
         raise UsageError("explain takes a pair's id, or the ids of two answers.")

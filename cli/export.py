@@ -24,7 +24,7 @@ def export(
     format: ReportFormat = "text",
 ) -> None:
     """Write pairs or best answers as sharded Parquet with a dataset card."""
-    from prefdata.shards import export as step
-    from prefdata.store import Run
+    from prefdata.exports.export import export as step
+    from prefdata.storage.run import Run
 
     show.outcome(step(Run(run), spec, to, replace=replace, progress=True), format)

@@ -38,7 +38,7 @@ def ingest(
 ) -> None:
     """Read files in any known layout: prompts, and with --as responses, preferences, labels or verdicts."""
     from prefdata.prompts import ingest as run_ingest
-    from prefdata.store import Run
+    from prefdata.storage.run import Run
 
     if dry_run:
         from prefdata.formats.preview import preview

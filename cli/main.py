@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from prefdata.errors import InputError, PrefdataError, storage_error
-from prefdata.interruptible import still_running
 from prefdata.printable import printable_lines
 from prefdata.specs.other_names import normalised, our_name, without_setting
+from prefdata.sql.interrupt import still_running
 
 from . import check, curves, demo, evaluate, explain, export, ingest, pair, rank, sample, select, sql, status, train
 from .help import Command, CommandGroup

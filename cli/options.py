@@ -177,7 +177,7 @@ def as_yaml(spec: Spec) -> str:
 
     section: Any = spec.model_dump(mode="json", by_alias=True)
     if section.get("base_url"):
-        from prefdata.engines.address import without_secrets
+        from prefdata.engines.openai.address import without_secrets
 
         section["base_url"] = without_secrets(section["base_url"])
     for word in reversed(spec.step.split()):

@@ -15,8 +15,8 @@ def pair(
     run: RunArgument, spec: PairSpec, replace: Replace = False, partial: Partial = False, format: ReportFormat = "text"
 ) -> None:
     """Pair chosen and rejected answers; ties, same texts and cut-off answers are counted and never preferred."""
-    from prefdata.pairs import pair as step
-    from prefdata.store import Run
+    from prefdata.pairs.pair import pair as step
+    from prefdata.storage.run import Run
 
     done = step(Run(run), spec, replace=replace, partial=partial, progress=True)
     show.outcome(done, format)

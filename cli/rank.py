@@ -16,7 +16,7 @@ def rank(
 ) -> None:
     """Score the candidates, or have them compared; or make scores of scores and of comparisons."""
     from prefdata.steps import rank as step
-    from prefdata.store import Run
+    from prefdata.storage.run import Run
 
     done = step(Run(run), spec, replace=replace, partial=partial, progress=True)
     show.outcome(done, format)

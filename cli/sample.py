@@ -31,7 +31,7 @@ def sample(
 ) -> None:
     """Draw N candidates for every prompt; run it again to continue, or with a larger -n to add more."""
     from prefdata import candidates
-    from prefdata.store import Run
+    from prefdata.storage.run import Run
 
     if dry_run:
         show.facts(candidates.dry_run(Run(run), spec))

@@ -19,8 +19,8 @@ def select(
     format: ReportFormat = "text",
 ) -> None:
     """Keep candidates of each prompt by their scores: best-of-N, top-k, or RSO in either of its laws."""
-    from prefdata.selections import select as step
-    from prefdata.store import Run
+    from prefdata.selections.select import select as step
+    from prefdata.storage.run import Run
 
     done = step(Run(run), spec, replace=replace, partial=partial, progress=True)
     show.outcome(done, format)

@@ -15,14 +15,14 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from prefdata.errors import PrefdataError, UsageError
-from prefdata.interruptible import let_interrupt_write
 from prefdata.printable import printable, printable_json, printable_lines
+from prefdata.sql.interrupt import let_interrupt_write
 
 if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
 
-    from prefdata.store import Outcome
+    from prefdata.storage.run import Outcome
 
 _DID = {
     "made": "made",

@@ -43,7 +43,7 @@ def sql(
 ) -> None:
     """Query the run's tables with SQL (DuckDB), read-only."""
     from prefdata.explore import sql as explore
-    from prefdata.store import Run
+    from prefdata.storage.run import Run
 
     if query is None:
         show.table(explore.tables(Run(run)), format, safe=safe)

@@ -16,6 +16,6 @@ def status(
     import pyarrow as pa
 
     from prefdata.explore.status import status as explore
-    from prefdata.store import Run
+    from prefdata.storage.run import Run
 
     show.table(pa.Table.from_pylist(explore(Run(run))), format)

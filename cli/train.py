@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from prefdata.specs import Group
-from prefdata.train.specs import DpoSpec, RmSpec, SftSpec
+from prefdata.specs.train import DpoSpec, RmSpec, SftSpec
 
 from . import show
 from .help import Command, CommandGroup
@@ -31,7 +31,7 @@ Out = Annotated[Path, option("--out", metavar="DIR", help="The model folder to w
 @takes(SftSpec)
 def sft(data: Data, out: Out, spec: SftSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
     """Imitate answers: supervised fine-tuning on completions."""
-    from prefdata.train.runs import train_sft
+    from prefdata.train.train import train_sft
 
     done = train_sft(data, spec, out, replace=replace, progress=True)
     show.outcome(done, format)
@@ -43,7 +43,7 @@ def sft(data: Data, out: Out, spec: SftSpec, replace: Replace = False, format: R
 @takes(RmSpec)
 def rm(data: Data, out: Out, spec: RmSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
     """Score chosen above rejected: a Bradley-Terry reward model."""
-    from prefdata.train.runs import train_rm
+    from prefdata.train.train import train_rm
 
     done = train_rm(data, spec, out, replace=replace, progress=True)
     show.outcome(done, format)
@@ -57,7 +57,7 @@ def rm(data: Data, out: Out, spec: RmSpec, replace: Replace = False, format: Rep
 @takes(DpoSpec)
 def dpo(data: Data, out: Out, spec: DpoSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
     """Prefer chosen to rejected: direct preference optimisation."""
-    from prefdata.train.runs import train_dpo
+    from prefdata.train.train import train_dpo
 
     done = train_dpo(data, spec, out, replace=replace, progress=True)
     show.outcome(done, format)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefdata.progress import Watch, watched
 from prefdata.specs import RankSpec
 from prefdata.specs.rank import CompareSpec
-from prefdata.store import Outcome, Run
+from prefdata.storage.run import Outcome, Run
 
 
 def rank(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = False, progress: Watch = False) -> Outcome:
@@ -16,9 +16,9 @@ def rank(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = Fal
         SpecConflict: a scorer or judge of this name is another one, or has other settings.
         ModelError, InputError: the scorer cannot be used.
     """
-    from prefdata.comparisons import compare
+    from prefdata.comparisons.compare import compare
     from prefdata.scorers.open import is_pairwise
-    from prefdata.scores import rank as score
+    from prefdata.scores.rank import rank as score
 
     with watched(progress, "rank") as told:
         if isinstance(spec, CompareSpec) and is_pairwise(spec):

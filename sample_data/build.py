@@ -62,8 +62,8 @@ def build(folder: Path, *, data_only: bool = False) -> None:
         return
     import torch
 
-    from prefdata.train.runs import train_rm, train_sft
-    from prefdata.train.specs import RmSpec, SftSpec
+    from prefdata.specs.train import RmSpec, SftSpec
+    from prefdata.train.train import train_rm, train_sft
 
     torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as scratch:

@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from prefdata.engines import open_generator
+from prefdata.engines.open import open_generator
 from prefdata.engines.protocol import Completion, Request, Sampling
 from prefdata.ids import seed
-from prefdata.model_files import identify
+from prefdata.models.files import identify
+from prefdata.scorers.classifier.hf import RewardModel
 from prefdata.scorers.protocol import Item
-from prefdata.scorers.reward_model import RewardModel
 from prefdata.specs import ModelSpec
 
 from .world import true_reward_parts

@@ -1,1 +1,1 @@
-"""The published contracts of the tables, one JSON file each; read by `prefdata.tables`."""
+"""The published contracts of the tables, one JSON file each; read by `prefdata.storage.schemas`."""

@@ -1,1 +1,1 @@
-"""Preprompts and instructions, as YAML files to copy and change; read by `prefdata.transforms`."""
+"""Preprompts and instructions, as YAML files to copy and change; read by `prefdata.chat.transforms`."""

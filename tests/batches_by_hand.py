@@ -8,9 +8,9 @@ from typing import Any
 import polars as pl
 
 from prefdata import ids
-from prefdata.pairs import match
-from prefdata.reports import nonzero
+from prefdata.pairs.pair import match
 from prefdata.specs import PairSpec
+from prefdata.storage.report import nonzero
 
 _ANSWER = re.compile(
     r"(?P<score>-?[\d.]+|\?)(?P<flags>[ce]*)(=(?P<text>\w+))?(/(?P<chars>\d+))?(@(?P<sampler>\w+))?(!(?P<out>\w+))?"

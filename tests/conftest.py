@@ -172,12 +172,12 @@ def kept_engines() -> Iterator[None]:
     """Let the tests of vLLM share its engines, one for each model; every test marked `vllm` has this fixture."""
     from kept_engines import KeptEngines
 
-    from prefdata.engines import vllm
-    from prefdata.scorers import pooling
+    from prefdata.engines.vllm import generator
+    from prefdata.scorers.classifier import vllm
 
     kept = KeptEngines()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (vllm, pooling):
+        for module in (generator, vllm):
             patch.setattr(module, "start", kept.start)
         yield
     kept.close()

@@ -17,11 +17,11 @@ from pathlib import Path
 
 IMPORTED = [
     "prefdata.cli.main",
-    "prefdata.engines.transformers",
-    "prefdata.scorers.judge",
-    "prefdata.scorers.pairwise",
-    "prefdata.scorers.reward_model",
-    "prefdata.train.runs",
+    "prefdata.engines.hf.generator",
+    "prefdata.scorers.judge.judge",
+    "prefdata.scorers.causal_lm.pairwise",
+    "prefdata.scorers.classifier.hf",
+    "prefdata.train.train",
     "torch",
     "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto",
@@ -79,7 +79,7 @@ def _run(arguments: list[str], out: str, err: str) -> None:
     for path, number in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     from prefdata.cli.main import main
-    from prefdata.store import Appender
+    from prefdata.storage.run import Appender
 
     Appender.__init__.__kwdefaults__["seconds"] = PART_SECONDS
     sys.argv = ["prefdata", *arguments]

@@ -12,10 +12,10 @@ import pyarrow as pa
 from prefdata.formats.files import RawRow, json_row
 from prefdata.formats.reading import Reader
 from prefdata.prompts.ingest import Ingestion, read_options
-from prefdata.reports import Report
 from prefdata.specs import IngestSpec
-from prefdata.store import Run
-from prefdata.tables import trimmed
+from prefdata.storage.report import Report
+from prefdata.storage.run import Run
+from prefdata.storage.schemas import trimmed
 
 
 def prompts_of(rows: Iterable[RawRow], **settings: Any) -> tuple[pa.Table, Report]:

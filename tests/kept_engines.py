@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from prefdata.engines import vllm_start
-from prefdata.engines.vllm_start import Running
-from prefdata.model_files import ModelFiles
+from prefdata.engines.vllm import launch
+from prefdata.engines.vllm.launch import Running
+from prefdata.models.files import ModelFiles
 from prefdata.specs import EngineSpec
 
 OWN = ("lora", "engine_option", "batch_invariant", "quantization", "max_model_len")
@@ -31,12 +31,12 @@ class KeptEngines:
     def start(self, vllm: Any, model: ModelFiles, spec: EngineSpec, **settings: Any) -> Running:
         """The engine for `model`, which is started at the first call, without compiling (that takes longer)."""
         if any(getattr(spec, name) for name in OWN):
-            return vllm_start.start(vllm, model, spec, **settings)
+            return launch.start(vllm, model, spec, **settings)
         config = json.dumps(model.config, sort_keys=True)
         key = (model.revision, model.text_revision, config, settings.get("runner"))
         if key not in self._running:
             eager = spec.model_copy(update={"engine_option": SMALL, "max_num_seqs": AT_A_TIME})
-            running = self._running[key] = vllm_start.start(vllm, model, eager, **settings)
+            running = self._running[key] = launch.start(vllm, model, eager, **settings)
             self._close.append(running.close)
             running.close = lambda: None
         return self._running[key]

@@ -10,12 +10,12 @@ import polars as pl
 import pyarrow as pa
 
 from prefdata import ids
-from prefdata.reports import Report, nonzero
-from prefdata.selections import keep
+from prefdata.selections.select import keep
 from prefdata.specs import SelectSpec, Spec
-from prefdata.store import Lineage, Run
-from prefdata.tables import FOLLOWING, SCORES, TABLES
-from prefdata.views import candidate_files
+from prefdata.storage.queries import candidate_files
+from prefdata.storage.report import Report, nonzero
+from prefdata.storage.run import Lineage, Run
+from prefdata.storage.schemas import FOLLOWING, SCORES, TABLES
 
 DONE = Report(step="made", unit="rows", rows_in=0, rows_out=0)
 DEFAULTS: dict[pa.DataType, Any] = {pa.int32(): 0, pa.int64(): 0, pa.string(): "said", pa.float64(): 0.0}

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefdata.ahead import ahead, as_completed
+from prefdata.parallel import ahead, as_completed
 
 
 def test_the_next_is_worked_on_while_this_one_is_used() -> None:
@@ -134,7 +134,7 @@ def test_threads_that_wait_do_not_keep_the_process() -> None:
     """Ctrl-C while a server takes its time: nobody waits for it."""
     code = """
 import time
-from prefdata.ahead import as_completed
+from prefdata.parallel import as_completed
 stream = as_completed(range(3), lambda n, left: n if n == 0 else time.sleep(60), 3)
 next(stream)
 stream.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from prefdata.disk import checksum
+from prefdata.storage.atomic import checksum
 
 GOOD = '{"prompt": "Say something."}\n'
 

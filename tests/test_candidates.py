@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefdata import ids
-from prefdata.candidates import dry_run, sample, samples, swept
-from prefdata.candidates.drawing import cut_off_id
-from prefdata.candidates.jobs import Job
+from prefdata.candidates.job import Job
+from prefdata.candidates.sample import dry_run, sample, samples, swept
+from prefdata.candidates.stream import cut_off_id
 from prefdata.errors import BadRows, InputError, ModelError, NotReady, PrefdataError, SpecConflict, UsageError
 from prefdata.prompts import ingest
 from prefdata.specs import IngestSpec, SampleSpec
-from prefdata.store import Run
-from prefdata.tables import CANDIDATES
+from prefdata.storage.run import Run
+from prefdata.storage.schemas import CANDIDATES
 
 Row = dict
 TEXTS = ["Say one.", "Sag etwas Längeres auf Deutsch, bitte.", "说点什么", "🎬", "tell\x07 me\n\nmore " * 3]
@@ -134,7 +134,7 @@ def test_a_model_that_moved_is_the_same_model(run: Run, spec, tiny_policy: Path,
 
 def test_interrupted_between_parts(run: Run, spec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Stopped half-way: what was answered is kept, the rest is drawn by the next command."""
-    from prefdata.engines.transformers import TransformersGenerator
+    from prefdata.engines.hf.generator import TransformersGenerator
 
     real = TransformersGenerator.generate
 
@@ -160,7 +160,7 @@ def test_interrupted_between_parts(run: Run, spec, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_engine_that_dies_is_started_again(run: Run, spec, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefdata.engines.transformers import TransformersGenerator
+    from prefdata.engines.hf.generator import TransformersGenerator
     from prefdata.errors import EngineError
 
     real, deaths = TransformersGenerator.generate, []
@@ -305,7 +305,7 @@ def test_a_longer_limit_continues_what_was_cut_off(run: Run, spec, tmp_path: Pat
 
 
 def test_a_retry_that_was_stopped_is_continued(run: Run, spec, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefdata.engines.transformers import TransformersGenerator
+    from prefdata.engines.hf.generator import TransformersGenerator
 
     sample(run, spec(max_tokens=6))
     real = TransformersGenerator.generate

@@ -187,8 +187,8 @@ def test_check_and_eval_read_by_the_template_that_was_asked_for(make_reward_mode
 
 
 def test_check_finds_another_tokenisation_than_the_templates(make_reward_model, tmp_path, monkeypatch):
-    from prefdata.explore.fidelity import check
-    from prefdata.scorers.texts import Texts
+    from prefdata.explore.reward_model_checks import check
+    from prefdata.scorers.classifier.rendering import Texts
 
     model = make_reward_model(tmp_path / "m", tokenizer={"chat_template": CHATML}, max_position_embeddings=256)
     real = Texts.encode
@@ -199,7 +199,7 @@ def test_check_finds_another_tokenisation_than_the_templates(make_reward_model, 
 
 def test_check_says_where_transformers_own_forward_reads_another_token(make_reward_model, tmp_path):
     """Pad and end token are one: transformers' forward takes the end token for padding, and reads the one before."""
-    from prefdata.explore.fidelity import check
+    from prefdata.explore.reward_model_checks import check
 
     own = {"chat_template": CHATML.replace("<eot>\n", "<eos>"), "pad_token": "<eos>"}
     model = make_reward_model(tmp_path / "m", tokenizer=own, pad_token_id=2, max_position_embeddings=256)

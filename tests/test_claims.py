@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from prefdata.claims import Claims
+from prefdata.storage.leases import Claims
 
 
 def test_a_share_is_taken_once(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 import prefdata.comparisons as step
-from prefdata.comparisons import ORDERS, board, compare, orders, schedule
+from prefdata.comparisons import players
+from prefdata.comparisons.compare import ORDERS, compare, orders, schedule
 from prefdata.errors import InputError
 from prefdata.explore.judges import judges
 from prefdata.prompts import ingest
 from prefdata.scorers.protocol import Match, Verdict
 from prefdata.specs import IngestSpec, RankSpec
-from prefdata.store import Run
+from prefdata.storage.run import Run
 
 ANSWERS = ["a", "bb", "ccc", "dddd", "ddddd", " bb", ""]
 
@@ -245,8 +246,8 @@ def test_how_many_are_held_at_a_time_changes_nothing(
 ) -> None:
     whole = compare(run, spec(schedule=kind, order="flip"))
     expected = sorted(rows(run), key=str)
-    monkeypatch.setattr(board, "SHARE", 4)
-    with board.Board(run, run.partitions("candidates"), spec()) as cut:
+    monkeypatch.setattr(players, "SHARE", 4)
+    with players.Board(run, run.partitions("candidates"), spec()) as cut:
         assert cut.shares == 6
     assert compare(run, spec(schedule=kind, order="flip")).did == "kept"
     again = compare(run, spec(schedule=kind, order="flip"), replace=True)
@@ -294,7 +295,7 @@ def compare_slowly(folder: Path) -> None:
     step.open_comparer = lambda _: judge
     step.scorer_identity = lambda _: {"pairwise": "longer"}
     step.dated_scorer = lambda spec, _: spec
-    board.SHARE = 4
+    players.SHARE = 4
     compare(Run(folder), spec(schedule="tournament"))
     (folder / f"asked-{os.getpid()}").write_text(str(len(judge.asked)))
 

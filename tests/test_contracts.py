@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefdata import ids
-from prefdata.draws import leading_bits
 from prefdata.explore.sql import query
+from prefdata.keyed_random import leading_bits
 from prefdata.pairs.explain import _find
-from prefdata.reports import Report
-from prefdata.scores.scoring import item_of, with_prompts
+from prefdata.scores.stream import item_of, with_prompts
 from prefdata.specs import Spec
-from prefdata.store import Lineage, Partition, Run
-from prefdata.tables import CANDIDATES, PROMPTS, TABLES, Table
-from prefdata.views import PromptSlices, matching_keys, merged_prompts, prompt_sources, read_prompts
+from prefdata.storage.queries import PromptSlices, matching_keys, merged_prompts, prompt_sources, read_prompts
+from prefdata.storage.report import Report
+from prefdata.storage.run import Lineage, Partition, Run
+from prefdata.storage.schemas import CANDIDATES, PROMPTS, TABLES, Table
 
 USER = {"role": "user", "content": "When?"}
 CALL = {"role": "assistant", "content": "", "tool_calls": '[{"function": {"name": "f", "arguments": {}}}]'}

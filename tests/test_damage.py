@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from prefdata import partition
 from prefdata.cli.main import app
 from prefdata.explore.check_run import check_run
-from prefdata.store import Run
-from prefdata.tables import TABLES
+from prefdata.storage import partition
+from prefdata.storage.run import Run
+from prefdata.storage.schemas import TABLES
 
 Call = Callable[..., tuple[int, str, str]]
 

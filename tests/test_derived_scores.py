@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from prefdata.errors import SpecConflict, UsageError
-from prefdata.pairs import pair
+from prefdata.pairs.pair import pair
 from prefdata.prompts import ingest
-from prefdata.reports import Report
-from prefdata.scores import rank
-from prefdata.selections import select
+from prefdata.scores.rank import rank
+from prefdata.selections.select import select
 from prefdata.specs import IngestSpec, PairSpec, RankSpec, SelectSpec
-from prefdata.store import Lineage, Run
-from prefdata.tables import COMPARISONS
+from prefdata.storage.report import Report
+from prefdata.storage.run import Lineage, Run
+from prefdata.storage.schemas import COMPARISONS
 
 FUNCTIONS = """
 def length(messages, response): return float(len(response))

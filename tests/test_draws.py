@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefdata import ids
-from prefdata.draws import Content, leading_bits, uniforms
+from prefdata.keyed_random import Content, leading_bits, uniforms
 
 some_ids = st.lists(st.text("0123456789abcdef", min_size=20, max_size=20), max_size=9)
 

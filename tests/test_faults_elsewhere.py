@@ -10,12 +10,13 @@ import polars as pl
 import pytest
 
 import prefdata.comparisons as comparisons
-from prefdata.comparisons import compare
+from prefdata.comparisons.compare import compare
 from prefdata.prompts import ingest
 from prefdata.scorers.protocol import Match, Verdict
-from prefdata.scores import rank, scoring
+from prefdata.scores import stream
+from prefdata.scores.rank import rank
 from prefdata.specs import IngestSpec, RankSpec
-from prefdata.store import Run
+from prefdata.storage.run import Run
 
 
 class Judge:
@@ -98,7 +99,7 @@ def test_a_row_without_a_score_shifts_no_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [8, 50, 400, 1000])
 def test_101_times_4_answers_are_all_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: int) -> None:
     """Elsewhere 101 x 4 rows for 8 workers made 9 shards and 8 were scored; a second scorer changed the groups."""
-    monkeypatch.setattr(scoring, "SHARE", share)
+    monkeypatch.setattr(stream, "SHARE", share)
     run, function = made(Run(tmp_path / "run"), 101, ["a", "bb", "ccc", "dddd"]), tmp_path / "f.py"
     function.write_text("def long(m, r): return len(r)\ndef number(m, r): return int(r.split()[0])\n")
     for name in ("long", "number"):

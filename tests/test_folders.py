@@ -18,14 +18,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from prefdata import disk, swaps
 from prefdata.errors import InputError, NotReady, StorageError
-from prefdata.folders import Folder
-from prefdata.lineage import Lineage
-from prefdata.reports import Report
 from prefdata.specs import Spec, what
-from prefdata.store import Partition, Run
-from prefdata.tables import SCORES
+from prefdata.storage import atomic, exchange
+from prefdata.storage.artifact import Folder
+from prefdata.storage.lineage import Lineage
+from prefdata.storage.report import Report
+from prefdata.storage.run import Partition, Run
+from prefdata.storage.schemas import SCORES
 
 
 class Made(Spec):
@@ -219,7 +219,7 @@ def test_train_does_not_replace_the_model_that_it_starts_from(
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A system that can exchange two names, and one that cannot."""
     if request.param == "two renames":
-        monkeypatch.setattr(swaps, "exchange", lambda one, other: False)
+        monkeypatch.setattr(exchange, "exchange", lambda one, other: False)
     return str(request.param)
 
 
@@ -262,14 +262,16 @@ def test_names_of_one_another_touch_only_their_own(tmp_path: Path) -> None:
     """`exports/trl` beside `exports/my-trl`, and names with what a shell takes for a pattern."""
     names = ["trl", "my-trl", "a[1]", "a1", "b*", "bb", "c?", "x" * 200]
     folders = [Folder(tmp_path / "ex[a]ports" / name) for name in names]
-    owner = disk.this_process().replace(str(os.getpid()), "999999")
+    owner = atomic.this_process().replace(str(os.getpid()), "999999")
     for folder in folders:
         make(folder, 1)
-        left = disk.temporary_name(folder.path, "new").name.replace(disk.this_process(), owner)
+        left = atomic.temporary_name(folder.path, "new").name.replace(atomic.this_process(), owner)
         (folder.path.parent / left).mkdir()
     for number, folder in enumerate(folders, 1):
         make(folder, 2, replace=True)
-        assert len([one for one in folder.path.parent.iterdir() if disk.is_temporary(one.name)]) == len(names) - number
+        assert (
+            len([one for one in folder.path.parent.iterdir() if atomic.is_temporary(one.name)]) == len(names) - number
+        )
     assert all(files(folder.path) == whole(2) for folder in folders)
 
 
@@ -321,7 +323,7 @@ def _replace_until(kind: str, path: Path, at: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     if kind.endswith("two renames"):
-        swaps.exchange = lambda one, other: False
+        exchange.exchange = lambda one, other: False
     sys.addaudithook(audit)
     if kind.startswith("folder"):
         make(Folder(path), 2, replace=True)
@@ -383,22 +385,22 @@ def test_killed_at_every_step_there_is_the_old_one_or_the_new_one(tmp_path: Path
 
 def test_a_temporary_name_tells_whose_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One host name, one process id, and yet another process: another boot or container, or a number used again."""
-    mine = disk.temporary_name(tmp_path / "x")
-    assert disk.owner_is_alive(disk.this_process()) is True
-    assert not disk.is_abandoned(mine)
-    host, space, pid, start = disk.this_process().split("-")
-    assert disk.owner_is_alive(f"{host}-{space}-{pid}-{int(start) + 1}") is False
-    assert disk.owner_is_alive(f"{host}-{space}-999999-{start}") is False
-    assert disk.owner_is_alive(f"{host}-0a0b0c0d-{pid}-{start}") is None
+    mine = atomic.temporary_name(tmp_path / "x")
+    assert atomic.owner_is_alive(atomic.this_process()) is True
+    assert not atomic.is_abandoned(mine)
+    host, space, pid, start = atomic.this_process().split("-")
+    assert atomic.owner_is_alive(f"{host}-{space}-{pid}-{int(start) + 1}") is False
+    assert atomic.owner_is_alive(f"{host}-{space}-999999-{start}") is False
+    assert atomic.owner_is_alive(f"{host}-0a0b0c0d-{pid}-{start}") is None
     child = subprocess.Popen(["true"])
     time.sleep(0.2)  # it has ended, and nobody has asked how
-    assert disk.owner_is_alive(f"{host}-{space}-{child.pid}-{start}") is False
+    assert atomic.owner_is_alive(f"{host}-{space}-{child.pid}-{start}") is False
     child.wait()
     foreign = tmp_path / mine.name.replace(space, "0a0b0c0d")
     foreign.write_text("")
-    assert not disk.is_abandoned(foreign)
+    assert not atomic.is_abandoned(foreign)
     os.utime(foreign, (time.time() - 8 * 86_400,) * 2)
-    assert disk.is_abandoned(foreign)
+    assert atomic.is_abandoned(foreign)
 
 
 def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,7 +434,7 @@ def test_parts_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 def test_not_ready_stays_not_ready(tmp_path: Path) -> None:
     """A run without a table, and one that holds only what a process was building when it was killed."""
-    (tmp_path / "scores" / disk.temporary_name(Path("scorer=rm"), "new").name).mkdir(parents=True)
+    (tmp_path / "scores" / atomic.temporary_name(Path("scorer=rm"), "new").name).mkdir(parents=True)
     with pytest.raises(NotReady, match="no scores yet"):
         Run(tmp_path).only("scores")
 

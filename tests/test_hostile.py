@@ -26,7 +26,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Path:
     """A folder with a small run that has all tables, a policy and a function."""
     import prefdata
     from prefdata.specs import FunctionSpec, IngestSpec, PairSpec, SelectSpec
-    from prefdata.store import Run
+    from prefdata.storage.run import Run
 
     folder = tmp_path_factory.mktemp("hostile")
     shutil.copytree(tiny_policy, folder / "policy")
@@ -81,13 +81,13 @@ def problem(kind: str, number: int, prefdata: Callable[..., Any], made: Path, fo
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefdata.chat import template
-    from prefdata.engines import server
-    from prefdata.scorers import workers
+    from prefdata.engines.openai import client
+    from prefdata.scorers.rules import subprocess_pool
 
-    monkeypatch.setattr(server, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(server, "LONGEST_RETRY_AFTER", 0.01)
+    monkeypatch.setattr(client, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(client, "LONGEST_RETRY_AFTER", 0.01)
     monkeypatch.setattr(template, "LONGEST_RENDERING", 2.0)
-    monkeypatch.setattr(workers, "DEATHS", 5)
+    monkeypatch.setattr(subprocess_pool, "DEATHS", 5)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-tell-nobody-0123456789")
 
 

@@ -16,13 +16,14 @@ import polars as pl
 import pytest
 
 from prefdata import candidates
-from prefdata.candidates import sample
-from prefdata.claims import Claims
+from prefdata.candidates.sample import sample
 from prefdata.errors import PrefdataError
 from prefdata.prompts import ingest
-from prefdata.scores import rank, scoring
+from prefdata.scores import stream
+from prefdata.scores.rank import rank
 from prefdata.specs import IngestSpec, RankSpec, SampleSpec
-from prefdata.store import Run
+from prefdata.storage.leases import Claims
+from prefdata.storage.run import Run
 
 HOUR = 3600.0
 
@@ -30,7 +31,7 @@ HOST = """
 import os, sys, time
 from prefdata import claims, disk
 from prefdata.scores import scoring
-from prefdata.store import Appender
+from prefdata.storage.run import Appender
 if {emulate}:  # where nobody may make a namespace: another id of it, and the same process number
     disk._host = lambda: "same-" + {space!r}
     os.getpid = lambda: 7
@@ -200,17 +201,17 @@ def test_a_worker_whose_claims_another_cleared_shows_itself_again(tmp_path: Path
 
 def test_no_success_while_a_candidate_has_no_score(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows in are those that were asked for: what another process lost is missed, and the same command makes it."""
-    real, partition = scoring.Scoring.score, run.partition("scores", "f")
+    real, partition = stream.Scoring.score, run.partition("scores", "f")
     spec = RankSpec(function=f"{tmp_path / 'f.py'}:f")
 
-    def loses(self: scoring.Scoring, *given: Any) -> tuple[str, ...]:
+    def loses(self: stream.Scoring, *given: Any) -> tuple[str, ...]:
         notes = real(self, *given)
         for part in partition.parts():  # one as a rule, several on a slow machine
             part.unlink()
         return notes
 
     with monkeypatch.context() as patched:
-        patched.setattr(scoring.Scoring, "score", loses)
+        patched.setattr(stream.Scoring, "score", loses)
         with pytest.raises(PrefdataError, match=r"scores/f lacks 600 of the 600 rows .* unfinished.*`prefdata rank`"):
             rank(run, spec)
     assert partition.state == "unfinished"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from prefdata.candidates import jobs
+from prefdata.candidates import job
 from prefdata.ids import FORMAT, candidate_id, digest, seed
-from prefdata.lineage import write_json
 from prefdata.scorers import open as scorers
-from prefdata.store import Lineage
+from prefdata.storage.lineage import write_json
+from prefdata.storage.run import Lineage
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "ids.json").read_text("utf-8"))
 POLICY = Path(__file__).parents[1] / "sample_data" / "policy"
@@ -46,7 +46,7 @@ def begun_before(folder: Path) -> None:
 def old(tmp_path: Path, tiny_policy: Path, tiny_reward_model: Path, line, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run with a sampler, a scorer and a trained model that were made in format 1; models in the working folder."""
     monkeypatch.chdir(tmp_path)
-    for module in (jobs, scorers):  # other ids than today's, as before
+    for module in (job, scorers):  # other ids than today's, as before
         monkeypatch.setattr(module, "FORMAT", 1)
     shutil.copytree(tiny_policy, "policy")
     shutil.copytree(tiny_reward_model, "reward")
@@ -59,7 +59,7 @@ def old(tmp_path: Path, tiny_policy: Path, tiny_reward_model: Path, line, monkey
         assert line(command)[0] == 0
     begun_before(tmp_path / "run/candidates/sampler=s")
     begun_before(tmp_path / "run/scores/scorer=rm")
-    for module in (jobs, scorers):
+    for module in (job, scorers):
         monkeypatch.setattr(module, "FORMAT", FORMAT)
     return tmp_path / "run"
 
@@ -120,7 +120,7 @@ def test_golden_identity_of_a_sampler() -> None:
 
 def test_golden_identity_of_a_model(tmp_path: Path) -> None:
     """Each part is the hash of the canonical JSON in `hashed`, which is made of the files' values by hand."""
-    from prefdata.model_identity import config_id, text_id
+    from prefdata.models.identity import config_id, text_id
 
     vector = GOLDEN["model"]
     for name, text in vector["files"].items():
@@ -131,9 +131,9 @@ def test_golden_identity_of_a_model(tmp_path: Path) -> None:
 
 def test_the_law_of_a_job_is_made_as_the_golden_one(old: Path) -> None:
     from prefdata.specs import SampleSpec
-    from prefdata.store import Run
+    from prefdata.storage.run import Run
 
-    job = jobs.Job.of(Run(old), SampleSpec(model="policy", n=2, max_tokens=9, temperature=0.5, logprobs=True, name="x"))
+    job = job.Job.of(Run(old), SampleSpec(model="policy", n=2, max_tokens=9, temperature=0.5, logprobs=True, name="x"))
     said = job.lineage.spec
     wanted = {name: said[name] for name in ("format", "model", "engine", "tokenizer")}
     assert job.law == digest({**wanted, "temperature": 0.5})

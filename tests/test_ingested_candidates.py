@@ -12,15 +12,15 @@ import pytest
 
 from prefdata import ids
 from prefdata.errors import BadRows, InputError, SpecConflict, UsageError
-from prefdata.pairs import pair
+from prefdata.exports.export import export
+from prefdata.pairs.pair import pair
 from prefdata.prompts import ingest
-from prefdata.reports import Report
-from prefdata.scores import rank
-from prefdata.selections import select
-from prefdata.shards import export
+from prefdata.scores.rank import rank
+from prefdata.selections.select import select
 from prefdata.specs import ExportSpec, IngestSpec, PairSpec, RankSpec, SelectSpec
-from prefdata.store import Lineage, Run
-from prefdata.tables import CANDIDATES
+from prefdata.storage.report import Report
+from prefdata.storage.run import Lineage, Run
+from prefdata.storage.schemas import CANDIDATES
 
 USER = {"role": "user", "content": "Hi"}
 AS = IngestSpec(kind="candidates", source="films")

@@ -9,9 +9,9 @@ import pytest
 
 from prefdata.errors import BadRows, InputError, SpecConflict
 from prefdata.prompts import ingest
-from prefdata.scores import rank
+from prefdata.scores.rank import rank
 from prefdata.specs import IngestSpec, RankSpec
-from prefdata.store import Run
+from prefdata.storage.run import Run
 
 SPEC = IngestSpec.parse({"as": "comparisons", "source": "people"})
 

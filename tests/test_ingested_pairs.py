@@ -12,12 +12,12 @@ import pytest
 from formats.test_kinds import KINDS
 
 from prefdata.errors import BadRows, InputError, SpecConflict, UsageError
-from prefdata.pairs import pair
+from prefdata.exports.export import export
+from prefdata.pairs.pair import pair
 from prefdata.prompts import ingest
 from prefdata.prompts import spool as spooling
-from prefdata.shards import export
 from prefdata.specs import ExportSpec, IngestSpec, PairSpec
-from prefdata.store import Run
+from prefdata.storage.run import Run
 from prefdata.train.data import find
 from prefdata.train.parsing import Needs
 

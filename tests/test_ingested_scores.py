@@ -11,9 +11,9 @@ import pytest
 from prefdata import ids
 from prefdata.errors import BadRows, InputError, SpecConflict, UsageError
 from prefdata.prompts import ingest
-from prefdata.scores import rank
+from prefdata.scores.rank import rank
 from prefdata.specs import IngestSpec, RankSpec
-from prefdata.store import Run
+from prefdata.storage.run import Run
 
 Write = Callable[..., str]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from prefdata import model_files, model_identity
 from prefdata.errors import ModelError
-from prefdata.model_files import identify
+from prefdata.models import files, identity
+from prefdata.models.files import identify
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def test_the_revision_is_the_hash_of_the_weights_and_of_the_config(policy):
     weights = policy / "model.safetensors"
     data = weights.read_bytes()
     expected = hashlib.sha256(f"model.safetensors\0{len(data)}\0".encode() + data).hexdigest()[:20]
-    assert identify(str(policy), "causal-lm").revision == f"{expected}.{model_identity.config_id(policy)}"
-    assert identify(str(policy), "causal-lm", weights=False).revision == model_identity.config_id(policy)
+    assert identify(str(policy), "causal-lm").revision == f"{expected}.{identity.config_id(policy)}"
+    assert identify(str(policy), "causal-lm", weights=False).revision == identity.config_id(policy)
     weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert not identify(str(policy), "causal-lm").revision.startswith(expected)
 
@@ -51,9 +51,9 @@ def test_the_revision_is_the_hash_of_the_weights_and_of_the_config(policy):
 def test_large_weights_are_hashed_in_blocks_and_the_revision_says_so(policy, monkeypatch):
     weights = policy / "model.safetensors"
     whole = identify(str(policy), "causal-lm").revision
-    monkeypatch.setattr(model_identity, "_WHOLE_BYTES", 1000)
-    monkeypatch.setattr(model_identity, "_BLOCK_BYTES", 1000)
-    monkeypatch.setattr(model_identity, "_SAMPLED_BLOCKS", 10)
+    monkeypatch.setattr(identity, "_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(identity, "_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(identity, "_SAMPLED_BLOCKS", 10)
     sampled = identify(str(policy), "causal-lm").revision
     assert sampled.startswith("sampled-")
     assert sampled != f"sampled-{whole}"
@@ -62,9 +62,9 @@ def test_large_weights_are_hashed_in_blocks_and_the_revision_says_so(policy, mon
         changed = bytearray(data)
         changed[place] ^= 1
         weights.write_bytes(changed)
-        blocks = [b"".join(model_identity._blocks(weights, 10))]
+        blocks = [b"".join(identity._blocks(weights, 10))]
         weights.write_bytes(data)
-        assert blocks != [b"".join(model_identity._blocks(weights, 10))]
+        assert blocks != [b"".join(identity._blocks(weights, 10))]
 
 
 def test_no_such_folder_names_the_near_one(policy):
@@ -171,10 +171,10 @@ def test_a_reward_model_is_no_policy(reward_model):
 
 def test_a_classifier_with_two_labels_is_read_by_name_and_trains_no_reward_model(reward_model, edit_json):
     edit_json(reward_model / "config.json", id2label={"1": "yes", "0": "no"})
-    assert model_files.label_names(identify(str(reward_model), "reward-model").config) == ("no", "yes")
+    assert files.label_names(identify(str(reward_model), "reward-model").config) == ("no", "yes")
     assert "has 2 labels" in refused(reward_model, "reward-start")
     edit_json(reward_model / "config.json", id2label=None)  # what transformers takes a silent config to mean
-    assert model_files.label_names(identify(str(reward_model), "reward-model").config) == ("LABEL_0", "LABEL_1")
+    assert files.label_names(identify(str(reward_model), "reward-model").config) == ("LABEL_0", "LABEL_1")
 
 
 def test_an_encoder_decoder_is_no_causal_lm(policy, edit_json):
@@ -219,7 +219,7 @@ def test_the_context_length_of_other_configs(policy, config, positions):
 
 def test_finding_a_model_loads_no_framework(tiny_policy):
     code = (
-        "import sys; from prefdata.model_files import identify; identify(sys.argv[1], 'causal-lm');"
+        "import sys; from prefdata.models.files import identify; identify(sys.argv[1], 'causal-lm');"
         "print([m for m in ('torch', 'transformers', 'vllm', 'huggingface_hub') if m in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", code, str(tiny_policy)], capture_output=True, text=True, check=True)

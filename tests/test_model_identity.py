@@ -11,17 +11,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from prefdata import model_identity
-from prefdata.candidates import sample
+from prefdata.candidates.sample import sample
 from prefdata.errors import ModelError, SpecConflict
 from prefdata.ids import digest
-from prefdata.model_files import identify
-from prefdata.model_identity import adapter_id, config_id, effective, text_id
+from prefdata.models import identity
+from prefdata.models.files import identify
+from prefdata.models.identity import adapter_id, config_id, effective, text_id
 from prefdata.prompts import ingest
 from prefdata.scorers.open import scorer_identity
-from prefdata.scores import rank
+from prefdata.scores.rank import rank
 from prefdata.specs import IngestSpec, RankSpec, SampleSpec
-from prefdata.store import Run
+from prefdata.storage.run import Run
 
 OTHER_NUMBERS: list[dict[str, Any]] = [
     {"rms_norm_eps": 0.5},
@@ -63,7 +63,7 @@ def test_the_id_of_a_config_is_the_hash_of_its_effective_values(tmp_path: Path) 
     assert made == digest({"config.json": {"dtype": "float32", "eps": 0.00001, "theta": 10000}})
 
 
-@pytest.mark.parametrize("key", sorted(model_identity.UNUSED))
+@pytest.mark.parametrize("key", sorted(identity.UNUSED))
 def test_a_key_that_no_number_depends_on_does_not_count(tmp_path: Path, key: str) -> None:
     plain = {"eps": 1e-5, "text_config": {"eps": 1e-6}}
     named = {"eps": 1e-5, key: "x", "text_config": {"eps": 1e-6, key: False}}
@@ -269,8 +269,8 @@ def test_no_score_of_another_config_beside_the_first(
 
 
 def test_a_training_from_another_config_is_another(policy: Path, tmp_path: Path, edit_json) -> None:
-    from prefdata.train.runs import train_dpo, train_rm
-    from prefdata.train.specs import DpoSpec, RmSpec
+    from prefdata.specs.train import DpoSpec, RmSpec
+    from prefdata.train.train import train_dpo, train_rm
 
     data = tmp_path / "pairs.jsonl"
     data.write_text('{"prompt": "Say one. ", "chosen": "good film", "rejected": "bad"}\n')
@@ -285,10 +285,10 @@ def test_a_training_from_another_config_is_another(policy: Path, tmp_path: Path,
 
 
 def test_a_reference_of_another_config_is_computed_again(policy: Path, tmp_path: Path, edit_json) -> None:
-    from prefdata.pairs import pair
+    from prefdata.pairs.pair import pair
     from prefdata.specs import PairSpec
-    from prefdata.train.runs import train_dpo
-    from prefdata.train.specs import DpoSpec
+    from prefdata.specs.train import DpoSpec
+    from prefdata.train.train import train_dpo
 
     run = Run(tmp_path / "paired")
     row = {"prompt": "Say one.", "responses": ["good film", "bad"], "r": [2, 1]}

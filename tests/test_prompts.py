@@ -18,8 +18,8 @@ from prefdata.formats.files import RawRow
 from prefdata.formats.readers import read
 from prefdata.prompts import ingest
 from prefdata.specs import IngestSpec
-from prefdata.store import Run
-from prefdata.tables import PROMPTS
+from prefdata.storage.run import Run
+from prefdata.storage.schemas import PROMPTS
 
 USER = {"role": "user", "content": "Hi"}
 ASSISTANT = {"role": "assistant", "content": "Hello"}

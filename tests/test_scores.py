@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from prefdata import ids
-from prefdata.candidates import sample
+from prefdata.candidates.sample import sample
 from prefdata.errors import InputError, ModelError, NotReady, SpecConflict, UsageError
-from prefdata.pairs import pair
+from prefdata.pairs.pair import pair
 from prefdata.prompts import ingest
-from prefdata.scores import rank
-from prefdata.selections import select
+from prefdata.scores.rank import rank
+from prefdata.selections.select import select
 from prefdata.specs import IngestSpec, PairSpec, RankSpec, SampleSpec, SelectSpec
-from prefdata.store import Run
+from prefdata.storage.run import Run
 
 
 @pytest.fixture

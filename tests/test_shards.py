@@ -19,14 +19,14 @@ from scored_runs import score_of
 
 from prefdata import ids
 from prefdata.errors import InputError, NotReady, SpecConflict, UsageError
+from prefdata.exports.export import export, shard_name, shards
 from prefdata.formats.files import RawRow
-from prefdata.pairs import pair
-from prefdata.reports import Report
-from prefdata.selections import select
-from prefdata.shards import export, shard_name, shards
+from prefdata.pairs.pair import pair
+from prefdata.selections.select import select
 from prefdata.specs import ExportSpec, PairSpec, SelectSpec, Spec, what
-from prefdata.store import Lineage, Run
-from prefdata.tables import CANDIDATES, SCORES, TABLES
+from prefdata.storage.report import Report
+from prefdata.storage.run import Lineage, Run
+from prefdata.storage.schemas import CANDIDATES, SCORES, TABLES
 
 
 class ToySpec(Spec):
@@ -307,7 +307,7 @@ def load(folder: Path, cache: Path) -> Any:
 
 def test_datasets_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr("prefdata.shards.shards", lambda rows, _: [rows.slice(0, 5), rows.slice(5)])
+    monkeypatch.setattr("prefdata.exports.export.shards", lambda rows, _: [rows.slice(0, 5), rows.slice(5)])
     export(made(tmp_path / "run"), ExportSpec(), tmp_path / "out")
     assert len(list((tmp_path / "out" / "data").iterdir())) == 4
     found = load(tmp_path / "out", tmp_path / "cache")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from prefdata.candidates import swept
+from prefdata.candidates.sample import swept
 from prefdata.errors import UsageError
-from prefdata.reports import Report
 from prefdata.specs import IngestSpec, PairSpec, RankSpec, SampleSpec, SelectSpec, difference, what
+from prefdata.storage.report import Report
 
 
 def test_unknown_keys_are_refused_with_the_nearest() -> None:

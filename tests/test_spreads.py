@@ -6,7 +6,7 @@ import pytest
 
 from prefdata.errors import UsageError
 from prefdata.specs import SampleSpec
-from prefdata.spreads import is_spread, value_of
+from prefdata.specs.value_ranges import is_spread, value_of
 
 
 def made(**said) -> SampleSpec:

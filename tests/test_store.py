@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefdata.disk import checksum, this_process
 from prefdata.errors import InputError, NotReady, SpecConflict, StorageError, UsageError
-from prefdata.reports import Report
 from prefdata.specs import Spec, how, what
+from prefdata.storage.atomic import checksum, this_process
 from prefdata.storage.compaction import compact
-from prefdata.store import Lineage, Run, name_of
-from prefdata.tables import SCORES
+from prefdata.storage.report import Report
+from prefdata.storage.run import Lineage, Run, name_of
+from prefdata.storage.schemas import SCORES
 
 
 class ToySpec(Spec):
@@ -223,7 +223,7 @@ def test_compact_joins_many_small_parts(tmp_path: Path) -> None:
 
 def test_rows_that_come_in_pieces_are_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parquet's pages end where a chunk ends, so that chunks must not reach the file."""
-    monkeypatch.setattr("prefdata.partition.PART_ROWS", 200_000)
+    monkeypatch.setattr("prefdata.storage.partition.PART_ROWS", 200_000)
     ids = pa.array([f"{i * 7919:020x}" for i in range(250_000)])
     whole = {"candidate_id": ids, "prompt_id": ids, "text_hash": ids, "score": [i / 7 for i in range(250_000)]}
     same = {name: [row("c")[name]] * 250_000 for name in ("sampler", "sample_index", "round", "text_key", "chars")}

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from prefdata.chat.transforms import Instructions, SampleView, train_view
 from prefdata.errors import InputError
 from prefdata.ids import unit_uniform
 from prefdata.specs import SampleSpec
-from prefdata.transforms import Instructions, SampleView, train_view
 
 SYSTEM = {"role": "system", "content": "Be brief"}
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from prefdata.errors import UsageError
-from prefdata.folders import Folder
-from prefdata.model_files import ModelFiles
+from prefdata.models.files import ModelFiles
 from prefdata.specs.chat import ChatSpec, TemplateChoice
+from prefdata.storage.artifact import Folder
 
 NAME = "strftime_now"
 """The function by which a template reads the clock: transformers and vLLM give it to every template."""

@@ -20,7 +20,7 @@ from prefdata.chat.limit import TooLong, limited
 from prefdata.chat.messages import for_template
 from prefdata.errors import InputError, ModelError, UsageError, did_you_mean
 from prefdata.ids import Message, digest
-from prefdata.model_files import ModelFiles
+from prefdata.models.files import ModelFiles
 from prefdata.specs.chat import ChatSpec, TemplateChoice
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from prefdata.ids import Message
-from prefdata.model_files import ModelFiles
+from prefdata.models.files import ModelFiles
 
 
 @dataclass(frozen=True, slots=True)

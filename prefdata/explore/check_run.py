@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from prefdata.disk import checksum, is_temporary
 from prefdata.errors import InputError
 from prefdata.explore.status import existing
-from prefdata.folders import Folder
-from prefdata.lineage import SPEC_FILE
-from prefdata.store import Run, folders
-from prefdata.tables import TABLES
+from prefdata.storage.artifact import Folder
+from prefdata.storage.atomic import checksum, is_temporary
+from prefdata.storage.lineage import SPEC_FILE
+from prefdata.storage.run import Run, folders
+from prefdata.storage.schemas import TABLES
 
 
 def check_run(path: Path) -> Iterator[str]:

@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 
 from prefdata.errors import InputError, UsageError
-from prefdata.store import MADE_BY, Lineage, Run
-from prefdata.tables import CANDIDATES, TABLES
+from prefdata.storage.run import MADE_BY, Lineage, Run
+from prefdata.storage.schemas import CANDIDATES, TABLES
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from prefdata.scorers.agreement import between_annotators, consistency
-from prefdata.store import Run
+from prefdata.stats.agreement import between_annotators, consistency
+from prefdata.storage.run import Run
 
 _COLUMNS = ["prompt_id", "first_id", "second_id", "order", "annotator", "probability"]
 

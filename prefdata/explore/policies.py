@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import polars as pl
 
 from prefdata.errors import InputError, UsageError, did_you_mean
-from prefdata.explore.bootstrap import interval
 from prefdata.specs import SelectSpec
-from prefdata.store import Run
-from prefdata.views import read_candidates, read_prompts
+from prefdata.stats.bootstrap import interval
+from prefdata.storage.queries import read_candidates, read_prompts
+from prefdata.storage.run import Run
 
 _ORDER = ["sample_index", "candidate_id"]
 """The order of generation: of equal scores the earlier response is the best."""

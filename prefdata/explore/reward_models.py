@@ -22,13 +22,13 @@ import polars as pl
 from prefdata.errors import InputError
 from prefdata.formats.reading import ReadOptions
 from prefdata.ids import Message
-from prefdata.scorers.calibrate import calibration_error, correlation, reliability, sigmoid
 from prefdata.scorers.protocol import Item, Scorer
-from prefdata.store import Run
+from prefdata.stats.calibration import calibration_error, correlation, reliability, sigmoid
+from prefdata.storage.queries import read_candidates, read_preferences
+from prefdata.storage.run import Run
 from prefdata.train.data import find
 from prefdata.train.parsing import Item as Labelled
 from prefdata.train.parsing import Needs
-from prefdata.views import read_candidates, read_preferences
 
 GROUPS = ("source", "subset")
 """Columns that pairs are grouped by, where they are there."""

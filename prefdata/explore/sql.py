@@ -28,12 +28,12 @@ import pyarrow as pa
 
 from prefdata.errors import InputError, NotReady, PrefdataError, UsageError
 from prefdata.explore.status import existing
-from prefdata.sql_check import check_query, error_text
-from prefdata.sql_files import file_url
-from prefdata.sql_session import MEMORY_LIMIT, Session
-from prefdata.store import MADE_BY, Run
-from prefdata.tables import TABLES
-from prefdata.views import add_view, sql_text
+from prefdata.sql.check import check_query, error_text
+from prefdata.sql.files import file_url
+from prefdata.sql.session import MEMORY_LIMIT, Session
+from prefdata.storage.queries import add_view, sql_text
+from prefdata.storage.run import MADE_BY, Run
+from prefdata.storage.schemas import TABLES
 
 _PROMPTS = "(select distinct on (prompt_id) * from prompts order by prompt_id, source_number nulls first, source)"
 _CANDIDATES = "(select distinct on (candidate_id) * from candidates order by candidate_id, sampler)"

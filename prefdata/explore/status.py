@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from prefdata.errors import InputError, NotReady
-from prefdata.store import MADE_BY, Folder, Partition, Run, folders
-from prefdata.tables import TABLES
+from prefdata.storage.run import MADE_BY, Folder, Partition, Run, folders
+from prefdata.storage.schemas import TABLES
 
 _SIDES = {"models": "prefdata train", "exports": "prefdata export"}
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import yaml
 
 from prefdata.formats.dialects import Dialect
-from prefdata.reports import Report
-from prefdata.store import Lineage
+from prefdata.storage.report import Report
+from prefdata.storage.run import Lineage
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _HOLD = {"candidates": "answers", "selections": "selection", "pairs": "preferences", "unpaired": "labels"}

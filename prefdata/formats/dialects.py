@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import polars as pl
 import pyarrow as pa
 
-from prefdata.tables import TYPES, trimmed
+from prefdata.storage.schemas import TYPES, trimmed
 
 MESSAGES = TYPES["messages"]
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from prefdata.errors import ModelError, UsageError
-from prefdata.model_files import ModelFiles
+from prefdata.models.files import ModelFiles
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """What PEFT saves."""

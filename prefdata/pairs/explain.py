@@ -10,12 +10,12 @@ from typing import Any
 import polars as pl
 
 from prefdata.errors import InputError, NotReady
-from prefdata.pairs import EvaluatedProposals, judge
-from prefdata.pairs.verdicts import verdicts
+from prefdata.pairs.from_comparisons import verdicts
+from prefdata.pairs.pair import EvaluatedProposals, judge
 from prefdata.scored import open_scored
 from prefdata.specs import PairSpec
-from prefdata.store import Lineage, Partition, Run
-from prefdata.tables import CANDIDATES
+from prefdata.storage.run import Lineage, Partition, Run
+from prefdata.storage.schemas import CANDIDATES
 
 NOT_PROPOSED = "not_proposed"
 """The reason where both answers take part, and the strategy does not bring them together."""

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from prefdata.draws import uniforms
+from prefdata.keyed_random import uniforms
 from prefdata.specs import PairSpec
 
 Ints = NDArray[np.int64]

@@ -30,7 +30,7 @@ from functools import cached_property
 
 import numpy as np
 
-from prefdata.draws import uniforms
+from prefdata.keyed_random import uniforms
 from prefdata.specs import PairSpec
 from prefdata.stats.ragged import Floats, Ints, RaggedRows, argmin_last, argsort_desc, offsets
 

@@ -23,7 +23,7 @@ from prefdata import ids
 from prefdata.errors import BadRow
 from prefdata.formats.records import Record, Response
 from prefdata.prompts.spool import Spool, array_of
-from prefdata.tables import CANDIDATES, PROMPTS
+from prefdata.storage.schemas import CANDIDATES, PROMPTS
 
 Prompts = Callable[[], Iterator[str]]
 """Gives the prompts' ids by the number of the response."""

@@ -7,15 +7,15 @@ from collections import Counter
 from contextlib import ExitStack
 from functools import cached_property
 
+from prefdata.chat.transforms import Instructions
 from prefdata.formats.reading import Reader
 from prefdata.formats.records import KINDS
 from prefdata.prompts.collect import PromptCollector, ResponseCollector
 from prefdata.prompts.given import given_for
 from prefdata.specs import IngestSpec
-from prefdata.store import Run
-from prefdata.tables import CANDIDATES
-from prefdata.transforms import Instructions
-from prefdata.views import source_number
+from prefdata.storage.queries import source_number
+from prefdata.storage.run import Run
+from prefdata.storage.schemas import CANDIDATES
 
 
 class Collected:

@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from prefdata import ids
+from prefdata.chat.transforms import INSTRUCTION, Instructions, train_view
 from prefdata.errors import BadRow, BadRows, InputError
 from prefdata.formats.layout_maps import LayoutMap
 from prefdata.formats.layouts import plain
@@ -32,12 +33,11 @@ from prefdata.formats.records import KINDS, BadRowError, Record, Response
 from prefdata.formats.score_columns import score_columns
 from prefdata.prompts.collected import Collected
 from prefdata.prompts.made import Made, all_made
-from prefdata.reports import Report
 from prefdata.specs import IngestSpec
-from prefdata.store import Outcome, Partition, Run, name_of
-from prefdata.tables import SCORES
-from prefdata.transforms import INSTRUCTION, Instructions, train_view
-from prefdata.views import candidate_files
+from prefdata.storage.queries import candidate_files
+from prefdata.storage.report import Report
+from prefdata.storage.run import Outcome, Partition, Run, name_of
+from prefdata.storage.schemas import SCORES
 
 SIDES = ("chosen", "rejected")
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from prefdata.formats.records import Record
 from prefdata.prompts.collect import Prompts, short_hash
-from prefdata.reports import nonzero
 from prefdata.specs import IngestSpec
-from prefdata.tables import DEMONSTRATIONS, UNPAIRED
+from prefdata.storage.report import nonzero
+from prefdata.storage.schemas import DEMONSTRATIONS, UNPAIRED
 
 
 class LabelCollector:

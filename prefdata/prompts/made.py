@@ -14,13 +14,13 @@ import pyarrow as pa
 from prefdata import ids
 from prefdata.errors import InputError
 from prefdata.formats.score_columns import WHERE
-from prefdata.partition import PART_ROWS
 from prefdata.prompts.collect import Content, ResponseCollector, text_of_prompt
 from prefdata.prompts.collected import Collected
 from prefdata.prompts.given import Given
-from prefdata.reports import Report, nonzero
-from prefdata.store import Lineage, Partition, name_of
-from prefdata.tables import CANDIDATES, SCORES
+from prefdata.storage.partition import PART_ROWS
+from prefdata.storage.report import Report, nonzero
+from prefdata.storage.run import Lineage, Partition, name_of
+from prefdata.storage.schemas import CANDIDATES, SCORES
 
 Tables = Callable[[], Iterator[pa.Table]]
 

@@ -18,9 +18,9 @@ from prefdata.formats.casts import number_of
 from prefdata.formats.records import Record, Verdict, no_pair
 from prefdata.prompts.collect import Prompts, short_hash
 from prefdata.prompts.spool import Spool
-from prefdata.reports import nonzero
 from prefdata.specs import IngestSpec
-from prefdata.tables import COMPARISONS, PAIRS
+from prefdata.storage.report import nonzero
+from prefdata.storage.schemas import COMPARISONS, PAIRS
 
 
 class PairCollector:

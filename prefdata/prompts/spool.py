@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from prefdata.disk import refused
+from prefdata.storage.atomic import refused
 
 HELD = 64 << 20
 """Bytes that wait in memory."""

@@ -11,14 +11,14 @@ from typing import Self
 import numpy as np
 import polars as pl
 
-from prefdata.ahead import ahead, cores
-from prefdata.draws import Bits, among, leading_bits
+from prefdata.chat.data_files import read_template
 from prefdata.errors import UsageError
+from prefdata.keyed_random import Bits, among, leading_bits
+from prefdata.parallel import ahead, cores
 from prefdata.specs import FilterSpec
-from prefdata.store import Run
-from prefdata.tables import SCORES, scan_parts
-from prefdata.template_files import read_template
-from prefdata.views import WHITESPACE, chosen_samplers, matching_keys, twins
+from prefdata.storage.queries import WHITESPACE, chosen_samplers, matching_keys, twins
+from prefdata.storage.run import Run
+from prefdata.storage.schemas import SCORES, scan_parts
 
 EXCLUSION_REASONS = ("no_score", "where", "refusal", "too_short", "too_long")
 """Why a candidate is excluded, in the order in which the reasons are looked for."""

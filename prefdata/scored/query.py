@@ -9,9 +9,9 @@ from pathlib import Path
 import polars as pl
 
 from prefdata.errors import InputError
-from prefdata.store import MADE_BY, Partition, Run
-from prefdata.tables import SCORES
-from prefdata.views import duckdb_views, sql_text
+from prefdata.storage.queries import duckdb_views, sql_text
+from prefdata.storage.run import MADE_BY, Partition, Run
+from prefdata.storage.schemas import SCORES
 
 COLUMNS = ["candidate_id", "prompt_id", "score", "draws", *SCORES.copied]
 """What is read of each candidate."""

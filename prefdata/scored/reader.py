@@ -24,19 +24,19 @@ from typing import TypeVar
 
 import polars as pl
 
-from prefdata.ahead import ahead, cores
-from prefdata.draws import Content
 from prefdata.ids import digest
+from prefdata.keyed_random import Content
+from prefdata.parallel import ahead, cores
 from prefdata.progress import Progress, quiet
 from prefdata.scored.filters import EXCLUSION_REASONS, Filters, refusal_phrases
 from prefdata.scored.query import COLUMNS, ScoredQuery
 from prefdata.specs import FilterSpec
 from prefdata.storage.compaction import is_clustered, prompt_runs
 from prefdata.storage.key_index import CandidateKeySet
+from prefdata.storage.queries import candidate_files, chosen_samplers, twins
+from prefdata.storage.run import Partition, Run
+from prefdata.storage.schemas import SCORES, scan_parts
 from prefdata.storage.spill import spill_dir
-from prefdata.store import Partition, Run
-from prefdata.tables import SCORES, scan_parts
-from prefdata.views import candidate_files, chosen_samplers, twins
 
 BATCH_ROWS = 200_000
 """Rows of a batch, about: one is decided about by one thread at a time."""

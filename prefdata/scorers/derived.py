@@ -10,16 +10,16 @@ import numpy as np
 import polars as pl
 
 from prefdata.errors import InputError
-from prefdata.scorers.aggregate import aggregate
-from prefdata.scorers.calibrate import correlation, figures, fit_temperature, length_penalty, lowess_bias, mean_bias
-from prefdata.scorers.combine import Rule, combine, function_file, parse_rule
-from prefdata.scorers.function import file_identity
-from prefdata.scorers.leagues import contradictions, league
+from prefdata.scorers.combination import Rule, combine, function_file, parse_rule
 from prefdata.scorers.protocol import Derivation
+from prefdata.scorers.rules.function import file_identity
 from prefdata.specs.rank import AggregateSpec, CalibrateSpec, CombineSpec
-from prefdata.store import Run
-from prefdata.tables import SCORES, rows_id
-from prefdata.views import candidate_files, read_candidates, read_preferences, read_prompts
+from prefdata.stats.calibration import correlation, figures, fit_temperature, length_penalty, lowess_bias, mean_bias
+from prefdata.stats.ratings import aggregate
+from prefdata.stats.win_counts import contradictions, league
+from prefdata.storage.queries import candidate_files, read_candidates, read_preferences, read_prompts
+from prefdata.storage.run import Run
+from prefdata.storage.schemas import SCORES, rows_id
 
 BOOTSTRAP = 200
 """Resamples for the intervals of Bradley-Terry scores."""

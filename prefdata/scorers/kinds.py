@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefdata.errors import UsageError
-from prefdata.model_files import ModelFiles, identify, label_names
-from prefdata.model_identity import adapter_id
-from prefdata.scorers.function import file_identity, function_identity
+from prefdata.models.files import ModelFiles, identify, label_names
+from prefdata.models.identity import adapter_id
+from prefdata.scorers.rules.function import file_identity, function_identity
 from prefdata.specs import EngineSpec, HardwareSpec, ModelSpec, RankSpec, VllmSpec
 from prefdata.specs import rank as specs
 
 if TYPE_CHECKING:
     from prefdata.engines.protocol import Generator
-    from prefdata.scorers.classifier import Classifier
+    from prefdata.scorers.classifier.base import Classifier
+    from prefdata.scorers.judge.rubrics import Question, Rubric
     from prefdata.scorers.protocol import Comparer, Deriver, Scorer
-    from prefdata.scorers.rubrics import Question, Rubric
 
 Makes = Literal["scores", "comparisons"]
 Models = dict[str, ModelFiles]
@@ -49,14 +49,14 @@ def reward_model_outputs(spec: specs.RewardModelSpec) -> tuple[str, ...]:
 
 def _classifier(spec: VllmSpec, files: ModelFiles, **read: Any) -> Classifier:
     """Load a classifier on its engine; `read` says what is read, and how."""
-    from prefdata.engines import refuse_foreign
+    from prefdata.engines.open import refuse_foreign
 
     refuse_foreign(spec, "vllm" if spec.engine == "vllm" else "transformers")
     if spec.engine == "vllm":
-        from prefdata.scorers.pooling import PoolingRewardModel
+        from prefdata.scorers.classifier.vllm import PoolingRewardModel
 
         return PoolingRewardModel(files, spec, choice=spec.template_choice, **read)
-    from prefdata.scorers.reward_model import RewardModel
+    from prefdata.scorers.classifier.hf import RewardModel
 
     return RewardModel(files, context_length=spec.max_model_len, **_settings(spec), **read)
 
@@ -73,10 +73,10 @@ def open_pairwise(spec: specs.PairwiseSpec) -> Comparer:
     """Load the model, a language model or a classifier."""
     files = _pairwise_files(spec)
     if not _classifies(files):
-        from prefdata.scorers.pairwise import Pairwise
+        from prefdata.scorers.causal_lm.pairwise import Pairwise
 
         return Pairwise(files, _question(spec, "pairwise-labels"), annotator=spec.name, **_settings(spec))
-    from prefdata.scorers.pairwise_reward import PairwiseReward, first_label
+    from prefdata.scorers.classifier.pairwise import PairwiseReward, first_label
 
     first_label(files, spec.label)  # before the weights are read
     classifier = _classifier(spec, files, label="0")
@@ -127,7 +127,7 @@ def _classifies(files: ModelFiles) -> bool:
 
 def open_pointwise(spec: specs.PointwiseSpec) -> Scorer:
     """Load the language model, with its question."""
-    from prefdata.scorers.pointwise import Pointwise
+    from prefdata.scorers.causal_lm.pointwise import Pointwise
 
     return Pointwise(_language_model(spec.pointwise), _question(spec, "pointwise-labels"), **_settings(spec))
 
@@ -138,21 +138,21 @@ def pointwise_reads(spec: specs.PointwiseSpec) -> dict[str, Any]:
 
 
 def _question(spec: specs.RubricSpec, kind: Literal["pointwise-labels", "pairwise-labels"]) -> Question:
-    from prefdata.scorers.rubrics import load_question
+    from prefdata.scorers.judge.rubrics import load_question
 
     return load_question(spec.rubric or {"pointwise-labels": "good-or-bad", "pairwise-labels": "a-or-b"}[kind], kind)
 
 
 def open_mean_logprob(spec: specs.MeanLogprobSpec) -> Scorer:
     """Load the language model."""
-    from prefdata.scorers.likelihood import MeanLogprob
+    from prefdata.scorers.causal_lm.likelihood import MeanLogprob
 
     return MeanLogprob(_language_model(spec.mean_logprob), **_settings(spec))
 
 
 def open_implicit(spec: specs.ImplicitSpec) -> Scorer:
     """Load the policy and its reference."""
-    from prefdata.scorers.likelihood import ImplicitReward
+    from prefdata.scorers.causal_lm.likelihood import ImplicitReward
 
     reference = _language_model(str(spec.reference))
     return ImplicitReward(_language_model(spec.implicit), reference, spec.beta, **_settings(spec))
@@ -187,7 +187,7 @@ def _settings(spec: HardwareSpec) -> dict[str, Any]:
 
 def open_judge(spec: specs.JudgeSpec) -> Scorer | Comparer:
     """Start the judge that its rubric asks for, of single responses or of two."""
-    from prefdata.scorers.judge import AbsoluteJudge, PairwiseJudge
+    from prefdata.scorers.judge.judge import AbsoluteJudge, PairwiseJudge
 
     rubric = _rubric(spec)
     asked: dict[str, Any] = {"max_tokens": spec.judge_tokens, "tries": spec.judge_tries, "seed": spec.seed}
@@ -203,7 +203,7 @@ def find_judge(spec: specs.JudgeSpec, weights: bool) -> Models:
 
 def judge_reads(spec: specs.JudgeSpec) -> dict[str, Any]:
     """Return the engine, the id of the rubric and that of an adapter."""
-    from prefdata.engines import choose_engine
+    from prefdata.engines.open import choose_engine
 
     lora = {} if spec.lora is None else {"lora": adapter_id(Path(spec.lora).expanduser())}
     return {"engine": choose_engine(spec.engine)[0], "rubric": _rubric(spec).fingerprint(), **lora}
@@ -224,15 +224,15 @@ def judge_makes(spec: specs.JudgeSpec) -> Makes:
 
 
 def _rubric(spec: specs.JudgeSpec) -> Rubric:
-    from prefdata.scorers.rubrics import load_rubric
+    from prefdata.scorers.judge.rubrics import load_rubric
 
     return load_rubric(spec.rubric or "helpful")
 
 
 def _generator(spec: specs.JudgeSpec) -> Generator:
     """Load the judge's model on its engine; it is restarted when it crashes."""
-    from prefdata.engines import choose_engine, open_generator
-    from prefdata.engines.revive import revived
+    from prefdata.engines.open import choose_engine, open_generator
+    from prefdata.engines.restart import revived
 
     model, files, (engine, _) = _judge_model(spec), _judge_files(spec), choose_engine(spec.engine)
     return revived(lambda: open_generator(model, files, engine))
@@ -243,7 +243,7 @@ def _judge_model(spec: specs.JudgeSpec) -> ModelSpec:
 
 
 def _judge_files(spec: specs.JudgeSpec, weights: bool = True) -> ModelFiles:
-    from prefdata.engines import served
+    from prefdata.engines.open import served
 
     return served(_judge_model(spec)) if spec.engine == "openai" else _language_model(spec.judge, weights)
 
@@ -253,7 +253,7 @@ def _judge_files(spec: specs.JudgeSpec, weights: bool = True) -> ModelFiles:
 
 def open_function(spec: specs.FunctionSpec) -> Scorer:
     """Load the function."""
-    from prefdata.scorers.function import FunctionScorer
+    from prefdata.scorers.rules.function import FunctionScorer
 
     return FunctionScorer(spec.function)
 
@@ -265,7 +265,7 @@ def function_reads(spec: specs.FunctionSpec) -> dict[str, str]:
 
 def open_verifier(spec: specs.VerifierSpec) -> Scorer:
     """Open the rule."""
-    from prefdata.scorers.verifiers import open_verifier
+    from prefdata.scorers.rules.verifiers import open_verifier
 
     return open_verifier(spec.verifier, time_limit=spec.time_limit, workers=spec.workers)
 
@@ -281,10 +281,10 @@ def verifier_reads(spec: specs.VerifierSpec) -> dict[str, str]:
 
 def open_similarity(spec: specs.SimilaritySpec) -> Scorer:
     """Open the measure; `states` loads the model."""
-    from prefdata.scorers.similarity import MEASURES, ReferenceScorer, span_f
+    from prefdata.scorers.rules.reference import MEASURES, ReferenceScorer, span_f
 
     if spec.similarity == "states":
-        from prefdata.scorers.states import StateSimilarity
+        from prefdata.scorers.causal_lm.hidden_states import StateSimilarity
 
         return StateSimilarity(_language_model(str(spec.reference)), span_f, **_settings(spec))
     return ReferenceScorer(MEASURES[spec.similarity])

@@ -15,7 +15,7 @@ from prefdata.ids import Message
 if TYPE_CHECKING:
     import polars as pl
 
-    from prefdata.store import Run
+    from prefdata.storage.run import Run
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from prefdata.reports import Report, by_reason, nonzero
 from prefdata.scorers.open import open_deriver
 from prefdata.specs import RankSpec
-from prefdata.store import Lineage, Outcome, Run, name_of
-from prefdata.tables import SCORES
+from prefdata.storage.report import Report, by_reason, nonzero
+from prefdata.storage.run import Lineage, Outcome, Run, name_of
+from prefdata.storage.schemas import SCORES
 
 
 def derive(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = False) -> Outcome:

@@ -13,12 +13,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from prefdata.draws import gumbels, uniforms
 from prefdata.errors import UsageError, did_you_mean
-from prefdata.reports import by_reason
+from prefdata.keyed_random import gumbels, uniforms
 from prefdata.selections.rules import NOWHERE
 from prefdata.specs import SelectSpec
 from prefdata.stats.ragged import RaggedRows
+from prefdata.storage.report import by_reason
 
 Step = Callable[[RaggedRows], RaggedRows]
 

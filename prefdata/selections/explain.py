@@ -6,12 +6,12 @@ import polars as pl
 
 from prefdata.errors import NotReady
 from prefdata.scored import open_scored
-from prefdata.selections import keep, run_latest_round
-from prefdata.selections.diversity import Distance
+from prefdata.selections.diverse import Distance
 from prefdata.selections.exclusions import eligible, exclusion_steps
+from prefdata.selections.select import keep, run_latest_round
 from prefdata.specs import SelectSpec
 from prefdata.stats.ragged import RaggedRows
-from prefdata.store import Run
+from prefdata.storage.run import Run
 
 PASSED_OVER = "passed_over"
 """The reason of a candidate that took part, and that the method did not keep."""

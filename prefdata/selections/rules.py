@@ -21,7 +21,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from prefdata.draws import gumbels, uniforms
+from prefdata.keyed_random import gumbels, uniforms
 from prefdata.specs import SelectSpec
 from prefdata.stats.ragged import PaddedBlock, RaggedRows, argsort_desc
 

@@ -1,8 +1,7 @@
 """Specs: what each step is asked to do, said once, for flags, YAML, Python and footers alike."""
 
 from prefdata.specs.base import Group, Spec, difference, flag_of, group_of, how, what
-from prefdata.specs.deciding import EVERYTHING, ExportSpec, FilterSpec, PairSpec, SelectSpec
-from prefdata.specs.generating import EngineSpec, HardwareSpec, ModelSpec, SampleSpec, VllmSpec
+from prefdata.specs.decide import EVERYTHING, ExportSpec, FilterSpec, PairSpec, SelectSpec
 from prefdata.specs.ingest import IngestKind, IngestSpec
 from prefdata.specs.rank import (
     AggregateSpec,
@@ -19,6 +18,7 @@ from prefdata.specs.rank import (
     SimilaritySpec,
     VerifierSpec,
 )
+from prefdata.specs.sample import EngineSpec, HardwareSpec, ModelSpec, SampleSpec, VllmSpec
 
 __all__ = [
     "EVERYTHING",

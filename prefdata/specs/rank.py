@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from prefdata.errors import UsageError
 from prefdata.specs.base import Group, Spec, changes_nothing, flag_of, how, what
-from prefdata.specs.generating import EngineSpec, HardwareSpec, VllmSpec
+from prefdata.specs.sample import EngineSpec, HardwareSpec, VllmSpec
 
 KINDS: dict[str, type[RankSpec]] = {}
 """Every kind of scorer by the field that names it; filled by the classes below."""

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from prefdata.draws import leading_bits
+from prefdata.keyed_random import leading_bits
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -16,10 +16,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefdata.disk import refused
-from prefdata.draws import Bits, distinct, leading_bits
-from prefdata.partition import Partition
-from prefdata.tables import read_part, superseded
+from prefdata.keyed_random import Bits, distinct, leading_bits
+from prefdata.storage.atomic import refused
+from prefdata.storage.partition import Partition
+from prefdata.storage.schemas import read_part, superseded
 
 SMALL_PART = 8 << 20
 """Bytes on disk below which a part is joined with others, where there are more than `FEW_PARTS` such."""

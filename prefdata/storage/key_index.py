@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from prefdata.draws import among, distinct, leading_bits
-from prefdata.store import Partition
-from prefdata.tables import read_part
+from prefdata.keyed_random import among, distinct, leading_bits
+from prefdata.storage.run import Partition
+from prefdata.storage.schemas import read_part
 
 
 class CandidateKeySet:

@@ -15,8 +15,8 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from prefdata.disk import is_abandoned, refused, temporary_name
-from prefdata.store import Run
+from prefdata.storage.atomic import is_abandoned, refused, temporary_name
+from prefdata.storage.run import Run
 
 PUT_ROWS = 500_000
 """Rows that are divided among the buckets at a time: small pieces cost more to write and to read than their rows."""

@@ -16,13 +16,13 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from prefdata.claims import Claims
 from prefdata.errors import InputError, SpecConflict, StorageError
-from prefdata.partition import MADE_BY, Partition
-from prefdata.reports import Report
+from prefdata.storage.leases import Claims
+from prefdata.storage.partition import MADE_BY, Partition
+from prefdata.storage.queries import candidate_files, duckdb_views, parquet_sql
+from prefdata.storage.report import Report
+from prefdata.storage.run import Run
 from prefdata.storage.spill import spill_dir
-from prefdata.store import Run
-from prefdata.views import candidate_files, duckdb_views, parquet_sql
 
 log = logging.getLogger("prefdata")
 

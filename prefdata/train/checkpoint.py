@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prefdata.disk import refused, sync, temporary_name
 from prefdata.errors import InputError, StorageError
+from prefdata.storage.atomic import refused, sync, temporary_name
 
 
 def write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -16,15 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefdata.errors import InputError, NotReady
-from prefdata.folders import Folder
 from prefdata.formats.dataset_info import NAME as INFO
 from prefdata.formats.files import RawRow
 from prefdata.formats.readers import HubName, hub_fingerprint, input_files, read
 from prefdata.formats.reading import Reader, ReadOptions
 from prefdata.ids import ID_DIGITS, digest, without_nulls
-from prefdata.lineage import SUCCESS_FILE
-from prefdata.store import Partition, Run
-from prefdata.tables import TABLES
+from prefdata.storage.artifact import Folder
+from prefdata.storage.lineage import SUCCESS_FILE
+from prefdata.storage.run import Partition, Run
+from prefdata.storage.schemas import TABLES
 from prefdata.train.parsing import ItemStream, Kind, Needs
 
 LABEL = ("margin", "probability", "weight", "verdict")

@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prefdata.disk import refused
 from prefdata.errors import EngineError
 from prefdata.ids import seed as seed_of
 from prefdata.progress import Progress, quiet
+from prefdata.specs.train import TrainSpec
+from prefdata.storage.atomic import refused
 from prefdata.train import checkpoint as checkpoints
 from prefdata.train.batches import Tree, micro_batches, step_index, steps_per_epoch
 from prefdata.train.metrics import Log, Means, RunMeans, fetch
 from prefdata.train.models import Loaded
 from prefdata.train.objectives import Objective, Sums
-from prefdata.train.specs import TrainSpec
 
 DRIFT_PER_TOKEN = -1.0
 """Log-probability (nats) a token that the chosen answers may lose against the reference before a warning."""

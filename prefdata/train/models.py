@@ -16,14 +16,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from prefdata.chat.encoder import PLAIN_END, Chat, named_ends
-from prefdata.disk import refused
 from prefdata.errors import ModelError
 from prefdata.ids import seed as seed_of
-from prefdata.model_files import ModelFiles
+from prefdata.models.files import ModelFiles
 from prefdata.models.loading import pick_device, read_weights, silenced
+from prefdata.specs.train import RmSpec, TrainSpec
+from prefdata.storage.atomic import refused
+from prefdata.train.encode import Encoded
 from prefdata.train.logps import logits
-from prefdata.train.specs import RmSpec, TrainSpec
-from prefdata.train.tokens import Encoded
 
 log = logging.getLogger("prefdata.train")
 

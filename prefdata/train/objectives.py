@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from prefdata.specs.train import DpoSpec, RmSpec, SftSpec
 from prefdata.train.batches import Batch, Tree
 from prefdata.train.logps import end_scores, sequence_logps
 from prefdata.train.losses import LOSSES
-from prefdata.train.specs import DpoSpec, RmSpec, SftSpec
 
 Sums = dict[str, tuple[Tensor, float]]
 """Metrics as (sum, count), so that micro-batches add up to the same mean however they were cut."""

@@ -16,9 +16,9 @@ import torch
 import xxhash
 from torch import Tensor
 
-from prefdata.disk import checksum, refused, write_atomically
 from prefdata.ids import FORMAT, digest
 from prefdata.progress import Progress, quiet
+from prefdata.storage.atomic import checksum, refused, write_atomically
 from prefdata.train.batches import Tree, content, micro_batches
 from prefdata.train.logps import sequence_logps
 from prefdata.train.models import Loaded

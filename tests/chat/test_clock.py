@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from prefdata.candidates import dry_run, sample, samples, swept
-from prefdata.candidates.jobs import Job
+from prefdata.candidates.job import Job
+from prefdata.candidates.sample import dry_run, sample, samples, swept
 from prefdata.chat import clock
 from prefdata.chat.clock import dated, frozen, with_date
 from prefdata.chat.encoder import Chat
 from prefdata.errors import SpecConflict, UsageError
-from prefdata.model_files import ModelFiles, identify
+from prefdata.models.files import ModelFiles, identify
 from prefdata.prompts import ingest
 from prefdata.scorers.open import dated_scorer, scorer_identity
-from prefdata.scores import rank
+from prefdata.scores.rank import rank
 from prefdata.specs import IngestSpec, RankSpec, SampleSpec
 from prefdata.specs.chat import TemplateChoice
-from prefdata.store import Run
+from prefdata.storage.run import Run
 
 TURNS = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<eot>{% endfor %}"
 DATED = "{{ bos_token }}Today: {{ strftime_now('%d %b %Y') }}.<eot>" + TURNS
@@ -262,8 +262,8 @@ def test_a_format_instead_of_a_template_needs_no_date(model, on, tiny_reward_mod
 
 
 def test_a_training_keeps_its_date(model, on, tmp_path: Path) -> None:
-    from prefdata.train.runs import train_dpo
-    from prefdata.train.specs import DpoSpec
+    from prefdata.specs.train import DpoSpec
+    from prefdata.train.train import train_dpo
 
     template = DATED.replace("<eot>{% endfor %}", "<eos>{% endfor %}") + OPENS
     data = tmp_path / "pairs.jsonl"

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from prefdata.chat.encoder import Chat, shared_prefix
 from prefdata.chat.template import ResponseChanged
-from prefdata.model_files import identify
+from prefdata.models.files import identify
+from prefdata.scorers.classifier.rendering import Texts
 from prefdata.scorers.protocol import Item
-from prefdata.scorers.texts import Texts
 from prefdata.specs.chat import TemplateChoice
+from prefdata.train.encode import Encoder
 from prefdata.train.parsing import Row, parse
-from prefdata.train.tokens import Encoder
 
 USER = {"role": "user", "content": "How many legs has a spider?"}
 EARLIER = ({"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello!"}, USER)
@@ -130,9 +130,9 @@ def test_a_variable_decides_how_a_response_is_opened(tokenizer, thinking, opened
 
 @pytest.mark.parametrize("family", ["chatml", "llama-2", "mistral", "phi"])
 def test_the_engine_and_the_models_read_what_the_encoder_gives(family, make_policy, make_reward_model, tmp_path):
-    from prefdata.engines.transformers import TransformersGenerator
-    from prefdata.scorers.likelihood import LanguageModel
-    from prefdata.scorers.reward_model import RewardModel
+    from prefdata.engines.hf.generator import TransformersGenerator
+    from prefdata.scorers.causal_lm.likelihood import LanguageModel
+    from prefdata.scorers.classifier.hf import RewardModel
 
     own = {"tokenizer": {"chat_template": FAMILIES[family]}}
     policy = identify(str(make_policy(tmp_path / "policy", **own)), "causal-lm")

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from fake_server import KEY, FakeServer
 
-from prefdata.engines import open_generator, served, server
+from prefdata.engines.open import open_generator, served
+from prefdata.engines.openai import client
 from prefdata.specs import ModelSpec
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    monkeypatch.setattr(server, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(client, "FIRST_PAUSE", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     found = FakeServer()

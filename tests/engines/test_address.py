@@ -17,8 +17,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefdata.engines import open_generator, served
-from prefdata.engines.address import Address, without_secrets
+from prefdata.engines.open import open_generator, served
+from prefdata.engines.openai.address import Address, without_secrets
 from prefdata.errors import EngineError, UsageError
 from prefdata.specs import ModelSpec
 

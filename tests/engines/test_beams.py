@@ -7,10 +7,10 @@ import random
 import pytest
 import torch
 
-from prefdata.engines.beams import Beam, BeamRequest, Group
+from prefdata.engines.hf.beam_search import Beam, BeamRequest, Group
+from prefdata.engines.hf.generator import TransformersGenerator
 from prefdata.engines.protocol import Completion, Rejection, Sampling
-from prefdata.engines.transformers import TransformersGenerator
-from prefdata.model_files import identify
+from prefdata.models.files import identify
 
 TEXTS = ["hi", "Tell me.", "Größe?", "what is this", "🎬", "a b c d e f g h"]
 ENDS = (2, 3)

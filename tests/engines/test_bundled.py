@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from prefdata import sample_data
-from prefdata.candidates import sample
-from prefdata.engines.beams import BeamRequest
+from prefdata.candidates.sample import sample
+from prefdata.engines.hf.beam_search import BeamRequest
+from prefdata.engines.hf.generator import TransformersGenerator
 from prefdata.engines.protocol import Completion, Request, Sampling
-from prefdata.engines.transformers import TransformersGenerator
-from prefdata.model_files import identify
+from prefdata.models.files import identify
 from prefdata.prompts import ingest
 from prefdata.specs import IngestSpec, SampleSpec
-from prefdata.store import Run
+from prefdata.storage.run import Run
 
 DATA = Path(sample_data.__file__).parent
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from prefdata import ids
-from prefdata.engines import open_generator, served
+from prefdata.engines.open import open_generator, served
 from prefdata.engines.protocol import Completion, Rejection, Request, Sampling
-from prefdata.model_files import identify
+from prefdata.models.files import identify
 from prefdata.specs import EngineSpec, ModelSpec
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=40)
@@ -36,11 +36,11 @@ def engine(request, tiny_policy):
         spec = ModelSpec(model="policy", engine="openai", base_url=url, tokenizer=str(tiny_policy))
         generator = open_generator(spec, served(spec), "openai")
     elif request.param == "vllm":
-        from prefdata.engines.vllm import VllmGenerator
+        from prefdata.engines.vllm.generator import VllmGenerator
 
         generator = VllmGenerator(files, EngineSpec(dtype="float32"))
     else:
-        from prefdata.engines.transformers import TransformersGenerator
+        from prefdata.engines.hf.generator import TransformersGenerator
 
         generator = TransformersGenerator(files, device="cpu", dtype="float32", batch_tokens=2000)
     yield generator
@@ -222,8 +222,8 @@ def test_requests_are_pulled_as_they_are_needed(engine):
 
 @pytest.mark.vllm
 def test_vllm_and_transformers_take_the_same_likeliest_tokens(tiny_policy):
-    from prefdata.engines.transformers import TransformersGenerator
-    from prefdata.engines.vllm import VllmGenerator
+    from prefdata.engines.hf.generator import TransformersGenerator
+    from prefdata.engines.vllm.generator import VllmGenerator
 
     files = identify(str(tiny_policy), "causal-lm")
     both = []

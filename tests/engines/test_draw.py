@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from prefdata.engines.draw import Settings, draw, stream_keys, truncate, uniforms
+from prefdata.engines.hf.token_sampling import Settings, draw, stream_keys, truncate, uniforms
 from prefdata.engines.protocol import Sampling
 
 

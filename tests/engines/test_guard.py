@@ -13,7 +13,7 @@ import pytest
 
 PARENT = """
 import subprocess, sys, time
-from prefdata.engines.guard import Guard
+from prefdata.engines.vllm.orphan_guard import Guard
 before = subprocess.Popen(["sleep", "600"])
 guard = Guard()
 code = "import subprocess as s; p = s.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
@@ -83,8 +83,8 @@ def test_a_released_guard_kills_nothing(started):
 VLLM = """
 import sys, time
 from prefdata.engines.protocol import Request, Sampling
-from prefdata.engines.vllm import VllmGenerator
-from prefdata.model_files import identify
+from prefdata.engines.vllm.generator import VllmGenerator
+from prefdata.models.files import identify
 from prefdata.specs import EngineSpec
 if __name__ == "__main__":
     spec = EngineSpec(max_num_seqs=16, engine_option=("enforce_eager=true", "kv_cache_memory_bytes=67108864"))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from fake_server import KEY, chat, error
 
-from prefdata.engines import exchange
+from prefdata.engines.openai import exchange
 from prefdata.engines.protocol import Completion, Rejection, Request, Sampling
 from prefdata.errors import EngineError
 
@@ -197,7 +197,7 @@ def test_a_pause_that_is_none_is_not_waited_for(fake, connect, said):
     )
     generator = connect(retries=1)
     generator._server._retries = 1
-    server_module = __import__("prefdata.engines.server", fromlist=["LONGEST_RETRY_AFTER"])
+    server_module = __import__("prefdata.engines.openai.client", fromlist=["LONGEST_RETRY_AFTER"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server_module, "LONGEST_RETRY_AFTER", 0.01)
         assert one(generator).text == "x"

@@ -16,7 +16,7 @@ import pytest
 from fake_server import KEY, chat, error
 
 from prefdata.chat.template import TemplateRefusal
-from prefdata.engines import open_generator, served
+from prefdata.engines.open import open_generator, served
 from prefdata.engines.protocol import Completion, Rejection, Request, Sampling
 from prefdata.errors import EngineError, ModelError, UsageError
 from prefdata.specs import ModelSpec
@@ -401,8 +401,8 @@ def test_the_key_may_have_another_name(fake, connect, monkeypatch):
 @pytest.fixture(scope="module")
 def bundled() -> Any:
     """The bundled policy on the transformers engine."""
-    from prefdata.engines.transformers import TransformersGenerator
-    from prefdata.model_files import identify
+    from prefdata.engines.hf.generator import TransformersGenerator
+    from prefdata.models.files import identify
 
     return TransformersGenerator(identify(str(SAMPLE_POLICY), "causal-lm"), device="cpu", dtype="float32")
 
@@ -469,8 +469,8 @@ def test_vllm_serve_has_its_own_context_and_errors(sample_server, monkeypatch):
 @pytest.mark.vllm
 def test_vllm_serve_with_a_model_without_a_template(tiny_server, make_policy, tmp_path):
     """The server's model has the same weights, and a template that `raw` has to leave out."""
-    from prefdata.engines.transformers import TransformersGenerator
-    from prefdata.model_files import identify
+    from prefdata.engines.hf.generator import TransformersGenerator
+    from prefdata.models.files import identify
 
     folder = make_policy(tmp_path / "plain", tokenizer={"chat_template": None})
     local = TransformersGenerator(identify(str(folder), "causal-lm"), device="cpu", dtype="float32")

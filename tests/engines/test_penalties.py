@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefdata.engines.penalties import Penalties
+from prefdata.engines.hf.penalties import Penalties
 from prefdata.engines.protocol import Sampling
 
 ENDS = torch.tensor([0, 4])

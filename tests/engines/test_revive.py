@@ -14,9 +14,9 @@ import pytest
 from kept_engines import SMALL
 
 from prefdata.engines.protocol import Completion, Rejection, Request, Sampling
-from prefdata.engines.revive import revived
+from prefdata.engines.restart import revived
 from prefdata.errors import EngineError
-from prefdata.model_files import ModelFiles, identify
+from prefdata.models.files import ModelFiles, identify
 from prefdata.specs import EngineSpec
 
 SAMPLING = Sampling(1.0, 1.0, 0, 40)
@@ -183,7 +183,7 @@ def test_a_server_is_not_ours_to_start_again():
 @pytest.mark.vllm
 def test_vllm_killed_in_the_middle(tiny_policy):
     """SIGKILL to the process that computes, twice: vLLM's own client would wait for its answers for ever."""
-    from prefdata.engines.vllm import VllmGenerator
+    from prefdata.engines.vllm.generator import VllmGenerator
 
     opened = []
     spec = EngineSpec(max_num_seqs=8, engine_option=SMALL)

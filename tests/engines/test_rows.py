@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from prefdata.engines import rows as module
-from prefdata.engines.rows import RoomyLayer, Rows, packed
+from prefdata.engines.hf import batch_state as module
+from prefdata.engines.hf.batch_state import RoomyLayer, Rows, packed
 
 SIZES = {"vocab_size": 50, "max_position_embeddings": 96}
 SMALL = {**SIZES, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

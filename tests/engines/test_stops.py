@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prefdata.chat.encoder import Chat
 from prefdata.engines.protocol import Sampling
-from prefdata.engines.stops import StopTexts, before_stop
+from prefdata.engines.stop_strings import StopTexts, before_stop
 
 
 @pytest.fixture(scope="module")

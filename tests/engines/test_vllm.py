@@ -14,11 +14,11 @@ import pytest
 
 from prefdata import ids
 from prefdata.engines.protocol import Completion, Request, Sampling
-from prefdata.engines.vllm import VllmGenerator
-from prefdata.engines.vllm_settings import lora_rank, parse_options
-from prefdata.engines.vllm_start import TESTED_VERSIONS, start
+from prefdata.engines.vllm.generator import VllmGenerator
+from prefdata.engines.vllm.launch import TESTED_VERSIONS, start
+from prefdata.engines.vllm.settings import lora_rank, parse_options
 from prefdata.errors import EngineError, ModelError, UsageError
-from prefdata.model_files import identify
+from prefdata.models.files import identify
 from prefdata.specs import EngineSpec
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=40)
@@ -77,7 +77,7 @@ def test_the_rank_of_an_adapter_is_rounded_up_to_one_that_vllm_has(tmp_path):
 
 @pytest.mark.vllm
 def test_another_version_is_said_and_one_that_lacks_something_is_refused(monkeypatch):
-    from prefdata.engines import vllm_start as adapter
+    from prefdata.engines.vllm import launch as adapter
 
     assert adapter.untested(adapter.import_vllm().__version__) == ()
     assert adapter.untested("0.33.1+cpu") == ("vLLM 0.33.1+cpu is untested here; tested: 0.32.0.",)
@@ -229,7 +229,7 @@ def test_an_adapter_is_as_good_as_merged_into_the_model(tiny_policy, tmp_path):
     """Greedy answers and their log-probabilities against transformers on the merged weights; options pass through."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from prefdata.engines.transformers import TransformersGenerator
+    from prefdata.engines.hf.generator import TransformersGenerator
 
     added = write_adapter(tmp_path / "adapter", rank=5, seed=1)
     model = AutoModelForCausalLM.from_pretrained(tiny_policy)

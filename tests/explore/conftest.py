@@ -8,12 +8,12 @@ import pytest
 from scored_runs import score_of
 
 from prefdata import ids
-from prefdata.pairs import pair
-from prefdata.reports import Report
-from prefdata.selections import select
+from prefdata.pairs.pair import pair
+from prefdata.selections.select import select
 from prefdata.specs import IngestSpec, PairSpec, RankSpec, SampleSpec, SelectSpec
-from prefdata.store import Lineage, Run
-from prefdata.tables import TABLES
+from prefdata.storage.report import Report
+from prefdata.storage.run import Lineage, Run
+from prefdata.storage.schemas import TABLES
 
 SCORES = {"policy": [1.0, 3.0, 2.0], "tuned": [4.0, 3.0, 5.0]}
 """Scores of the three draws of each sampler, for each of the four prompts (prompt i adds i)."""

@@ -14,14 +14,14 @@ from explore.conftest import candidate, fill, prompt
 from scored_runs import score_of
 
 from prefdata.errors import InputError, UsageError
-from prefdata.explore import estimators
-from prefdata.explore import groups as grouping
-from prefdata.explore.bootstrap import LOTS, interval, intervals, lots
-from prefdata.explore.curves import LARGEST, SCHEMA, curves
-from prefdata.explore.extrapolation import continued
-from prefdata.explore.groups import group
+from prefdata.explore.curves import groups as grouping
+from prefdata.explore.curves.curves import LARGEST, SCHEMA, curves
+from prefdata.explore.curves.groups import group
 from prefdata.specs import IngestSpec, RankSpec, SampleSpec
-from prefdata.store import Run
+from prefdata.stats import best_of_n
+from prefdata.stats.bootstrap import LOTS, interval, intervals, lots
+from prefdata.stats.extrapolation import continued
+from prefdata.storage.run import Run
 
 
 def value(found, curve: str, name: str, n: int, column: str = "value"):
@@ -279,7 +279,7 @@ def test_the_highest_of_many_is_not_told_to_have_fallen_by_chance(tmp_path: Path
     proxy, gold = np.random.default_rng(105).normal(size=(2, 30, 16))
     run = make(tmp_path / "r", {"a": proxy.tolist()}, {"a": gold.tolist()})
     fall, low, high = (value(curves(run, "rm", gold="gold"), "gold_fall", "a", 16, c) for c in ("value", "low", "high"))
-    by_n = estimators.value_of_best(proxy, gold, range(1, 17))
+    by_n = best_of_n.value_of_best(proxy, gold, range(1, 17))
     lost = by_n[:, by_n.mean(axis=0).argmax()] - by_n[:, -1]
     assert fall == pytest.approx(lost.mean())
     one_low, one_high = interval(lost)

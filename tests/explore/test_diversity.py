@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefdata.explore.diversity import distinct, self_bleu, unique_share
+from prefdata.stats.text_diversity import distinct, self_bleu, unique_share
 
 ANSWERS = st.lists(st.lists(st.sampled_from("abc"), max_size=7).map(" ".join), min_size=1, max_size=5)
 PROMPTS = st.lists(ANSWERS, min_size=1, max_size=3)

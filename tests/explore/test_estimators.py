@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefdata.explore import estimators as e
+from prefdata.stats import best_of_n as e
 
 SCORES = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=8)
 """Short, and with ties: what a formula has to get right."""

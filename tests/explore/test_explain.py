@@ -9,11 +9,11 @@ import pytest
 from prefdata import ids
 from prefdata.errors import InputError, NotReady, UsageError
 from prefdata.explore.explain import explain
-from prefdata.pairs import pair as make_pairs
-from prefdata.reports import Report
+from prefdata.pairs.pair import pair as make_pairs
 from prefdata.specs import IngestSpec, PairSpec, RankSpec, SampleSpec
-from prefdata.store import Lineage, Run
-from prefdata.tables import TABLES
+from prefdata.storage.report import Report
+from prefdata.storage.run import Lineage, Run
+from prefdata.storage.schemas import TABLES
 
 
 def pairs(run: Run) -> list[dict]:

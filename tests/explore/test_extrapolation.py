@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefdata.explore import estimators as e
-from prefdata.explore.extrapolation import anchors, continued, reach
+from prefdata.stats import best_of_n as e
+from prefdata.stats.extrapolation import anchors, continued, reach
 
 NORMAL, UNIFORM, EXPONENTIAL, RARE, RARE_BY_PROMPT = (
     e.normal_maxima,

@@ -8,9 +8,9 @@ import shutil
 import pytest
 import torch
 
-from prefdata.explore import fidelity
-from prefdata.explore.fidelity import check
-from prefdata.scorers.reward_model import RewardModel
+from prefdata.explore import reward_model_checks
+from prefdata.explore.reward_model_checks import check
+from prefdata.scorers.classifier.hf import RewardModel
 
 NAMES = ["batch", "batch of two", "order", "padding", "identical pair", "one begin token", "end token", "token ids",
          "score position", "raw logit", "text as trained", "reload"]  # fmt: skip
@@ -21,7 +21,7 @@ def model(fitting_reward_model):
     return fitting_reward_model
 
 
-def checked(folder, **options) -> dict[str, fidelity.Check]:
+def checked(folder, **options) -> dict[str, reward_model_checks.Check]:
     return {one.check: one for one in check(str(folder), engine="transformers", device="cpu", **options)}
 
 
@@ -64,7 +64,7 @@ def test_scores_that_move_with_their_neighbours_are_found(model, monkeypatch):
 
 
 def test_a_lost_end_token_is_found(model, monkeypatch):
-    from prefdata.scorers.texts import Texts
+    from prefdata.scorers.classifier.rendering import Texts
 
     real = Texts.encode
     monkeypatch.setattr(Texts, "encode", lambda self, texts: [ids[:-4] for ids in real(self, texts)])
@@ -72,7 +72,7 @@ def test_a_lost_end_token_is_found(model, monkeypatch):
 
 
 def test_two_begin_tokens_are_found(model, monkeypatch):
-    from prefdata.scorers.texts import Texts
+    from prefdata.scorers.classifier.rendering import Texts
 
     real = Texts.encode
     monkeypatch.setattr(Texts, "encode", lambda self, texts: [[1, *ids] for ids in real(self, texts)])
@@ -80,7 +80,7 @@ def test_two_begin_tokens_are_found(model, monkeypatch):
 
 
 def test_another_load_that_differs_is_found(model, monkeypatch):
-    real, loads = fidelity.RewardModel, []
+    real, loads = reward_model_checks.RewardModel, []
 
     def load(*arguments, **settings):
         scorer = real(*arguments, **settings)
@@ -90,7 +90,7 @@ def test_another_load_that_differs_is_found(model, monkeypatch):
         loads.append(scorer)
         return scorer
 
-    monkeypatch.setattr(fidelity, "RewardModel", load)
+    monkeypatch.setattr(reward_model_checks, "RewardModel", load)
     assert failed(model) == {"reload"}
 
 
@@ -99,7 +99,7 @@ def test_the_command_prints_a_table_and_its_exit_code_tells(model, prefdata, mon
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert [row["check"] for row in rows if row["verdict"] == "pass"] == NAMES
-    monkeypatch.setitem(fidelity.EXACT, "float32", -1.0)
+    monkeypatch.setitem(reward_model_checks.EXACT, "float32", -1.0)
     code, out, _ = prefdata("check", "reward-model", model, "--engine", "transformers")
     assert code == 1
     assert "fail" in out

@@ -9,10 +9,10 @@ import pytest
 from prefdata import ids
 from prefdata.errors import NotReady, UsageError
 from prefdata.explore.judges import judges
-from prefdata.reports import Report
 from prefdata.specs import RankSpec
-from prefdata.store import Lineage, Run
-from prefdata.tables import COMPARISONS
+from prefdata.storage.report import Report
+from prefdata.storage.run import Lineage, Run
+from prefdata.storage.schemas import COMPARISONS
 
 
 def fill(run: Run, judge: str, said: list[tuple[str, float | None]]) -> None:

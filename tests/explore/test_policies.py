@@ -13,11 +13,11 @@ import pytest
 from scored_runs import answer, scored_run, write
 
 from prefdata.errors import InputError, UsageError
-from prefdata.explore.bootstrap import interval
 from prefdata.explore.policies import Policy, compare, meetings, win_rates
-from prefdata.selections import select
+from prefdata.selections.select import select
 from prefdata.specs import SelectSpec
-from prefdata.store import Run
+from prefdata.stats.bootstrap import interval
+from prefdata.storage.run import Run
 
 
 def test_the_table(run: Run) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from prefdata.errors import InputError, NotReady, UsageError
 from prefdata.explore.sql import query, tables
-from prefdata.store import Run
+from prefdata.storage.run import Run
 
 
 def rows(run: Run, sql: str) -> list[tuple]:

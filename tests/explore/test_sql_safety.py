@@ -23,10 +23,10 @@ from prefdata.cli import show
 from prefdata.errors import InputError, PrefdataError, UsageError
 from prefdata.explore import sql as explore
 from prefdata.explore.sql import query
-from prefdata.sql_check import check_condition
-from prefdata.sql_files import ReadOnlyFiles, file_url
-from prefdata.sql_session import Session
-from prefdata.store import Run
+from prefdata.sql.check import check_condition
+from prefdata.sql.files import ReadOnlyFiles, file_url
+from prefdata.sql.session import Session
+from prefdata.storage.run import Run
 
 Files = dict[str, int]
 

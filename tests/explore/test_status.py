@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from prefdata.explore.status import status
-from prefdata.store import Run
+from prefdata.storage.run import Run
 
 
 def test_finished_and_unfinished(run: Run) -> None:

@@ -11,8 +11,8 @@ import yaml
 
 from prefdata.formats.card import Split, card
 from prefdata.formats.dialects import DIALECTS
-from prefdata.reports import Report
-from prefdata.store import Lineage
+from prefdata.storage.report import Report
+from prefdata.storage.run import Lineage
 
 USER = {"role": "user", "content": "Hi\r\n\x00🙂"}
 TURNS = [{"role": "system", "content": "Be brief"}, USER]

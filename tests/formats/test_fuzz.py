@@ -20,7 +20,7 @@ from prefdata.errors import PrefdataError
 from prefdata.formats.reading import Reader, ReadOptions
 from prefdata.prompts import ingest
 from prefdata.specs import IngestSpec
-from prefdata.store import Run
+from prefdata.storage.run import Run
 
 Rows = list[dict[str, Any]]
 ROWS = 8

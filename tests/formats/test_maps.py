@@ -12,7 +12,7 @@ from prefdata.errors import BadRows, InputError, UsageError
 from prefdata.formats.layout_maps import built_in, named_map
 from prefdata.prompts import ingest
 from prefdata.specs import IngestSpec
-from prefdata.store import Run
+from prefdata.storage.run import Run
 
 MAPS = built_in()
 

@@ -16,7 +16,7 @@ import pytest
 from prefdata.errors import BadRows, InputError
 from prefdata.prompts import ingest
 from prefdata.specs import IngestSpec
-from prefdata.store import Run
+from prefdata.storage.run import Run
 from prefdata.train.data import find
 from prefdata.train.parsing import Item, ItemStream, Kind, Needs
 

@@ -17,7 +17,7 @@ from prefdata.formats.preview import preview
 from prefdata.formats.reading import Reader, ReadOptions
 from prefdata.prompts import ingest
 from prefdata.specs import IngestSpec
-from prefdata.store import Run
+from prefdata.storage.run import Run
 
 Write = Callable[..., str]
 ROW = {"prompt": "Q?", "chosen": "Aaa", "rejected": "Bbb"}

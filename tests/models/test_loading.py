@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from prefdata.engines.hf.generator import TransformersGenerator
 from prefdata.engines.protocol import Request, Sampling
-from prefdata.engines.transformers import TransformersGenerator
 from prefdata.errors import ModelError, UsageError
-from prefdata.model_files import identify
+from prefdata.models.files import identify
 from prefdata.models.loading import merge_adapter, pick_device, pick_dtype
 
 

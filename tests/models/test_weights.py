@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from prefdata.errors import ModelError
-from prefdata.model_files import identify
+from prefdata.models.files import identify
 from prefdata.models.loading import load, read_weights
 
 DOWN = "model.layers.1.mlp.down_proj.weight"

@@ -12,9 +12,9 @@ from scored_runs import score_of
 from prefdata import PairSpec, Run, SelectSpec, ids, pair, select
 from prefdata.errors import InputError, NotReady, UsageError
 from prefdata.pairs.explain import explain_pair
-from prefdata.reports import Report
 from prefdata.specs import Spec
-from prefdata.store import Lineage
+from prefdata.storage.report import Report
+from prefdata.storage.run import Lineage
 
 PROMPT, OTHER = ids.digest("prompt"), ids.digest("another prompt")
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdata import ids
-from prefdata.pairs import match
 from prefdata.pairs.limits import balanced
+from prefdata.pairs.pair import match
 from prefdata.specs import PairSpec
 
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdata import ids
-from prefdata.pairs.listings import advised_weights, demonstrations, groups, unpaired
+from prefdata.pairs.other_tables import advised_weights, demonstrations, groups, unpaired
 from prefdata.specs import PairSpec
-from prefdata.tables import DEMONSTRATIONS, GROUPS, UNPAIRED
+from prefdata.storage.schemas import DEMONSTRATIONS, GROUPS, UNPAIRED
 
 RULES = {
     "unpaired": (unpaired, UNPAIRED),

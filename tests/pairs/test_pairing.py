@@ -12,12 +12,12 @@ from scored_runs import answer, scored_run, write
 
 from prefdata import ids, pairs
 from prefdata.errors import InputError, NotReady, SpecConflict, UsageError
-from prefdata.pairs import pair
+from prefdata.exports.export import export
+from prefdata.pairs.pair import pair
 from prefdata.scored import reader
-from prefdata.selections import select
-from prefdata.shards import export
+from prefdata.selections.select import select
 from prefdata.specs import ExportSpec, PairSpec, SelectSpec
-from prefdata.store import Run
+from prefdata.storage.run import Run
 
 PROMPTS, EACH = 15, 10
 KINDS: list[dict[str, Any]] = [

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdata import ids
-from prefdata.pairs import match, pair_ids
-from prefdata.reports import nonzero
+from prefdata.pairs.pair import match, pair_ids
 from prefdata.specs import PairSpec
+from prefdata.storage.report import nonzero
 
 STRATEGIES = ["best-worst", "best-random", "first-round", "all"]
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from prefdata.pairs import judge, match
+from prefdata.pairs.pair import judge, match
 from prefdata.specs import PairSpec
 
 ASKED: dict[str, dict[str, Any]] = {

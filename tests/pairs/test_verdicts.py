@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 from batches_by_hand import paired, pool
 
-from prefdata.pairs import match
-from prefdata.pairs.verdicts import verdicts
+from prefdata.pairs.from_comparisons import verdicts
+from prefdata.pairs.pair import match
 from prefdata.specs import PairSpec
 
 ANSWERS = pool("? ? ? ?c", "? ?")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prefdata import sample_data
-from prefdata.model_files import identify
+from prefdata.models.files import identify
 
 FOLDER = Path(sample_data.__file__).parent
 MODEL_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}

@@ -17,14 +17,15 @@ import polars as pl
 import pytest
 from scored_runs import answer, scored_run, write
 
-from prefdata import ids, views
+from prefdata import ids
 from prefdata.errors import InputError, StorageError, UsageError
-from prefdata.pairs import pair
+from prefdata.pairs.pair import pair
 from prefdata.scored import open_scored, reader
 from prefdata.scored.query import ScoredQuery
-from prefdata.selections import select
+from prefdata.selections.select import select
 from prefdata.specs import FilterSpec, PairSpec, SelectSpec
-from prefdata.store import Run
+from prefdata.storage import queries
+from prefdata.storage.run import Run
 
 
 def scored(prompts: int, *samplers: str, each: int = 4) -> list[dict[str, Any]]:
@@ -176,7 +177,7 @@ def test_the_same_bytes_on_any_number_of_threads(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_waits_in_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sort spills to the run's own folder, which is cleared at the end."""
-    monkeypatch.setattr(views, "MEMORY", "60MB")
+    monkeypatch.setattr(queries, "MEMORY", "60MB")
     dice, rows = random.Random(0), 400_000
     run = scored_run(tmp_path / "run", scored(1))
     one = pl.DataFrame(run.partition("scores", "reward").read())[0]
@@ -202,7 +203,7 @@ def test_what_does_not_fit_waits_in_the_runs_folder(tmp_path: Path, monkeypatch:
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views, "MEMORY", "1MB")
+    monkeypatch.setattr(queries, "MEMORY", "1MB")
     run = scored_run(tmp_path / "run", random.Random(1).sample(scored(300), 1200))
     with pytest.raises(StorageError, match=r"^cannot read, sort or join scores"):
         select(run, SelectSpec())

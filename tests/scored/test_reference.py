@@ -15,13 +15,13 @@ import pytest
 from scored_runs import answer, scored_run, write
 
 from prefdata import pairs
-from prefdata.pairs import match, pair
-from prefdata.pairs.verdicts import verdicts
-from prefdata.reports import nonzero
+from prefdata.pairs.from_comparisons import verdicts
+from prefdata.pairs.pair import match, pair
 from prefdata.scored import reader
-from prefdata.selections import keep, select
+from prefdata.selections.select import keep, select
 from prefdata.specs import FilterSpec, PairSpec, SelectSpec
-from prefdata.store import Run
+from prefdata.storage.report import nonzero
+from prefdata.storage.run import Run
 
 Row = dict[str, Any]
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from prefdata.errors import InputError, UsageError
-from prefdata.scorers.aggregate import ELO_PER_NAT, METHODS, aggregate, borda_points, elo, mm_step
-from prefdata.scorers.leagues import contradictions, league
+from prefdata.stats.ratings import ELO_PER_NAT, METHODS, aggregate, borda_points, elo, mm_step
+from prefdata.stats.win_counts import contradictions, league
 
 WINS = [[0, 6, 7], [2, 0, 5], [3, 3, 0]]
 SCHEMA = {"prompt_id": pl.String, "first_id": pl.String, "second_id": pl.String, "probability": pl.Float64}

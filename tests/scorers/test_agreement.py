@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdata.scorers.agreement import (
+from prefdata.stats.agreement import (
     among_all,
     between_annotators,
     cohen_kappa,

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from prefdata.scorers.backbones import Cached
+from prefdata.scorers.classifier.backbones import Cached
 
 SIZES = {"vocab_size": 50, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "pad_token_id": 0}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.1}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from prefdata.errors import InputError
-from prefdata.scorers.calibrate import (
+from prefdata.stats.calibration import (
     accuracy,
     calibration_error,
     correlation,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from prefdata.errors import InputError, UsageError
-from prefdata.scorers.combine import NORMALISATIONS, Rule, combine, function_file, gate, normalised, parse_rule
+from prefdata.scorers.combination import NORMALISATIONS, Rule, combine, function_file, gate, normalised, parse_rule
 
 FINITE = st.floats(-1e6, 1e6, allow_nan=False)
 

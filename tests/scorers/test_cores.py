@@ -10,11 +10,11 @@ from functools import partial
 import pytest
 import torch
 
-from prefdata.model_files import identify
-from prefdata.scorers import cores as cores_module
-from prefdata.scorers.cores import each, is_small
+from prefdata.models.files import identify
+from prefdata.scorers.classifier import cores as cores_module
+from prefdata.scorers.classifier.cores import each, is_small
+from prefdata.scorers.classifier.hf import RewardModel
 from prefdata.scorers.protocol import Item
-from prefdata.scorers.reward_model import RewardModel
 
 CPU = torch.device("cpu")
 

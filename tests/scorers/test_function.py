@@ -8,9 +8,9 @@ import pytest
 
 from prefdata import ids
 from prefdata.errors import EngineError, InputError
-from prefdata.scorers import workers
-from prefdata.scorers.function import FunctionScorer
 from prefdata.scorers.protocol import Item, Scored
+from prefdata.scorers.rules import subprocess_pool
+from prefdata.scorers.rules.function import FunctionScorer
 
 PROMPT = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say something."})
 
@@ -130,7 +130,7 @@ def test_a_process_that_ends_costs_one_response(function):
 
 
 def test_a_function_that_always_ends_its_process_is_given_up(function, monkeypatch):
-    monkeypatch.setattr(workers, "DEATHS", 3)
+    monkeypatch.setattr(subprocess_pool, "DEATHS", 3)
     scorer = function("import os\ndef reward(p, r): os._exit(3)")
     with pytest.raises(EngineError, match=r"rewards\.py:reward ended its process 3 times .* \(exit code 3\)"):
         list(scorer.score(Item(str(i), PROMPT, "x", False) for i in range(10)))

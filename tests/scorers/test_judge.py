@@ -16,10 +16,10 @@ import pytest
 from prefdata.chat.template import TemplateRefusal
 from prefdata.engines.protocol import Completion, Rejection, Request
 from prefdata.errors import UsageError
-from prefdata.model_files import ModelFiles, identify
-from prefdata.scorers.judge import RETRY_TEMPERATURE, AbsoluteJudge, PairwiseJudge
+from prefdata.models.files import ModelFiles, identify
+from prefdata.scorers.judge.judge import RETRY_TEMPERATURE, AbsoluteJudge, PairwiseJudge
+from prefdata.scorers.judge.rubrics import Rubric, load_rubric
 from prefdata.scorers.protocol import Item, Match
-from prefdata.scorers.rubrics import Rubric, load_rubric
 from prefdata.specs import EngineSpec
 
 ABSOLUTE = Rubric.parse(
@@ -260,7 +260,7 @@ def test_transformers_says_that_it_enforces_no_schema() -> None:
 
 @pytest.fixture(scope="module")
 def vllm_policy():
-    from prefdata.engines.vllm import VllmGenerator
+    from prefdata.engines.vllm.generator import VllmGenerator
 
     folder = Path(__file__).parents[2] / "sample_data" / "policy"
     engine = VllmGenerator(identify(str(folder), "causal-lm"), EngineSpec(max_num_seqs=8))

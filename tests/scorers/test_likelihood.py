@@ -11,8 +11,8 @@ import torch
 from prefdata import ids
 from prefdata.chat.encoder import Chat
 from prefdata.errors import ModelError
-from prefdata.model_files import identify
-from prefdata.scorers.likelihood import Continuation, ImplicitReward, LanguageModel, MeanLogprob
+from prefdata.models.files import identify
+from prefdata.scorers.causal_lm.likelihood import Continuation, ImplicitReward, LanguageModel, MeanLogprob
 from prefdata.scorers.protocol import Item
 
 PROMPT = ({"role": "user", "content": "Say something."},)
@@ -148,9 +148,9 @@ def test_the_trainer_sums_the_same_tokens(tmp_path, make_policy, template):
     from transformers import AutoModelForCausalLM
 
     from prefdata.train.batches import collate
+    from prefdata.train.encode import Encoder
     from prefdata.train.logps import sequence_logps
     from prefdata.train.parsing import Row, parse
-    from prefdata.train.tokens import Encoder
 
     folder = make_policy(tmp_path / "m", tokenizer={} if template == "chat" else {"chat_template": None})
     rows = [

@@ -12,12 +12,12 @@ import pytest
 
 import prefdata
 from prefdata.errors import UsageError
-from prefdata.model_files import identify
+from prefdata.models.files import identify
 from prefdata.scorers import kinds
 from prefdata.scorers.open import SCORERS, is_pairwise, scorer_identity, scorer_outputs
 from prefdata.specs import RankSpec, RewardModelSpec, SampleSpec
 from prefdata.specs.rank import KINDS
-from prefdata.store import Lineage
+from prefdata.storage.run import Lineage
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((ROOT / "tests/golden/scorers.json").read_text("utf-8"))

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefdata.model_files import identify
-from prefdata.scorers.pairwise import Pairwise
+from prefdata.models.files import identify
+from prefdata.scorers.causal_lm.pairwise import Pairwise
+from prefdata.scorers.judge.rubrics import Question
 from prefdata.scorers.protocol import Match
-from prefdata.scorers.rubrics import Question
 
 PROMPT = ({"role": "user", "content": "Hi."},)
 PAIRS = [("yes", "no"), ("no", "yes"), ("same", "same"), ("é 🎬", "long " * 6), ("{second}", "{first}")]

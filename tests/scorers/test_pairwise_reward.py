@@ -12,15 +12,15 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from prefdata.comparisons import compare
+from prefdata.comparisons.compare import compare
 from prefdata.errors import InputError, ModelError, UsageError
-from prefdata.model_files import identify
+from prefdata.models.files import identify
 from prefdata.prompts import ingest
-from prefdata.scorers.pairwise_reward import PairwiseReward
+from prefdata.scorers.classifier.hf import RewardModel
+from prefdata.scorers.classifier.pairwise import PairwiseReward
 from prefdata.scorers.protocol import Match
-from prefdata.scorers.reward_model import RewardModel
 from prefdata.specs import IngestSpec, RankSpec
-from prefdata.store import Run
+from prefdata.storage.run import Run
 
 PROMPT = ({"role": "user", "content": "Hi."},)
 ANSWERS = ["yes", "no", "", "same", "é 🎬", "<eos>", "x<pad>", "{second}", "long " * 5]

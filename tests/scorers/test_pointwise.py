@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from prefdata import ids
-from prefdata.model_files import identify
-from prefdata.scorers.pointwise import Pointwise, Weighed
+from prefdata.models.files import identify
+from prefdata.scorers.causal_lm.pointwise import Pointwise, Weighed
+from prefdata.scorers.judge.rubrics import Question
 from prefdata.scorers.protocol import Item
-from prefdata.scorers.rubrics import Question
 
 PROMPT = ({"role": "user", "content": "Hi."},)
 ANSWERS = ["", "yes", "no, never", "é 🎬", "long " * 8, "{prompt}"]

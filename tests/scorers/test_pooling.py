@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from prefdata.model_files import identify
+from prefdata.models.files import identify
+from prefdata.scorers.classifier.hf import RewardModel
 from prefdata.scorers.protocol import Item
-from prefdata.scorers.reward_model import RewardModel
 from prefdata.specs import EngineSpec
 
 pytestmark = pytest.mark.vllm
@@ -20,7 +20,7 @@ ASKED = [
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["one label", "three labels"])
 def both(request, fitting_reward_model, make_reward_model, tmp_path_factory):
-    from prefdata.scorers.pooling import PoolingRewardModel
+    from prefdata.scorers.classifier.vllm import PoolingRewardModel
 
     folder = fitting_reward_model
     if request.param == 3:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdata.scorers.prefixes import batches, chunks, families
-from prefdata.scorers.texts import Row
+from prefdata.scorers.classifier.prefixes import batches, chunks, families
+from prefdata.scorers.classifier.rendering import Row
 
 BEGINNING = list(range(20))
 

@@ -12,9 +12,9 @@ import torch
 
 from prefdata import ids
 from prefdata.errors import ModelError, UsageError
-from prefdata.model_files import identify
+from prefdata.models.files import identify
+from prefdata.scorers.classifier.hf import RewardModel
 from prefdata.scorers.protocol import Item
-from prefdata.scorers.reward_model import RewardModel
 
 PROMPT = ({"role": "user", "content": "Say something."},)
 
@@ -323,7 +323,7 @@ def test_the_padding_of_a_short_answer_to_a_long_prompt_stays_within_the_context
 
 def test_keys_and_values_that_are_wrong_are_found_out(tiny_reward_model, monkeypatch):
     """The first prompts tell: whole texts are scored then, and the note says so."""
-    from prefdata.scorers import backbones
+    from prefdata.scorers.classifier import backbones
 
     real = backbones._cache
     monkeypatch.setattr(backbones, "_cache", lambda kept: real((keys, values * 1.1) for keys, values in kept))
@@ -379,7 +379,7 @@ def test_weights_without_a_score_head_are_refused(tiny_policy, tmp_path, edit_js
 
 
 def test_items_are_pulled_in_windows(tiny_reward_model, monkeypatch):
-    from prefdata.scorers.classifier import Classifier
+    from prefdata.scorers.classifier.base import Classifier
 
     monkeypatch.setattr(Classifier, "WINDOW", 4)
     pulled = 0

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from prefdata.errors import InputError, UsageError
-from prefdata.scorers.rubrics import Question, Rubric, load_question, load_rubric
+from prefdata.scorers.judge.rubrics import Question, Rubric, load_question, load_rubric
 
 CONVERSATION = ({"role": "system", "content": "Be {brief}."}, {"role": "user", "content": "Say {response} and {x}."})
 ABSOLUTE = {

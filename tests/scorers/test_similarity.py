@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prefdata import ids
 from prefdata.scorers.protocol import Item
-from prefdata.scorers.similarity import (
+from prefdata.scorers.rules.reference import (
     ReferenceScorer,
     exact_match,
     longest_common_subsequence,

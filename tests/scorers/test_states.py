@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from prefdata import ids
-from prefdata.model_files import identify
+from prefdata.models.files import identify
+from prefdata.scorers.causal_lm.hidden_states import AnswerStates, StateSimilarity
 from prefdata.scorers.protocol import Item, Scored
-from prefdata.scorers.states import AnswerStates, StateSimilarity
 
 PROMPT = ({"role": "user", "content": "Say something."},)
 RENDERED = "<bos>[user] Say something.<eot>[assistant] "

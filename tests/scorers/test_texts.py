@@ -7,8 +7,8 @@ import pytest
 from prefdata.chat.encoder import Chat
 from prefdata.chat.template import TemplateRefusal
 from prefdata.errors import InputError
+from prefdata.scorers.classifier.rendering import Texts, fill, read_format, windows
 from prefdata.scorers.protocol import Item
-from prefdata.scorers.texts import Texts, fill, read_format, windows
 
 USER = ({"role": "user", "content": "Q {response}"},)
 SYSTEM = ({"role": "system", "content": "S"}, *USER)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from prefdata import ids
 from prefdata.errors import InputError
-from prefdata.scorers.numbers import final_number, numbers
 from prefdata.scorers.protocol import Item
-from prefdata.scorers.verifiers import chosen_letter, open_verifier
+from prefdata.scorers.rules.number_parsing import final_number, numbers
+from prefdata.scorers.rules.verifiers import chosen_letter, open_verifier
 
 QUESTION = ({"role": "user", "content": "How many?"},)
 
@@ -356,7 +356,7 @@ def test_workers_end_by_themselves_where_the_one_who_started_them_was_killed(fun
     """kill -9 of the parent while one worker hangs and one waits: the one ends by its alarm, the other at once."""
     code = f"""
 from prefdata.scorers.protocol import Item
-from prefdata.scorers.verifiers import open_verifier
+from prefdata.scorers.rules.verifiers import open_verifier
 scorer = open_verifier("{functions}:moody", time_limit=1.0, workers=2)
 for found in scorer.score(Item(str(i), (), text, False) for i, text in enumerate(["one", "hang"])):
     print(found.key, *[w.process.pid for w in scorer._workers._workers], flush=True)

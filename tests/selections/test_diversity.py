@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scored_runs import kept, pool
 
 from prefdata.errors import InputError
-from prefdata.selections import keep
-from prefdata.selections.diversity import Distance, spread
+from prefdata.selections.diverse import Distance, spread
+from prefdata.selections.select import keep
 from prefdata.specs import SelectSpec
 
 

@@ -13,8 +13,8 @@ from scored_runs import kept, pool
 
 from prefdata import ids
 from prefdata.errors import UsageError
-from prefdata.selections import keep
 from prefdata.selections.exclusions import parse_quotas
+from prefdata.selections.select import keep
 from prefdata.specs import SelectSpec
 
 

@@ -12,7 +12,7 @@ from scored_runs import answer, scored_run
 from prefdata import SelectSpec, ids, select
 from prefdata.errors import UsageError
 from prefdata.selections.explain import PASSED_OVER, explain_selection
-from prefdata.store import Run
+from prefdata.storage.run import Run
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from scipy.stats import chisquare
 from scored_runs import kept, pool
 
 from prefdata import ids
-from prefdata.draws import uniforms
-from prefdata.selections import keep
+from prefdata.keyed_random import uniforms
 from prefdata.selections.rules import acceptance, algorithm1_ranks, boltzmann_draws, gumbel_ranks
+from prefdata.selections.select import keep
 from prefdata.specs import SelectSpec
 
 DRAWS = 40_000
@@ -323,8 +323,8 @@ def test_top_k_overall_is_of_the_run() -> None:
 
     `keep` gives each prompt's own k; the rest is done over all batches, as tests/selections/test_select.py shows.
     """
-    from prefdata.reports import Account
-    from prefdata.selections import _top_k_overall
+    from prefdata.selections.select import _top_k_overall
+    from prefdata.storage.report import Account
 
     rows, account = keep(pool(RLHF_BOOK), SelectSpec(method="top-k-overall", k=5))
     whole = Account(account.rows_in, account.rows_out, account.dropped)

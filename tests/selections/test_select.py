@@ -11,14 +11,14 @@ import polars as pl
 import pytest
 from scored_runs import answer, scored_run, write
 
-from prefdata import partition
-from prefdata.disk import this_process
 from prefdata.errors import InputError, NotReady, UsageError
-from prefdata.pairs import pair
+from prefdata.pairs.pair import pair
 from prefdata.scored import reader
-from prefdata.selections import select
+from prefdata.selections.select import select
 from prefdata.specs import PairSpec, SelectSpec
-from prefdata.store import Run
+from prefdata.storage import partition
+from prefdata.storage.atomic import this_process
+from prefdata.storage.run import Run
 
 
 def names(prompts: int, *samplers: str, each: int = 4) -> list[dict[str, Any]]:

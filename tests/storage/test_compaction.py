@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scored_runs import DONE, Made, answer, score_of
 
-from prefdata.draws import leading_bits
+from prefdata.keyed_random import leading_bits
 from prefdata.storage import compaction
 from prefdata.storage.compaction import compact, is_clustered, prompt_runs
-from prefdata.store import Lineage, Partition, Run
-from prefdata.tables import SCORES
+from prefdata.storage.run import Lineage, Partition, Run
+from prefdata.storage.schemas import SCORES
 
 KEY = ["candidate_id"]
 

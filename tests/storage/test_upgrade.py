@@ -19,17 +19,17 @@ import pyarrow.parquet as pq
 import pytest
 from scored_runs import answer, scored_run, write
 
-from prefdata.claims import Claims
 from prefdata.errors import InputError, SpecConflict, StorageError
-from prefdata.explore.curves import curves
+from prefdata.explore.curves.curves import curves
 from prefdata.explore.explain import explain
-from prefdata.pairs import pair
-from prefdata.scores import rank
-from prefdata.selections import select
+from prefdata.pairs.pair import pair
+from prefdata.scores.rank import rank
+from prefdata.selections.select import select
 from prefdata.specs import PairSpec, RankSpec, SelectSpec
 from prefdata.storage import upgrade as module
 from prefdata.storage.compaction import compact, is_clustered, prompt_runs
-from prefdata.store import Partition, Run
+from prefdata.storage.leases import Claims
+from prefdata.storage.run import Partition, Run
 
 OLD = ["candidate_id", "prompt_id", "score", "reason", "text_hash", "details"]
 SPEC = SelectSpec(method="top-k", k=2)

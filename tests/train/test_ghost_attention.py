@@ -17,20 +17,20 @@ from transformers import AutoTokenizer
 
 from prefdata import ids
 from prefdata.chat.encoder import Chat
-from prefdata.pairs import pair
+from prefdata.chat.transforms import SampleView
+from prefdata.exports.export import export
+from prefdata.pairs.pair import pair
 from prefdata.prompts import ingest
-from prefdata.reports import Report
-from prefdata.selections import select
-from prefdata.shards import export
+from prefdata.selections.select import select
 from prefdata.specs import ExportSpec, IngestSpec, PairSpec, SampleSpec, SelectSpec, Spec
-from prefdata.store import Lineage, Run
-from prefdata.tables import CANDIDATES, SCORES, Table
+from prefdata.specs.train import SftSpec
+from prefdata.storage.report import Report
+from prefdata.storage.run import Lineage, Run
+from prefdata.storage.schemas import CANDIDATES, SCORES, Table
 from prefdata.train.data import find
+from prefdata.train.encode import Encoder
 from prefdata.train.parsing import Kind, parse
-from prefdata.train.runs import train_sft
-from prefdata.train.specs import SftSpec
-from prefdata.train.tokens import Encoder
-from prefdata.transforms import SampleView
+from prefdata.train.train import train_sft
 
 FULL, SHORT = "Act as Napoleon.", "Figure: Napoleon."
 EOT = 3

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefdata.specs.train import DpoSpec, RmSpec, SftSpec
 from prefdata.train.losses import LOSSES, bradley_terry, dpo_sigmoid, nll
-from prefdata.train.specs import DpoSpec, RmSpec, SftSpec
 
 
 def vector(*values: float) -> torch.Tensor:

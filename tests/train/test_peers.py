@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from prefdata.specs.train import DpoSpec, RmSpec, SftSpec
 from prefdata.train.batches import order
-from prefdata.train.runs import train_dpo, train_rm, train_sft
-from prefdata.train.specs import DpoSpec, RmSpec, SftSpec
+from prefdata.train.train import train_dpo, train_rm, train_sft
 
 pytestmark = pytest.mark.peers
 

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from prefdata.chat.encoder import Chat
 from prefdata.errors import BadRows, ModelError
+from prefdata.train.encode import Encoded, Encoder
 from prefdata.train.parsing import Row, parse
-from prefdata.train.tokens import Encoded, Encoder
 
 BOS, EOS, EOT = 1, 2, 3
 GENERATION = (

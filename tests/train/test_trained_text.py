@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from prefdata.chat.encoder import Chat
 from prefdata.errors import BadRows, UsageError
 from prefdata.explore.reward_models import from_data, score_pairs
-from prefdata.model_files import identify
-from prefdata.scorers.likelihood import MeanLogprob
-from prefdata.scorers.reward_model import RewardModel
+from prefdata.models.files import identify
+from prefdata.scorers.causal_lm.likelihood import MeanLogprob
+from prefdata.scorers.classifier.hf import RewardModel
+from prefdata.specs.train import DpoSpec, RmSpec, SftSpec
+from prefdata.train.encode import Encoder
 from prefdata.train.parsing import Row, parse
-from prefdata.train.runs import train_dpo, train_rm, train_sft
-from prefdata.train.specs import DpoSpec, RmSpec, SftSpec
-from prefdata.train.tokens import Encoder
+from prefdata.train.train import train_dpo, train_rm, train_sft
 
 EOT = 3
 
@@ -91,7 +91,7 @@ def test_end_tokens_that_are_declared_already_are_left_as_they_are(model, tmp_pa
 
 def test_a_model_whose_template_ends_turns_with_an_undeclared_token_stops_there_and_says_so(base, prefdata, tmp_path):
     """Sampling from the base model itself: responses that were never to end would all be truncated."""
-    from prefdata.engines.transformers import TransformersGenerator
+    from prefdata.engines.hf.generator import TransformersGenerator
 
     engine = TransformersGenerator(identify(str(base), "causal-lm"), device="cpu")
     assert engine.chat.end_ids == (2, EOT)

@@ -1,0 +1,270 @@
+"""Talking to a server over HTTP: patient where it is busy, plain where it refuses, silent about the key.
+
+A server may send anything. What it sends is read within a time and a size (`exchange`); a response that cannot be used
+is a `Refused` of one request, and what the server says is one line in messages.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import os
+import random
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from threading import Event
+from typing import Any
+
+import httpx
+
+from prefdata.engines.openai.address import Address
+from prefdata.engines.openai.exchange import Response, Unreadable, bounded, exchange
+from prefdata.errors import EngineError, UsageError
+from prefdata.printable import printable
+
+FIRST_PAUSE = 0.5
+"""Seconds; the longest first pause. Each further one is twice as long at most, and each is drawn (full jitter)."""
+
+LONGEST_PAUSE = 60.0
+LONGEST_RETRY_AFTER = 600.0
+GREETING_TIMEOUT = 30.0
+SECRET_KEY = 16
+"""Characters from which on a key is looked for in responses: no text holds one by chance."""
+
+BUSY = (408, 409, 425, 429)
+"""Statuses that pass, beside all of 500 and above."""
+
+REDIRECTS = (301, 302, 303, 307, 308)
+HTTP_WORDS = {status.value: status.phrase for status in HTTPStatus}
+DROPPED = ("abort", "error", "insufficient_system_resource", "ERROR")
+"""How a response ends that the server gave up on its own account."""
+
+
+class Refused(Exception):
+    """The server will not do this: its status, its code for it, and what it said."""
+
+    def __init__(self, status: int, code: str, said: str) -> None:
+        """Keep the three; `said` is free of the key."""
+        super().__init__(said)
+        self.status = status
+        self.code = code
+        self.said = said
+
+
+class Server:
+    """One server; requests may be sent from several threads at a time."""
+
+    def __init__(self, url: str, *, key_env: str, timeout: float, retries: int, connections: int) -> None:
+        """Get ready; nothing is sent.
+
+        Args:
+            url: the base URL, up to and with `/v1` where the server has that.
+            key_env: the environment variable that holds the key; none is sent where it is not set.
+            timeout: seconds that a response may take, from the request to its last byte.
+            retries: how often a request is sent again.
+            connections: at a time.
+
+        Raises:
+            UsageError: the URL or the key cannot be one.
+        """
+        self._address = Address.parse(url)
+        self.url = self._address.shown
+        self._key_env = key_env
+        self._key = os.environ.get(key_env, "").strip()
+        self._retries = retries
+        self._timeout = timeout
+        if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
+            raise UsageError(f"{key_env} holds characters that no key has. Set it again.")
+        # A password in the URL takes the key's place: a request has one Authorization header.
+        bearer = {"Authorization": f"Bearer {self._key}"} if self._key and not self._address.auth else {}
+        try:
+            self._client = bounded(
+                httpx.Client(
+                    headers={**bearer, "Accept-Encoding": "gzip"},
+                    auth=self._address.auth,
+                    limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+                    follow_redirects=False,  # the key is for this origin alone
+                )
+            )
+        except (ImportError, ValueError, httpx.InvalidURL):
+            raise UsageError(
+                "the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used (http:// and https:// can). "
+                "Change it, or name the server's host in NO_PROXY."
+            ) from None
+
+    def models(self) -> list[dict[str, Any]]:
+        """Return the models that the server lists; none where it has no list.
+
+        Raises:
+            EngineError: there is no server, it does not take the key, or it has its interface under `/v1`.
+        """
+        try:
+            response = exchange(self._client, "GET", self._address.at("models"), GREETING_TIMEOUT)
+        except httpx.TransportError as error:
+            raise EngineError(
+                f"no server answers at {self.url}: {self.line(_described(error))}. Start it, or correct --base-url."
+            ) from None
+        except Unreadable:  # the server may well do without a list
+            return []
+        if response.status in (401, 403):
+            raise self.wrong_key(self._refused(response))
+        self._refuse_redirect(response)
+        listed = _listed(response.json_object()) if response.status == 200 else None
+        if listed is None and _listed(self._get(self._address.at("v1/models"))) is not None:
+            raise EngineError(
+                f"there is a server at {self.url}, but no /models at that path; did you forget /v1? "
+                f"Give --base-url {self.url}/v1."
+            )
+        return listed or []
+
+    def version(self) -> str | None:
+        """Return the server's version, where it says one: vLLM does."""
+        said = (self._get(self._address.beside("version")) or {}).get("version")
+        return self.line(said)[:100] if isinstance(said, str) else None
+
+    def _get(self, url: httpx.URL) -> dict[str, Any] | None:
+        """What is there, or None: the server may well do without."""
+        try:
+            response = exchange(self._client, "GET", url, GREETING_TIMEOUT)
+        except (httpx.TransportError, Unreadable):
+            return None
+        return response.json_object() if response.status == 200 else None
+
+    def post(
+        self, path: str, body: dict[str, Any], is_refusal: Callable[[Refused], bool], left: Event
+    ) -> dict[str, Any]:
+        """Return the JSON object that the server answers; the request is sent again while the server is busy.
+
+        `is_refusal` is whether a status of 500 and above is a refusal all the same, by what the server said. The
+        request is not sent again once `left` is set: nobody waits for the answer any more.
+
+        Raises:
+            Refused: it will not do this, or what it answered could not be read each time.
+            EngineError: it was busy, broken or away each time, or leads elsewhere.
+        """
+        for attempt in range(self._retries + 1):
+            pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt))
+            unread: Refused | None = None
+            try:
+                response = exchange(self._client, "POST", self._address.at(path), self._timeout, body)
+            except httpx.TransportError as error:
+                said = _described(error)
+            except Unreadable as error:
+                unread = Refused(200, "", f"the response {error}")
+                if not error.again:
+                    raise unread from None
+            else:
+                self._refuse_redirect(response)
+                answer = response.json_object() if response.status == 200 else None
+                if answer is not None and (problem := _problem(answer)) is None:
+                    return answer
+                refused = self._refused(response)
+                said = f"{response.status} {refused.said}"
+                if response.status not in BUSY and (400 <= response.status < 500 or is_refusal(refused)):
+                    raise refused
+                if response.status == 200 and not (answer and answer.get("error")):
+                    what = problem if answer else f"is no JSON object: {refused.said[:100]}"
+                    unread = Refused(200, "", f"the response {what}")
+                pause += min(_retry_after(response), LONGEST_RETRY_AFTER)
+            if attempt < self._retries and left.wait(pause):
+                break
+        if unread is not None:
+            raise unread
+        times = "once" if self._retries == 0 else f"{self._retries + 1} times"
+        raise EngineError(
+            f"{self.url} failed {times} (last: {self.line(said)}). See to the server and run the same command again: "
+            "it continues where this one stopped."
+        )
+
+    def wrong_key(self, refused: Refused) -> EngineError:
+        """The error for a key that is missing or not taken."""
+        if self._address.auth:
+            return EngineError(
+                f"{self.url} does not take the user and password of the URL: {refused.status} {refused.said}. "
+                "Correct them in --base-url; or leave them out, and the key is sent."
+            )
+        what = (
+            f"does not take the key in {self._key_env}" if self._key else f"wants a key, and {self._key_env} is empty"
+        )
+        return EngineError(
+            f"{self.url} {what}: {refused.status} {refused.said}. Set it, or name another --api-key-env."
+        )
+
+    def close(self) -> None:
+        """End the connections."""
+        self._client.close()
+
+    def _refuse_redirect(self, response: Response) -> None:
+        if response.status in REDIRECTS and "location" in response.headers:
+            target = self.line(self._address.elsewhere(response.headers["location"]))
+            raise EngineError(
+                f"{self.url} redirects to {target} ({response.status}), and the key is sent to no other address. "
+                "If that is the server, give its address as --base-url."
+            )
+
+    def _refused(self, response: Response) -> Refused:
+        answer = response.json_object() or {}
+        error = answer.get("error") or answer
+        if not isinstance(error, dict):
+            return Refused(response.status, "", self.line(_words(error)))
+        message = error.get("message") or error.get("detail") or response.text or HTTP_WORDS.get(response.status, "")
+        codes = " ".join(_words(error[name]) for name in ("code", "type") if error.get(name))
+        return Refused(response.status, self.line(codes), self.line(_words(message)))
+
+    def sent_key_in(self, text: str) -> bool:
+        """Return whether a text holds the key; a short one (EMPTY, for a server that wants none) is no secret."""
+        return len(self._key) >= SECRET_KEY and self._key in text
+
+    def without_secrets(self, text: str) -> str:
+        """Return what a server said without the key and the URL's secrets, which it may repeat; it can be stored."""
+        whole = text.encode("utf-8", "backslashreplace").decode()
+        return self._address.clean(whole.replace(self._key, "…") if self._key else whole)
+
+    def line(self, text: str) -> str:
+        """Return one line of what a server said, not too long, without secrets and a full stop."""
+        return printable(" ".join(self.without_secrets(text).split())[:500].rstrip("."))
+
+
+def _problem(answer: dict[str, Any]) -> str | None:
+    """Why a server's answer is none, if it is none: what it says of a request that it dropped is no answer."""
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return "has no choices"
+    finish = choices[0].get("finish_reason")
+    return f"was dropped by the server ({finish})" if finish in DROPPED else None
+
+
+def _words(value: Any) -> str:
+    """What a server said, as text: it may say it by any JSON value."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return "what is nested too deeply to be shown"
+
+
+def _listed(answer: dict[str, Any] | None) -> list[dict[str, Any]] | None:
+    """The entries of a list as OpenAI's interface has them, or None where that is no such list."""
+    found = None if answer is None else answer.get("data")
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else None
+
+
+def _retry_after(response: Response) -> float:
+    """Seconds that the server asks to wait: it says them, or a date; 0 where it says nothing."""
+    said = response.headers.get("retry-after", "").strip()
+    if not said:
+        return 0.0
+    try:
+        return max(0.0, float(said))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
+    except (ValueError, OverflowError):  # no date, or one that no clock reaches
+        return 0.0
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__} {str(error).strip()}".strip()

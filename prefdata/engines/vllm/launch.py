@@ -1,0 +1,274 @@
+"""vLLM found, its version checked, an engine started and kept full: the layer that has to fit vLLM's version.
+
+The tests run against `TESTED_VERSIONS`. What else the adapters use of vLLM is among `NEEDED`, so that a version that
+lacks some of it is refused before anything is begun.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from importlib import metadata
+from inspect import signature
+from itertools import count
+from multiprocessing import connection
+from operator import attrgetter
+from threading import Thread
+from typing import Any, TypeVar
+
+from prefdata.engines.vllm.orphan_guard import Guard
+from prefdata.engines.vllm.settings import parse_options
+from prefdata.errors import EngineError, UsageError
+from prefdata.models.files import ModelFiles
+from prefdata.specs import VllmSpec
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+TESTED_VERSIONS = ("0.32.0",)
+
+NEEDED = (
+    "LLMEngine.from_engine_args",
+    "EngineArgs",
+    "PoolingParams",
+    "SamplingParams",
+    "TokensPrompt",
+    "exceptions.VLLMClientError",
+    "lora.request.LoRARequest",
+    "platforms.current_platform",
+    "sampling_params.RequestOutputKind.FINAL_ONLY",
+    "sampling_params.StructuredOutputsParams",
+)
+"""What is used of vLLM, looked for before anything is started."""
+
+CPU_CACHE_BYTES = 2 << 30
+"""Memory for keys and values on a CPU, unless VLLM_CPU_KVCACHE_SPACE or the option kv_cache_memory_bytes says."""
+
+BATCH_INVARIANT_CAPABILITY = 80
+"""The compute capability (times ten) from which on vLLM 0.32 has kernels that do not mind their neighbours."""
+
+BATCH_INVARIANT = "VLLM_BATCH_INVARIANT"
+"""The environment variable by which vLLM is told to use them; its processes inherit it when they start."""
+
+
+def import_vllm() -> Any:
+    """The vllm package, told to be quiet unless VLLM_LOGGING_LEVEL says otherwise.
+
+    Raises:
+        EngineError: it is not installed, does not work here, or lacks what is needed.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a forked process would not carry the mark
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            import vllm
+            import vllm.exceptions
+            import vllm.lora.request
+            import vllm.platforms
+            import vllm.sampling_params
+        attrgetter(*NEEDED)(vllm)
+    except Exception as error:
+        installed = versions("vllm").get("vllm", "of no known version")
+        raise EngineError(
+            f"vllm cannot be used: {first_line(error)}.{_warning(installed)} "
+            "Install it again (pip install 'prefdata[vllm]'), or use --engine transformers."
+        ) from error
+    return vllm
+
+
+def start(vllm: Any, model: ModelFiles, spec: VllmSpec, **settings: Any) -> Running:
+    """An engine that runs `model`.
+
+    Args:
+        vllm: what `import_vllm` gave.
+        model: what `identify` found.
+        spec: what the user says of it; settings that are None are vLLM's own affair.
+        settings: EngineArgs besides.
+
+    Raises:
+        UsageError: an option that this vLLM does not have, or that is prefdata's own, or no GPU that can do what is
+            asked.
+        EngineError: it did not start.
+    """
+    platform = vllm.platforms.current_platform
+    wanted = {
+        "model": str(model.folder()),
+        "dtype": "float32" if spec.dtype == "auto" and platform.is_cpu() else spec.dtype,
+        "kv_cache_memory_bytes": CPU_CACHE_BYTES if platform.is_cpu() else None,
+        **{name: getattr(spec, name) for name in _AS_THEY_ARE},
+        "use_tqdm_on_load": False,
+        "disable_log_stats": True,
+        **settings,
+        **parse_options(spec.engine_option, signature(vllm.EngineArgs).parameters),
+    }
+    # On a CPU vLLM takes the setting and does nothing about it.
+    can = platform.is_cuda_alike() and platform.has_device_capability(BATCH_INVARIANT_CAPABILITY)
+    if spec.batch_invariant and not can:
+        raise UsageError(
+            "--batch-invariant needs a GPU that vLLM has such kernels for (NVIDIA's of compute capability 8.0 or more: "
+            "A100, H100 and later); there is none here. Leave it out."
+        )
+    try:
+        with ExitStack() as started:
+            if spec.batch_invariant:
+                started.enter_context(_batch_invariant())
+            started.callback(Guard().release)
+            given = {key: value for key, value in wanted.items() if value is not None}
+            engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**given))
+            engine.get_supported_tasks()  # which add_request would ask for, and wait for in vain of a dead engine
+            _wake_when_dead(engine.engine_core)
+            return Running(engine, started.pop_all(), vllm.__version__)
+    except Exception as error:
+        raise EngineError(
+            f"vLLM {vllm.__version__} cannot start: {first_line(error)}.{_warning(vllm.__version__)} "
+            "See its own words with VLLM_LOGGING_LEVEL=INFO, or use --engine transformers."
+        ) from error
+
+
+_AS_THEY_ARE = (
+    "max_model_len",
+    "quantization",
+    "tensor_parallel_size",
+    "gpu_memory_utilization",
+    "enable_prefix_caching",
+    "max_num_seqs",
+)
+
+
+@contextmanager
+def _batch_invariant() -> Iterator[None]:
+    before = os.environ.get(BATCH_INVARIANT)
+    os.environ[BATCH_INVARIANT] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[BATCH_INVARIANT]
+        else:
+            os.environ[BATCH_INVARIANT] = before
+
+
+class Running:
+    """An engine of vLLM with its processes.
+
+    Attributes:
+        engine: the LLMEngine.
+        config: its VllmConfig.
+        versions: of vLLM and of what else decides the results.
+        notes: sentences about them.
+    """
+
+    def __init__(self, engine: Any, started: ExitStack, version: str) -> None:
+        """Take over an engine, and what is to be undone when it is stopped."""
+        self.engine, self.config = engine, engine.vllm_config
+        self.versions = {"vllm": version, **versions("torch", "transformers")}
+        self.notes = untested(version)
+        self._started = started
+        self._numbers = count()
+
+    def answers(
+        self, things: Iterable[T], add: Callable[[str, T], R | None], most: int
+    ) -> Generator[list[tuple[T, R | Any]], None, None]:
+        """Each thing with the engine's output for it, as they are finished; the engine is kept full.
+
+        `add` hands a thing to the engine under a number, or says why not, which is its answer then. `most` are inside
+        at a time.
+
+        Raises:
+            EngineError: the engine broke down.
+        """
+        stream = iter(things)
+        inside: dict[str, T] = {}
+        more = True
+        try:
+            while more or inside:
+                while more and len(inside) < most:
+                    thing = next(stream, None)
+                    if thing is None:
+                        more = False
+                    elif (no := self._do(add, number := str(next(self._numbers)), thing)) is not None:
+                        yield [(thing, no)]
+                    else:
+                        inside[number] = thing
+                done = [output for output in self._do(self.engine.step) if output.finished] if inside else []
+                if done:
+                    yield [(inside.pop(output.request_id), output) for output in done]
+        finally:
+            with suppress(Exception):  # of an engine that is dead: nothing runs in it any more
+                self.engine.abort_request(list(inside))
+
+    def close(self) -> None:
+        """Stop the engine and its processes; again does nothing."""
+        if self.engine is not None:
+            core, self.engine = self.engine.engine_core, None
+            try:
+                core.shutdown()
+            finally:
+                _end_sockets(core)
+                self._started.close()
+
+    def _do(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except Exception as error:
+            raise EngineError(
+                f"vLLM {self.versions['vllm']} broke down: {first_line(error)}.{_warning(self.versions['vllm'])} "
+                "Run the same command again to continue."
+            ) from error
+
+
+def _wake_when_dead(core: Any) -> None:
+    """See to it that whoever waits for the engine's output hears of its death.
+
+    vLLM 0.32 notices that a process of its own was killed, closes its sockets, and leaves `get_output` waiting for
+    ever.
+    """
+    processes = core.resources.engine_manager.processes
+
+    def wait() -> None:
+        connection.wait([process.sentinel for process in processes])
+        core.outputs_queue.put(RuntimeError("a process of the engine has ended"))
+
+    Thread(target=wait, name="prefdata-engine-watch", daemon=True).start()
+
+
+def _end_sockets(core: Any) -> None:
+    """End the engine's ZeroMQ context in a thread of its own.
+
+    That of an engine that was killed may never end. Left to the garbage collector, it would be ended by whatever
+    thread collects, and block that: the one that reads the next engine's output, say.
+    """
+    Thread(target=core.resources.ctx.term, name="prefdata-engine-end", daemon=True).start()
+
+
+def untested(version: str) -> tuple[str, ...]:
+    """A sentence for a version that the tests do not run against."""
+    if version.split("+")[0] in TESTED_VERSIONS:
+        return ()
+    return (f"vLLM {version} is untested here; tested: {', '.join(TESTED_VERSIONS)}.",)
+
+
+def _warning(version: str) -> str:
+    """`untested` as the end of a sentence before it: a blank and the sentence, or nothing."""
+    return "".join(f" {note}" for note in untested(version))
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of those packages that are installed; a build for CPUs (`vllm-cpu`) counts as its package."""
+    found: dict[str, str] = {}
+    for package in packages:
+        for name in (package, f"{package}-cpu"):
+            with suppress(metadata.PackageNotFoundError):
+                found.setdefault(package, metadata.version(name))
+    return found
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in a line and without its full stop."""
+    said = str(error).strip()
+    return said.splitlines()[0].rstrip(".") if said else type(error).__name__

@@ -1,0 +1,295 @@
+"""check reward-model: whether a model's scores are what they should be, before anybody trusts them.
+
+Each check is a number against a limit, or a fact: the same score whatever else is in the batch, one begin token, the
+end token, the token ids that tokenizer and template define, which training sees too, the position that the score is
+read at, the raw logit, the same after loading again, and the same through vLLM. A check that cannot be made here (vLLM
+is not installed, float16 on a CPU) says so and fails nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from prefdata.chat.clock import with_date
+from prefdata.errors import ModelError
+from prefdata.models.files import ModelFiles, identify, label_names
+from prefdata.scorers.classifier.base import Classifier
+from prefdata.scorers.classifier.hf import TOLERANCE, RewardModel
+from prefdata.scorers.classifier.labels import ALL
+from prefdata.scorers.classifier.rendering import Row
+from prefdata.scorers.protocol import Item
+from prefdata.specs import EngineSpec
+from prefdata.specs.chat import TemplateChoice
+from prefdata.stats.calibration import sigmoid
+
+Engine = Literal["auto", "transformers", "vllm"]
+
+EXACT = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
+"""How far scores of one text may be apart between two batches, times the score where that is above 1."""
+
+QUESTIONS = ("Name a colour.", "Why is the sky blue? Answer in a few words, and say how you know it.", "2 + 2?")
+ANSWERS = ("Blue.", "I do not know.", "Because of the light: its short waves are scattered most, and so we see them.",
+           "é 🎬 \n\n- a list\n- of two", "4", "yes " * 24)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check: what was looked at, whether it holds (None where it could not be looked at), and what was seen."""
+
+    check: str
+    passed: bool | None
+    seen: str
+    limit: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """pass, fail, or not checked."""
+        return "not checked" if self.passed is None else "pass" if self.passed else "fail"
+
+
+def check(
+    model: str,
+    *,
+    engine: Engine = "auto",
+    device: str | None = None,
+    dtype: str = "float32",
+    text_format: Path | None = None,
+    choice: TemplateChoice = TemplateChoice(),
+    items: Sequence[Item] = (),
+) -> list[Check]:
+    """Check a reward model's scores.
+
+    Args:
+        model: a folder or a hub name.
+        engine: `transformers` leaves vLLM out; `vllm` demands it; `auto` takes it where it is installed.
+        device: cpu, cuda, …; the best there is unless given.
+        dtype: arithmetic.
+        text_format: instead of the model's chat template.
+        choice: which chat template, with which variables.
+        items: what to score; a few built-in conversations unless given.
+
+    Raises:
+        ModelError: the model cannot be used, or none of the texts can be scored.
+        EngineError: vLLM was demanded and cannot be had.
+    """
+    files = identify(model, "reward-model")
+    several = None if len(label_names(files.config)) == 1 else ALL
+    choice = choice if text_format else with_date(choice, [files])
+    settings: dict[str, Any] = {"label": several, "text_format": text_format, "choice": choice}
+    scorer = RewardModel(files, device=device, dtype=dtype, **settings)
+    items = list(items) or _built_in()
+    rows = _fitting(scorer, items)
+    limit = EXACT[scorer.dtype]
+    truth = _alone(scorer, rows)
+    first = _scores(scorer, items)
+    found = [
+        _apart("batch", first, truth, limit),
+        _apart("batch of two", _two_at_a_time(scorer, items, rows), truth, limit),
+        _apart("order", _scores(scorer, items[::-1]), truth, limit),
+        _apart("padding", _whole(scorer, rows), truth, max(limit, TOLERANCE[scorer.dtype] / 10)),
+        _identical(scorer, items),
+        *_tokens(scorer, rows),
+        _as_defined(scorer, items),
+        _position(scorer, rows, truth, limit),
+        _raw(first, truth, limit),
+        _as_trained(scorer, items, text_format),
+    ]
+    notes = [Check("note", None, note) for note in scorer.notes]
+    device, dtype = str(scorer.device), scorer.dtype
+    scorer.close()
+    again = RewardModel(files, device=device, dtype=dtype, **settings)
+    found.append(_apart("reload", _scores(again, items), first, 0.0))
+    again.close()
+    found.append(_through_vllm(files, engine, items, truth, dtype, settings))
+    return found + notes
+
+
+def _built_in() -> list[Item]:
+    asked = [({"role": "user", "content": question},) for question in QUESTIONS]
+    return [Item(f"{i}/{k}", m, answer, False) for i, m in enumerate(asked) for k, answer in enumerate(ANSWERS)]
+
+
+def _fitting(scorer: RewardModel, items: Sequence[Item]) -> list[Row]:
+    rows = [row for row in scorer.texts.prepare(items).rows if 0 < len(row.ids) <= scorer.context_length]
+    if not rows:
+        raise ModelError("none of the texts fits the model and its template. Give others with --data.")
+    return rows
+
+
+def _scores(scorer: Classifier, items: Iterable[Item]) -> dict[str, float]:
+    """The scores by item and output; what has none is left out."""
+    return {f"{s.key} {s.output}": s.score for s in scorer.score(items) if s.score is not None}
+
+
+def _two_at_a_time(scorer: RewardModel, items: Sequence[Item], rows: list[Row]) -> dict[str, float]:
+    usual, scorer.batch_tokens = scorer.batch_tokens, 2 * max(len(row.ids) for row in rows)
+    found = _scores(scorer, items)
+    scorer.batch_tokens = usual
+    return found
+
+
+@torch.inference_mode()
+def _alone(scorer: RewardModel, rows: list[Row]) -> dict[str, float]:
+    """The scores by definition: each text alone, unpadded, its last token's state through the head."""
+    found: dict[str, float] = {}
+    for row in rows:
+        ids = torch.tensor([row.ids], device=scorer.device)
+        net = scorer._net
+        if hasattr(net, "score"):
+            logits = net.score(net.base_model(ids, use_cache=False).last_hidden_state[:, -1])
+        else:
+            logits = net(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        for output, value in zip(scorer.outputs, scorer.labels.read(logits)[0].tolist(), strict=True):
+            found |= {f"{key} {output}": value for key in row.keys}
+    return found
+
+
+def _whole(scorer: RewardModel, rows: list[Row]) -> dict[str, float]:
+    """The scores of all rows in one batch, each padded to the longest."""
+    values = scorer.labels.read(scorer._forward(rows)).tolist()
+    return {
+        f"{key} {output}": value
+        for row, of_row in zip(rows, values, strict=True)
+        for output, value in zip(scorer.outputs, of_row, strict=True)
+        for key in row.keys
+    }
+
+
+def _apart(name: str, found: dict[str, float], known: dict[str, float], limit: float) -> Check:
+    if found.keys() != known.keys():
+        return Check(name, False, f"{len(found)} scores instead of {len(known)}", f"{limit:g}")
+    worst = max(abs(found[key] - known[key]) / max(1.0, abs(known[key])) for key in known)
+    return Check(name, worst <= limit, f"{worst:.1e}", f"{limit:g}")
+
+
+def _identical(scorer: RewardModel, items: Sequence[Item]) -> Check:
+    """The same conversation scored in two batches with other neighbours gives one score, and a margin of 0."""
+    one = items[len(items) // 2]
+    twin = Item("twin", one.messages, one.response, one.truncated)
+    found = _scores(scorer, [*items, twin])
+    worst = max(abs(found[f"twin {output}"] - found[f"{one.key} {output}"]) for output in scorer.outputs)
+    return Check("identical pair", worst == 0.0, f"{worst:.1e}", "0")
+
+
+def _tokens(scorer: RewardModel, rows: list[Row]) -> list[Check]:
+    tokenizer = scorer.chat.tokenizer
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    counts = sorted({0 if begin is None else _leading(row.ids, begin) for row in rows})
+    many = "the tokenizer has none" if begin is None else f"{counts[0]} to {counts[-1]}"
+    one = Check("one begin token", counts[-1] <= 1, many, "1")
+    closed = scorer.chat.closes_plain_text
+    written = [row for row in rows if closed or _ends(row.text, tokenizer)]
+    kept = sum(1 for row in written if set(row.ids[-3:]) & ({end} if closed else _special(tokenizer)))
+    if not written:
+        said = "the tokenizer has none" if end is None else f"the text ends without {tokenizer.decode([end])}"
+        return [one, Check("end token", None, said)]
+    return [one, Check("end token", kept == len(written), f"{kept} of {len(written)}", "all")]
+
+
+def _as_defined(scorer: RewardModel, items: Sequence[Item]) -> Check:
+    """The token ids are those that the tokenizer and its chat template give, but for a second begin token."""
+    found = {key: row.ids for row in scorer.texts.prepare(items).rows for key in row.keys}
+    same = sum(1 for item in items if item.key in found and found[item.key] == _defined(scorer, item))
+    return Check("token ids", same == len(found), f"{same} of {len(found)} as defined", "all")
+
+
+def _defined(scorer: RewardModel, item: Item) -> list[int]:
+    chat, tokenizer = scorer.chat, scorer.chat.tokenizer
+    if chat.template is None:
+        ids = list(tokenizer(scorer.texts.text(item.messages, item.response, item.tools))["input_ids"])
+        ids += [tokenizer.eos_token_id] if chat.closes_plain_text and ids[-1:] != [tokenizer.eos_token_id] else []
+    else:
+        turns = [*map(dict, item.messages), {"role": "assistant", "content": item.response}]
+        tools = None if item.tools is None else json.loads(item.tools)
+        ids = list(tokenizer(chat.template.render(turns, tools).text, add_special_tokens=False)["input_ids"])
+    return ids[max(0, _leading(ids, tokenizer.bos_token_id) - 1) :]
+
+
+@torch.inference_mode()
+def _position(scorer: RewardModel, rows: list[Row], truth: dict[str, float], limit: float) -> Check:
+    """Scores are read at the last token; transformers' own forward skips padding tokens to find it."""
+    found: dict[str, float] = {}
+    for row in rows:
+        ids = torch.tensor([row.ids], device=scorer.device)
+        values = scorer.labels.read(scorer._net(input_ids=ids).logits)[0].tolist()
+        named = dict(zip(scorer.outputs, values, strict=True))
+        found |= {f"{key} {name}": value for name, value in named.items() for key in row.keys}
+    check = _apart("score position", found, truth, limit)
+    if check.passed:
+        return check
+    pad = scorer._net.config.pad_token_id
+    why = (
+        "its padding token is the end token, so that it reads the one before"
+        if pad in rows[0].ids[-1:]
+        else (f"it differs by {check.seen}")
+    )
+    return Check(check.check, None, f"read at the last token, but transformers' own forward is not: {why}", check.limit)
+
+
+def _leading(ids: list[int], begin: int | None) -> int:
+    return next((at for at, token in enumerate(ids) if token != begin), len(ids))
+
+
+def _special(tokenizer: Any) -> set[int]:
+    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+
+
+def _ends(text: str, tokenizer: Any) -> bool:
+    return text.rstrip().endswith(tuple(tokenizer.decode([token]).strip() for token in _special(tokenizer)))
+
+
+def _raw(scores: dict[str, float], truth: dict[str, float], limit: float) -> Check:
+    """The score is the logit, not its sigmoid."""
+    probabilities = sigmoid(np.array([truth[key] for key in scores]))
+    squashed = float(np.abs(np.array(list(scores.values())) - probabilities).max())
+    close = _apart("raw logit", scores, truth, limit)
+    return Check(
+        close.check, close.passed, f"{close.seen} from the logit, {squashed:.1e} from its sigmoid", close.limit
+    )
+
+
+def _as_trained(scorer: RewardModel, items: Sequence[Item], text_format: Path | None) -> Check:
+    """The token ids are those that `prefdata train rm` trains on."""
+    if text_format is not None:
+        return Check("text as trained", None, "a text format is read as it is, and training knows none")
+    from prefdata.train.encode import Encoder
+    from prefdata.train.parsing import Item as Trained
+    from prefdata.train.parsing import Row as TrainRow
+
+    found = {key: row.ids for row in scorer.texts.prepare(items).rows for key in row.keys}
+    items = [item for item in items if item.key in found]
+    encoder, rows = Encoder(scorer.chat, sampled=False), []
+    for item in items:
+        prompt = [{"role": m["role"], "content": m["content"]} for m in item.messages]
+        answer = [{"role": "assistant", "content": item.response}]
+        tools = None if item.tools is None else json.loads(item.tools)
+        rows.append(Trained(prompt, (answer,), 1.0, None, tools, TrainRow("check", 1, "train", {}), False))
+    trees = encoder.encode(rows).trees
+    trained = [[*tree.prompt.tolist(), *tree.responses[0].tolist()] for tree in trees]
+    same = sum(ids == found[item.key] for item, ids in zip(items, trained, strict=True))
+    return Check("text as trained", same == len(items), f"{same} of {len(items)} the same", "all")
+
+
+def _through_vllm(
+    files: ModelFiles, engine: Engine, items: Sequence[Item], truth: dict[str, float], dtype: str, settings: Any
+) -> Check:
+    name = "transformers = vLLM"
+    if engine == "transformers":
+        return Check(name, None, "left out by --engine transformers")
+    if engine == "auto" and importlib.util.find_spec("vllm") is None:
+        return Check(name, None, "vLLM is not installed")
+    from prefdata.scorers.classifier.vllm import PoolingRewardModel
+
+    scorer = PoolingRewardModel(files, EngineSpec(dtype=dtype), **settings)
+    try:
+        return _apart(name, _scores(scorer, items), truth, 10 * EXACT[dtype])
+    finally:
+        scorer.close()

@@ -1,0 +1,290 @@
+"""Which model is meant: a folder or a hub name becomes files that are there, of the right kind, with a revision.
+
+Everything that can be wrong with a model folder is found here, before an engine starts: no weights, a missing or broken
+shard, no tokenizer, another kind of model. Nothing here imports torch or transformers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from prefdata.errors import ModelError, did_you_mean
+from prefdata.models.identity import config_id, text_id, weights_id
+
+Kind = Literal["causal-lm", "reward-model", "comparer", "reward-start"]
+"""What a model is to serve as; `comparer` is either of the first two, to compare answers, and `reward-start` what a
+reward model can be trained from, with one label."""
+
+_FITS: dict[Kind, tuple[str, ...]] = {
+    "causal-lm": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"),
+    "reward-model": ("ForSequenceClassification",),
+    "comparer": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSequenceClassification"),
+    "reward-start": ("ForCausalLM", "LMHeadModel", "ForSequenceClassification"),
+}
+_WANTED: dict[Kind, str] = {
+    "causal-lm": "A causal language model (an architecture such as LlamaForCausalLM or Qwen2ForCausalLM)",
+    "reward-model": "A reward model or a classifier (an architecture such as LlamaForSequenceClassification)",
+    "comparer": "A causal language model, or a classifier that reads two answers,",
+    "reward-start": "a causal language model or a reward model",
+}
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_TEXT_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", *_HUB_TEXT_FILES]
+_INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model that was found: its name as given, its revision, its folder (None for a hub name) and its config.json.
+
+    The revision is the hub's commit hash, or for a folder `WEIGHTS.CONFIG`: the ids of its weights and of its configs
+    (`model_identity`), or `CONFIG` alone where no weights were asked for.
+    """
+
+    name: str
+    revision: str
+    path: Path | None
+    config: dict[str, Any]
+
+    @property
+    def architecture(self) -> str:
+        """The first name in config.json's `architectures`."""
+        return str(self.config["architectures"][0])
+
+    @property
+    def context_length(self) -> int | None:
+        """The positions that the model was made for, or None where its config.json sets no bound."""
+        for config in (self.config, self.config.get("text_config") or {}):
+            for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+                if isinstance(config.get(key), int):
+                    return int(config[key])
+        return None
+
+    @property
+    def text_revision(self) -> str:
+        """The id of what turns text into token ids and back; for a hub name that is the commit."""
+        return self.revision if self.path is None else text_id(self.path)
+
+    def text_folder(self) -> Path:
+        """Return the local folder of the tokenizer and its templates; of a hub model they alone are downloaded.
+
+        Raises:
+            ModelError: the download failed.
+        """
+        if self.path is not None:
+            return self.path
+        import huggingface_hub
+
+        wanted: dict[str, Any] = {"revision": self.revision, "allow_patterns": _HUB_TEXT_FILES}
+        with suppress(huggingface_hub.errors.LocalEntryNotFoundError):
+            folder = Path(huggingface_hub.snapshot_download(self.name, local_files_only=True, **wanted))
+            if (folder / "tokenizer_config.json").is_file():
+                return folder
+        try:
+            return Path(huggingface_hub.snapshot_download(self.name, **wanted))
+        except Exception as error:
+            raise _hub_error(self.name, error) from error
+
+    def folder(self) -> Path:
+        """The local folder of the files; a hub model is downloaded at this revision first (safetensors only).
+
+        Raises:
+            ModelError: the download failed, or what was downloaded is not complete.
+        """
+        if self.path is not None:
+            return self.path
+        import huggingface_hub
+
+        try:
+            folder = huggingface_hub.snapshot_download(self.name, revision=self.revision, allow_patterns=_HUB_FILES)
+        except Exception as error:
+            raise _hub_error(self.name, error) from error
+        _weight_files(Path(folder))
+        return Path(folder)
+
+
+def identify(model: str, kind: Kind, *, tokenizer: bool = True, weights: bool = True) -> ModelFiles:
+    """Find `model`, a local folder or a hub name, and check that it can serve as `kind`.
+
+    Args:
+        model: a folder, or a hub name (`org/name`) where no such folder exists.
+        kind: what the model is to be used as.
+        tokenizer: whether a tokenizer must be there too.
+        weights: whether weights must be there too; without, the revision is that of the configs.
+
+    Raises:
+        ModelError: there is no such model, a file is missing or broken, or it is another kind of model.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        config = _read_config(folder)
+        _check_kind(model, kind, config)
+        files = _weight_files(folder) if weights else []
+        if tokenizer:
+            _check_tokenizer(folder)
+        parts = [*([weights_id(files)] if weights else []), config_id(folder)]
+        return ModelFiles(model, ".".join(parts), folder.resolve(), config)
+    if folder.exists():
+        raise ModelError(f"{model} is a file, and a model is a folder. Give the folder that holds its config.json.")
+    if not _HUB_NAME.fullmatch(model) or ("/" in model and folder.parent.is_dir()):
+        raise ModelError(f"there is no folder {model}.{_near(folder)} Check the path, or give a hub name (org/name).")
+    revision, config = _hub_config(model)
+    _check_kind(model, kind, config)
+    return ModelFiles(model, revision, None, config)
+
+
+def _near(folder: Path) -> str:
+    try:
+        known = [str(folder.parent / p.name) for p in folder.parent.iterdir() if p.is_dir()]
+    except OSError:
+        return ""
+    hint = did_you_mean(str(folder), known)
+    return hint if "Did you mean" in hint else ""
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no config.json, so it is no model folder. Give the folder that holds it.")
+    return _json(path)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"cannot read {path}: {error}. Fetch or save the model again.") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} is not a JSON object. Fetch or save the model again.")
+    return value
+
+
+def _check_kind(name: str, kind: Kind, config: dict[str, Any]) -> None:
+    named = config.get("architectures") or []
+    if not named:
+        raise ModelError(f"{name}: config.json names no architecture. {_WANTED[kind]} is needed here.")
+    fits = any(str(architecture).endswith(_FITS[kind]) for architecture in named)
+    if not fits or (kind == "causal-lm" and config.get("is_encoder_decoder")):
+        raise ModelError(f"{name} is a {', '.join(map(str, named))}. {_WANTED[kind]} is needed here.")
+    one = kind == "reward-start" and str(named[0]).endswith("ForSequenceClassification")
+    if one and (labels := len(label_names(config))) != 1:
+        raise ModelError(
+            f"{name} has {labels} labels, and a reward model is trained with one. Give a model made with num_labels=1."
+        )
+
+
+def label_names(config: dict[str, Any]) -> tuple[str, ...]:
+    """The names of a classifier's labels, in the order of its logits; `LABEL_0`, … where its config.json is silent."""
+    if isinstance(names := config.get("id2label"), dict):
+        return tuple(str(names[number]) for number in sorted(names, key=int))
+    count = int(config.get("num_labels", 2))  # transformers takes two where a config is silent
+    return tuple(f"LABEL_{number}" for number in range(count))
+
+
+def _check_tokenizer(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise ModelError(
+            f"{folder} holds no tokenizer (tokenizer.json or tokenizer_config.json). Save the tokenizer into it."
+        )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that the model is made of, all there and whole.
+
+    Raises:
+        ModelError: there are none, one is missing, or one is cut short.
+    """
+    if (folder / _INDEX).is_file():
+        shards = _json(folder / _INDEX).get("weight_map")
+        names = sorted(set(shards.values())) if isinstance(shards, dict) else []
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing or not names:
+            what = (
+                f"lacks {len(missing)} of the {len(names)} weight files of its index (first: {missing[0]})"
+                if names
+                else "has an empty index"
+            )
+            raise ModelError(f"{folder} {what}. Fetch the model again.")
+        files = [folder / name for name in names]
+    else:
+        files = [folder / "model.safetensors"]
+        if not files[0].is_file():
+            raise _no_weights(folder)
+    for file in files:
+        _check_whole(file)
+    return files
+
+
+def _no_weights(folder: Path) -> ModelError:
+    if (folder / "adapter_config.json").is_file():
+        return ModelError(f"{folder} holds an adapter, not a model. Merge it into its base model and save that.")
+    if any(folder.glob("pytorch_model*.bin")):
+        return ModelError(
+            f"{folder} holds pickled weights (.bin), which are code and are not loaded. Save it as safetensors first."
+        )
+    return ModelError(f"{folder} holds no weights (model.safetensors, or shards with {_INDEX}). Fetch the model again.")
+
+
+def _check_whole(file: Path) -> None:
+    # A safetensors file: 8 bytes with the header's length, the header (JSON), the tensors up to the last offset.
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length)) if length < size else {}
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        whole = 8 + length + max(ends, default=0) == size
+    except (ValueError, AttributeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ModelError(f"{file} is not a whole safetensors file ({size:,} bytes). Fetch the model again.")
+
+
+def _hub_config(name: str) -> tuple[str, dict[str, Any]]:
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise ModelError(
+            f"there is no folder {name} here, and huggingface_hub is not installed. "
+            "Give a folder, or pip install 'prefdata[models]'."
+        )
+    try:
+        path = Path(_cached_config(name) or _fetched_config(name))
+    except Exception as error:
+        raise _hub_error(name, error) from error
+    return path.parent.name, _json(path)  # …/snapshots/<commit>/config.json
+
+
+def _cached_config(name: str) -> str | None:
+    # The cache comes first: the same command again takes the same revision, with or without a network.
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        return str(hf_hub_download(name, "config.json", local_files_only=True))
+    except errors.LocalEntryNotFoundError:
+        return None
+
+
+def _fetched_config(name: str) -> str:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    # model_info fails at once without a network, where a download would try again for half a minute.
+    return str(hf_hub_download(name, "config.json", revision=HfApi().model_info(name, timeout=10).sha))
+
+
+def _hub_error(name: str, error: Exception) -> ModelError:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        said = "the Hugging Face hub asks for its terms to be accepted. Accept them there and log in (hf auth login)"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        said = "the Hugging Face hub has no such model (or it is private). Check the name"
+    elif isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        said = "the Hugging Face hub's model of that name has no config.json. Choose another"
+    else:
+        said = "the Hugging Face hub cannot be reached and its local cache does not hold it. Give a folder, or connect"
+    return ModelError(f"there is no folder {name} here, and {said}.")

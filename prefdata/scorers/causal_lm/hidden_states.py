@@ -1,0 +1,106 @@
+"""Hidden states of answers under a language model: what SLiC compares an answer with its reference by.
+
+SLiC (Zhao et al. 2022, 2210.00045) measures how near two answers are by the decoder's output states for their tokens.
+Of a causal model these are the last hidden states at the answer's own tokens, in the context of its prompt; the end
+token, which every answer has, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from prefdata import ids
+from prefdata.chat.template import TemplateRefusal
+from prefdata.models.files import ModelFiles
+from prefdata.scorers.causal_lm.likelihood import Continuation, LanguageModel, finite
+from prefdata.scorers.classifier.rendering import windows
+from prefdata.scorers.protocol import Item, Scored
+
+WINDOW = 200
+"""Items whose states are held at a time: 200 answers of 500 tokens of a model of size 4096 take 1.6 GiB."""
+
+States = np.ndarray
+"""(tokens, size) of one answer, float32."""
+
+
+class AnswerStates:
+    """The hidden states of answers under one model."""
+
+    def __init__(self, files: ModelFiles, **settings: Any) -> None:
+        """Load the model; `settings` and errors are those of `LanguageModel`."""
+        self.model = LanguageModel(files, **settings)
+        self.versions = self.model.versions
+
+    def of(self, items: Sequence[Item]) -> list[States | Scored]:
+        """The states of each item's answer, in their order; where there are none, a null score that says why.
+
+        Equal answers to one prompt are computed once. All of them are held: give some hundreds at a time.
+        """
+        asked: list[Continuation | Scored] = [self._asked(item) for item in items]
+        distinct = list(dict.fromkeys(one for one in asked if isinstance(one, Continuation)))
+        states = dict(zip(distinct, (state.numpy() for state in self.model.states(distinct)), strict=True))
+        return [one if isinstance(one, Scored) else states[one] for one in asked]
+
+    def close(self) -> None:
+        """Give back the model's memory."""
+        self.model.close()
+
+    def _asked(self, item: Item) -> Continuation | Scored:
+        try:
+            text, tokens = self.model.answer(item.messages, item.response, item.tools, end=False)
+        except TemplateRefusal as error:
+            return Scored(item.key, None, error.reason, None, {"error": str(error)})
+        if (problem := self.model.problem(tokens)) is None:
+            return tokens
+        length = {"tokens": len(tokens.prompt) + len(tokens.ids)}
+        return Scored(item.key, None, problem, ids.text_hash(text), length)
+
+
+class StateSimilarity:
+    """A Scorer: how near the states of an answer are to those of the prompt's reference answer, by a given measure.
+
+    Details hold the tokens of both. Items without a reference have no score and the reason `no_reference`.
+    """
+
+    outputs: tuple[str, ...] = ("",)
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        similarity: Callable[[States, States], float],
+        **settings: Any,
+    ) -> None:
+        """Load the model whose states `similarity` compares: the answer's first, then the reference's.
+
+        `settings` and errors are those of `LanguageModel`.
+        """
+        self.states = AnswerStates(files, **settings)
+        self.similarity = similarity
+        self.versions = self.states.versions
+
+    def score(self, items: Iterable[Item]) -> Iterator[Scored]:
+        """Score every item once, a window at a time; see the protocol."""
+        for window in windows(items, WINDOW):
+            known = [item for item in window if item.reference is not None]
+            yield from (Scored(item.key, None, "no_reference", None, None) for item in window if item.reference is None)
+            answers, references = known, [replace(item, response=str(item.reference)) for item in known]
+            states = self.states.of([*answers, *references])
+            for item, answer, reference in zip(known, states, states[len(known) :], strict=False):
+                yield self._scored(item, answer, reference)
+
+    def close(self) -> None:
+        """Give back the model's memory."""
+        self.states.close()
+
+    def _scored(self, item: Item, answer: States | Scored, reference: States | Scored) -> Scored:
+        if isinstance(answer, Scored):
+            return answer
+        if isinstance(reference, Scored):
+            return replace(reference, reason=f"reference_{reference.reason}", text_hash=None)
+        text = self.states.model.chat.conversation(item.messages, item.response, item.tools)
+        details = {"tokens": len(answer), "reference_tokens": len(reference)}
+        return finite(item.key, float(self.similarity(answer, reference)), ids.text_hash(text), details)

@@ -1,0 +1,363 @@
+"""How likely a language model finds an answer: ln p of its tokens, and two scores made of it.
+
+`MeanLogprob` is RRHF's p (Yuan et al. 2023, 2304.05302): the mean ln p of the answer's tokens. `ImplicitReward` is
+DPO's beta * (ln p - ln p_ref) (Rafailov et al. 2023, 2305.18290), of the sums.
+
+A conversation is rendered whole by the model's chat template; the answer is what follows the longest beginning that its
+tokens share with those of the rendered prompt, the end of the turn included. So it is in training, too: what is scored
+here is what is trained there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from prefdata import ids
+from prefdata.chat.encoder import Chat, shared_prefix
+from prefdata.chat.template import TemplateRefusal
+from prefdata.errors import ModelError
+from prefdata.ids import Message
+from prefdata.models.files import ModelFiles
+from prefdata.models.loading import load, pick_device, pick_dtype
+from prefdata.scorers.classifier.rendering import windows
+from prefdata.scorers.protocol import Item, Scored
+from prefdata.specs.chat import TemplateChoice
+
+WINDOW = 1000
+"""Answers that are pulled and sorted by length at a time."""
+
+BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
+"""Default budgets: rows times the longest row, by kind of device."""
+
+CHUNK_ELEMENTS = 1 << 26
+"""Logits that exist at one time: 256 MiB in float32."""
+
+END_WINDOW = 4
+"""Tokens at the end of an answer among which its end token is: some templates write a line break after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Token ids, and the token ids that go before them."""
+
+    prompt: tuple[int, ...]
+    ids: tuple[int, ...]
+
+
+class LanguageModel:
+    """A causal language model that reads texts and says what it makes of their tokens.
+
+    Rows are padded on the right under an attention mask, in batches of a token budget, and every distinct row is
+    computed once: two continuations of one token cost one row.
+    """
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        *,
+        raw: bool = False,
+        choice: TemplateChoice = TemplateChoice(),
+        device: str | None = None,
+        dtype: str = "auto",
+        batch_tokens: int | None = None,
+        chunk_elements: int = CHUNK_ELEMENTS,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            files: what `identify` found.
+            raw: continue plain text although the model has a chat template.
+            choice: which chat template, with which variables.
+            device: `cpu`, `cuda`, `cuda:1`; a CUDA GPU where there is one, by default.
+            dtype: `auto` is float32 on a CPU and bfloat16 on a GPU.
+            batch_tokens: rows times the longest row of a batch; more is faster until the memory ends.
+            chunk_elements: how many logits may exist at one time.
+
+        Raises:
+            ModelError: the model or its tokenizer cannot be loaded.
+            UsageError: there is no such device or type.
+        """
+        self.files = files
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype, self.device)
+        self.chat = Chat.load(files.folder(), name=files.name, raw=raw, choice=choice)
+        self.context_length = files.context_length or 1 << 20
+        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
+        self.chunk_elements = chunk_elements
+        self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+        net = load(AutoModelForCausalLM, files, self.dtype, self.device)
+        self._trunk: Any = net.base_model
+        self._vocabulary = int(net.get_output_embeddings().weight.shape[0])
+        self._states = _Given()
+        setattr(net, net.base_model_prefix, self._states)
+        self._head: Any = net
+        self._pad = self.chat.tokenizer.pad_token_id or 0
+
+    def answer(
+        self, messages: Sequence[Message], response: str, tools: str | None = None, *, end: bool = True
+    ) -> tuple[str, Continuation]:
+        """A conversation with its answer as text, and split into the tokens of the prompt and those of the answer.
+
+        Args:
+            messages: the conversation.
+            response: the answer.
+            tools: the tools as JSON text, where there are some.
+            end: whether the answer's end token, and what the template writes after it, belong to it.
+
+        Raises:
+            TemplateRefusal: the chat template does not take this conversation, or changes the response.
+        """
+        text, prompt, own = self.chat.answered(messages, response, tools)
+        if not end:
+            tail = range(max(0, len(own) - END_WINDOW), len(own))
+            own = own[: next((i for i in tail if own[i] in self.chat.end_ids), len(own))]
+        return text, Continuation(prompt, own)
+
+    def choices(
+        self, messages: Sequence[Message], texts: Sequence[str], holds: Sequence[str] = ()
+    ) -> tuple[str, list[Continuation]]:
+        """The prompt as text, and each of several texts as what comes next.
+
+        Args:
+            messages: the conversation.
+            texts: what may come next.
+            holds: the responses that it asks about, which the prompt's text must hold.
+
+        Raises:
+            TemplateRefusal: the chat template does not take this conversation, or changes a response in it.
+        """
+        prompt = self.chat.text(messages, answer_next=True, holds=holds)
+        before, *wholes = self.chat.encode([prompt, *(prompt + text for text in texts)], complete=False)
+        start = min(shared_prefix(before, whole) for whole in wholes)
+        return prompt, [Continuation(tuple(whole[:start]), tuple(whole[start:])) for whole in wholes]
+
+    def problem(self, asked: Continuation) -> str | None:
+        """Why a continuation cannot be scored (`empty`, `too_long`), or None."""
+        if not asked.ids or not asked.prompt:
+            return "empty"
+        return "too_long" if len(asked.prompt) + len(asked.ids) > self.context_length else None
+
+    def sums(self, asked: Sequence[Continuation]) -> list[float]:
+        """The ln p of every continuation given its prompt, in nats, summed over its tokens in float64.
+
+        All of them have no `problem`.
+        """
+        return [logp for _, logp in sorted(self.each_sum(asked))]
+
+    def each_sum(self, asked: Sequence[Continuation]) -> Iterator[tuple[int, float]]:
+        """`sums` as they are known, each with its continuation's place: a stop loses only what is being computed."""
+        for places, states in self._read([one.prompt + one.ids[:-1] for one in asked]):
+            wanted = [(row, place) for row, alike in enumerate(places) for place in alike]
+            yield from self._summed(asked, wanted, states)
+
+    @torch.inference_mode()
+    def _summed(
+        self, asked: Sequence[Continuation], wanted: Sequence[tuple[int, int]], states: Tensor
+    ) -> list[tuple[int, float]]:
+        """The places in `asked` with their sums, for the rows and places of a batch and its states."""
+        parts = [states[row, len(asked[place].prompt) - 1 :][: len(asked[place].ids)] for row, place in wanted]
+        targets = torch.tensor([token for _, place in wanted for token in asked[place].ids], device=self.device)
+        tokens = self._token_logps(torch.cat(parts), targets).double().cpu()
+        each = torch.split(tokens, list(map(len, parts)))
+        return [(place, float(own.sum())) for (_, place), own in zip(wanted, each, strict=True)]
+
+    @torch.inference_mode()
+    def states(self, asked: Sequence[Continuation]) -> list[Tensor]:
+        """(tokens, size) the last hidden states at every continuation's own tokens, float32, on the CPU.
+
+        All of them have no `problem`.
+        """
+        found: list[Tensor] = [torch.empty(0)] * len(asked)
+        for places, states in self._read([one.prompt + one.ids for one in asked]):
+            for row, alike in enumerate(places):
+                for place in alike:
+                    own = states[row, len(asked[place].prompt) :][: len(asked[place].ids)]
+                    found[place] = own.float().cpu().clone()
+        return found
+
+    def close(self) -> None:
+        """Give back the model's memory."""
+        self._trunk = self._head = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _read(self, rows: Sequence[tuple[int, ...]]) -> Iterator[tuple[list[list[int]], Tensor]]:
+        """Batches of distinct rows: the places of each in `rows`, and the states (B, T, H), padding included."""
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, row in enumerate(rows):
+            places.setdefault(row, []).append(place)
+        batch: list[tuple[int, ...]] = []
+        for row in sorted(places, key=lambda row: (-len(row), row)):
+            if batch and (len(batch) + 1) * len(batch[0]) > self.batch_tokens:
+                yield [places[one] for one in batch], self._batch(batch)
+                batch = []
+            batch.append(row)
+        if batch:
+            yield [places[one] for one in batch], self._batch(batch)
+
+    @torch.inference_mode()
+    def _batch(self, rows: list[tuple[int, ...]]) -> Tensor:
+        width = max(map(len, rows))
+        tokens = torch.tensor([[*row, *[self._pad] * (width - len(row))] for row in rows], device=self.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.device)
+        output = self._trunk(input_ids=tokens, attention_mask=mask, use_cache=False)
+        self._states.output = output
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def _token_logps(self, states: Tensor, targets: Tensor) -> Tensor:
+        """(N,) ln p of `targets` (N,) at `states` (N, H), in float32; the logits of a chunk exist at a time."""
+        rows = max(1, self.chunk_elements // self._vocabulary)
+        parts = []
+        for some, wanted in zip(torch.split(states, rows), torch.split(targets, rows), strict=True):
+            self._states.output = type(self._states.output)(**{**self._states.output, "last_hidden_state": some[None]})
+            parts.append(-F.cross_entropy(self._head().logits[0].float(), wanted, reduction="none"))
+        return torch.cat(parts)
+
+
+class _Given(nn.Module):
+    """Stands where a model's trunk stood, and gives states that are there already.
+
+    The model's own code then makes logits of them: some families scale these, or cap them, and only they know how.
+    """
+
+    output: Any = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.output
+
+
+class _AnswerScorer:
+    """What the two scorers share: windows of items become continuations, and each distinct one is computed once."""
+
+    outputs: tuple[str, ...] = ("",)
+    end = True
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self.versions = model.versions
+
+    def score(self, items: Iterable[Item]) -> Iterator[Scored]:
+        """Score every item once, a window at a time; see the protocol."""
+        for window in windows(items, WINDOW):
+            yield from self._window(window)
+
+    def close(self) -> None:
+        """Give back the model's memory."""
+        self.model.close()
+
+    def _numbers(self, asked: Sequence[Continuation]) -> Iterable[tuple[int, float, dict[str, Any]]]:
+        """The place, the score and the details of each continuation, in any order."""
+        raise NotImplementedError
+
+    def _window(self, window: Sequence[Item]) -> Iterator[Scored]:
+        asked: dict[Continuation, list[tuple[str, str]]] = {}
+        for item in window:
+            try:
+                text, tokens = self.model.answer(item.messages, item.response, item.tools, end=self.end)
+            except TemplateRefusal as error:
+                yield Scored(item.key, None, error.reason, None, {"error": str(error)})
+                continue
+            if (problem := self._problem(tokens)) is None:
+                asked.setdefault(tokens, []).append((item.key, ids.text_hash(text)))
+                continue
+            length = {"tokens": len(tokens.prompt) + len(tokens.ids)}
+            yield Scored(item.key, None, problem, ids.text_hash(text), length)
+        continuations = list(asked)
+        for place, score, details in self._numbers(continuations):
+            for key, text_hash in asked[continuations[place]]:
+                yield finite(key, score, text_hash, details)
+
+    def _problem(self, tokens: Continuation) -> str | None:
+        return self.model.problem(tokens)
+
+
+class MeanLogprob(_AnswerScorer):
+    """A Scorer: the mean ln p of the answer's tokens; details hold the `sum` and how many `tokens`.
+
+    The end token counts as one of them, as in RRHF, where every answer gets one, also one that was cut off.
+    """
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        *,
+        end: bool = True,
+        **settings: Any,
+    ) -> None:
+        """Load the model; without `end` the end token, and what the template writes after it, is left out.
+
+        `settings` and errors are those of `LanguageModel`.
+        """
+        super().__init__(LanguageModel(files, **settings))
+        self.end = end
+
+    def _numbers(self, asked: Sequence[Continuation]) -> Iterator[tuple[int, float, dict[str, Any]]]:
+        for place, logp in self.model.each_sum(asked):
+            tokens = len(asked[place].ids)
+            yield place, logp / tokens, {"sum": logp, "tokens": tokens}
+
+
+class ImplicitReward(_AnswerScorer):
+    """A Scorer: beta * (ln p - ln p_ref) of the answer as the policy's chat template writes it.
+
+    Details hold the two sums, `logp` and `logp_reference`. Both models read the same token ids. As every reward of this
+    kind it is known but for a constant of the prompt's.
+    """
+
+    def __init__(
+        self,
+        policy: ModelFiles,
+        reference: ModelFiles,
+        beta: float,
+        *,
+        choice: TemplateChoice = TemplateChoice(),
+        **settings: Any,
+    ) -> None:
+        """Load both models.
+
+        `choice` is the policy's chat template; `settings` are those of `LanguageModel`.
+
+        Raises:
+            ModelError: one of them or its tokenizer cannot be loaded, or their tokenizers differ.
+            UsageError: there is no such device or type.
+        """
+        super().__init__(LanguageModel(policy, choice=choice, **settings))
+        self.reference = LanguageModel(reference, raw=True, **settings)  # it reads the policy's token ids
+        self.beta = beta
+        if self.model.chat.tokenizer.get_vocab() != self.reference.chat.tokenizer.get_vocab():
+            raise ModelError(
+                f"{policy.name} and {reference.name} have different tokenizers, so that one's tokens mean nothing to "
+                "the other. Name the reference that the policy was trained from."
+            )
+
+    def close(self) -> None:
+        """Give back both models' memory."""
+        self.model.close()
+        self.reference.close()
+
+    def _problem(self, tokens: Continuation) -> str | None:
+        return self.model.problem(tokens) or self.reference.problem(tokens)
+
+    def _numbers(self, asked: Sequence[Continuation]) -> Iterator[tuple[int, float, dict[str, Any]]]:
+        # Both read the same rows in the same batches, so that both sums of an answer are known at about one time.
+        both = zip(self.model.each_sum(asked), self.reference.each_sum(asked), strict=True)
+        for (place, logp), (same, of_reference) in both:
+            assert place == same
+            yield place, self.beta * (logp - of_reference), {"logp": logp, "logp_reference": of_reference}
+
+
+def finite(key: str, score: float, text_hash: str, details: dict[str, Any]) -> Scored:
+    """The score, or null with the reason `nan` or `infinite`, and then without details: JSON has no such numbers."""
+    if math.isfinite(score):
+        return Scored(key, score, None, text_hash, details)
+    return Scored(key, None, "nan" if math.isnan(score) else "infinite", text_hash, None)

@@ -1,0 +1,130 @@
+"""SLiC-HF's pointwise ranker (Zhao et al. 2023, 2305.10425): a language model is asked whether an answer is good.
+
+The model's reply is not read but weighed: the score is p(Good) / (p(Good) + p(Bad)), of the labels as they would come
+next. The log-odds, ln p(Good) - ln p(Bad), lie in the details: a score near 0 or 1 has lost its digits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from prefdata import ids
+from prefdata.chat.template import TemplateRefusal
+from prefdata.ids import Message
+from prefdata.models.files import ModelFiles
+from prefdata.scorers.causal_lm.likelihood import WINDOW, Continuation, LanguageModel, finite
+from prefdata.scorers.classifier.rendering import windows
+from prefdata.scorers.judge.rubrics import Question
+from prefdata.scorers.protocol import Item, Scored
+
+
+class Pointwise:
+    """A Scorer: how probable the model finds the good one of two labels; see `prefdata.scorers.protocol.Scorer`."""
+
+    outputs: tuple[str, ...] = ("",)
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        question: Question,
+        **settings: Any,
+    ) -> None:
+        """Load the model that is asked `question`, of the kind pointwise-labels.
+
+        `settings` and errors are those of `LanguageModel`.
+        """
+        self.model = LanguageModel(files, raw=question.plain, **settings)
+        self.question = question
+        self.versions = self.model.versions
+
+    def score(self, items: Iterable[Item]) -> Iterator[Scored]:
+        """Score every item once, a window at a time; see the protocol."""
+        for window in windows(items, WINDOW):
+            shown = []
+            for item in window:
+                if self.question.needs_reference and item.reference is None:
+                    yield Scored(item.key, None, "no_reference", None, None)
+                    continue
+                said = {"response": item.response, "reference": item.reference}
+                shown.append(Shown(item.key, self.question.messages(item.messages, **said), (item.response,)))
+            for one in weigh(self.model, self.question.labels, shown):
+                yield self._scored(one)
+
+    def close(self) -> None:
+        """Give back the model's memory."""
+        self.model.close()
+
+    def _scored(self, one: Weighed) -> Scored:
+        if one.problem is not None or one.text_hash is None:
+            return Scored(one.key, None, one.problem, one.text_hash, {"error": one.detail} if one.detail else None)
+        logps = dict(zip(self.question.labels, one.logps, strict=True))
+        return finite(one.key, one.share, one.text_hash, {"logps": logps, "log_odds": one.log_odds})
+
+
+class Shown(NamedTuple):
+    """What a model is asked: a key, the messages, and the responses that they quote."""
+
+    key: str
+    messages: Sequence[Message]
+    responses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """What a model finds of two labels.
+
+    Attributes:
+        key: the caller's.
+        text_hash: id of the text that it was shown; None where there is none.
+        logps: ln p of both labels, in nats.
+        problem: why there are none (`too_long`, `empty`, or a TemplateRefusal's reason), or None.
+        detail: the problem in words.
+    """
+
+    key: str
+    text_hash: str | None
+    logps: tuple[float, float] = (math.nan, math.nan)
+    problem: str | None = None
+    detail: str | None = None
+
+    @property
+    def log_odds(self) -> float:
+        """The log-odds: ln p(first) - ln p(second)."""
+        return self.logps[0] - self.logps[1]
+
+    @property
+    def share(self) -> float:
+        """p(first) / (p(first) + p(second)); NaN where one of them is NaN or both are 0."""
+        odds = self.log_odds
+        if math.isnan(odds):
+            return math.nan
+        return 1 / (1 + math.exp(-odds)) if odds >= 0 else math.exp(odds) / (1 + math.exp(odds))
+
+
+def weigh(model: LanguageModel, labels: tuple[str, str], shown: Sequence[Shown]) -> Iterator[Weighed]:
+    """How likely either label comes next after each of what is shown, by key; equal texts are computed once."""
+    asked: dict[str, tuple[list[Continuation], list[str]]] = {}
+    for key, messages, responses in shown:
+        try:
+            text, choices = model.choices(messages, labels, holds=responses)
+        except TemplateRefusal as error:
+            yield Weighed(key, None, problem=error.reason, detail=str(error))
+            continue
+        if problem := next((found for one in choices if (found := model.problem(one))), None):
+            length = max(len(one.prompt) + len(one.ids) for one in choices)
+            yield Weighed(key, ids.text_hash(text), problem=problem, detail=f"{length} tokens")
+            continue
+        asked.setdefault(text, (choices, []))[1].append(key)
+    texts = list(asked)
+    half: dict[int, float] = {}
+    for place, logp in model.each_sum([one for choices, _ in asked.values() for one in choices]):
+        number, side = divmod(place, 2)
+        if number not in half:
+            half[number] = logp
+            continue
+        logps = (logp, half.pop(number)) if side == 0 else (half.pop(number), logp)
+        for key in asked[texts[number]][1]:
+            yield Weighed(key, ids.text_hash(texts[number]), logps)

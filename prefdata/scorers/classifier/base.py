@@ -1,0 +1,81 @@
+"""What every sequence-classification scorer does, whatever computes its logits: texts in, scores out.
+
+Every distinct text of a window is scored once, so that equal texts have equal scores.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import ClassVar
+
+from torch import Tensor
+
+from prefdata import ids
+from prefdata.parallel import ahead
+from prefdata.scorers.classifier.labels import Labels
+from prefdata.scorers.classifier.rendering import Row, Texts, Window, windows
+from prefdata.scorers.protocol import Item, Scored
+
+
+class Classifier(ABC):
+    """A Scorer on a classifier; see `prefdata.scorers.protocol.Scorer`.
+
+    Attributes:
+        versions: of the libraries that decide the scores.
+        outputs: the labels' names where several are read, else `("",)`.
+        notes: sentences about how it computes, where that is not the usual way.
+        context_length: most tokens of a text.
+        texts: how items become texts and token ids.
+        labels: which labels are read, and as what.
+    """
+
+    WINDOW: ClassVar[int] = 4000
+    """Items that are pulled, and sorted by length, at a time."""
+
+    versions: dict[str, str]
+    outputs: tuple[str, ...]
+    notes: tuple[str, ...]
+    context_length: int
+    texts: Texts
+    labels: Labels
+
+    def score(self, items: Iterable[Item]) -> Iterator[Scored]:
+        """Score every item once, a batch at a time; see the protocol."""
+        for window in ahead(windows(items, self.WINDOW), self.texts.prepare):
+            yield from self._window(window)
+
+    @abstractmethod
+    def logits(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
+        """The rows in any order, some at a time, with their raw logits, shape (rows, labels)."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back the memory. The scorer cannot be used afterwards."""
+
+    def _window(self, window: Window) -> Iterator[Scored]:
+        for scored in window.refused:
+            yield from self._for_each_output(scored)
+        fits = []
+        for row in window.rows:
+            if 0 < len(row.ids) <= self.context_length:
+                fits.append(row)
+                continue
+            reason, text_hash = "too_long" if row.ids else "empty", ids.text_hash(row.text)
+            for key in row.keys:
+                yield from self._for_each_output(Scored(key, None, reason, text_hash, {"tokens": len(row.ids)}))
+        for rows, logits in self.logits(fits):
+            for row, values in zip(rows, self.labels.read(logits).tolist(), strict=True):
+                yield from self._scored(row, values)
+
+    def _for_each_output(self, none: Scored) -> Iterator[Scored]:
+        for output in self.outputs:
+            yield Scored(none.key, None, none.reason, none.text_hash, none.details, output)
+
+    def _scored(self, row: Row, values: list[float]) -> Iterator[Scored]:
+        text_hash = ids.text_hash(row.text)
+        for output, value in zip(self.outputs, values, strict=True):
+            reason = None if math.isfinite(value) else "nan" if math.isnan(value) else "infinite"
+            for key in row.keys:
+                yield Scored(key, None if reason else value, reason, text_hash, None, output)

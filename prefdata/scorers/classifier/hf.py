@@ -1,0 +1,210 @@
+"""Sequence-classification reward models on transformers: the raw logits of a text, whatever stands beside it.
+
+The conversation with its answer is rendered by the model's own chat template, or by the user's format. The score is
+read at the last token by the attention mask, never at the last token that is not the pad token: where pad and end token
+are one, that would be the token before the end. A prompt is computed once for its candidates where the network allows
+it (`prefixes`); the first prompts are computed both ways, and where these differ whole rows are computed from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from prefdata.chat.encoder import Chat
+from prefdata.models.files import ModelFiles
+from prefdata.models.loading import load, pick_device, pick_dtype
+from prefdata.scorers.classifier.backbones import Cached
+from prefdata.scorers.classifier.base import Classifier
+from prefdata.scorers.classifier.cores import each, is_small
+from prefdata.scorers.classifier.labels import Activation, Labels
+from prefdata.scorers.classifier.prefixes import Branching, Computed, Family, batches, chunks, families, padded
+from prefdata.scorers.classifier.rendering import Row, Texts
+from prefdata.specs.chat import TemplateChoice
+
+BATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
+"""Default budgets: rows times the longest row, by kind of device."""
+
+SELF_CHECKED = 4
+"""Prompts whose candidates are computed both ways, and rows that are computed alone, before sharing is trusted."""
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+"""How far two ways of computing a logit may differ, times the logit where that is above 1."""
+
+
+class RewardModel(Classifier):
+    """A Scorer on transformers; see `prefdata.scorers.classifier.base.Classifier`."""
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        batch_tokens: int | None = None,
+        context_length: int | None = None,
+        label: str | None = None,
+        activation: Activation = "logit",
+        text_format: Path | None = None,
+        choice: TemplateChoice = TemplateChoice(),
+        share_prompts: bool = True,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            files: what `identify` found.
+            device: cpu, cuda, …; the best there is unless given.
+            dtype: arithmetic; `auto` is float32 on a CPU and bfloat16 on a GPU.
+            batch_tokens: tokens of a batch, padding included; made for the device unless given.
+            context_length: most tokens of a text; the model's own limit unless given.
+            label: which label of several, by name or number; `all` makes each an output.
+            activation: the raw logit, or the probability.
+            text_format: a file that says how prompt and answer become text, instead of the chat template.
+            choice: which chat template, with which variables.
+            share_prompts: whether a prompt may be computed once for its candidates.
+
+        Raises:
+            ModelError: the model or its tokenizer cannot be loaded, or has several labels and none is named.
+            UsageError: there is no such device or type.
+            UsageError: the model has no such label.
+            InputError: the text format cannot be read.
+        """
+        self.labels = Labels.of(files, label, activation)
+        self.outputs = self.labels.outputs
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype, self.device)
+        chat = Chat.load(files.folder(), name=files.name, raw=text_format is not None, choice=choice)
+        self.texts = Texts(chat, text_format)
+        self.chat = self.texts.chat
+        self.context_length = min(context_length or 1 << 20, files.context_length or 1 << 20)
+        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
+        self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+        self.notes = ()
+        self._net: Any = load(AutoModelForSequenceClassification, files, self.dtype, self.device)
+        self._pad = self.chat.tokenizer.pad_token_id or 0
+        self._head: Any = getattr(self._net, "score", None)
+        self._stretches = _stretches(self._net)
+        self._several = is_small(self._net, self.device) and not self._stretches
+        self._unchecked = self._pads = not self._stretches
+        self._computed = Computed()
+        if self._stretches:
+            self.notes += ("Only whole texts of one length are computed together: positions stretch with the longest.",)
+        self._branching: Branching | None = None
+        if share_prompts and self._head is not None and not self._stretches:
+            self._branching = self._shared_prompts()
+
+    @property
+    def padding(self) -> float:
+        """The share of padding among the tokens that were computed so far, after the check of the first prompts."""
+        return self._computed.padding
+
+    def logits(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
+        """The rows with their logits, some at a time; see `Classifier.logits`."""
+        if rows and self._unchecked:
+            self._check(rows)
+        shared, whole = families(rows) if self._branching else ([], rows)
+        yield from self._branched(shared)
+        yield from self._padded(whole)
+
+    def close(self) -> None:
+        """Give back the model's memory."""
+        self._net = self._head = self._branching = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _shared_prompts(self) -> Branching | None:
+        """What computes a prompt once for its candidates, where the network allows it."""
+        net = self._net.base_model
+        if why := Cached.unfit(net, self._pad, self.device):
+            self._note_whole(why)
+            return None
+        return Branching(Cached(net), self._pad, self.device, self._computed, several=self._several)
+
+    def _branched(self, found: list[Family]) -> Iterator[tuple[list[Row], Tensor]]:
+        if self._branching is None:
+            return
+        for group in chunks(found, self.batch_tokens):
+            for rows, states in self._branching.states(group, self.batch_tokens):
+                yield rows, self._read(states)
+
+    def _padded(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
+        planned = batches(rows, lambda row: len(row.ids), self.batch_tokens)
+        parts = planned if self._pads else (part for batch in planned for part in _of_one_length(batch))
+        tasks = (partial(self._with_rows, part) for part in parts)
+        yield from each(tasks, several=self._several)
+
+    def _with_rows(self, rows: list[Row]) -> tuple[list[Row], Tensor]:
+        return rows, self._forward(rows)
+
+    @torch.inference_mode()
+    def _forward(self, rows: list[Row]) -> Tensor:
+        """The logits of whole rows, padded on the right to the longest, shape (rows, labels)."""
+        ids, lengths = padded([row.ids for row in rows], self._pad, self.device)
+        at = torch.arange(len(rows), device=self.device)
+        mask = (torch.arange(ids.shape[1], device=self.device) < lengths[:, None]).long()
+        self._computed.add(ids, int(lengths.sum()))
+        if self._head is None:  # BERT and its kin read a pooled first token
+            logits: Tensor = self._net(input_ids=ids, attention_mask=mask).logits
+            return logits
+        even = len({len(row.ids) for row in rows}) == 1
+        hidden = self._net.base_model(
+            input_ids=ids, attention_mask=None if even else mask, use_cache=False
+        ).last_hidden_state
+        return self._read(hidden[at, lengths - 1])
+
+    @torch.inference_mode()
+    def _read(self, states: Tensor) -> Tensor:
+        logits: Tensor = self._head(states)
+        return logits
+
+    def _check(self, rows: list[Row]) -> None:
+        """Compare padded and branched rows with rows that are computed alone, and give up what differs."""
+        self._unchecked = False
+        found = families(rows)[0][:SELF_CHECKED] if self._branching else []
+        shared = [Family(one.prefix, one.branches[:2]) for one in found]
+        pairs = [row for family in shared for row, _ in family.branches]
+        ordered = sorted(rows, key=lambda row: len(row.ids))
+        some = [*pairs, *ordered[:: max(1, len(ordered) // SELF_CHECKED)]][: 4 * SELF_CHECKED]
+        alone = {row.text: self._forward([row])[0].float() for row in some}
+        worst = self._apart([(some, self._forward(some))], alone)
+        if worst > TOLERANCE[self.dtype]:
+            self._pads = False
+            self.notes += (f"Only texts of one length are computed together: padding moves scores by {worst:.2g}.",)
+        worst = self._apart(self._branched(shared), alone)
+        if worst > TOLERANCE[self.dtype]:
+            self._branching = None
+            self._note_whole(f"the scores differ by {worst:.2g}")
+        self._computed.tokens = self._computed.needed = 0
+
+    def _apart(self, found: Any, alone: dict[str, Tensor]) -> float:
+        """How far logits are from those of rows alone, at most: relative where they are above 1."""
+        worst = 0.0
+        for rows, logits in found:
+            known = torch.stack([alone[row.text] for row in rows])
+            same = (logits == known) | (logits.isnan() & known.isnan())
+            differs = torch.where(same, 0.0, (logits.float() - known).abs() / known.abs().clamp(min=1))
+            worst = max(worst, float(differs.nan_to_num(torch.inf).max()))
+        return worst
+
+    def _note_whole(self, why: str) -> None:
+        self.notes += (f"A prompt is computed again for each candidate: {why}.",)
+
+
+def _stretches(net: torch.nn.Module) -> bool:
+    """Whether a longer text beside it turns a text's positions: transformers keeps their frequencies in the network."""
+    kinds = [str(getattr(module, "rope_type", "")) for module in net.modules()]  # of each type of layer, or one for all
+    return any("longrope" in kind for kind in kinds)
+
+
+def _of_one_length(rows: list[Row]) -> list[list[Row]]:
+    by_length: dict[int, list[Row]] = {}
+    for row in rows:
+        by_length.setdefault(len(row.ids), []).append(row)
+    return list(by_length.values())

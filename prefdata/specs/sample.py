@@ -1,0 +1,249 @@
+"""What sample is asked to do."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, model_validator
+
+from prefdata.ids import digest
+from prefdata.specs.base import Condition, Group, how, what
+from prefdata.specs.chat import ChatSpec
+from prefdata.specs.value_ranges import (
+    Count,
+    CountOrNone,
+    NotNegative,
+    Penalty,
+    Positive,
+    Share,
+    ShareOrNone,
+    is_spread,
+    value_of,
+)
+
+_NOT_SAMPLING = ("max_tokens", "logprobs", "on_long")
+"""Settings that decide how long a response may be or what is stored of it, and not how its tokens are sampled."""
+
+
+def _no_key(name: str) -> str:
+    if name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("should be the name of an environment variable that holds the key, not the key itself")
+    return name
+
+
+VariableName = Annotated[str, AfterValidator(_no_key)]
+"""The name of an environment variable; empty for none."""
+
+
+class HardwareSpec(ChatSpec):
+    """What a model runs on, and its chat template: the settings of everything that transformers computes."""
+
+    dtype: str = what(
+        "auto",
+        "float32, bfloat16, … or auto (float32 on a CPU; on CUDA bfloat16, with vllm the model's own).",
+        group=Group.ENGINE,
+    )
+    device: str | None = how(
+        None, "cpu, cuda, cuda:1, …; the best one available unless given.", group=Group.TRANSFORMERS
+    )
+    batch_tokens: int | None = how(
+        None,
+        "Rows times positions of a batch (chosen for the device unless given); `rank` computes one on each core of a "
+        "CPU.",
+        ge=1,
+        group=Group.TRANSFORMERS,
+    )
+
+
+class VllmSpec(HardwareSpec):
+    """A model on transformers or vLLM."""
+
+    engine: Literal["auto", "vllm", "transformers", "openai"] = what(
+        "auto",
+        "auto takes vllm where it is installed and there is a GPU, else transformers; openai is any such server.",
+        group=Group.ENGINE,
+    )
+    max_model_len: int | None = what(
+        None,
+        "Use less of the context (prompt and response, tokens) than the model was made for.",
+        ge=2,
+        group=Group.ENGINE,
+    )
+    quantization: str | None = what(
+        None, "How the weights are quantised (fp8, awq, gptq, bitsandbytes, …).", group=Group.VLLM
+    )
+    engine_option: tuple[str, ...] = what(
+        (), "Any other setting of vLLM, as KEY=VALUE (VALUE in JSON, or text).", group=Group.VLLM
+    )
+    tensor_parallel_size: int = how(1, "GPUs that share the model.", ge=1, group=Group.VLLM)
+    gpu_memory_utilization: float | None = how(
+        None, "Fraction of a GPU's memory to take.", gt=0, le=1, group=Group.VLLM
+    )
+    enable_prefix_caching: bool | None = how(None, "Compute shared prefixes of prompts once.", group=Group.VLLM)
+    max_num_seqs: int | None = how(None, "Requests computed at a time.", ge=1, group=Group.VLLM)
+    batch_invariant: bool = how(
+        False,
+        "Results that do not depend on the rest of the batch (NVIDIA GPUs from A100 on; slower).",
+        group=Group.VLLM,
+    )
+
+
+class EngineSpec(VllmSpec):
+    """Which engine a generating model runs on, and how: what every step with such a model shares."""
+
+    may_be_empty: ClassVar[tuple[str, ...]] = ("api_key_env",)
+
+    raw: bool = what(False, "Continue the plain text of a single user message; no chat template.", group=Group.ENGINE)
+    lora: str | None = what(None, "A LoRA adapter for the model: its folder.", group=Group.ENGINE)
+    base_url: str | None = how(None, "URL of the server, as http://HOST:PORT/v1.", repr=False, group=Group.OPENAI)
+    tokenizer: str | None = how(
+        None,
+        "The model's own folder or hub name; prompts are then rendered here and sent as token ids.",
+        group=Group.OPENAI,
+    )
+    api_key_env: VariableName = how(
+        "OPENAI_API_KEY",
+        "The environment variable that holds the key; it is never stored.",
+        repr=False,
+        group=Group.OPENAI,
+    )
+    concurrency: int = how(64, "Requests in flight at a time.", ge=1, group=Group.OPENAI)
+    timeout: float = how(600.0, "Seconds to wait for a response.", gt=0, group=Group.OPENAI)
+    retries: int = how(6, "How often a request is tried again after 429, 5xx and timeouts.", ge=0, group=Group.OPENAI)
+
+    @model_validator(mode="after")
+    def _a_template_has_a_use(self) -> Self:
+        if self.raw and self.template_choice:
+            raise ValueError("--raw uses no chat template: leave out --chat-template and --chat-template-arg")
+        if self.engine == "openai" and self.tokenizer is None and self.template_choice:
+            raise ValueError(
+                "the server renders by its own chat template: for --chat-template and --chat-template-arg give the "
+                "model's --tokenizer, so that prompts are rendered here"
+            )
+        return self
+
+
+class ModelSpec(EngineSpec):
+    """A generating model on its engine."""
+
+    model: str = what(
+        ...,
+        "The policy: a Hugging Face folder or hub name; for openai the name that the server knows.",
+        group=Group.MODEL,
+    )
+
+
+class SampleSpec(ModelSpec):
+    """`prefdata sample`: prompts in, candidates out."""
+
+    step: ClassVar[str] = "sample"
+
+    n: int = how(16, "Candidates a prompt; raising it later adds the missing ones.", ge=1, group=Group.SAMPLING)
+    temperature: NotNegative = what(
+        1.0,
+        "Sampling temperature; 0 is greedy. This and the next seven: one value, a list (a,b,c) or a range (low:high).",
+        group=Group.SAMPLING,
+    )
+    top_p: Share = what(1.0, "Nucleus: the smallest set of tokens with this total probability.", group=Group.SAMPLING)
+    top_k: CountOrNone = what(0, "The k most probable tokens only; 0 is all.", group=Group.SAMPLING)
+    min_p: ShareOrNone = what(
+        0.0, "Only tokens at least this share as probable as the likeliest; 0 is all.", group=Group.SAMPLING
+    )
+    repetition_penalty: Positive = what(
+        1.0,
+        "Divides (or multiplies, below zero) the logits of tokens that occurred in prompt or answer; 1 is none.",
+        group=Group.SAMPLING,
+    )
+    presence_penalty: Penalty = what(
+        0.0, "Taken off the logits of tokens that occurred in the answer; 0 is none.", group=Group.SAMPLING
+    )
+    max_tokens: Count = what(512, "The longest answer, in tokens.", group=Group.SAMPLING)
+    min_tokens: CountOrNone = what(
+        0, "The shortest answer, in tokens: before it no end token is drawn.", group=Group.SAMPLING
+    )
+    stop: tuple[str, ...] = what(
+        (), "Text that ends an answer and is cut off; may be given several times.", group=Group.SAMPLING
+    )
+    search: Literal["sample", "beam", "diverse-beam"] = what(
+        "sample",
+        "sample draws; beam and diverse-beam search for the N likeliest answers (transformers only).",
+        group=Group.SAMPLING,
+    )
+    diversity_penalty: float = what(
+        1.0, "diverse-beam: taken off tokens that earlier beams took at the same step.", ge=0, group=Group.SAMPLING
+    )
+    seed: int = what(0, "The run's seed; every candidate has its own, made from it.", ge=0, group=Group.SAMPLING)
+    round: int = what(0, "The round of an iterative run.", ge=0, group=Group.OUTPUT)
+    preprompts: str | None = what(
+        None,
+        "A YAML file of preprompts with weights: each candidate is drawn with one, and trained on without it.",
+        group=Group.PROMPTS,
+    )
+    ghost_attention: bool = what(
+        False,
+        "Repeat the instruction that `ingest --instructions` put into the first user turn on every user turn.",
+        group=Group.PROMPTS,
+    )
+    on_long: Literal["skip", "error", "truncate-left"] = what(
+        "skip",
+        "Prompts without room for an answer: a row with a status, an error, or cut from the left.",
+        group=Group.PROMPTS,
+    )
+    logprobs: bool = what(
+        False, "Store the log-probability of every token, and not only their sum.", group=Group.OUTPUT
+    )
+    split: Literal["all", "train", "test"] = how("all", "Which prompts.", group=Group.PROMPTS)
+    where: Condition = how(
+        None, "Only prompts for which this SQL condition on the prompts table holds.", group=Group.PROMPTS
+    )
+    limit: int | None = how(
+        None, "Only this many prompts: a fair sample, the same every time.", ge=1, group=Group.PROMPTS
+    )
+    sweep: tuple[str, ...] = how(
+        (), "One sampler for each value, as SETTING=A,B,C; several sweeps are crossed.", group=Group.SAMPLING
+    )
+    retry_truncated: bool = how(
+        False, "Draw again, with the larger --max-tokens, what the smaller one cut off.", group=Group.SAMPLING
+    )
+    name: str | None = how(None, "Name of this sampler (the model folder's name unless given).", group=Group.OUTPUT)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        self.check_use("search", diversity_penalty=("diverse-beam",))
+        if not self.sweep:  # each sampler of a sweep is asked by itself
+            self._check_lengths()
+        return self
+
+    @classmethod
+    def sampler_fingerprint(cls, identity: Mapping[str, Any]) -> str:
+        """The id of all that decides how tokens are sampled; candidates and their seeds are named by it.
+
+        Limits of length are no part of it (the same seed continues the same answer), except for a search, where the
+        best beams of a shorter one are others. Samplers with equal fingerprints have candidates in common.
+        """
+        deciding = {name: value for name, value in cls.essence(identity).items() if name not in _NOT_SAMPLING}
+        if identity.get("search", "sample") != "sample":
+            deciding["max_tokens"] = identity["max_tokens"]
+        return digest(deciding)
+
+    @property
+    def repeats_itself(self) -> bool:
+        """Whether every draw gives a prompt's same answer, and there are several: no pair can be made of them."""
+        greedy = self.temperature == 0 or self.top_k == 1
+        return greedy and self.n > 1 and self.search == "sample" and self.preprompts is None
+
+    def _check_lengths(self) -> None:
+        """That every candidate's longest answer is no shorter than its shortest; of ranges the worst that may be drawn.
+
+        Raises:
+            ValueError: one's is.
+        """
+        longest, shortest = self.max_tokens, self.min_tokens
+        turns = math.lcm(*(str(setting).count(",") + 1 for setting in (longest, shortest)))
+        top = math.nextafter(1, 0)
+        if any(value_of(longest, i, 0) < value_of(shortest, i, top) for i in range(turns)):
+            which = "an answer of some candidates" if is_spread(longest) or is_spread(shortest) else "an answer"
+            raise ValueError(f"--max-tokens {longest} is below --min-tokens {shortest}, so that {which} could not end")

@@ -1,0 +1,291 @@
+"""Training from a person's side: data in, a Hugging Face folder out, the same command again continues.
+
+    train_dpo("runs/demo", DpoSpec(model="models/policy"), "runs/demo/models/dpo")
+
+Nothing is written before the model and all of the data have been found good. A killed run continues from its last
+checkpoint and ends with the same bits as one that was never killed; a finished one is left as it is.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from prefdata.chat.clock import began_on, dated
+from prefdata.chat.template import template_identity
+from prefdata.errors import InputError, SpecConflict, UsageError
+from prefdata.formats.files import RawRow
+from prefdata.formats.layout_maps import named_map
+from prefdata.formats.records import BadRowError
+from prefdata.ids import FORMAT, digest
+from prefdata.models.files import Kind, ModelFiles, identify
+from prefdata.progress import Progress, Watch, watched
+from prefdata.specs.train import OF_FILES, DpoSpec, PreferenceSpec, RmSpec, SftSpec, TrainSpec
+from prefdata.storage.exchange import refuse_place
+from prefdata.storage.report import Report
+from prefdata.storage.run import Folder, Lineage, Outcome, State
+from prefdata.train import data as sources
+from prefdata.train.parsing import Kind as Layout
+from prefdata.train.parsing import Needs, contradicting
+
+if TYPE_CHECKING:
+    from prefdata.train.batches import Tree
+    from prefdata.train.models import Loaded
+    from prefdata.train.objectives import Objective
+
+CHECKPOINT_FILE = "_checkpoint"
+"""In the model's folder while it is trained. Safetensors without the suffix: engines load every *.safetensors."""
+
+REFERENCE_FOLDER = "_reference"
+"""The cached log-probabilities of DPO's reference: in the run, or in the model's folder where there is no run."""
+
+METRICS = ("metrics.jsonl", "tensorboard")
+"""What the loop logs to, in the model's folder: a file and a folder."""
+
+RUN_MEANS = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen_drift")
+"""The metrics of which the Report has means over the run, and over its first and last tenth."""
+
+EVALUATED = ("eval/loss", "eval/rewards/accuracies")
+"""The metrics of the last evaluation that the Report repeats; metrics.jsonl has them all."""
+
+
+def train_sft(
+    data: Path | str, spec: SftSpec, out: Path | str, *, replace: bool = False, progress: Watch = False
+) -> Outcome:
+    """Fine-tune a causal LM on demonstrations.
+
+    Without `{% generation %}` marks in the model's chat template the last turn of each conversation is trained, with
+    them every turn of the assistant.
+
+    Args:
+        data: a run directory (each prompt's best of a selection; demonstrations, all of them; or without either the
+            references), an export, a file or a `datasets` name.
+        spec: the settings.
+        out: the folder of the new model.
+        replace: train again if `out` holds a model that prefdata made; what it did not make is never removed.
+        progress: True for a bar, or lines in a pipe; or a function f(done, total, **figures) of every step (for DPO
+            first of every example that the reference has read).
+
+    Raises:
+        InputError: the data, the model or a setting is bad, or `out` holds something else; nothing was written.
+        EngineError: training ran into numbers that are not finite.
+    """
+    return _Training(data, spec, out, spec.selector, replace).run(replace, progress)
+
+
+def train_rm(
+    data: Path | str, spec: RmSpec, out: Path | str, *, replace: bool = False, progress: Watch = False
+) -> Outcome:
+    """Train a reward model on preferences, from a causal LM (with a new head) or from a reward model.
+
+    The score is read at the last token of the rendered conversation. Arguments and errors as in `train_sft`.
+    """
+    return _Training(data, spec, out, spec.pairing, replace).run(replace, progress)
+
+
+def train_dpo(
+    data: Path | str, spec: DpoSpec, out: Path | str, *, replace: bool = False, progress: Watch = False
+) -> Outcome:
+    """Train a causal LM on preferences with a loss of the DPO family; the model it starts from is the reference.
+
+    Arguments and errors as in `train_sft`.
+    """
+    return _Training(data, spec, out, spec.pairing, replace).run(replace, progress)
+
+
+class _Training:
+    def __init__(self, data: Path | str, spec: TrainSpec, out: Path | str, part: str | None, replace: bool) -> None:
+        self.folder = Folder(Path(out), (CHECKPOINT_FILE, REFERENCE_FOLDER, *METRICS))
+        self.kind: Layout = "demonstrations" if isinstance(spec, SftSpec) else "preferences"
+        self.files = find_model(spec)
+        if self.files.path is not None and self.files.path == Path(out).resolve():
+            raise UsageError(f"{out} is the model that training starts from. Name another folder with --out.")
+        self.spec = spec = dated(spec, [self.files], None if replace else began_on([self.folder]))
+        demonstrations = spec.input if isinstance(spec, SftSpec) else None
+        self.source = sources.find(data, self.kind, part=part, demonstrations=demonstrations)
+        self.lineage = Lineage.of(
+            spec,
+            self.source.parents,
+            resolved={
+                "format": FORMAT,
+                "model": self.files.revision,
+                "tokenizer": self.files.text_revision,
+                **template_identity(spec),
+                **({"layout": digest(named_map(spec.layout).model_dump(mode="json"))} if spec.layout else {}),
+            },
+            torch=version("torch"),
+            transformers=version("transformers"),
+        )
+
+    def run(self, replace: bool, progress: Watch) -> Outcome:
+        refuse_place(self.folder.path)  # now, and not when the model is trained
+        state = self._state(replace)
+        success = None if replace else self.folder.success()
+        if success is not None:
+            if not self.folder.intact:
+                raise InputError(f"{self.folder.path} lacks files of the model. Train it again with --replace.")
+            return Outcome(success.report, self.folder.path, "kept")
+        with watched(progress, self.spec.step) as told:
+            report = self._train(replace, told)
+        did: Literal["made", "replaced", "continued"] = "made"
+        if state != "absent":
+            did = "replaced" if replace else "continued"
+        return Outcome(report, self.folder.path, did)
+
+    def _state(self, replace: bool) -> State:
+        state = self.folder.check(self.lineage, replace=replace)
+        there = None if replace else self.folder.lineage()
+        if there is not None and there.parents != self.lineage.parents:
+            raise SpecConflict(
+                f"{self.folder.path} was trained on other data ({', '.join(there.parents)} as it was then). "
+                "Give the new model another name, or --replace the old one."
+            )
+        return state
+
+    def _train(self, replace: bool, progress: Progress) -> Report:
+        from prefdata.train import models
+        from prefdata.train.loop import Loop, evaluate
+
+        started = time.monotonic()
+        data = Prepared(self, progress)
+        progress.phase("loading the model")
+        loaded = models.load(self.files, self.spec, data.chat.tokenizer)
+        self.folder.begin(self.lineage, replace=replace)
+        data.stream.reader.bad.put_aside(self.folder.path / "quarantine.jsonl")
+        train, test = data.train.trees, data.test.trees
+        objective, test_objective = self._objectives(loaded, train, test, progress)
+
+        def held_out() -> dict[str, float]:
+            return evaluate(loaded, test_objective, test)
+
+        path = self.folder.path
+        loop = Loop(loaded, objective, self.spec, train, path, path / CHECKPOINT_FILE, held_out if test else None)
+        progress.phase("training")
+        last = loop.run(progress)
+
+        def fill(new: Path) -> Report:
+            models.save(loaded, self.files, data.chat, data.train, new)
+            for log in (path / name for name in METRICS if (path / name).exists()):
+                (shutil.copytree if log.is_dir() else shutil.copyfile)(log, new / log.name)
+            figures = loop.run_means.figures(RUN_MEANS) | {name: last[name] for name in EVALUATED if name in last}
+            return data.report(objective.noun).timed(time.monotonic() - started, steps=loop.total, **figures)
+
+        return self.folder.rebuild(self.lineage, fill)  # whole, in the place of the folder with the checkpoint
+
+    def _objectives(
+        self, loaded: Loaded, train: list[Tree], test: list[Tree], progress: Progress
+    ) -> tuple[Objective, Objective]:
+        from prefdata.train import objectives
+        from prefdata.train.reference import reference_logps
+
+        if isinstance(self.spec, SftSpec):
+            return (objectives.sft(self.spec),) * 2
+        if isinstance(self.spec, RmSpec):
+            return (objectives.rm(self.spec),) * 2
+        assert isinstance(self.spec, DpoSpec)
+        progress.phase("log-probabilities of the reference")
+        cache = (self.source.run or self.folder.path) / REFERENCE_FOLDER
+        made = [
+            objectives.dpo(self.spec, reference_logps(loaded, self.files.revision, trees, cache, progress))
+            for trees in (train, test)
+        ]
+        return made[0], made[1]
+
+
+class Prepared:
+    """The data of a training, tokenised: `train`, `test`, and the account of its rows."""
+
+    def __init__(self, training: _Training, progress: Progress) -> None:
+        from prefdata.train.encode import Encoder
+        from prefdata.train.models import load_chat
+
+        spec, files, source = training.spec, training.files, training.source
+        progress.phase("reading the data")
+        self.step = spec.step
+        self.chat = load_chat(files, spec)
+        needs = Needs(
+            training.kind,
+            margin=isinstance(spec, RmSpec) and spec.use_margin,
+            probability=isinstance(spec, RmSpec | DpoSpec) and spec.soft_labels,
+            template=self.chat.template is not None,
+        )
+        if source.run is not None and (given := [name for name in OF_FILES if getattr(spec, name)]):
+            raise UsageError(f"--{given[0].replace('_', '-')} is for DATA in files, and {source.run} is a run.")
+        self.stream = source.items(needs, spec.read_options)
+        items = list(self.stream)
+        if isinstance(spec, PreferenceSpec) and spec.on_contradiction == "drop" and source.run is None:
+            left_out = contradicting(items)
+            items = [item for place, item in enumerate(items) if place not in left_out]
+            self.stream.skipped["contradiction"] += len(left_out)
+        self.skipped = self.stream.skipped + self.stream.reader.dropped
+        self.count = len(items) + self.skipped.total()
+        progress.phase("tokenising")
+        encoder = Encoder(
+            self.chat,
+            longest(files, spec),
+            spec.on_long,
+            sampled=not isinstance(spec, RmSpec),
+            on_bad_rows=spec.on_bad_rows,
+        )
+        self.train = encoder.encode([item for item in items if item.row.split != "test"])
+        self.test = encoder.encode([item for item in items if item.row.split == "test"])
+        for row, problem in (*self.train.bad, *self.test.bad):
+            self.stream.reader.bad.add(RawRow(row.file, row.row, row.values), BadRowError(*problem))
+        if not self.train.trees:
+            raise UsageError(
+                f"{source.name}: nothing is left to train on ({_account(self.count, self.train.dropped)})."
+            )
+        if spec.template_choice and not self.train.conversations:
+            raise UsageError(
+                f"{source.name} holds plain texts, which no chat template renders: leave out --chat-template and "
+                "--chat-template-arg, or give conversations (lists of {role, content})."
+            )
+
+    def report(self, unit: str) -> Report:
+        """What became of every row: trained, held out for evaluation, or dropped and why."""
+        dropped = {"held_out": len(self.test.trees)} if self.test.trees else {}
+        for reason, count in [*(+self.skipped).items(), *self.train.dropped.items(), *self.test.dropped.items()]:
+            dropped[reason] = dropped.get(reason, 0) + count
+        figures: dict[str, Any] = self.stream.figures() | dict(+(self.train.figures + self.test.figures))
+        if self.chat.template is not None and (plain := len(self.train.trees) - self.train.conversations):
+            figures["plain_texts"] = plain
+            if not self.train.conversations:
+                figures["note"] = "Trained on plain texts: the new model has no chat template."
+        return Report(
+            step=self.step,
+            unit=unit,
+            rows_in=self.count,
+            rows_out=len(self.train.trees),
+            dropped=dropped,
+            figures=figures,
+        )
+
+
+def _account(rows: int, dropped: dict[str, int]) -> str:
+    reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
+    return f"{rows} rows, {reasons or 'all of them in the test split'}"
+
+
+def find_model(spec: TrainSpec) -> ModelFiles:
+    """The model that training starts from.
+
+    Raises:
+        ModelError: there is none, or it is of the wrong kind.
+    """
+    kind: Kind = "reward-start" if isinstance(spec, RmSpec) else "causal-lm"
+    return identify(spec.model, kind, weights=not spec.from_scratch)
+
+
+def longest(files: ModelFiles, spec: TrainSpec) -> int | None:
+    """Most tokens of a row: what the spec says, else the model's context.
+
+    Raises:
+        UsageError: the spec asks for more than the model's context.
+    """
+    context = files.context_length
+    if spec.max_length is not None and context is not None and spec.max_length > context:
+        raise UsageError(f"max_length {spec.max_length} is more than the {context} positions of {files.name}.")
+    return spec.max_length or context
