@@ -92,7 +92,7 @@ def _timed(pipe: Any, way: Callable[[Path, str], None], file: Path, kind: str) -
 
 def ingested(file: Path, kind: str) -> None:
     """By prefdata: prompts with references, or pairs."""
-    from prefdata.prompts import ingest
+    from prefdata.prompts.ingest import ingest
     from prefdata.specs import IngestSpec
     from prefdata.storage.run import Run
 

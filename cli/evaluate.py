@@ -87,6 +87,40 @@ def judges(
         show.table(together.to_arrow(), format)
 
 
+LayoutFlag = Annotated[
+    str | None,
+    option("--layout", group=Group.INPUT, help="How rows of files are read: a layout's name or a YAML file."),
+]
+IgnoreFlag = Annotated[
+    list[str] | None,
+    option("--ignore", group=Group.INPUT, help="A column of files that is left out; several times for several."),
+]
+OneMeansFlag = Annotated[
+    Literal["first", "second"] | None,
+    option(
+        "--one-means",
+        metavar="first|second",
+        group=Group.INPUT,
+        help="Verdicts of 0 and 1 in files: which response 1 stands for.",
+    ),
+]
+VerdictFlag = Annotated[
+    str | None, option("--verdict", group=Group.INPUT, help="Which verdict of files counts, where rows hold several.")
+]
+LimitFlag = Annotated[
+    int | None, option("--limit", metavar="N", min=1, group=Group.INPUT, help="Read this many rows of files only.")
+]
+OnBadRowsFlag = Annotated[
+    Literal["error", "drop"],
+    option(
+        "--on-bad-rows",
+        metavar="error|drop",
+        group=Group.INPUT,
+        help="Rows of files that cannot be used. (default: error)",
+    ),
+]
+
+
 @app.command(
     "reward-model",
     cls=Command,
@@ -115,40 +149,12 @@ def reward_model(
     chat_template: ChatTemplateFlag = None,
     chat_template_arg: ChatTemplateArg = None,
     chat_template_date: ChatTemplateDate = None,
-    layout: Annotated[
-        str | None,
-        option("--layout", group=Group.INPUT, help="How rows of files are read: a layout's name or a YAML file."),
-    ] = None,
-    ignore: Annotated[
-        list[str] | None,
-        option("--ignore", group=Group.INPUT, help="A column of files that is left out; several times for several."),
-    ] = None,
-    one_means: Annotated[
-        Literal["first", "second"] | None,
-        option(
-            "--one-means",
-            metavar="first|second",
-            group=Group.INPUT,
-            help="Verdicts of 0 and 1 in files: which response 1 stands for.",
-        ),
-    ] = None,
-    verdict: Annotated[
-        str | None,
-        option("--verdict", group=Group.INPUT, help="Which verdict of files counts, where rows hold several."),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        option("--limit", metavar="N", min=1, group=Group.INPUT, help="Read this many rows of files only."),
-    ] = None,
-    on_bad_rows: Annotated[
-        Literal["error", "drop"],
-        option(
-            "--on-bad-rows",
-            metavar="error|drop",
-            group=Group.INPUT,
-            help="Rows of files that cannot be used. (default: error)",
-        ),
-    ] = "error",
+    layout: LayoutFlag = None,
+    ignore: IgnoreFlag = None,
+    one_means: OneMeansFlag = None,
+    verdict: VerdictFlag = None,
+    limit: LimitFlag = None,
+    on_bad_rows: OnBadRowsFlag = "error",
     device: Device = None,
     dtype: Annotated[
         str, option("--dtype", help="auto, float32, bfloat16, float16. (default: auto)", group=Group.ENGINE)

@@ -37,14 +37,13 @@ def ingest(
     format: ReportFormat = "text",
 ) -> None:
     """Read files in any known layout: prompts, and with --as responses, preferences, labels or verdicts."""
-    from prefdata.prompts import ingest as run_ingest
+    from prefdata.prompts.ingest import ingest as run_ingest
     from prefdata.storage.run import Run
 
     if dry_run:
         from prefdata.formats.preview import preview
-        from prefdata.formats.reading import Reader
-        from prefdata.prompts.ingest import read_options
+        from prefdata.formats.reading import Reader, ReadOptions
 
-        typer.echo(preview([Reader([file], read_options(spec)) for file in files]))
+        typer.echo(preview([Reader([file], ReadOptions.of(spec, want=spec.kind)) for file in files]))
         return
     show.outcome(run_ingest(Run(run), files, spec, replace=replace), format)

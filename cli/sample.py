@@ -30,12 +30,13 @@ def sample(
     ] = False,
 ) -> None:
     """Draw N candidates for every prompt; run it again to continue, or with a larger -n to add more."""
-    from prefdata import candidates
+    from prefdata.candidates.sample import dry_run as show_first
+    from prefdata.candidates.sample import samples, swept
     from prefdata.storage.run import Run
 
     if dry_run:
-        show.facts(candidates.dry_run(Run(run), spec))
+        typer.echo(json.dumps(show_first(Run(run), spec), ensure_ascii=False, indent=2))
         return
-    specs = candidates.swept(spec)
-    outcomes = candidates.samples(Run(run), specs, replace=replace, partial=partial, progress=True)
+    specs = swept(spec)
+    outcomes = samples(Run(run), specs, replace=replace, partial=partial, progress=True)
     show.outcome(outcomes, format)

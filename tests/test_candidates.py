@@ -14,7 +14,7 @@ from prefdata.candidates.job import Job
 from prefdata.candidates.sample import dry_run, sample, samples, swept
 from prefdata.candidates.stream import cut_off_id
 from prefdata.errors import BadRows, InputError, ModelError, NotReady, PrefdataError, SpecConflict, UsageError
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.specs import IngestSpec, SampleSpec
 from prefdata.storage.run import Run
 from prefdata.storage.schemas import CANDIDATES

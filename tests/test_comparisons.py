@@ -17,7 +17,7 @@ from prefdata.comparisons import players
 from prefdata.comparisons.compare import ORDERS, compare, orders, schedule
 from prefdata.errors import InputError
 from prefdata.explore.judges import judges
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.scorers.protocol import Match, Verdict
 from prefdata.specs import IngestSpec, RankSpec
 from prefdata.storage.run import Run

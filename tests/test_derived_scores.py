@@ -9,7 +9,7 @@ import pytest
 
 from prefdata.errors import SpecConflict, UsageError
 from prefdata.pairs.pair import pair
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.scores.rank import rank
 from prefdata.selections.select import select
 from prefdata.specs import IngestSpec, PairSpec, RankSpec, SelectSpec

@@ -11,7 +11,7 @@ import pytest
 
 import prefdata.comparisons as comparisons
 from prefdata.comparisons.compare import compare
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.scorers.protocol import Match, Verdict
 from prefdata.scores import stream
 from prefdata.scores.rank import rank

@@ -15,10 +15,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from prefdata import candidates
+from prefdata.candidates import stream as sample_stream
 from prefdata.candidates.sample import sample
 from prefdata.errors import PrefdataError
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.scores import stream
 from prefdata.scores.rank import rank
 from prefdata.specs import IngestSpec, RankSpec, SampleSpec
@@ -30,7 +30,7 @@ HOUR = 3600.0
 HOST = """
 import os, sys, time
 from prefdata import claims, disk
-from prefdata.scores import scoring
+from prefdata.scores import stream as scoring
 from prefdata.storage.run import Appender
 if {emulate}:  # where nobody may make a namespace: another id of it, and the same process number
     disk._host = lambda: "same-" + {space!r}
@@ -225,13 +225,13 @@ def test_no_success_while_a_candidate_is_not_drawn(
     """Also where there are as many rows as were asked for, of other prompts: every key is looked for."""
     spec = SampleSpec(model=str(tiny_policy), n=1, max_tokens=4, name="s", limit=8)
     sample(run, spec)
-    real = candidates.drawing.answers
+    real = sample_stream.answers
 
     def forgets(*given: Any) -> Iterator[Any]:
         return (answer for number, answer in enumerate(real(*given)) if number)
 
     with monkeypatch.context() as patched:
-        patched.setattr(candidates.drawing, "answers", forgets)
+        patched.setattr(sample_stream, "answers", forgets)
         with pytest.raises(PrefdataError, match=r"candidates/s lacks 1 of the 12 rows that were asked for"):
             sample(run, spec.model_copy(update={"limit": 12}))
     assert run.partition("candidates", "s").state == "unfinished"

@@ -133,10 +133,10 @@ def test_the_law_of_a_job_is_made_as_the_golden_one(old: Path) -> None:
     from prefdata.specs import SampleSpec
     from prefdata.storage.run import Run
 
-    job = job.Job.of(Run(old), SampleSpec(model="policy", n=2, max_tokens=9, temperature=0.5, logprobs=True, name="x"))
-    said = job.lineage.spec
+    made = job.Job.of(Run(old), SampleSpec(model="policy", n=2, max_tokens=9, temperature=0.5, logprobs=True, name="x"))
+    said = made.lineage.spec
     wanted = {name: said[name] for name in ("format", "model", "engine", "tokenizer")}
-    assert job.law == digest({**wanted, "temperature": 0.5})
-    assert job.lineage.fingerprint == digest(
+    assert made.law == digest({**wanted, "temperature": 0.5})
+    assert made.lineage.fingerprint == digest(
         {**wanted, "step": "sample", "temperature": 0.5, "max_tokens": 9, "logprobs": True}
     )

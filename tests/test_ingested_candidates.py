@@ -14,7 +14,7 @@ from prefdata import ids
 from prefdata.errors import BadRows, InputError, SpecConflict, UsageError
 from prefdata.exports.export import export
 from prefdata.pairs.pair import pair
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.scores.rank import rank
 from prefdata.selections.select import select
 from prefdata.specs import ExportSpec, IngestSpec, PairSpec, RankSpec, SelectSpec

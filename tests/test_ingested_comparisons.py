@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefdata.errors import BadRows, InputError, SpecConflict
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.scores.rank import rank
 from prefdata.specs import IngestSpec, RankSpec
 from prefdata.storage.run import Run

@@ -14,8 +14,8 @@ from formats.test_kinds import KINDS
 from prefdata.errors import BadRows, InputError, SpecConflict, UsageError
 from prefdata.exports.export import export
 from prefdata.pairs.pair import pair
-from prefdata.prompts import ingest
 from prefdata.prompts import spool as spooling
+from prefdata.prompts.ingest import ingest
 from prefdata.specs import ExportSpec, IngestSpec, PairSpec
 from prefdata.storage.run import Run
 from prefdata.train.data import find

@@ -10,7 +10,7 @@ import pytest
 
 from prefdata import ids
 from prefdata.errors import BadRows, InputError, SpecConflict, UsageError
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.scores.rank import rank
 from prefdata.specs import IngestSpec, RankSpec
 from prefdata.storage.run import Run

@@ -17,7 +17,7 @@ from prefdata.ids import digest
 from prefdata.models import identity
 from prefdata.models.files import identify
 from prefdata.models.identity import adapter_id, config_id, effective, text_id
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.scorers.open import scorer_identity
 from prefdata.scores.rank import rank
 from prefdata.specs import IngestSpec, RankSpec, SampleSpec

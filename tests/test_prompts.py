@@ -16,7 +16,7 @@ from prefdata import ids
 from prefdata.errors import BadRows, InputError, SpecConflict
 from prefdata.formats.files import RawRow
 from prefdata.formats.readers import read
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.specs import IngestSpec
 from prefdata.storage.run import Run
 from prefdata.storage.schemas import PROMPTS

@@ -13,7 +13,7 @@ from prefdata import ids
 from prefdata.candidates.sample import sample
 from prefdata.errors import InputError, ModelError, NotReady, SpecConflict, UsageError
 from prefdata.pairs.pair import pair
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.scores.rank import rank
 from prefdata.selections.select import select
 from prefdata.specs import IngestSpec, PairSpec, RankSpec, SampleSpec, SelectSpec

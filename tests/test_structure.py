@@ -12,15 +12,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STEPS = {"prompts", "candidates", "comparisons", "scores", "selections", "pairs", "shards"}
-ADAPTERS = {"engines", "scorers", "formats"}
-TOPS = {"explore", "train"}
-GROUND = {
-    "errors", "ids", "specs", "reports", "tables", "disk", "lineage", "contents", "swaps", "folders", "partition",
-    "store", "model_files", "model_identity", "draws", "views", "progress", "ahead", "claims", "shares", "spreads",
-    "transforms", "template_files", "scored", "stats", "storage", "chat", "models",
-    "interruptible", "printable", "sql_check", "sql_files", "sql_session",
-}  # fmt: skip
+GROUND = {"errors", "ids", "progress", "parallel", "keyed_random", "stats", "specs", "sql", "storage", "models", "chat"}
+"""What every package may use."""
+
+ALLOWED: dict[str, set[str]] = {
+    "formats": set(),
+    "engines": set(),
+    "scored": set(),
+    "scorers": {"engines"},
+    "prompts": {"formats"},
+    "candidates": {"engines"},
+    "comparisons": {"scorers"},
+    "scores": {"scorers"},
+    "selections": {"scored"},
+    "pairs": {"scored"},
+    "exports": {"formats"},
+    "train": {"formats"},
+    "explore": {"formats", "scored", "scorers", "train"},  # a reward model is evaluated as it scores, on what trains it
+    "steps": {"scorers", "comparisons", "scores"},
+}
+"""What each package may use besides. Steps never import each other; nothing imports the command line."""
+
 SOURCES = sorted([*ROOT.glob("prefdata/**/*.py"), *ROOT.glob("cli/*.py"), *ROOT.glob("sample_data/*.py")])
 
 
@@ -44,21 +56,9 @@ def imports(path: Path) -> set[str]:
 def allowed(name: str) -> set[str]:
     if name in GROUND:
         return GROUND
-    if name == "scorers":
-        return GROUND | {"scorers", "engines"}
-    if name in ADAPTERS:
-        return GROUND | {name}
-    if name in STEPS:
-        return GROUND | ADAPTERS | {name}
-    if name == "explore":  # evaluating a reward model scores with it, and reads what the trainer reads
-        return GROUND | {"explore", "scorers", "train", "formats"}
-    if name in TOPS:
-        return GROUND | {"formats", name}
     if name in ("cli", "sample_data"):
-        return GROUND | ADAPTERS | STEPS | TOPS | {"steps"}
-    if name == "steps":  # the steps' functions by their specs
-        return GROUND | ADAPTERS | STEPS
-    return set()
+        return GROUND | set(ALLOWED)
+    return GROUND | ALLOWED.get(name, set()) | {name}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -67,26 +67,26 @@ def test_imports_point_down(path: Path) -> None:
 
 
 def test_every_module_has_its_place() -> None:
-    known = GROUND | ADAPTERS | STEPS | TOPS | {"__init__", "steps", "cli", "sample_data"}
+    known = GROUND | set(ALLOWED) | {"__init__", "cli", "sample_data"}
     assert {room(path) for path in SOURCES} == known
 
 
-FOR_SCORERS = {"protocol"}
-"""What every scorer may take from the engines."""
-
-MORE = {
-    "pooling": {"vllm_start"},  # runs on vLLM, and starts it as the engine does
-    "kinds": {"choose_engine", "open_generator", "refuse_foreign", "served", "revive"},  # opens a judge's engine
+OF_ENGINES = {
+    "prefdata/scorers/classifier/vllm.py": {"vllm.launch"},  # runs on vLLM, and starts it as the engine does
+    "prefdata/scorers/kinds.py": {"open", "restart"},  # opens a judge's engine
 }
-"""What some take besides."""
+"""What some scorers take from the engines besides their protocol."""
 
 
-def test_scorers_take_only_text_and_loading_from_engines() -> None:
-    for path in ROOT.glob("prefdata/scorers/*.py"):
+def test_scorers_take_only_the_protocol_from_engines() -> None:
+    for path in ROOT.glob("prefdata/scorers/**/*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prefdata.engines"):
-                names = [node.module.split(".")[2]] if node.module.count(".") > 1 else [a.name for a in node.names]
-                assert set(names) <= FOR_SCORERS | MORE.get(path.stem, set())
+                module = (node.module or "").removeprefix("prefdata.engines").lstrip(".")
+                names = (
+                    {module} if module and module != "vllm" else {f"{module}.{a.name}".lstrip(".") for a in node.names}
+                )
+                assert names <= {"protocol"} | OF_ENGINES.get(str(path.relative_to(ROOT)), set())
 
 
 def blocked(modules: list[str], statement: str) -> subprocess.CompletedProcess[str]:

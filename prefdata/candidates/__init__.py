@@ -1,1 +1,1 @@
-"""TODO prefdata.candidates."""
+"""N candidates per prompt: a table of prompts in, a table of candidates out."""

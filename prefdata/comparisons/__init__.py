@@ -1,1 +1,1 @@
-"""TODO prefdata.comparisons."""
+"""Which of two responses is better: by models, judges and people."""

@@ -1,1 +1,1 @@
-"""TODO prefdata.engines."""
+"""What generates text: transformers, vLLM, any OpenAI-compatible server."""

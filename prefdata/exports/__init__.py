@@ -1,1 +1,1 @@
-"""TODO exports."""
+"""Tables of a run as files for other tools."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain, groupby, islice
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from prefdata.formats.names import is_known, words
 from prefdata.formats.paths import getter
 from prefdata.formats.readers import read
 from prefdata.formats.records import BadRowError, LeftOutError, Record
+from prefdata.specs.base import Spec
 from prefdata.specs.ingest import JUDGED, IngestKind
 
 LOOKED_AT = 100
@@ -62,6 +63,12 @@ class ReadOptions:
     limit: int | None = None
     on_bad_rows: OnBadRows = "error"
     want: IngestKind = "pairs"
+
+    @classmethod
+    def of(cls, spec: Spec, **more: Any) -> ReadOptions:
+        """Take from a spec the settings of this name that it has; `more` comes first."""
+        names = [field.name for field in fields(cls) if field.name in type(spec).model_fields]
+        return cls(**{name: getattr(spec, name) for name in names} | more)
 
 
 class Reader:

@@ -1,1 +1,1 @@
-"""TODO prefdata.pairs."""
+"""Chosen and rejected responses: scored candidates or verdicts in, pairs out."""

@@ -1,5 +1,1 @@
-"""Prompts: the verb `ingest`."""
-
-from prefdata.prompts.ingest import ingest
-
-__all__ = ["ingest"]
+"""Any file of prompts, responses or preferences in, tables of a run out."""

@@ -72,28 +72,13 @@ def ingest(run: Run, files: Sequence[str], spec: IngestSpec, *, replace: bool = 
         return work.store(replace=replace)
 
 
-def read_options(spec: IngestSpec) -> ReadOptions:
-    """How the files are read."""
-    return ReadOptions(
-        layout=spec.layout,
-        ignore=spec.ignore,
-        one_means=spec.one_means,
-        verdict=spec.verdict,
-        join=spec.join,
-        on=spec.on,
-        limit=spec.limit,
-        on_bad_rows=spec.on_bad_rows,
-        want=spec.kind,
-    )
-
-
 class Ingestion:
     """One ingest under way: `read`, then `store`."""
 
     def __init__(self, run: Run, files: Sequence[str], spec: IngestSpec, reader: Reader | None = None) -> None:
         """Prepare; nothing is read yet."""
         self._run, self._spec, self._files = run, spec, files
-        self.reader = reader or Reader(files, read_options(spec))
+        self.reader = reader or Reader(files, ReadOptions.of(spec, want=spec.kind))
         self.collected = Collected(run, spec, spec.source or name_of(input_name(files[0])), self.reader)
         self._rows_used = 0
 

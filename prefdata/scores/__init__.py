@@ -1,1 +1,1 @@
-"""TODO prefdata.scores."""
+"""Candidates in, scores out."""

@@ -1,1 +1,1 @@
-"""TODO prefdata.selections."""
+"""Best-of-N, RSO and the other rules: scores in, selected candidates out."""

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from prefdata.errors import InputError
 from prefdata.ids import digest
-from prefdata.scorers.rules.reference import normalised
-from prefdata.scorers.rules.reference import words as _words
 from prefdata.selections.rules import NOWHERE
 from prefdata.specs import SelectSpec
 from prefdata.stats.ragged import RaggedRows
+from prefdata.stats.words import normalised
+from prefdata.stats.words import words as _words
 from prefdata.storage.schemas import read_part
 
 Distances = NDArray[np.float64]

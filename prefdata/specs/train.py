@@ -5,16 +5,12 @@ Nothing here imports torch: the command line reads these classes for its flags a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
 from prefdata.specs import Group, how, what
 from prefdata.specs.chat import ChatSpec
-
-if TYPE_CHECKING:
-    from prefdata.formats.reading import ReadOptions
-
 
 OF_FILES = ("layout", "ignore", "one_means", "verdict")
 """Settings of data in files, which a run's tables do not have."""
@@ -111,14 +107,6 @@ class TrainSpec(ChatSpec):
         "has it, float32 elsewhere.",
         group=Group.HARDWARE,
     )
-
-    @property
-    def read_options(self) -> ReadOptions:
-        """How files are read."""
-        from prefdata.formats.reading import ReadOptions
-
-        names = (*OF_FILES, "limit", "on_bad_rows")
-        return ReadOptions(**{name: getattr(self, name) for name in names})
 
 
 class SftSpec(TrainSpec):

@@ -1,1 +1,1 @@
-"""TODO sql."""
+"""DuckDB on a run: read-only, bounded, interruptible."""

@@ -2,7 +2,7 @@
 
 `texts` are the answers of all prompts one after the other, `prompt` the number of each one's prompt, shape (texts,),
 from 0. The values of a prompt change with the number of its answers: compare what has equally many. Words are letters
-and digits, case folded; a character each in scripts without blanks (`prefdata.scorers.rules.reference.words`).
+and digits, case folded; a character each in scripts without blanks (`prefdata.stats.words.words`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from prefdata.scorers.rules.reference import normalised, words
+from prefdata.stats.words import normalised, words
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -19,6 +19,7 @@ from prefdata.chat.template import template_identity
 from prefdata.errors import InputError, SpecConflict, UsageError
 from prefdata.formats.files import RawRow
 from prefdata.formats.layout_maps import named_map
+from prefdata.formats.reading import ReadOptions
 from prefdata.formats.records import BadRowError
 from prefdata.ids import FORMAT, digest
 from prefdata.models.files import Kind, ModelFiles, identify
@@ -214,7 +215,7 @@ class Prepared:
         )
         if source.run is not None and (given := [name for name in OF_FILES if getattr(spec, name)]):
             raise UsageError(f"--{given[0].replace('_', '-')} is for DATA in files, and {source.run} is a run.")
-        self.stream = source.items(needs, spec.read_options)
+        self.stream = source.items(needs, ReadOptions.of(spec))
         items = list(self.stream)
         if isinstance(spec, PreferenceSpec) and spec.on_contradiction == "drop" and source.run is None:
             left_out = contradicting(items)

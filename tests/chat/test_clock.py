@@ -17,7 +17,7 @@ from prefdata.chat.clock import dated, frozen, with_date
 from prefdata.chat.encoder import Chat
 from prefdata.errors import SpecConflict, UsageError
 from prefdata.models.files import ModelFiles, identify
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.scorers.open import dated_scorer, scorer_identity
 from prefdata.scores.rank import rank
 from prefdata.specs import IngestSpec, RankSpec, SampleSpec

@@ -16,7 +16,7 @@ from prefdata.engines.hf.beam_search import BeamRequest
 from prefdata.engines.hf.generator import TransformersGenerator
 from prefdata.engines.protocol import Completion, Request, Sampling
 from prefdata.models.files import identify
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.specs import IngestSpec, SampleSpec
 from prefdata.storage.run import Run
 

@@ -18,7 +18,7 @@ from formats.test_kinds import KINDS, shown
 
 from prefdata.errors import PrefdataError
 from prefdata.formats.reading import Reader, ReadOptions
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.specs import IngestSpec
 from prefdata.storage.run import Run
 

@@ -10,7 +10,7 @@ from formats.test_kinds import records, shown
 
 from prefdata.errors import BadRows, InputError, UsageError
 from prefdata.formats.layout_maps import built_in, named_map
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.specs import IngestSpec
 from prefdata.storage.run import Run
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from prefdata.errors import BadRows, InputError
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.specs import IngestSpec
 from prefdata.storage.run import Run
 from prefdata.train.data import find

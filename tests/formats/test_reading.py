@@ -15,7 +15,7 @@ from formats.test_kinds import records, shown
 from prefdata.errors import BadRows, InputError
 from prefdata.formats.preview import preview
 from prefdata.formats.reading import Reader, ReadOptions
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.specs import IngestSpec
 from prefdata.storage.run import Run
 

@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 from scored_runs import answer, scored_run, write
 
-from prefdata import ids, pairs
+from prefdata import ids
 from prefdata.errors import InputError, NotReady, SpecConflict, UsageError
 from prefdata.exports.export import export
+from prefdata.pairs import pair as pair_step
 from prefdata.pairs.pair import pair
 from prefdata.scored import reader
 from prefdata.selections.select import select
@@ -82,10 +83,10 @@ def test_the_same_bytes_however_much_is_held_and_in_however_many_parts(
     assert made
     assert pair(whole, spec).did == "kept"
     monkeypatch.setattr(reader, "BATCH_ROWS", 20)
-    monkeypatch.setattr(pairs, "PROPOSALS", 30)
+    monkeypatch.setattr(pair_step, "PROPOSALS", 30)
     for cores in (1, 3):
         monkeypatch.setattr(reader, "cores", lambda cores=cores: cores)
-        monkeypatch.setattr(pairs, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(pair_step, "cores", lambda cores=cores: cores)
         assert written(parts, spec) == made
 
 

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from scored_runs import answer, scored_run, write
 
-from prefdata import pairs
+from prefdata.pairs import pair as pair_step
 from prefdata.pairs.from_comparisons import verdicts
 from prefdata.pairs.pair import match, pair
 from prefdata.scored import reader
@@ -180,7 +180,7 @@ def test_what_is_selected(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_paired(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "BATCH_ROWS", 7)
-    monkeypatch.setattr(pairs, "PROPOSALS", 7)
+    monkeypatch.setattr(pair_step, "PROPOSALS", 7)
     for name, asked in PAIR.items():
         by_verdicts = asked.get("strategy") == "comparisons"
         judged = verdicts(table(run, "comparisons")) if by_verdicts else None

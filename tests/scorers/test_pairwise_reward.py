@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from prefdata.comparisons.compare import compare
 from prefdata.errors import InputError, ModelError, UsageError
 from prefdata.models.files import identify
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.scorers.classifier.hf import RewardModel
 from prefdata.scorers.classifier.pairwise import PairwiseReward
 from prefdata.scorers.protocol import Match

@@ -20,7 +20,7 @@ from prefdata.chat.encoder import Chat
 from prefdata.chat.transforms import SampleView
 from prefdata.exports.export import export
 from prefdata.pairs.pair import pair
-from prefdata.prompts import ingest
+from prefdata.prompts.ingest import ingest
 from prefdata.selections.select import select
 from prefdata.specs import ExportSpec, IngestSpec, PairSpec, SampleSpec, SelectSpec, Spec
 from prefdata.specs.train import SftSpec

@@ -1,1 +1,1 @@
-"""TODO hf."""
+"""Sampling with transformers, batch by batch, with a seed per candidate."""

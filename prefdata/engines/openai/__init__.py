@@ -1,1 +1,1 @@
-"""TODO openai."""
+"""Sampling from an OpenAI-compatible server."""

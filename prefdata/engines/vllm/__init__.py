@@ -1,1 +1,1 @@
-"""TODO vllm."""
+"""Sampling with vLLM in a process of its own."""

@@ -1,1 +1,1 @@
-"""TODO curves."""
+"""Best-of-N curves: reward against N and KL, with intervals."""

@@ -1,1 +1,1 @@
-"""TODO causal_lm."""
+"""Scores read from a language model: likelihoods, token probabilities, hidden states."""

@@ -1,1 +1,1 @@
-"""TODO classifier."""
+"""Reward models: a network with a score head."""

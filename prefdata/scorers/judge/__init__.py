@@ -1,1 +1,1 @@
-"""TODO judge."""
+"""LLM-as-a-judge: a rubric, a question, a parsed reply."""

@@ -1,1 +1,1 @@
-"""TODO rules."""
+"""Scores by code: Python functions, verifiers, similarity to a reference."""

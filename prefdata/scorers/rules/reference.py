@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,15 +11,10 @@ from numpy.typing import NDArray
 
 from prefdata import ids
 from prefdata.scorers.protocol import Item, Scored
+from prefdata.stats.words import normalised, words
 
 SPANS = (1, 2, 4, 8)
 """Lengths of spans that SLiC compares (2210.00045)."""
-
-# Scripts without blanks between words: each character counts as a word (CJK, kana, hangul syllables, Thai, Lao, Khmer).
-_WORD = re.compile(
-    r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\u0e00-\u0eff\u1780-\u17ff\U00020000-\U0003134f]"
-    r"|[^\W_\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\u0e00-\u0eff\u1780-\u17ff\U00020000-\U0003134f]+"
-)
 
 
 class ReferenceScorer:
@@ -52,11 +46,6 @@ class ReferenceScorer:
         """Nothing to give back."""
 
 
-def normalised(text: str) -> str:
-    """A text without what exact match ignores: NFKC, case folded, runs of blanks as one, none at the ends."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
 def exact_match(answer: str, reference: str) -> float:
     """1 where the two are equal once normalised (`normalised`), else 0. Punctuation counts."""
     return float(normalised(answer) == normalised(reference))
@@ -67,11 +56,6 @@ def rouge_l(answer: str, reference: str) -> float:
     a, b = words(answer), words(reference)
     common = longest_common_subsequence(a, b)
     return 2 * common / (len(a) + len(b)) if common else 0.0  # 2PR / (P + R) with P = c / |a|, R = c / |b|
-
-
-def words(text: str) -> list[str]:
-    """The words of a text, normalised as for exact match; letters and digits only. In Chinese, say, each character."""
-    return _WORD.findall(normalised(text))
 
 
 def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:

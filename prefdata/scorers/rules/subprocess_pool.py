@@ -4,7 +4,7 @@ Each worker holds one answer at a time. One that has not answered within the lim
 started, and replaced; so is one that dies. A worker ends by itself where the process that started it is gone: at once
 if it waits, by its own alarm if it hangs (without what its code started). What the code prints goes to standard error.
 
-    python -m prefdata.scorers.rules.subprocess_pool FD LIMIT MODULE:NAME ARGUMENT …     (started by `Workers`, not by hand)
+    python -m prefdata.scorers.rules.subprocess_pool FD LIMIT MODULE:NAME ARGUMENT …   (by `Workers`, not by hand)
 """
 
 from __future__ import annotations

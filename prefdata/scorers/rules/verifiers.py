@@ -110,7 +110,7 @@ def open_verifier(named: str, *, time_limit: float = 5.0, workers: int = 2) -> S
 
 
 def number_rule(item: Item) -> Found:
-    """1 where the number that the answer ends on is the reference's; see `prefdata.scorers.rules.number_parsing.final_number`."""
+    """1 where the number that the answer ends on is the reference's; see `number_parsing.final_number`."""
     if item.reference is None:
         return None, "no_reference", None
     wanted = final_number(item.reference)
