@@ -35,7 +35,7 @@ def sample(
     from prefdata.storage.run import Run
 
     if dry_run:
-        typer.echo(json.dumps(show_first(Run(run), spec), ensure_ascii=False, indent=2))
+        show.facts(show_first(Run(run), spec))
         return
     specs = swept(spec)
     outcomes = samples(Run(run), specs, replace=replace, partial=partial, progress=True)

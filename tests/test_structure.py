@@ -12,7 +12,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-GROUND = {"errors", "ids", "progress", "parallel", "keyed_random", "stats", "specs", "sql", "storage", "models", "chat"}
+GROUND = {
+    "errors",
+    "ids",
+    "printable",
+    "progress",
+    "parallel",
+    "keyed_random",
+    "stats",
+    "specs",
+    "sql",
+    "storage",
+    "models",
+    "chat",
+}
 """What every package may use."""
 
 ALLOWED: dict[str, set[str]] = {
