@@ -24,12 +24,12 @@ def run(path: Annotated[Path, typer.Argument(metavar="RUN", help="A run; or a mo
     faults = 0
     for fault in check_run(path):
         faults += 1
-        typer.echo(fault)
+        show.line(fault)
     for left in leftovers(path):
         typer.echo(f"prefdata: {left} is being written, or was left by a process that was killed.", err=True)
     if faults:
         raise typer.Exit(1)
-    typer.echo(f"{path}: every file is as it was written.")
+    show.line(f"{path}: every file is as it was written.")
 
 
 @app.command("reward-model", cls=Command, epilog="Example: prefdata check reward-model sample_data/reward_model")

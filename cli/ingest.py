@@ -44,6 +44,6 @@ def ingest(
         from prefdata.formats.preview import preview
         from prefdata.formats.reading import Reader, ReadOptions
 
-        typer.echo(preview([Reader([file], ReadOptions.of(spec, want=spec.kind)) for file in files]))
+        show.line(preview([Reader([file], ReadOptions.of(spec, want=spec.kind)) for file in files]))
         return
     show.outcome(run_ingest(Run(run), files, spec, replace=replace), format)

@@ -108,8 +108,6 @@ _DISK = {
     errno.EACCES: "you may not write there. Choose another folder or mend its permissions",
     errno.EPERM: "you may not write there. Choose another folder or mend its permissions",
     errno.ENOTDIR: "a part of that path is a file, not a folder. Choose another folder",
-    errno.ENOENT: "there is no such folder, and it cannot be made. Choose another folder",
-    errno.EEXIST: "a part of that path is a file, not a folder. Choose another folder",
     errno.ENAMETOOLONG: "the name is too long. Choose a shorter one",
     errno.ELOOP: "its links lead in a circle. Choose another folder",
     errno.EIO: "the disk does not work. Choose another disk",
@@ -117,14 +115,9 @@ _DISK = {
 }
 
 
-_ONLY_NEAR = (errno.ENOENT, errno.EEXIST)
-"""What says nothing of a folder that cannot be written where it is about another one."""
-
-
 def storage_error(error: OSError, path: Path) -> StorageError | None:
     """The message for an operating-system refusal to write `path`, or None where the error is of another kind."""
     said = _DISK.get(error.errno or 0)
-    near = str(error.filename or path).startswith(str(path.parent))
-    if said is None or (error.errno in _ONLY_NEAR and not near):
+    if said is None:
         return None
     return StorageError(f"cannot write {path}: {said} and run the same command again; what was finished is kept.")

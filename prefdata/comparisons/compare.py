@@ -35,6 +35,7 @@ from prefdata.storage.leases import Claims
 from prefdata.storage.queries import chosen_samplers
 from prefdata.storage.report import Report, nonzero
 from prefdata.storage.run import Appender, Lineage, Outcome, Partition, Run, name_of
+from prefdata.storage.schemas import read_part
 
 __all__ = ["ORDERS", "compare", "orders", "schedule"]
 
@@ -93,22 +94,17 @@ def _compare(
             notes = " ".join([*getattr(comparer, "notes", ()), *waiting])
             report = account(board).timed(time.monotonic() - began, **({"note": notes} if notes else {}))
             if last:
-                report = report.failed(_why_none(board))
+                report = report.failed(_why_none(board, partition) if report.rows_in else "")
                 partition.finish(report)
     return Outcome(report, partition.path, "made" if state == "absent" else "continued")
 
 
-def _why_none(board: Board) -> str:
+def _why_none(board: Board, partition: Partition) -> str:
     """Why no comparison has a verdict, where none has one."""
-    first: dict[str, Any] | None = None
-    for number in range(board.shares):
-        rows = board.verdicts(number)
-        if rows["probability"].count():
-            return ""
-        first = first or next(rows.iter_rows(named=True), None)
-    if first is None:
+    if any(board.verdicts(number)["probability"].count() for number in range(board.shares)):
         return ""
-    said = " ".join(f"{first['verdict']} {first.get('rationale') or ''}".split())[:200]
+    verdict, rationale = read_part(partition.readable()[0], ["verdict", "rationale"]).row(0)
+    said = " ".join(f"{verdict}: {rationale or ''}".split())[:200]
     return f"no comparison has a verdict; of the first one was said: {said}. Correct it and add --replace."
 
 
