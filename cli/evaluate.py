@@ -17,11 +17,16 @@ from .options import (
     ChatTemplateDate,
     ChatTemplateFlag,
     Device,
+    Ignore,
+    Layout,
+    Limit,
+    OneMeans,
     Partial,
     RunArgument,
     Split,
     TableFormat,
     TextFormat,
+    Verdict,
     option,
 )
 
@@ -29,6 +34,16 @@ if TYPE_CHECKING:
     from prefdata.explore.reward_models import Evaluation, Pair
 
 Scores = dict[str, float | None]
+
+OnBadRows = Annotated[
+    Literal["error", "drop"],
+    option(
+        "--on-bad-rows",
+        metavar="error|drop",
+        group=Group.INPUT,
+        help="Rows of files that cannot be used. (default: error)",
+    ),
+]
 
 app = typer.Typer(cls=CommandGroup, help="Evaluate policies and reward models.")
 
@@ -63,7 +78,7 @@ def policies(
     show.table((rows if with_notes else rows.drop("note")).to_arrow(), format)
     if not with_notes:
         for name, note in rows.select("policy", "note").drop_nulls().iter_rows():
-            show.line(f"\n{name}: {note}")
+            typer.echo(f"\n{name}: {note}")
 
 
 @app.command("judges", cls=Command, epilog="Example: prefdata eval judges runs/ranking --judge duel")
@@ -83,42 +98,8 @@ def judges(
     alone, together = found(Run(run), tuple(judge or ()), partial=partial)
     show.table(alone.to_arrow(), format)
     if together.height:
-        show.line()
+        typer.echo()
         show.table(together.to_arrow(), format)
-
-
-LayoutFlag = Annotated[
-    str | None,
-    option("--layout", group=Group.INPUT, help="How rows of files are read: a layout's name or a YAML file."),
-]
-IgnoreFlag = Annotated[
-    list[str] | None,
-    option("--ignore", group=Group.INPUT, help="A column of files that is left out; several times for several."),
-]
-OneMeansFlag = Annotated[
-    Literal["first", "second"] | None,
-    option(
-        "--one-means",
-        metavar="first|second",
-        group=Group.INPUT,
-        help="Verdicts of 0 and 1 in files: which response 1 stands for.",
-    ),
-]
-VerdictFlag = Annotated[
-    str | None, option("--verdict", group=Group.INPUT, help="Which verdict of files counts, where rows hold several.")
-]
-LimitFlag = Annotated[
-    int | None, option("--limit", metavar="N", min=1, group=Group.INPUT, help="Read this many rows of files only.")
-]
-OnBadRowsFlag = Annotated[
-    Literal["error", "drop"],
-    option(
-        "--on-bad-rows",
-        metavar="error|drop",
-        group=Group.INPUT,
-        help="Rows of files that cannot be used. (default: error)",
-    ),
-]
 
 
 @app.command(
@@ -149,12 +130,12 @@ def reward_model(
     chat_template: ChatTemplateFlag = None,
     chat_template_arg: ChatTemplateArg = None,
     chat_template_date: ChatTemplateDate = None,
-    layout: LayoutFlag = None,
-    ignore: IgnoreFlag = None,
-    one_means: OneMeansFlag = None,
-    verdict: VerdictFlag = None,
-    limit: LimitFlag = None,
-    on_bad_rows: OnBadRowsFlag = "error",
+    layout: Layout = None,
+    ignore: Ignore = None,
+    one_means: OneMeans = None,
+    verdict: Verdict = None,
+    limit: Limit = None,
+    on_bad_rows: OnBadRows = "error",
     device: Device = None,
     dtype: Annotated[
         str, option("--dtype", help="auto, float32, bfloat16, float16. (default: auto)", group=Group.ENGINE)
@@ -185,6 +166,9 @@ def reward_model(
         "chat_template_date": chat_template_date,
     }
     runs = [Run(Path(name)) for name in data if any((Path(name) / table).is_dir() for table in TABLES)]
+    options = ReadOptions(layout, tuple(ignore or ()), one_means, verdict, limit=limit, on_bad_rows=on_bad_rows)
+    if runs and options != ReadOptions():
+        raise UsageError(f"{runs[0]} is a run: leave out how files are read (--layout, --limit, …).")
     stored = next((run for run in runs if scorer in {p.name for p in run.partitions("scores")}), None)
     if stored is not None and len(data) == 1:
         if given := [name for name, value in read.items() if value]:
@@ -193,7 +177,6 @@ def reward_model(
         pairs, scores = reward_models.stored_pairs(stored, scorer, pairing)
     else:
         groups = by or reward_models.GROUPS
-        options = ReadOptions(layout, tuple(ignore or ()), one_means, verdict, limit=limit, on_bad_rows=on_bad_rows)
         pairs = _read_pairs(data, part=pairing, by=groups, options=options)
         scores = _scored(scorer, pairs, device=device, dtype=dtype, **read)
     samplers = {} if stored is None else reward_models.sampler_scores(stored, scorer)
@@ -230,10 +213,12 @@ def _scored(named: str, pairs: list[Pair], **settings: Any) -> Scores:
 
 
 def _print(found: Evaluation, form: str) -> None:
+    import json
+
     import pyarrow as pa
 
     if form == "json":
-        show.line(show.as_json(found.as_json(), indent=2))
+        typer.echo(json.dumps(found.as_json(), ensure_ascii=False, indent=2))
         return
     for title, rows in (
         ("accuracy (a tie is half)", found.accuracy.to_arrow()),
@@ -242,9 +227,9 @@ def _print(found: Evaluation, form: str) -> None:
         ("length in characters: accuracies and correlations", _two_columns(found.length)),
         ("scores of answers", found.distributions.to_arrow()),
     ):
-        show.line(f"{title}\n")
+        typer.echo(f"{title}\n")
         show.table(rows, "table")
-        show.line("")
+        typer.echo("")
 
 
 def _two_columns(figures: dict[str, float | None]) -> Any:

@@ -15,7 +15,7 @@ EXAMPLE = "Example: prefdata ingest runs/demo preferences.jsonl --as pairs --tes
 
 _FILES = (
     "JSONL, JSON, CSV, TSV, Parquet, Arrow or text (also .gz, .zst), a folder, a pattern, - for standard input, or a "
-    "hub dataset (org/name[@revision][:config[:split]])."
+    "hub dataset (org/name@revision:config:split)."
 )
 
 

@@ -17,6 +17,7 @@ from prefdata.errors import InputError, UsageError, did_you_mean
 from prefdata.specs import Group, Spec, flag_of, group_of
 from prefdata.specs.chat import ChatSpec
 from prefdata.specs.other_names import hint
+from prefdata.specs.train import TrainSpec
 
 S = TypeVar("S", bound=Spec)
 
@@ -81,14 +82,20 @@ TextFormat = Annotated[
 ]
 
 
-def _of_chat(name: str) -> Any:
-    field = ChatSpec.model_fields[name]
-    return option(flag_of(name), help=str(field.description), group=group_of(field))
+def _of(spec: type[Spec], name: str, metavar: str = "TEXT") -> Any:
+    """The option of a spec's field, for a command that has no such spec."""
+    field = spec.model_fields[name]
+    return option(flag_of(name), help=str(field.description), group=group_of(field), metavar=metavar)
 
 
-ChatTemplateFlag = Annotated[str | None, _of_chat("chat_template")]
-ChatTemplateDate = Annotated[str | None, _of_chat("chat_template_date")]
-ChatTemplateArg = Annotated[list[str] | None, _of_chat("chat_template_arg")]
+ChatTemplateFlag = Annotated[str | None, _of(ChatSpec, "chat_template")]
+ChatTemplateDate = Annotated[str | None, _of(ChatSpec, "chat_template_date")]
+ChatTemplateArg = Annotated[list[str] | None, _of(ChatSpec, "chat_template_arg")]
+Layout = Annotated[str | None, _of(TrainSpec, "layout")]
+Ignore = Annotated[list[str] | None, _of(TrainSpec, "ignore")]
+OneMeans = Annotated[Literal["first", "second"] | None, _of(TrainSpec, "one_means", "first|second")]
+Verdict = Annotated[str | None, _of(TrainSpec, "verdict")]
+Limit = Annotated[int | None, _of(TrainSpec, "limit", "INT")]
 
 _CONFIG = Annotated[
     Path | None,

@@ -18,7 +18,7 @@ from prefdata.storage.atomic import checksum, this_process
 from prefdata.storage.compaction import compact
 from prefdata.storage.report import Report
 from prefdata.storage.run import Lineage, Run, name_of
-from prefdata.storage.schemas import SCORES
+from prefdata.storage.schemas import SCORES, evenly
 
 
 class ToySpec(Spec):
@@ -219,6 +219,18 @@ def test_compact_joins_many_small_parts(tmp_path: Path) -> None:
     compact(part, ["candidate_id"])
     assert len(part.parts()) == 1
     assert sorted(part.read()["score"].to_pylist()) == list(range(80))
+
+
+def test_long_texts_make_more_parts_wherever_the_pieces_end() -> None:
+    """Memory holds some parts at a time: a part of 250,000 rows of long texts would be gigabytes."""
+    texts = pa.array([f"{n:01000}" for n in range(20_000)])
+    empty = pa.table({"text": pa.array([], pa.string())})
+    rows = pa.table({"text": texts})
+    for size in (20_000, 4_096, 777):
+        pieces = [rows.slice(start, size) for start in range(0, rows.num_rows, size)]
+        found = list(evenly(empty, pieces, 250_000, 9_000_000))
+        assert [one.num_rows for one in found] == [12_288, 7_712]  # 9,000 rows are 9 MB; tables end at 4,096 rows
+        assert pa.concat_tables(found).equals(rows)
 
 
 def test_rows_that_come_in_pieces_are_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

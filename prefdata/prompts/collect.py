@@ -18,11 +18,12 @@ from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prefdata import ids
 from prefdata.errors import BadRow
 from prefdata.formats.records import Record, Response
-from prefdata.prompts.spool import Spool, array_of
+from prefdata.prompts.spool import Spool
 from prefdata.storage.schemas import CANDIDATES, PROMPTS
 
 Prompts = Callable[[], Iterator[str]]
@@ -93,9 +94,9 @@ class PromptCollector:
         self._seed, self._test, self._source_number = seed, test, source_number
         self._numbers: dict[bytes, int] = {}
         self._places: dict[int, str] = {}
-        self._spool = Spool(PROMPTS.schema, folder)
+        self._spool = Spool(pa.schema([field for field in PROMPTS.schema if field.name != "reference"]), folder)
         self._metadata, self._tags, self._references = array("q"), array("q"), array("q")
-        self._given = bytearray()
+        self._given, self._is_test = bytearray(), bytearray()
         self._more: dict[int, _More] = {}
 
     def __len__(self) -> int:
@@ -120,18 +121,9 @@ class PromptCollector:
         self._metadata.append(short_hash(metadata) if metadata else 0)
         self._tags.append(short_hash(*record.tags) if record.tags else 0)
         self._references.append(_hash_of(references))
-        first = references[0]["text"] if references else None
-        self._spool.add(
-            key,
-            record.messages,
-            record.tools,
-            first,
-            references or None,
-            record.tags,
-            metadata,
-            split,
-            self._source_number,
-        )
+        self._is_test.append(split == "test")
+        of_prompt = (references or None, record.tags, metadata, split, self._source_number)
+        self._spool.add(key, record.messages, record.tools, *of_prompt)
         return number
 
     def first_place(self, number: int) -> str:
@@ -159,6 +151,7 @@ class PromptCollector:
             code = 1 + _SPLITS.index(record.split)
             if not self._given[number]:
                 self._given[number] = code
+                self._is_test[number] = record.split == "test"
                 self._change(number).split = record.split
             elif self._given[number] != code:
                 self.counts["split_conflicts"] += 1
@@ -173,7 +166,7 @@ class PromptCollector:
         for batch in self._spool.batches():
             numbers = range(start, start + batch.num_rows)
             start += batch.num_rows
-            rows = pa.Table.from_batches([batch])
+            rows = _with_reference(pa.Table.from_batches([batch]))
             changed = {number - numbers[0]: self._more[number] for number in numbers if number in self._more}
             yield _changed(rows, changed) if changed else rows
 
@@ -187,14 +180,12 @@ class PromptCollector:
 
     @cached_property
     def _summary(self) -> tuple[str, dict[str, int]]:
-        content, splits = Content(), Counter[str]()
-        for rows in self.tables():
-            columns = [
-                rows[name].to_pylist() for name in ("prompt_id", "tools", "references", "tags", "metadata", "split")
-            ]
-            splits.update(columns[-1])
-            for values in zip(*columns, strict=True):
-                content.add(*values)
+        """By the hashes that are kept of each prompt: its id covers messages and tools."""
+        content = Content()
+        columns = (self._numbers, self._references, self._tags, self._metadata, self._is_test)
+        for number, values in enumerate(zip(*columns, strict=True)):
+            content.add(*values, *([self._more[number]] if number in self._more else []))
+        splits = Counter("test" if is_test else "train" for is_test in self._is_test)
         return content.id, dict(sorted(splits.items()))
 
     def close(self) -> None:
@@ -204,6 +195,13 @@ class PromptCollector:
 
 def _hash_of(references: Sequence[Mapping[str, Any]]) -> int:
     return short_hash(*(one[key] for one in references for key in ("text", "source"))) if references else 0
+
+
+def _with_reference(rows: pa.Table) -> pa.Table:
+    """The rows with the first of their references, where they have some."""
+    references = rows["references"].combine_chunks()
+    at = PROMPTS.schema.get_field_index("reference")
+    return rows.add_column(at, PROMPTS.schema.field(at), pc.struct_field(pc.list_element(references, 0), "text"))
 
 
 def _changed(rows: pa.Table, changes: Mapping[int, _More]) -> pa.Table:
@@ -219,7 +217,7 @@ def _changed(rows: pa.Table, changes: Mapping[int, _More]) -> pa.Table:
         listed["split"][place] = more.split or listed["split"][place]
     for name, values in listed.items():
         at = rows.schema.get_field_index(name)
-        rows = rows.set_column(at, rows.schema.field(at), array_of(values, rows.schema.field(at).type))
+        rows = rows.set_column(at, rows.schema.field(at), pa.array(values, rows.schema.field(at).type))
     return rows
 
 

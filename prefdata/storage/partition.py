@@ -37,6 +37,9 @@ from prefdata.storage.schemas import Table, evenly, last_of_each, trimmed, write
 PART_ROWS = 250_000
 """Rows of a part where a partition is written in one go: each core writes one at a time."""
 
+PART_BYTES = 64 << 20
+"""About as many bytes has a part at most there, in memory: texts may be long."""
+
 _UPGRADED = {"scores": "1"}
 """The earlier version of a table's contract that `storage.upgrade` brings up to date."""
 
@@ -247,7 +250,7 @@ class Partition(Folder):
             return building._write(rows.combine_chunks(), temporary_name(path / "part.parquet"))
 
         conformed = ahead(given(), self.table.conform, cores())
-        for temporary in ahead(evenly(self.table.empty(), conformed, PART_ROWS), written, cores()):
+        for temporary in ahead(evenly(self.table.empty(), conformed, PART_ROWS, PART_BYTES), written, cores()):
             building._place(temporary)
         return ended[0]
 

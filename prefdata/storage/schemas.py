@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -272,17 +273,35 @@ def _leaves(path: str, kind: pa.DataType) -> list[str]:
     return [path]
 
 
-def evenly(empty: pa.Table, pieces: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The rows of `pieces` anew, so many a table whatever the pieces were, the rest in the last; one at least."""
+def evenly(empty: pa.Table, pieces: Iterable[pa.Table], rows: int, size: int) -> Iterator[pa.Table]:
+    """Give the rows of `pieces` in tables of so many rows, or of `size` bytes or little more where that is less.
+
+    Where a table ends does not depend on the pieces. The rest is in the last one; there is one at least.
+    """
     waiting, many = empty, 0
     for piece in pieces:
         waiting = pa.concat_tables([waiting, piece])
-        while waiting.num_rows >= rows:
+        while full := _full(waiting, rows, size):
             many += 1
-            yield waiting.slice(0, rows)
-            waiting = waiting.slice(rows)
+            yield waiting.slice(0, full)
+            waiting = waiting.slice(full)
     if waiting.num_rows or not many:
         yield waiting
+
+
+_STEP = 4096
+"""Rows by which tables of a size in bytes differ."""
+
+
+def _full(waiting: pa.Table, rows: int, size: int) -> int:
+    """How many of the first rows are `rows`, or `size` bytes; 0 where there are not as many."""
+    most = min(waiting.num_rows, rows)
+    if waiting.nbytes >= size:
+        steps = range(_STEP, most + 1, _STEP)
+        place = bisect_left(steps, True, key=lambda many: waiting.slice(0, many).nbytes >= size)
+        if place < len(steps):
+            return steps[place]
+    return rows if most == rows else 0
 
 
 def superseded(parts: Sequence[Path], key: list[str]) -> dict[int, list[int]]:

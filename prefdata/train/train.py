@@ -236,9 +236,8 @@ class Prepared:
         for row, problem in (*self.train.bad, *self.test.bad):
             self.stream.reader.bad.add(RawRow(row.file, row.row, row.values), BadRowError(*problem))
         if not self.train.trees:
-            raise UsageError(
-                f"{source.name}: nothing is left to train on ({_account(self.count, self.train.dropped)})."
-            )
+            account = _account(self.count, self.skipped + self.train.dropped)
+            raise UsageError(f"{source.name}: nothing is left to train on ({account}).")
         if spec.template_choice and not self.train.conversations:
             raise UsageError(
                 f"{source.name} holds plain texts, which no chat template renders: leave out --chat-template and "

@@ -129,3 +129,6 @@ def test_a_runs_scores_and_pairs_need_no_model(data, prefdata, tiny_policy):
     code, out, err = prefdata("eval", "reward-model", f"{data}/f.py:score", run, "-f", "json")
     assert code == 0, err
     assert json.loads(out)["margins"] == pytest.approx(found["margins"])
+    # settings of files are refused, and not passed over
+    code, _, err = prefdata("eval", "reward-model", "length", run, "--limit", "3")
+    assert (code, "is a run: leave out how files are read" in err) == (2, True)

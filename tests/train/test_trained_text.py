@@ -167,8 +167,8 @@ def test_a_lost_response_is_an_error_with_its_row_or_dropped_and_counted(model, 
     kept, lost = "Eight legs.", "It is a spider.\n</think>\n\nEight legs."
     train, spec, rows = {
         "sft": (train_sft, SftSpec, shown(kept, lost, kept)),
-        "rm": (train_rm, RmSpec, chats((kept, "Six."), (kept, lost), ("Six.", kept))),
-        "dpo": (train_dpo, DpoSpec, chats((kept, "Six."), (kept, lost), ("Six.", kept))),
+        "rm": (train_rm, RmSpec, chats((kept, "Six."), (kept, lost), ("Seven.", kept))),
+        "dpo": (train_dpo, DpoSpec, chats((kept, "Six."), (kept, lost), ("Seven.", kept))),
     }[trainer]
     # In this template nothing opens a sampled response: see the next test for one that does.
     folder = model(
@@ -314,3 +314,10 @@ def test_texts_among_conversations_are_counted_and_the_template_stays(model, tmp
     ).report
     assert report.figures["plain_texts"] == 2
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == CHATML
+
+
+def test_nothing_left_to_train_on_says_why(model, tmp_path, write_jsonl):
+    """What the reader left out is named as well as what the tokeniser did."""
+    rows = chats(("Six.", "Eight."), ("Eight.", "Six."), ("a", "a"))
+    with pytest.raises(UsageError, match=r"3 rows, same_text 1, contradiction 2\)"):
+        train_dpo(write_jsonl(tmp_path / "x.jsonl", rows), DpoSpec(model=str(model(CHATML))), tmp_path / "out")
