@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from prefdata.formats.files import RawRow, json_row
-from prefdata.formats.reading import Reader
-from prefdata.prompts.ingest import Ingestion, read_options
+from prefdata.formats.reading import Reader, ReadOptions
+from prefdata.prompts.ingest import Ingestion
 from prefdata.specs import IngestSpec
 from prefdata.storage.report import Report
 from prefdata.storage.run import Run
@@ -28,7 +28,7 @@ def prompts_of(rows: Iterable[RawRow], **settings: Any) -> tuple[pa.Table, Repor
         return (row for row in listed if row.file == name)
 
     with tempfile.TemporaryDirectory() as folder:
-        reader = Reader(files, read_options(spec), read=read)
+        reader = Reader(files, ReadOptions.of(spec, want=spec.kind), read=read)
         work = Ingestion(Run(Path(folder) / "run"), files, spec, reader)
         try:
             work.read()

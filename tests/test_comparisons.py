@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import prefdata.comparisons as step
+from prefdata.comparisons import compare as step
 from prefdata.comparisons import players
 from prefdata.comparisons.compare import ORDERS, compare, orders, schedule
 from prefdata.errors import InputError

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-import prefdata.comparisons as comparisons
+from prefdata.comparisons import compare as comparisons
 from prefdata.comparisons.compare import compare
 from prefdata.prompts.ingest import ingest
 from prefdata.scorers.protocol import Match, Verdict

@@ -29,7 +29,8 @@ HOUR = 3600.0
 
 HOST = """
 import os, sys, time
-from prefdata import claims, disk
+from prefdata.storage import atomic as disk
+from prefdata.storage import leases as claims
 from prefdata.scores import stream as scoring
 from prefdata.storage.run import Appender
 if {emulate}:  # where nobody may make a namespace: another id of it, and the same process number

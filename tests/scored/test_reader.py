@@ -165,8 +165,8 @@ def test_the_same_bytes_on_any_number_of_threads(tmp_path: Path) -> None:
     for threads in (1, 2):
         run = scored_run(tmp_path / str(threads), scored(40, "policy", "hot"), parts=3)
         code = (
-            "import sys; from prefdata import Run, SelectSpec, ahead, select; from prefdata.scored import reader\n"
-            f"reader.BATCH_ROWS = 50; ahead.os.sched_getaffinity = lambda _: range({threads})\n"
+            "import sys; from prefdata import Run, SelectSpec, parallel, select; from prefdata.scored import reader\n"
+            f"reader.BATCH_ROWS = 50; parallel.os.sched_getaffinity = lambda _: range({threads})\n"
             "for name, said in eval(sys.argv[2]).items(): select(Run(sys.argv[1]), SelectSpec(name=name, **said))"
         )
         env = {**os.environ, "POLARS_MAX_THREADS": str(threads)}
