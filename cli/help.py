@@ -6,7 +6,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import typer
 import typer.core
@@ -20,8 +20,14 @@ MOST_COLUMNS = 100
 """Longer lines are hard to read."""
 
 
+List = tuple[str, list[tuple[str, str]]]
+"""A title, and names with a line for each: what the help of a command lists besides its options."""
+
+
 class Command(typer.core.TyperCommand):
-    """A command whose help lists its options in groups."""
+    """A command whose help lists its options in groups, and then `lists`."""
+
+    lists: ClassVar[list[List]] = []
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the whole page."""
@@ -29,7 +35,9 @@ class Command(typer.core.TyperCommand):
 
 
 class CommandGroup(typer.core.TyperGroup):
-    """A group of commands, in the order in which they were added."""
+    """A group of commands, in the order in which they were added; its help ends with `lists`."""
+
+    lists: ClassVar[list[List]] = []
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the whole page."""
@@ -64,6 +72,10 @@ def _page(command: Any, ctx: Any) -> Iterator[str]:
         yield from _section("Commands", commands, width)
     for title, members in _by_group(options):
         yield from _section(title, [(_flags(param), _text(param)) for param in members], width)
+    for title, rows in getattr(command, "lists", ()):
+        name = max(len(term) for term, _ in rows)
+        yield from ("", *(typer.style(line, bold=True) for line in _wrapped(f"{title}:", width)))
+        yield from (line for term, text in rows for line in _wrapped_beside(f"  {term:<{name}}  ", text, width))
     if command.epilog:
         yield from ("", *_example(command.epilog, width))
     yield ""
@@ -120,6 +132,11 @@ def _wrapped(text: str, width: int, hang: int = 0) -> list[str]:
     return textwrap.wrap(
         plain, max(width, 20), break_long_words=False, break_on_hyphens=False, subsequent_indent=" " * hang
     )
+
+
+def _wrapped_beside(head: str, text: str, width: int) -> list[str]:
+    lines = _wrapped(text, width - len(head))
+    return [head + lines[0], *(" " * len(head) + line for line in lines[1:])]
 
 
 def _example(epilog: str, width: int) -> list[str]:

@@ -1,20 +1,42 @@
-"""prefdata train: sft, rm and dpo."""
+"""prefdata train: sft, rm, dpo and kto."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
 from prefdata.specs import Group
-from prefdata.specs.train import DpoSpec, RmSpec, SftSpec
+from prefdata.specs.train import DpoSpec, KtoSpec, RmSpec, SftSpec
+from prefdata.train.objectives.catalog import LOSSES
+from prefdata.train.objectives.registry import WANTED
+from prefdata.train.objectives.registry import Command as CommandName
 
 from . import show
-from .help import Command, CommandGroup
+from .help import Command, CommandGroup, List
 from .options import Replace, ReportFormat, option, takes
 
-app = typer.Typer(cls=CommandGroup, help="Train a model: sft, rm or dpo.")
+COMMANDS: tuple[CommandName, ...] = ("sft", "rm", "dpo", "kto")
+
+
+class AllLosses(CommandGroup):
+    """The group, whose help lists the losses of all commands."""
+
+    lists: ClassVar[list[List]] = [
+        (f"train {command} --loss", [(loss.name, loss.line) for loss in LOSSES.of(command)]) for command in COMMANDS
+    ]
+
+
+def with_losses(command: CommandName) -> type[Command]:
+    """A command whose help lists its losses by the data that they want."""
+    kinds = dict.fromkeys(loss.data for loss in LOSSES.of(command))
+    of_kind = {kind: [(loss.name, loss.line) for loss in LOSSES.of(command) if loss.data == kind] for kind in kinds}
+    lists = [(f"Losses of {WANTED[kind]}", rows) for kind, rows in of_kind.items()]
+    return type("Losses", (Command,), {"lists": lists})
+
+
+app = typer.Typer(cls=AllLosses, help="Train a model: sft, rm, dpo or kto. docs/objectives.md has the equations.")
 
 Data = Annotated[
     str,
@@ -25,12 +47,12 @@ Out = Annotated[Path, option("--out", metavar="DIR", help="The model folder to w
 
 @app.command(
     "sft",
-    cls=Command,
+    cls=with_losses("sft"),
     epilog="Example: prefdata train sft demonstrations.jsonl --model base --out sft --epochs 2 --lr 2e-5",
 )
 @takes(SftSpec)
 def sft(data: Data, out: Out, spec: SftSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
-    """Imitate answers: supervised fine-tuning on completions."""
+    """Imitate responses: supervised fine-tuning."""
     from prefdata.train.train import train_sft
 
     done = train_sft(data, spec, out, replace=replace, progress=True)
@@ -38,11 +60,11 @@ def sft(data: Data, out: Out, spec: SftSpec, replace: Replace = False, format: R
 
 
 @app.command(
-    "rm", cls=Command, epilog="Example: prefdata train rm preferences.jsonl --model sft --out reward_model --epochs 1"
+    "rm", cls=with_losses("rm"), epilog="Example: prefdata train rm preferences.jsonl --model sft --out reward_model"
 )
 @takes(RmSpec)
 def rm(data: Data, out: Out, spec: RmSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
-    """Score chosen above rejected: a Bradley-Terry reward model."""
+    """Score better responses higher: a reward model."""
     from prefdata.train.train import train_rm
 
     done = train_rm(data, spec, out, replace=replace, progress=True)
@@ -51,13 +73,23 @@ def rm(data: Data, out: Out, spec: RmSpec, replace: Replace = False, format: Rep
 
 @app.command(
     "dpo",
-    cls=Command,
-    epilog="Example: prefdata train dpo runs/demo --model policy --out runs/demo/models/dpo --beta 0.1",
+    cls=with_losses("dpo"),
+    epilog="Example: prefdata train dpo runs/demo --model policy --out runs/demo/models/dpo",
 )
 @takes(DpoSpec)
 def dpo(data: Data, out: Out, spec: DpoSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
-    """Prefer chosen to rejected: direct preference optimisation."""
+    """Prefer better responses: direct preference optimisation and its relatives."""
     from prefdata.train.train import train_dpo
 
     done = train_dpo(data, spec, out, replace=replace, progress=True)
+    show.outcome(done, format)
+
+
+@app.command("kto", cls=with_losses("kto"), epilog="Example: prefdata train kto labels.jsonl --model policy --out kto")
+@takes(KtoSpec)
+def kto(data: Data, out: Out, spec: KtoSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
+    """Learn from responses that are good or bad, each on its own."""
+    from prefdata.train.train import train_kto
+
+    done = train_kto(data, spec, out, replace=replace, progress=True)
     show.outcome(done, format)

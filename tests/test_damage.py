@@ -270,21 +270,21 @@ def test_a_damaged_checkpoint_is_not_continued(run: Path, tmp_path: Path) -> Non
     model(torch.ones(1, 5)).sum().backward()
     optimizer.step()
     path = tmp_path / "_checkpoint"
-    checkpoint.write(path, model, optimizer, {"step": 1})
+    checkpoint.write(path, {"model": model}, optimizer, {"step": 1})
     good, dice = path.read_bytes(), random.Random(2)
-    assert checkpoint.read(path, model, optimizer) == {"step": 1}
+    assert checkpoint.read(path, {"model": model}, optimizer) == {"step": 1}
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     found = 0
     for _ in range(200):
         path.write_bytes(flipped(good, dice))
         try:
-            assert checkpoint.read(path, model, optimizer) == {"step": 1}
+            assert checkpoint.read(path, {"model": model}, optimizer) == {"step": 1}
             assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
         except InputError:
             found += 1
             path.write_bytes(good)
-            checkpoint.read(path, model, optimizer)
+            checkpoint.read(path, {"model": model}, optimizer)
     assert found > 190
     path.write_bytes(good[:-9])
     with pytest.raises(InputError, match="is damaged"):
-        checkpoint.read(path, model, optimizer)
+        checkpoint.read(path, {"model": model}, optimizer)

@@ -140,3 +140,11 @@ def test_the_page_on_reliability(run_all: Pages) -> None:
     commands = console_commands(DOCS / "reliability.md")
     said = run_all(["prefdata ingest runs/demo sample_data/prompts.jsonl", *commands])
     assert said[commands[0]] == "runs/demo: every file is as it was written.\n"
+
+
+def test_the_page_on_objectives(run_all: Pages) -> None:
+    page = DOCS / "objectives.md"
+    for name, rows in re.findall(r"```json (\S+)\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL):
+        Path(name).write_text(rows, "utf-8")  # where the commands run
+    said = run_all(console_commands(page))
+    assert sum("made models/" in out for out in said.values()) == len(list(Path("models").iterdir())) > 45

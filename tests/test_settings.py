@@ -38,7 +38,7 @@ SAMPLE = ("sample", "r", "--model", "m")
         ),
         (("select", "r", "-k", "2.5"), "'-k' / '--k': should be a valid integer, not '2.5'"),
         (("select", "r", "--beta", "hot"), "'--beta': should be a valid number, not 'hot'"),
-        (("train", "sft", "d", "--out", "o", "--loss", "dpo"), "'--loss': should be nll, not 'dpo'"),
+        (("train", "sft", "d", "--out", "o", "--loss", "x"), "--loss x: there is no such loss. Known: nll"),
         (("select", "r", "--scale", "log"), "'--scale': should be raw or min-max, not 'log'"),
     ],
 )

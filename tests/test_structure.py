@@ -115,7 +115,8 @@ def test_import_is_light() -> None:
 
 
 def test_the_trainer_runs_on_a_bare_box() -> None:
-    modules = [f"prefdata.train.{path.stem}" for path in ROOT.glob("prefdata/train/*.py") if path.stem != "__init__"]
+    files = [path.relative_to(ROOT).with_suffix("") for path in ROOT.glob("prefdata/train/**/*.py")]
+    modules = [".".join(path.parts) for path in files if path.stem != "__init__"]
     needless = ["polars", "duckdb", "rich", "typer", "datasets", "vllm", "tensorboard"]
     done = blocked(needless, "import " + ", ".join(modules))
     assert done.returncode == 0, done.stderr

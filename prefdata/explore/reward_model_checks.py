@@ -272,8 +272,8 @@ def _as_trained(scorer: RewardModel, items: Sequence[Item], text_format: Path | 
         answer = [{"role": "assistant", "content": item.response}]
         tools = None if item.tools is None else json.loads(item.tools)
         rows.append(Trained(prompt, (answer,), 1.0, None, tools, TrainRow("check", 1, "train", {}), False))
-    trees = encoder.encode(rows).trees
-    trained = [[*tree.prompt.tolist(), *tree.responses[0].tolist()] for tree in trees]
+    examples = encoder.encode(rows).examples
+    trained = [[*example.prompt.tolist(), *example.responses[0].tolist()] for example in examples]
     same = sum(ids == found[item.key] for item, ids in zip(items, trained, strict=True))
     return Check("text as trained", same == len(items), f"{same} of {len(items)} the same", "all")
 

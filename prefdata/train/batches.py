@@ -1,32 +1,50 @@
-"""Trees of tokens, the order they are trained in, and the padded batches that a model takes.
+"""Examples of tokens, the order they are trained in, and the batches that a model takes.
 
-A tree is one prompt and its K responses: K = 1 for supervised fine-tuning, 2 for pairs. A batch lays each response out
-as a row of its own, behind its prompt.
+An example is a prompt and its K responses: K = 1 for demonstrations and unpaired data, 2 for pairs, more for groups. A
+batch is laid out in one of two ways:
+
+- `packed`: one row without padding, in which each prompt stands once, followed by its responses. Positions start again
+  after the prompt, and the attention of `prefdata.train.attention` keeps responses apart. A prompt is computed once for
+  all of its responses, with gradient.
+- `padded`: each response is a row of its own behind its prompt, padded on the right. Any causal model takes it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from prefdata.ids import ID_DIGITS, seed
+from prefdata.train.attention import Packing, Span
 
 Ids = np.ndarray
 """A vector of token ids, int32."""
 
+Layout = Literal["packed", "padded"]
+"""How a batch's tokens are laid out for the model."""
+
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class Example:
     """One prompt and its responses.
 
-    `trained[k]` says which tokens of response k count (None: all of them). The first token of a tree has nothing before
-    it that could predict it and never counts.
+    Attributes:
+        prompt: token ids.
+        responses: token ids of each response; of a pair the chosen one is first.
+        trained: which tokens of each response count; None: all of them. The first token of an example has nothing
+            before it that could predict it and never counts.
+        weight: of the example in the loss.
+        margin: by how much the chosen response should win.
+        probability: that a pair's label is right.
+        label: of unpaired data, whether the response is desirable.
+        ratings: of groups, how good each response is, by attribute.
     """
 
     prompt: Ids
@@ -35,136 +53,228 @@ class Tree:
     weight: float = 1.0
     margin: float = 0.0
     probability: float = 1.0
+    label: bool | None = None
+    ratings: tuple[tuple[float, ...], ...] | None = None
 
     @property
     def length(self) -> int:
-        """Tokens of the longest row."""
+        """Tokens of the prompt with the longest response."""
         return len(self.prompt) + max(len(response) for response in self.responses)
 
     @property
     def tokens(self) -> int:
-        """Tokens of all rows together."""
+        """Tokens of all responses, each with the prompt."""
         return sum(len(self.prompt) + len(response) for response in self.responses)
+
+    @property
+    def shared_tokens(self) -> int:
+        """Tokens of the prompt, once, and of all responses."""
+        return len(self.prompt) + sum(len(response) for response in self.responses)
 
     @property
     def trained_tokens(self) -> int:
         """Tokens that count, of all responses."""
-        return sum(len(self.targets(k)) for k in range(len(self.responses)))
+        return sum(len(self.trained_places(k)) for k in range(len(self.responses)))
 
-    def targets(self, k: int) -> np.ndarray:
-        """Positions, in the row of response k, of the tokens that count."""
-        start = len(self.prompt)
-        if self.trained is None:
-            return np.arange(max(start, 1), start + len(self.responses[k]))
-        places = np.flatnonzero(self.trained[k]) + start
-        return places[places > 0]
+    def trained_places(self, k: int) -> np.ndarray:
+        """Indices, within response k, of the tokens that count."""
+        places = np.arange(len(self.responses[k])) if self.trained is None else np.flatnonzero(self.trained[k])
+        return places if len(self.prompt) else places[places > 0]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`E` trees of `K` responses as `R = E * K` padded rows; row `e * K + k` is response k of tree e.
+    """`E` examples with up to `K` responses, as tokens of a model and as what losses read; `N` tokens count.
 
     Attributes:
-        tokens: `[R, T]` ids, padded on the right.
-        predicts: `[N]` flat positions (`row * T + column`) whose next token counts.
-        targets: `[N]` those next tokens.
-        ends: `[R]` column of each row's last token.
-        weight, margin: `[E]`.
+        input_ids: `[1, M]` packed, or padded a row a response.
+        position_ids: as `input_ids`; None where every row starts at 0.
+        packing: where the examples of a packed row stand; None for padded rows.
+        predictors: `[N]` flat indices into `input_ids` of the tokens whose next token counts.
+        targets: `[N]` ids of those next tokens.
+        row: `[N]` the response of each, `e * K + k`.
+        position: `[N]` its index in the response.
+        ends: `[E, K]` flat indices of each response's last token; 0 where there is no such response.
+        counts: `[E, K]` tokens that count.
+        present: `[E, K]` whether the example has that response.
+        weight: `[E]` of the example in the loss.
+        margin: `[E]` by how much the chosen response should win.
         labels: `[E, 2]` the probabilities that a pair's label is right, and that it is flipped.
-        counts: `[R]` tokens that count.
-        weights: `[E]` the same numbers as `weight`, to count with.
-        width: K.
-        index: the trees' places in the data.
+        label: `[E]` 1 where the response is desirable, else 0.
+        ratings: `[E, K, A]` by attribute, NaN where there is none.
+        index: the examples' places in the data.
     """
 
-    tokens: Tensor
-    predicts: Tensor
+    input_ids: Tensor
+    position_ids: Tensor | None
+    packing: Packing | None
+    predictors: Tensor
     targets: Tensor
+    row: Tensor
+    position: Tensor
     ends: Tensor
+    counts: Tensor
+    present: Tensor
     weight: Tensor
     margin: Tensor
     labels: Tensor
-    counts: list[int]
-    weights: list[float]
-    width: int
+    label: Tensor
+    ratings: Tensor
     index: np.ndarray
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
         if device.type == "cpu":
             return self
-        names = ("tokens", "predicts", "targets", "ends", "weight", "margin", "labels")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) for name, value in values if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
-def collate(trees: Sequence[Tree], index: np.ndarray) -> Batch:
-    """The trees at `index` as one batch."""
-    chosen = [trees[i] for i in index]
-    width, columns = len(chosen[0].responses), max(tree.length for tree in chosen)
-    tokens = np.zeros((len(chosen) * width, columns), dtype=np.int64)
-    ends = np.empty(len(tokens), dtype=np.int64)
-    places = []
-    for row in range(len(tokens)):
-        tree, k = chosen[row // width], row % width
-        start, end = len(tree.prompt), len(tree.prompt) + len(tree.responses[k])
-        tokens[row, :start] = tree.prompt
-        tokens[row, start:end] = tree.responses[k]
-        ends[row] = end - 1
-        places.append(tree.targets(k) + row * columns)
-    flat = np.concatenate(places)
+def collate(
+    examples: Sequence[Example], index: np.ndarray, layout: Layout = "padded", width: int | None = None
+) -> Batch:
+    """The examples at `index` as one batch; K is `width`, or as many responses as one of them has."""
+    taken = [examples[i] for i in index]
+    width = width or max(len(example.responses) for example in taken)
+    placed = _packed(taken) if layout == "packed" else _padded(taken)
+    targets, rows, positions = _targets(taken, width)
+    ends = np.zeros((len(taken), width), dtype=np.int64)
+    predictors = []
+    for (e, k), (before, start) in placed.starts.items():
+        ends[e, k] = start + len(taken[e].responses[k]) - 1
+        flat = start + taken[e].trained_places(k) - 1
+        predictors.append(np.where(flat < start, before, flat))  # the prompt's end predicts the first token
+    counts = np.bincount(rows, minlength=len(taken) * width).reshape(-1, width)
     return Batch(
-        tokens=torch.from_numpy(tokens),
-        predicts=torch.from_numpy(flat - 1),
-        targets=torch.from_numpy(tokens.reshape(-1)[flat]),
+        input_ids=torch.from_numpy(placed.ids),
+        position_ids=None if placed.positions is None else torch.from_numpy(placed.positions),
+        packing=placed.packing,
+        predictors=torch.from_numpy(np.concatenate(predictors)),
+        targets=torch.from_numpy(targets),
+        row=torch.from_numpy(rows),
+        position=torch.from_numpy(positions),
         ends=torch.from_numpy(ends),
-        weight=torch.tensor([tree.weight for tree in chosen], dtype=torch.float32),
-        margin=torch.tensor([tree.margin for tree in chosen], dtype=torch.float32),
-        # Each rounded once from float64, so that p = 1 - e gives the very numbers that label smoothing by e does.
-        labels=torch.tensor([[tree.probability, 1 - tree.probability] for tree in chosen], dtype=torch.float32),
-        counts=[len(place) for place in places],
-        weights=[tree.weight for tree in chosen],
-        width=width,
+        counts=torch.from_numpy(counts),
+        present=torch.tensor([[k < len(example.responses) for k in range(width)] for example in taken]),
         index=np.asarray(index),
+        **_labels(taken, width),
     )
 
 
-def micro_batches(trees: Sequence[Tree], index: Sequence[int], max_tokens: int) -> Iterator[Batch]:
-    """The trees at `index` in batches of at most `max_tokens` tokens with padding, of trees that are alike in length.
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """Tokens in place: `starts[e, k]` is the flat index of the prompt's last token and of the response's first."""
 
-    A tree that is larger than `max_tokens` gets a batch of its own: the bound on length is the data's business.
+    ids: np.ndarray
+    positions: np.ndarray | None
+    packing: Packing | None
+    starts: dict[tuple[int, int], tuple[int, int]]
+
+
+def _packed(examples: Sequence[Example]) -> _Placed:
+    ids, positions, spans, starts, at = [], [], [], {}, 0
+    for e, example in enumerate(examples):
+        prompt = len(example.prompt)
+        spans.append(Span(at, prompt, tuple(map(len, example.responses))))
+        ids += [example.prompt, *example.responses]
+        positions += [np.arange(prompt), *(prompt + np.arange(len(response)) for response in example.responses)]
+        before, at = at + prompt - 1, at + prompt
+        for k, response in enumerate(example.responses):
+            starts[e, k] = before, at
+            at += len(response)
+    packed = np.concatenate(ids).astype(np.int64)[None]
+    return _Placed(packed, np.concatenate(positions)[None], Packing(tuple(spans)), starts)
+
+
+def _padded(examples: Sequence[Example]) -> _Placed:
+    columns = max(example.length for example in examples)
+    ids = np.zeros((sum(len(example.responses) for example in examples), columns), dtype=np.int64)
+    starts: dict[tuple[int, int], tuple[int, int]] = {}
+    for e, example in enumerate(examples):
+        start = len(example.prompt)
+        for k, response in enumerate(example.responses):
+            row = len(starts)
+            ids[row, :start] = example.prompt
+            ids[row, start : start + len(response)] = response
+            starts[e, k] = row * columns + start - 1, row * columns + start
+    return _Placed(ids, None, None, starts)
+
+
+def _targets(examples: Sequence[Example], width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The tokens that count, the response of each (`e * width + k`) and its index there."""
+    targets, rows, positions = [], [], []
+    for e, example in enumerate(examples):
+        for k, response in enumerate(example.responses):
+            places = example.trained_places(k)
+            targets.append(response[places].astype(np.int64))
+            rows.append(np.full(len(places), e * width + k))
+            positions.append(places)
+    return np.concatenate(targets), np.concatenate(rows), np.concatenate(positions)
+
+
+def _labels(examples: Sequence[Example], width: int) -> dict[str, Tensor]:
+    """What the data say of the examples, as `Batch` holds it."""
+    rated = [example.ratings for example in examples if example.ratings]
+    ratings = np.full((len(examples), width, len(rated[0][0]) if rated else 1), np.nan, dtype=np.float32)
+    for e, example in enumerate(examples):
+        if example.ratings:
+            ratings[e, : len(example.ratings)] = example.ratings
+    return {
+        "weight": torch.tensor([example.weight for example in examples], dtype=torch.float32),
+        "margin": torch.tensor([example.margin for example in examples], dtype=torch.float32),
+        # Each rounded once from float64, so that p = 1 - e gives the very numbers that label smoothing by e does.
+        "labels": torch.tensor([[e.probability, 1 - e.probability] for e in examples], dtype=torch.float32),
+        "label": torch.tensor([float(example.label or 0) for example in examples]),
+        "ratings": torch.from_numpy(ratings),
+    }
+
+
+def micro_batches(
+    examples: Sequence[Example], index: Sequence[int], max_tokens: int, layout: Layout = "padded"
+) -> Iterator[Batch]:
+    """The examples at `index` in batches of at most `max_tokens` tokens, padding included, of similar lengths.
+
+    All have the same K. An example that is larger than `max_tokens` gets a batch of its own: the bound on length is the
+    data's business.
     """
+    width = max((len(examples[i].responses) for i in index), default=1)
     waiting: list[int] = []
-    for i in sorted(index, key=lambda i: (trees[i].length, i)):
-        if waiting and (len(waiting) + 1) * len(trees[i].responses) * trees[i].length > max_tokens:
-            yield collate(trees, np.array(waiting))
-            waiting = []
+    rows = tokens = 0
+    for i in sorted(index, key=lambda i: (examples[i].length, i)):
+        rows, tokens = rows + len(examples[i].responses), tokens + examples[i].shared_tokens
+        if waiting and (tokens if layout == "packed" else rows * examples[i].length) > max_tokens:
+            yield collate(examples, np.array(waiting), layout, width)
+            waiting, rows, tokens = [], len(examples[i].responses), examples[i].shared_tokens
         waiting.append(i)
     if waiting:
-        yield collate(trees, np.array(waiting))
+        yield collate(examples, np.array(waiting), layout, width)
 
 
 @lru_cache(maxsize=2)
 def order(count: int, run_seed: int, epoch: int) -> np.ndarray:
-    """The order of `count` trees in an epoch (from 0): a permutation that only the seed and the epoch decide."""
+    """The order of `count` examples in an epoch (from 0): a permutation that only the seed and the epoch decide."""
     return np.random.Generator(np.random.PCG64(seed(run_seed, "order", epoch))).permutation(count)
 
 
-def step_index(count: int, batch_size: int, run_seed: int, step: int) -> np.ndarray:
-    """Which trees an optimiser step (from 0) trains on; the last step of an epoch may have fewer."""
+def step_indices(count: int, batch_size: int, run_seed: int, step: int) -> np.ndarray:
+    """Which examples an optimiser step (from 0) trains on; the last step of an epoch may have fewer."""
     epoch, place = divmod(step, steps_per_epoch(count, batch_size))
     return order(count, run_seed, epoch)[place * batch_size : (place + 1) * batch_size]
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Optimiser steps that see every tree once."""
+    """Optimiser steps that see every example once."""
     return -(-count // batch_size)
 
 
-def content(trees: Sequence[Tree]) -> str:
-    """The id of what the trees hold: their tokens and which of them count."""
+def content_hash(examples: Sequence[Example]) -> str:
+    """The id of what the examples hold: their tokens and which of them count."""
     sha = hashlib.sha256()
-    for tree in trees:
-        for part in (tree.prompt, *tree.responses, *(tree.trained or ())):
+    for example in examples:
+        for part in (example.prompt, *example.responses, *(example.trained or ())):
             sha.update(len(part).to_bytes(8, "little"))
             sha.update(np.ascontiguousarray(part).tobytes())
     return sha.hexdigest()[:ID_DIGITS]

@@ -7,6 +7,7 @@ the data, the learning rate and the random numbers of a step are functions of th
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,21 @@ from prefdata.errors import InputError, StorageError
 from prefdata.storage.atomic import refused, sync, temporary_name
 
 
-def write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def write(
+    path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
     """Replace the checkpoint at `path`, atomically.
 
     Args:
         path: the checkpoint.
-        model: what is trained.
+        modules: what is trained, and what follows it, by name.
         optimizer: by what.
         state: whatever else the loop needs, as JSON values.
 
     Raises:
         StorageError: the disk refused; the checkpoint before it is still there.
     """
-    tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
+    tensors = _weights(modules)
     for number, slots in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{number}.{slot}": tensor for slot, tensor in slots.items()})
     temporary, text = temporary_name(path), json.dumps(state)
@@ -48,15 +51,15 @@ def write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state:
             temporary.unlink(missing_ok=True)
 
 
-def read(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Restore the checkpoint at `path` into `model` and `optimizer`; returns its state, or None where there is none.
+def read(path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Restore the checkpoint at `path` into `modules` and `optimizer`; returns its state, or None where there is none.
 
     Raises:
         InputError: it is damaged.
     """
     if not path.exists():
         return None
-    weights, slots = _weights(model), dict[int, dict[str, Tensor]]()
+    weights, slots = _weights(modules), dict[int, dict[str, Tensor]]()
     try:
         with safe_open(path, framework="pt") as file, torch.no_grad():
             metadata = file.metadata()
@@ -64,11 +67,10 @@ def read(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
             for key in sorted(file.keys()):  # one after the other: memory holds no second copy of the weights
                 tensor = file.get_tensor(key)
                 _add(hashed, key, tensor)
-                kind, _, rest = key.partition(".")
-                if kind == "model":
-                    weights.pop(rest).copy_(tensor)
+                if key in weights:
+                    weights.pop(key).copy_(tensor)
                 else:
-                    number, slot = rest.split(".")
+                    _, number, slot = key.split(".")
                     slots.setdefault(int(number), {})[slot] = tensor
         sound = hashed.hexdigest() == metadata["checksum"] and not weights
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
@@ -93,6 +95,10 @@ def _add(hashed: xxhash.xxh3_64, name: str, tensor: Tensor) -> None:
     hashed.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    # Parameters and buffers by name; tied weights appear once.
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+def _weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Parameters and buffers by the module's name and their own; tied weights appear once."""
+    return {
+        f"{module}.{name}": tensor
+        for module, net in modules.items()
+        for name, tensor in (*net.named_parameters(), *net.named_buffers())
+    }

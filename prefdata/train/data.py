@@ -59,7 +59,7 @@ def find(data: Path | str, kind: Kind, *, part: str | None = None, demonstration
     Args:
         data: a run directory, an export's folder, or whatever `ingest` reads: files, a pattern, a name for `datasets`.
         kind: what is wanted of it.
-        part: which pairing (preferences) or selector (demonstrations) of a run.
+        part: which pairing (preferences), selector (demonstrations), labels or groups of a run.
         demonstrations: which demonstrations of a run, instead of a selector.
 
     Raises:
@@ -70,7 +70,9 @@ def find(data: Path | str, kind: Kind, *, part: str | None = None, demonstration
     path = Path(name)
     if path.is_dir() and any((path / table).is_dir() for table in TABLES):
         run = Run(path)
-        return _preferences(run, part) if kind == "preferences" else _demonstrations(run, part, demonstrations)
+        if kind == "demonstrations":
+            return _demonstrations(run, part, demonstrations)
+        return {"preferences": _preferences, "unpaired": _unpaired}.get(kind, _groups)(run, part)
     files = _in_order(path) if path.is_dir() else input_files(name)
     if path.is_dir() and not files:
         raise InputError(
@@ -135,6 +137,38 @@ def _preferences(run: Run, pairing: str | None) -> Source:
             yield RawRow(str(pairs), number, values)
 
     return Source(str(pairs.path), {str(pairs): pairs.content}, read, run.path)
+
+
+def _unpaired(run: Run, name: str | None) -> Source:
+    part = run.only("unpaired", name)
+
+    def read() -> Iterator[RawRow]:
+        rows = part.read(["candidate_id", "prompt_id", "good", "weight"])
+        rows = rows.sort_by([("prompt_id", "ascending"), ("candidate_id", "ascending")])
+        asked = _look_up(rows["prompt_id"], _prompts(run), "prompt_id", part)
+        texts = _look_up(rows["candidate_id"], _texts(run), "candidate_id", part)
+        made = _imitate(str(part), asked, texts, rows["weight"])
+        for row, label in zip(made, rows["good"].to_pylist(), strict=True):
+            yield RawRow(row.file, row.row, {**row.values, "label": label})
+
+    return Source(str(part.path), {str(part): part.content}, read, run.path)
+
+
+def _groups(run: Run, name: str | None) -> Source:
+    part = run.only("groups", name)
+
+    def read() -> Iterator[RawRow]:
+        rows = part.read(["prompt_id", "candidate_ids", "scores"]).sort_by("prompt_id")
+        asked = _look_up(rows["prompt_id"], _prompts(run), "prompt_id", part)
+        ids = pa.chunked_array([rows["candidate_ids"].combine_chunks().flatten()])
+        texts = _look_up(ids, _texts(run), "candidate_id", part)
+        responses = (turns_of(*said) for said in _zip((texts["text"], texts["message"])))
+        columns = (asked["messages"], asked["tools"], asked["split"], rows["scores"])
+        for number, (messages, tools, split, scores) in enumerate(_zip(columns), 1):
+            values = {"prompt": without_nulls(messages), "tools": tools, "split": split, "scores": scores}
+            yield RawRow(str(part), number, {**values, "completions": [next(responses) for _ in scores]})
+
+    return Source(str(part.path), {str(part): part.content}, read, run.path)
 
 
 def _demonstrations(run: Run, selector: str | None, name: str | None) -> Source:

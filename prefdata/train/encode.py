@@ -1,4 +1,4 @@
-"""Items become trees of token ids: rendered and tokenised by the encoder, split where prompt and response part.
+"""Items become examples of token ids: rendered and tokenised by the encoder, split where prompt and response part.
 
 The texts, and their ids, are those that scoring, likelihoods and sampling use (`prefdata.chat`). Trained is all that
 the template writes from the response on, the end of the turn included; a template with `{% generation %}` blocks says
@@ -23,7 +23,7 @@ from prefdata.chat.responses import require_responses
 from prefdata.chat.template import TemplateRefusal, require_unicode
 from prefdata.errors import BadRow, BadRows, ModelError
 from prefdata.formats.bad_rows import OnBadRows
-from prefdata.train.batches import Ids, Tree
+from prefdata.train.batches import Example, Ids
 from prefdata.train.parsing import Item, Row, Turns
 
 _END_WINDOW = 4
@@ -31,7 +31,7 @@ _END_WINDOW = 4
 
 
 class Problem(NamedTuple):
-    """Why an item has no tree: a word for the report, and what is wrong."""
+    """Why an item has no example: a word for the report, and what is wrong."""
 
     reason: str
     detail: str
@@ -39,19 +39,19 @@ class Problem(NamedTuple):
 
 @dataclass
 class Encoded:
-    """Trees, and what became of the items that are not among them.
+    """Examples, and what became of the items that are not among them.
 
     Attributes:
-        trees: the examples.
+        examples: the examples.
         rows: the places of their items.
         dropped: items that are left out, by reason.
         bad: the rows of those that the template refuses or changes, and why.
         figures: items of which a report should tell, by what is to be told.
         ends: the tokens that end the responses.
-        conversations: how many of the trees are conversations, and not plain texts.
+        conversations: how many of the examples are conversations, and not plain texts.
     """
 
-    trees: list[Tree] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     bad: list[tuple[Row, Problem]] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Encoded:
 
 
 class Encoder:
-    """Turns items into trees for one model.
+    """Turns items into examples for one model.
 
     Args:
         chat: the model's encoder.
@@ -87,7 +87,7 @@ class Encoder:
         self._ends = set(chat.end_ids) | (set(chat.special_ids) if chat.turn_end is None else set())
 
     def encode(self, items: Sequence[Item]) -> Encoded:
-        """The items as trees.
+        """The items as examples.
 
         Raises:
             ModelError: the chat template is missing, or does not end a response with an end token.
@@ -99,8 +99,8 @@ class Encoder:
         masked = iter(self._masked([item for item, marks in zip(items, marked, strict=True) if marks], out))
         split = iter(self._split([item for item, marks in zip(items, marked, strict=True) if not marks], out))
         for place, (item, marks) in enumerate(zip(items, marked, strict=True)):
-            tree = next(masked if marks else split)
-            problem = tree if isinstance(tree, Problem) else self._fit(item, tree, out, place)
+            example = next(masked if marks else split)
+            problem = example if isinstance(example, Problem) else self._fit(item, example, out, place)
             if problem is None:
                 continue
             if self.on_bad_rows != "error" and problem.reason != "too_long":
@@ -117,10 +117,10 @@ class Encoder:
         chats = len(item.answers) == 1 and not isinstance(item.prompt, str)
         return self.sampled and chats and self.chat.template is not None and self.chat.template.marks
 
-    def _split(self, items: Sequence[Item], out: Encoded) -> list[Tree | Problem]:
-        """Trees by the longest common prefix of the prompt's and the whole texts' tokens."""
+    def _split(self, items: Sequence[Item], out: Encoded) -> list[Example | Problem]:
+        """Examples by the longest common prefix of the prompt's and the whole texts' tokens."""
         rendered = [self._texts(item, out) for item in items]
-        trees: list[Tree | Problem] = [one if isinstance(one, Problem) else Problem("", "") for one in rendered]
+        examples: list[Example | Problem] = [one if isinstance(one, Problem) else Problem("", "") for one in rendered]
         for chat in (self.chat, self.plain):
             texts = {
                 place: one
@@ -130,8 +130,8 @@ class Encoder:
             prompts = chat.encode([prompt for prompt, *_ in texts.values()], complete=False)
             wholes = iter(chat.encode([whole for _, *own in texts.values() for whole in own], complete=True))
             for (place, (_, *own)), prompt in zip(texts.items(), prompts, strict=True):
-                trees[place] = self._tree(items[place], _ids(prompt), [_ids(next(wholes)) for _ in own], out)
-        return trees
+                examples[place] = self._example(items[place], _ids(prompt), [_ids(next(wholes)) for _ in own], out)
+        return examples
 
     def _texts(self, item: Item, out: Encoded) -> list[str] | Problem:
         """The prompt's text and every whole text; or what is wrong."""
@@ -168,23 +168,23 @@ class Encoder:
         if any(self.chat.spells_special(text) for text in (*prompt, *(text for own in responses for text in own))):
             out.figures["special_tokens_in_text"] += 1
 
-    def _tree(self, item: Item, prompt: Ids, wholes: list[Ids], out: Encoded) -> Tree | Problem:
+    def _example(self, item: Item, prompt: Ids, wholes: list[Ids], out: Encoded) -> Example | Problem:
         start = min(shared_prefix(prompt, whole) for whole in wholes)
         return self._checked(item, wholes[0][:start], tuple(whole[start:] for whole in wholes), None, out)
 
-    def _masked(self, items: Sequence[Item], out: Encoded) -> list[Tree | Problem]:
-        """Trees by the template's own {% generation %} marks: every turn of the assistant, or those of the response."""
-        trees: list[Tree | Problem] = []
+    def _masked(self, items: Sequence[Item], out: Encoded) -> list[Example | Problem]:
+        """Examples by the template's {% generation %} marks: every turn of the assistant, or those of the response."""
+        examples: list[Example | Problem] = []
         for item in items:
             try:
                 ids, mask = self._marked(item, out)
             except TemplateRefusal as refusal:
-                trees.append(Problem(refusal.reason, str(refusal)))
+                examples.append(Problem(refusal.reason, str(refusal)))
                 continue
             places = np.flatnonzero(mask)
             first, last = (places[0], places[-1] + 1) if len(places) else (len(ids), len(ids))
-            trees.append(self._checked(item, ids[:first], (ids[first:last],), (mask[first:last],), out))
-        return trees
+            examples.append(self._checked(item, ids[:first], (ids[first:last],), (mask[first:last],), out))
+        return examples
 
     def _marked(self, item: Item, out: Encoded) -> tuple[Ids, np.ndarray]:
         """The token ids of a conversation, and which of them are trained.
@@ -208,12 +208,14 @@ class Encoder:
 
     def _checked(
         self, item: Item, prompt: Ids, responses: tuple[Ids, ...], trained: tuple[np.ndarray, ...] | None, out: Encoded
-    ) -> Tree | Problem:
+    ) -> Example | Problem:
         for response in responses:
             if not len(response):
                 return Problem("changed_by_template", "the chat template writes nothing for the response")
             out.ends.add(self._end_of(response))
-        return Tree(prompt, responses, trained, item.weight, item.margin or 0.0, item.probability)
+        return Example(
+            prompt, responses, trained, item.weight, item.margin or 0.0, item.probability, item.label, item.ratings
+        )
 
     def _end_of(self, response: Ids) -> int:
         """The token that ends a response: the one that the template ends turns with, or any other end token.
@@ -231,43 +233,60 @@ class Encoder:
             )
         return found
 
-    def _fit(self, item: Item, tree: Tree, out: Encoded, place: int) -> Problem | None:
-        """Put the tree into `out` if it is not too long, or as `on_long` says; returns what is wrong with it."""
-        fits = tree
-        if tree.weight == 0:
+    def _fit(self, item: Item, example: Example, out: Encoded, place: int) -> Problem | None:
+        """Put the example into `out` if it is not too long, or as `on_long` says; returns what is wrong with it."""
+        fits = example = self._distinct(example, out)
+        if example.weight == 0:
             out.dropped["weight_zero"] += 1
             return None
-        if _alike(tree):
+        if _alike(example):
             out.dropped["identical_as_rendered"] += 1
             return None
-        if self.max_length is not None and tree.length > self.max_length:
+        if self.max_length is not None and example.length > self.max_length:
             if self.on_long == "error":
-                long = f"{tree.length} tokens, more than {self.max_length}: use --on-long drop or truncate"
+                long = f"{example.length} tokens, more than {self.max_length}: use --on-long drop or truncate"
                 return Problem("too_long", long)
-            room = self.max_length - len(tree.prompt)
+            room = self.max_length - len(example.prompt)
             if self.on_long == "drop" or room < 1:
                 out.dropped["too_long" if self.on_long == "drop" else "prompt_too_long"] += 1
                 return None
-            fits = cut(tree, room)
+            fits = self._distinct(truncate(example, room), out)
             if _alike(fits):
                 out.dropped["identical_when_truncated"] += 1
                 return None
             out.figures["truncated"] += 1
-        out.trees.append(fits)
+        out.examples.append(fits)
         out.rows.append(place)
         out.conversations += not isinstance(item.prompt, str)
         return None
 
+    @staticmethod
+    def _distinct(example: Example, out: Encoded) -> Example:
+        """A group with each response once: of equal ones the best rated stays."""
+        ratings = example.ratings
+        if ratings is None or len(example.responses) < 3:
+            return example
+        best: dict[bytes, int] = {}
+        for k in sorted(range(len(example.responses)), key=lambda k: -ratings[k][0]):
+            best.setdefault(example.responses[k].tobytes(), k)
+        kept = sorted(best.values())
+        out.figures["identical_responses"] += len(example.responses) - len(kept)
+        return replace(
+            example,
+            responses=tuple(example.responses[k] for k in kept),
+            ratings=tuple(ratings[k] for k in kept),
+        )
 
-def cut(tree: Tree, room: int) -> Tree:
-    """The tree with its responses cut to `room` tokens."""
-    trained = None if tree.trained is None else tuple(mask[:room] for mask in tree.trained)
-    return replace(tree, responses=tuple(response[:room] for response in tree.responses), trained=trained)
+
+def truncate(example: Example, room: int) -> Example:
+    """The example with its responses cut to `room` tokens."""
+    trained = None if example.trained is None else tuple(mask[:room] for mask in example.trained)
+    return replace(example, responses=tuple(response[:room] for response in example.responses), trained=trained)
 
 
-def _alike(tree: Tree) -> bool:
+def _alike(example: Example) -> bool:
     """Whether two responses are the same tokens, so that there is nothing to prefer."""
-    return len({response.tobytes() for response in tree.responses}) < len(tree.responses)
+    return len({response.tobytes() for response in example.responses}) < len(example.responses)
 
 
 def _ids(tokens: Iterable[int]) -> Ids:

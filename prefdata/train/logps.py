@@ -1,87 +1,124 @@
-"""Log-probabilities of the tokens that are trained, and of no others.
+"""Log-probabilities of the tokens that are trained, and of no others; scores at the ends of responses.
 
-The trunk of the model runs over the padded rows; its head is applied only where the next token is a trained one, in
-chunks, so that no tensor of (positions x vocabulary) ever exists for the whole batch. A chunk's logits are computed
-again in the backward pass.
+The trunk of the model runs over a batch however it is laid out; the head is applied only where the next token is a
+trained one, in chunks, so that no tensor of (positions x vocabulary) exists for a large batch, forward or backward.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 
 from prefdata.train.batches import Batch
+from prefdata.train.head import Head, head_collisions, head_kls, head_logps
 
 CHUNK_ELEMENTS = 1 << 26
 """Logits that exist at one time: 256 MiB in float32."""
 
 
-def sequence_logps(model: Any, batch: Batch, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
-    """`[E, K]` log-probabilities of the responses, nats summed over their trained tokens, in float32.
+@dataclass(frozen=True, slots=True)
+class ResponseLogps:
+    """Log-probabilities of a batch's responses, in nats and float32.
+
+    Attributes:
+        tokens: `[N]` of the tokens that count.
+        row: `[N]` the response of each, `e * K + k`.
+        position: `[N]` its index in the response.
+        counts: `[E, K]` tokens of each response that count.
+        sums: `[E, K]` of the responses, summed over their tokens; 0 where there is none.
+        entropies: `[N]` of the distributions that the tokens were taken from, without gradient; None unless asked for.
+        collisions: `[N]` `log sum_v p(v)^2` of those distributions, without gradient; None unless asked for.
+        kls: `[N]` KL from those distributions to a reference's; None unless asked for.
+    """
+
+    tokens: Tensor
+    row: Tensor
+    position: Tensor
+    counts: Tensor
+    sums: Tensor
+    entropies: Tensor | None = None
+    collisions: Tensor | None = None
+    kls: Tensor | None = None
+
+
+def response_logps(
+    model: Any,
+    batch: Batch,
+    *,
+    entropies: bool = False,
+    collisions: bool = False,
+    reference: Any = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> ResponseLogps:
+    """The log-probabilities of a batch's responses, whatever way the batch is laid out.
 
     Args:
         model: a causal language model of transformers.
-        batch: `E` trees of `K` responses.
+        batch: its examples.
+        entropies: whether those are wanted.
+        collisions: whether those are wanted.
+        reference: a model that `kls` are wanted to; it takes the same layout.
         chunk_elements: how many logits may exist at one time.
     """
-    hidden = last_hidden(model, batch)
-    tokens = token_logps(model, hidden.flatten(0, 1)[batch.predicts], batch.targets, chunk_elements)
+    hidden = last_hidden(model, batch)[batch.predictors]
+    head = Head.of(model)
+    tokens, found = head_logps(head, hidden, batch.targets, chunk_elements, entropies=entropies)
+    kls = None
+    if reference is not None:
+        with torch.no_grad():
+            theirs = last_hidden(reference, batch)[batch.predictors]
+        kls = head_kls(head, hidden, Head.of(reference), theirs, chunk_elements)
+    return ResponseLogps(
+        tokens,
+        batch.row,
+        batch.position,
+        batch.counts,
+        sum_responses(batch, tokens),
+        found,
+        head_collisions(head, hidden, chunk_elements) if collisions else None,
+        kls,
+    )
+
+
+def sum_responses(batch: Batch, values: Tensor) -> Tensor:
+    """`[E, K]` sums of values `[N]` over the tokens of each response."""
     # Every token to its own cell, then a sum along rows: deterministic on every device, which index_add is not.
-    rows, columns = batch.tokens.shape
-    cells = tokens.new_zeros(rows * columns).index_put((batch.predicts,), tokens)
-    return cells.view(rows, columns).sum(1).view(-1, batch.width)
+    columns = int(batch.position.max()) + 1 if len(batch.position) else 1
+    cells = values.new_zeros(batch.counts.numel(), columns).index_put((batch.row, batch.position), values)
+    return cells.sum(1).view_as(batch.counts)
 
 
 def last_hidden(model: Any, batch: Batch) -> Tensor:
-    """`[R, T, H]` the trunk's last hidden states.
+    """`[M, H]` the trunk's last hidden states, in the order of the batch's tokens.
 
-    Rows are padded on the right and attention is causal: no token ever sees the padding, so that no mask is needed.
+    Padding is on the right and attention is causal: no token ever sees it, so that padded rows need no mask.
     """
-    hidden: Tensor = model.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
-    return hidden
-
-
-def token_logps(model: Any, hidden: Tensor, targets: Tensor, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
-    """`[N]` log-probabilities of `targets` `[N]` under the head's distributions at `hidden` `[N, H]`, in float32."""
-    head = model.get_output_embeddings()
-    rows = max(1, chunk_elements // head.weight.shape[0])
-    if len(hidden) <= rows:
-        return _chunk_logps(model, hidden, targets)
-    parts = [
-        checkpoint(_chunk_logps, model, h, t, use_reentrant=False)
-        for h, t in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
-    ]
-    return torch.cat(parts)
-
-
-def _chunk_logps(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
-    return -F.cross_entropy(logits(model, hidden).float(), targets, reduction="none")
-
-
-def logits(model: Any, hidden: Tensor) -> Tensor:
-    """The head's logits, with what some families do to them: Cohere and Granite scale, Gemma caps."""
-    config = model.config.get_text_config()
-    out: Tensor = model.get_output_embeddings()(hidden)
-    if scale := getattr(config, "logit_scale", None):
-        out = out * scale
-    if scaling := getattr(config, "logits_scaling", None):
-        out = out / scaling
-    if cap := getattr(config, "final_logit_softcapping", None):
-        out = cap * torch.tanh(out / cap)
-    return out
+    more: dict[str, Any] = {} if batch.packing is None else {"packing": batch.packing}
+    if batch.position_ids is not None:
+        more["position_ids"] = batch.position_ids
+    hidden: Tensor = model.base_model(input_ids=batch.input_ids, use_cache=False, **more).last_hidden_state
+    return hidden.flatten(0, 1)
 
 
 def end_scores(model: Any, batch: Batch) -> Tensor:
-    """`[E, K]` a reward model's scores, read at each response's last token, in float32.
+    """`[E, K, H]` a reward model's scores by head, read at each response's last token; 0 where there is none.
 
-    The place comes from the batch and not from comparing ids with the padding's: where the padding token is the end
-    token, that comparison reads the token before the end.
+    In float32 whatever the precision of the trunk: rounded to bfloat16, scores that differ become equal. The place
+    comes from the batch and not from comparing ids with the padding's: where the padding token is the end token, that
+    comparison reads the token before the end.
     """
-    hidden = last_hidden(model, batch)
-    rows = torch.arange(len(hidden), device=hidden.device)
-    scores: Tensor = model.score(hidden[rows, batch.ends])
-    return scores.float().view(-1, batch.width)
+    hidden, head = last_hidden(model, batch)[batch.ends], score_head(model)
+    with torch.autocast(hidden.device.type, enabled=False):
+        bias = None if head.bias is None else head.bias.float()
+        scores = F.linear(hidden.float(), head.weight.float(), bias)
+    return torch.where(batch.present[..., None], scores, 0.0)
+
+
+def score_head(model: Any) -> nn.Linear:
+    """The linear head of a reward model."""
+    head: nn.Linear = model.score
+    return head

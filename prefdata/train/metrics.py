@@ -1,41 +1,53 @@
-"""Metrics: one JSON object a line in metrics.jsonl, and the same numbers in TensorBoard where it is installed."""
+"""Metrics: one JSON object a line in metrics.jsonl, and the same numbers in TensorBoard where it is installed.
+
+Sums stay on the device until a line is written, so that no step waits for the device to say its loss.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from prefdata.train.objectives import Sums
-
 METRICS_FILE = "metrics.jsonl"
+
+MetricSums = Mapping[str, tuple[Tensor | float, Tensor | float]]
+"""Metrics as (sum, count), so that micro-batches add up to the same mean however they were cut."""
 
 log = logging.getLogger("prefdata.train")
 
 
-class Means:
-    """Means that are added up piece by piece, exactly restorable from JSON."""
+class MetricMeans:
+    """Means that are added up piece by piece, in float64, exactly restorable from JSON.
 
-    def __init__(self, sums: dict[str, list[float]] | None = None) -> None:
-        self.sums = sums or {}
+    Args:
+        sums: [sum, count] by name, of an earlier part of the run.
+    """
 
-    def add(self, more: dict[str, tuple[float, float]]) -> None:
-        """Add (sum, count) by name."""
-        for name, (total, count) in more.items():
-            mine = self.sums.setdefault(name, [0.0, 0.0])
-            mine[0] += total
-            mine[1] += count
+    def __init__(self, sums: Mapping[str, Sequence[float]] | None = None) -> None:
+        self._sums = {name: torch.tensor(pair, dtype=torch.float64) for name, pair in (sums or {}).items()}
 
-    def take(self) -> dict[str, float]:
-        """The means since the last take."""
+    def add(self, more: Mapping[str, Tensor]) -> None:
+        """Add `[2]` tensors of sum and count by name, as `stack_sums` makes them."""
+        for name, pair in more.items():
+            own = self._sums.get(name)
+            self._sums[name] = pair if own is None else own.to(pair.device) + pair
+
+    @property
+    def sums(self) -> dict[str, list[float]]:
+        """What `MetricMeans` continues from, as JSON values; waits for the device."""
+        return to_host(self._sums)
+
+    def pop(self) -> dict[str, float]:
+        """The means since the last `pop`."""
         means = self.means()
-        self.sums = {}
+        self._sums = {}
         return means
 
     def means(self) -> dict[str, float]:
@@ -51,17 +63,17 @@ class RunMeans:
         sums: of an earlier part of the run, as `sums` has them.
     """
 
-    def __init__(self, steps: int, sums: dict[str, dict[str, list[float]]] | None = None) -> None:
+    def __init__(self, steps: int, sums: Mapping[str, Mapping[str, Sequence[float]]] | None = None) -> None:
         self._first, self._last = max(1, steps // 10), steps - max(1, steps // 10)
-        self._means = {part: Means((sums or {}).get(part)) for part in ("", " first", " last")}
+        self._means = {part: MetricMeans((sums or {}).get(part)) for part in ("", " first", " last")}
 
     @property
     def sums(self) -> dict[str, dict[str, list[float]]]:
         """What `RunMeans` continues from, as JSON values."""
         return {part: means.sums for part, means in self._means.items()}
 
-    def add(self, step: int, metrics: dict[str, tuple[float, float]]) -> None:
-        """Add the (sum, count) of each metric of a step (from 0)."""
+    def add(self, step: int, metrics: Mapping[str, Tensor]) -> None:
+        """Add the sums and counts of a step's (from 0) metrics, as `MetricMeans.add` takes them."""
         parts = {"": True, " first": step < self._first, " last": step >= self._last}
         for part, inside in parts.items():
             if inside:
@@ -73,22 +85,34 @@ class RunMeans:
         return {f"{name}{part}": means[name] for name in names for part, means in parts.items() if name in means}
 
 
-def fetch(pieces: list[Sums], **more: Tensor) -> dict[str, tuple[float, float]]:
-    """The sums of the micro-batches of one step, and `more` single numbers, in one transfer from the device."""
-    names = list(pieces[0])
-    stacked = torch.stack([torch.stack([piece[name][0].double() for name in names]) for piece in pieces]).sum(0)
-    numbers = torch.cat([stacked, *(number.detach().double().reshape(1) for number in more.values())]).tolist()
-    counts = [sum(piece[name][1] for piece in pieces) for name in names] + [1.0] * len(more)
-    return dict(zip([*names, *more], zip(numbers, counts, strict=True), strict=True))
+def stack_sums(pieces: Sequence[MetricSums]) -> dict[str, Tensor]:
+    """`[2]` float64 tensors of sum and count by name, added up over `pieces`, on the device where each sum is."""
+    sums: dict[str, Tensor] = {}
+    for piece in pieces:
+        for name, (total, count) in piece.items():
+            device = total.device if isinstance(total, Tensor) else None
+            pair = torch.stack([torch.as_tensor(part, dtype=torch.float64, device=device) for part in (total, count)])
+            sums[name] = pair if name not in sums else sums[name] + pair
+    return sums
 
 
-class Log:
+def to_host(sums: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """The numbers of `[2]` tensors by name, in one transfer from the device."""
+    by_device: dict[torch.device, dict[str, Tensor]] = {}
+    for name, pair in sums.items():
+        by_device.setdefault(pair.device, {})[name] = pair.detach()
+    tables = {device: torch.stack(list(pairs.values())).tolist() for device, pairs in by_device.items()}
+    rows = {device: dict(zip(pairs, tables[device], strict=True)) for device, pairs in by_device.items()}
+    return {name: rows[pair.device][name] for name, pair in sums.items()}
+
+
+class MetricsWriter:
     """metrics.jsonl and TensorBoard, from a given step on.
 
     Args:
         folder: the model's folder.
         position: bytes of metrics.jsonl that a checkpoint vouches for; what lies beyond belongs to steps that are run
-            again, and is cut off.
+            again, and is removed.
         step: the first step that will be logged.
     """
 

@@ -22,14 +22,15 @@ from prefdata.models.files import ModelFiles
 from prefdata.models.loading import pick_device, read_weights, silenced
 from prefdata.specs.train import RmSpec, TrainSpec
 from prefdata.storage.atomic import refused
+from prefdata.train.batches import Layout
 from prefdata.train.encode import Encoded
-from prefdata.train.logps import logits
+from prefdata.train.self_check import check_trunk, is_reward_model, pick_layout
 
 log = logging.getLogger("prefdata.train")
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model ready to train.
 
     Attributes:
@@ -39,6 +40,7 @@ class Loaded:
         autocast: the precision of matrix products, or None for the weights' own.
         save_dtype: precision of the saved weights: that of the model it started from.
         micro_tokens: most tokens that go through it at once, padding included.
+        layout: how batches are laid out for it.
     """
 
     model: Any
@@ -47,6 +49,7 @@ class Loaded:
     autocast: torch.dtype | None
     save_dtype: torch.dtype
     micro_tokens: int
+    layout: Layout = "padded"
 
     def precision(self) -> torch.autocast:
         """The context that forward passes run in."""
@@ -66,7 +69,7 @@ def load_chat(files: ModelFiles, spec: TrainSpec) -> Chat:
     return chat
 
 
-def load(files: ModelFiles, spec: TrainSpec, tokenizer: Any) -> Loaded:
+def load(files: ModelFiles, spec: TrainSpec, tokenizer: Any) -> LoadedModel:
     """The model that `spec` trains: a reward model for an RmSpec (with a new head on a causal LM), else a causal LM.
 
     Raises:
@@ -87,19 +90,24 @@ def load(files: ModelFiles, spec: TrainSpec, tokenizer: Any) -> Loaded:
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"{files.name}: transformers cannot load it ({error}).") from None
     model.float().to(device)
-    loaded = Loaded(model, tokenizer, device, _autocast(device, spec.dtype), saved, _micro_tokens(device, spec))
-    _check_trunk(loaded, files.name)
-    return loaded
+    check_trunk(model, files.name)
+    layout = pick_layout(model, spec.batch_layout, files.name)
+    return LoadedModel(
+        model, tokenizer, device, _autocast(device, spec.dtype), saved, _micro_tokens(device, spec), layout
+    )
 
 
 def _causal(files: ModelFiles, spec: TrainSpec, config: Any) -> Any:
     if spec.from_scratch:
         return _from_config(AutoModelForCausalLM, config)
-    return read_weights(AutoModelForCausalLM, files, torch.float32)
+    return read_weights(AutoModelForCausalLM, files, torch.float32, **_attention(config))
 
 
-def _reward_model(files: ModelFiles, spec: TrainSpec, config: Any, tokenizer: Any) -> Any:
-    config.num_labels = 1
+def _reward_model(files: ModelFiles, spec: RmSpec, config: Any, tokenizer: Any) -> Any:
+    config.num_labels = spec.heads
+    if spec.attributes:
+        config.id2label = dict(enumerate(spec.attributes))
+        config.label2id = {name: number for number, name in config.id2label.items()}
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if config.pad_token_id == tokenizer.eos_token_id:
@@ -108,22 +116,33 @@ def _reward_model(files: ModelFiles, spec: TrainSpec, config: Any, tokenizer: An
             "own forward looks for the last token that is not padding, and would read the one before it.",
             files.name,
         )
-    new_head = spec.from_scratch or not files.architecture.endswith("ForSequenceClassification")
+    new_head = spec.from_scratch or not files.architecture.endswith("ForSequenceClassification") or spec.heads > 1
     if spec.from_scratch:
         model = _from_config(AutoModelForSequenceClassification, config)
     else:
         new = "score" if new_head else ""
-        model = read_weights(AutoModelForSequenceClassification, files, torch.float32, new=new, config=config)
+        model = read_weights(
+            AutoModelForSequenceClassification, files, torch.float32, new=new, config=config, **_attention(config)
+        )
     if not is_reward_model(model):
         raise ModelError(f"{files.name}: {type(model).__name__} has no linear `score` head on its last hidden states.")
     if new_head:
         # Small at the start (1 / (h + 1), as OpenRLHF does), so that the first loss is ln 2 and none is favoured.
         nn.init.normal_(model.score.weight, std=1 / (model.score.in_features + 1))
+    if spec.loss == "poe-length":
+        model.length_head = nn.Linear(2, 1, bias=False)  # trained beside the score, not saved
+        nn.init.zeros_(model.length_head.weight)
     return model
 
 
 def _from_config(auto: Any, config: Any) -> Any:
-    return auto.from_config(config, dtype=torch.float32)
+    return auto.from_config(config, dtype=torch.float32, **_attention(config))
+
+
+def _attention(config: Any) -> dict[str, str]:
+    # transformers' scaled dot-product attention leaves out the cap that Gemma 2 puts on attention's logits.
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return {"attn_implementation": "eager"} if capped else {}
 
 
 def _micro_tokens(device: torch.device, spec: TrainSpec) -> int:
@@ -138,44 +157,15 @@ def _autocast(device: torch.device, dtype: str) -> torch.dtype | None:
     return torch.bfloat16 if dtype == "bfloat16" else None
 
 
-@torch.no_grad()
-def _check_trunk(loaded: Loaded, name: str) -> None:
-    """Hold what the trainer takes for granted against the model itself, on a few tokens.
-
-    Raises:
-        ModelError: a token sees what comes after it, or the head is more than a linear layer.
-    """
-    model = loaded.model.eval()
-    pad = model.config.get_text_config().pad_token_id
-    ids = [i for i in range(8) if i != pad][:6]
-    tokens = torch.tensor([ids], device=loaded.device) % model.config.get_text_config().vocab_size
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :4]
-    alone = model.base_model(input_ids=tokens[:, :4], use_cache=False).last_hidden_state
-    if not torch.allclose(hidden, alone, rtol=1e-3, atol=1e-4):
-        raise ModelError(
-            f"{name}: in {type(model).__name__} tokens see what comes after them; it cannot be trained here."
-        )
-    theirs = model(input_ids=tokens[:, :4], use_cache=False).logits
-    ours = model.score(alone[:, -1]) if is_reward_model(model) else logits(model, alone)
-    if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4):
-        raise ModelError(
-            f"{name}: {type(model).__name__} does more than a linear head does; it cannot be trained here."
-        )
-
-
-def is_reward_model(model: Any) -> bool:
-    """Whether the model has a linear `score` head."""
-    return isinstance(getattr(model, "score", None), nn.Linear)
-
-
-def save(loaded: Loaded, files: ModelFiles, chat: Chat, trained: Encoded, folder: Path) -> None:
+def save(loaded: LoadedModel, files: ModelFiles, chat: Chat, trained: Encoded, folder: Path) -> None:
     """Write `folder` as a Hugging Face model that transformers and vLLM load: weights, tokenizer, template, configs.
 
     It says what was trained: the chat template with the variables that were set, or none where the data were plain
     texts, and the tokens that ended the responses.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
-    weights = {name: tensor.to(loaded.save_dtype) for name, tensor in model.state_dict().items()}
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("length_head.")}
+    weights = {name: tensor.to(loaded.save_dtype) for name, tensor in state.items()}
     model.config.dtype = loaded.save_dtype
     plain = chat.template is None or not trained.conversations
     if plain:

@@ -12,18 +12,19 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from prefdata.chat.messages import for_template
-from prefdata.errors import BadRow, InputError
+from prefdata.errors import BadRow, BadRows, InputError
 from prefdata.formats.bad_rows import OnBadRows
 from prefdata.formats.files import RawRow
 from prefdata.formats.reading import Reader, ReadOptions
 from prefdata.formats.records import BadRowError, Record, Response, no_pair
 from prefdata.specs.ingest import IngestKind
+from prefdata.train.labelled import known, labelled, rated, safety
 
-Kind = Literal["demonstrations", "preferences"]
+Kind = Literal["demonstrations", "preferences", "unpaired", "groups", "rated"]
 Message = dict[str, Any]
 Turns = list[Message]
 
@@ -54,6 +55,8 @@ class Item:
     row: Row
     every_turn: bool
     probability: float = 1.0
+    label: bool | None = None
+    ratings: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,36 @@ class Needs:
     """What training needs of data.
 
     Attributes:
-        kind: preferences or demonstrations.
+        kind: preferences, demonstrations, single labelled responses, groups of rated ones, or single rated ones.
         margin: whether each pair needs one.
         probability: whether each pair needs the probability that its label is right.
         template: whether the model has a chat template; without one a transcript is trained as the text it is.
+        ratings: the columns that responses are rated in, of groups and rated ones; found from the row unless given.
+        safety: whether preferences say which of their sides are safe.
+        wanted: what is wanted of the data, and by which command, for messages.
     """
 
     kind: Kind
     margin: bool = False
     probability: bool = False
     template: bool = True
+    ratings: tuple[str, ...] = ()
+    safety: bool = False
+    wanted: str = ""
 
     @property
     def want(self) -> IngestKind:
         """What is asked of the reader."""
-        return "pairs" if self.kind == "preferences" else "demonstrations"
+        return _WANTS[self.kind]
+
+
+_WANTS: dict[Kind, IngestKind] = {
+    "preferences": "pairs",
+    "demonstrations": "demonstrations",
+    "unpaired": "unpaired",
+    "groups": "candidates",
+    "rated": "candidates",
+}
 
 
 @dataclass
@@ -84,13 +102,14 @@ class ItemStream:
 
     Attributes:
         skipped: rows that make no item although nothing is wrong with them, by reason.
-        kept: columns that were not used, and in how many rows.
+        left_out: responses that groups and rated ones are without, by reason.
     """
 
     reader: Reader
     needs: Needs
     name: str
     skipped: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[Item]:
         """The items, in the order of the rows.
@@ -99,6 +118,14 @@ class ItemStream:
             InputError: there are no rows, their columns are of no known layout, or lack one that a setting asks for.
             BadRows: rows that cannot be used, all of them, unless they are left out.
         """
+        try:
+            yield from self._read()
+        except InputError as error:
+            if not self.needs.wanted or isinstance(error, BadRows):
+                raise
+            raise InputError(f"{str(error).rstrip('.')}; {self.needs.wanted}.") from None
+
+    def _read(self) -> Iterator[Item]:
         made = 0
         for row, record in self.reader.records():
             try:
@@ -119,7 +146,7 @@ class ItemStream:
         figures: dict[str, Any] = {"layout": ", ".join(dict.fromkeys(one.layout for one in reader.layouts.values()))}
         if reader.surrogates:
             figures["lone_surrogates"] = reader.surrogates
-        figures |= {name.replace(" ", "_"): count for name, count in reader.notes.items()}
+        figures |= {name.replace(" ", "_"): count for name, count in (reader.notes + self.left_out).items()}
         if unused := [*reader.kept, *reader.not_kept]:
             figures["not_used"] = ", ".join(unused)
         return figures
@@ -133,7 +160,34 @@ class ItemStream:
     def _items(self, row: RawRow, record: Record) -> Iterator[Item]:
         if self.needs.kind == "demonstrations":
             return self._demonstrations(row, record)
-        return self._preferences(row, record)
+        if self.needs.kind == "unpaired":
+            return self._unpaired(row, record)
+        return self._preferences(row, record) if self.needs.kind == "preferences" else self._rated(row, record)
+
+    def _unpaired(self, row: RawRow, record: Record) -> Iterator[Item]:
+        found = labelled(record)
+        if not found:
+            self.skipped["tie" if record.tie else "no_label"] += 1
+        for response, label in found:
+            if response.empty:
+                self.skipped["empty"] += 1
+                continue
+            yield replace(self._item(row, record, [response]), label=label)
+
+    def _rated(self, row: RawRow, record: Record) -> Iterator[Item]:
+        kept, groups = [], self.needs.kind == "groups"
+        for response, ratings in rated(row.values, record, self.needs.ratings, sides=groups):
+            reason = "empty_responses" if response.empty else None if known(ratings) else "responses_without_score"
+            if reason:
+                self.left_out[reason] += 1
+            else:
+                kept.append((response, ratings))
+        if not kept:
+            self.skipped["no_score"] += 1
+            return
+        for part in [kept] if groups else [[one] for one in kept]:
+            item = self._item(row, record, [response for response, _ in part])
+            yield replace(item, ratings=tuple(ratings for _, ratings in part))
 
     def _preferences(self, row: RawRow, record: Record) -> Iterator[Item]:
         self._refuse_absent(row)
@@ -149,7 +203,8 @@ class ItemStream:
             if reason := no_pair(*pair):
                 self.skipped[reason] += 1
                 continue
-            yield self._item(row, record, pair, probability=record.certainty(verdict))
+            item = self._item(row, record, pair, probability=record.certainty(verdict))
+            yield replace(item, ratings=safety(row.values, pair)) if self.needs.safety else item
 
     def _demonstrations(self, row: RawRow, record: Record) -> Iterator[Item]:
         responses = record.demonstrations()

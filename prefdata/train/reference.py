@@ -1,72 +1,217 @@
-"""The frozen reference of DPO: run once over the data, kept in Parquet, so that no second model is in memory.
+"""The reference that a policy is held to: its log-probabilities, computed once, or a model that follows the policy.
 
-The cache is named by what decides its numbers (the model's weights and config, the data's tokens and the precision) and
-by its own checksum: one that is damaged is computed again.
+Computed once they are kept in Parquet, so that no second model is in memory. They are computed window by window, in the
+order of the data, and written every few seconds: what is stopped loses no more than that. A window is found by what
+decides its numbers: the reference's weights and config, the tokens and which of them count, and how they were computed.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import xxhash
-from torch import Tensor
+from torch import Tensor, nn
 
+from prefdata.errors import UsageError
 from prefdata.ids import FORMAT, digest
 from prefdata.progress import Progress, quiet
 from prefdata.storage.atomic import checksum, refused, write_atomically
-from prefdata.train.batches import Tree, content, micro_batches
-from prefdata.train.logps import sequence_logps
-from prefdata.train.models import Loaded
+from prefdata.train.batches import Batch, Example, content_hash, micro_batches
+from prefdata.train.logps import response_logps
+from prefdata.train.models import LoadedModel
+from prefdata.train.objectives.forward import weighted_logps
+
+WINDOW = 16
+"""Micro-batches of a window: as many tokens, of similar lengths in each."""
+
+WRITE_SECONDS = 5.0
+"""How long computed windows are in memory only."""
+
+_PART = pa.schema({"window": pa.string(), "logps": pa.list_(pa.list_(pa.float32()))})
 
 
-def reference_logps(
-    loaded: Loaded, revision: str, trees: Sequence[Tree], cache: Path, progress: Progress = quiet
-) -> Tensor:
-    """`[E, K]` log-probabilities of every response under `loaded` as it is now, read from `cache` if they are there.
+class Reference(Protocol):
+    """What a policy is held to."""
+
+    def logps(self, batch: Batch) -> Tensor:
+        """`[E, K]` log-probabilities of a batch's responses, nats summed over tokens, on its device."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedReference:
+    """Log-probabilities of all the data under a model that does not change.
+
+    Attributes:
+        values: `[examples, K]` by place in the data, on the CPU.
+    """
+
+    values: Tensor
+
+    def logps(self, batch: Batch) -> Tensor:
+        """Those of the batch's examples."""
+        return self.values[batch.index, : batch.counts.shape[1]].to(batch.weight.device, non_blocking=True)
+
+
+class LiveReference:
+    """A second model that follows the policy: `ref <- alpha policy + (1 - alpha) ref` every so many steps.
+
+    TR-DPO, Gorbatovski et al. (2024, arXiv:2404.09656), equations 4 and 5.
+
+    Args:
+        loaded: the policy, which the reference is a copy of.
+        every: steps between updates.
+        alpha: the policy's share in an update; 1 replaces the reference.
+        ld_alpha: LD-DPO's weight of surplus tokens.
+    """
+
+    def __init__(self, loaded: LoadedModel, every: int, alpha: float, ld_alpha: float = 1.0) -> None:
+        self._loaded, self._every, self._alpha, self._ld_alpha = loaded, every, alpha, ld_alpha
+        self.model: nn.Module = deepcopy(loaded.model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def logps(self, batch: Batch) -> Tensor:
+        """Those of the batch's examples, as the reference is now."""
+        with self._loaded.precision():
+            return weighted_logps(batch, response_logps(self.model, batch), self._ld_alpha)
+
+    @torch.no_grad()
+    def follow(self, policy: nn.Module, done: int) -> None:
+        """Update the reference if it is due after so many steps."""
+        if done % self._every == 0:
+            for own, new in zip(self.model.parameters(), policy.parameters(), strict=True):
+                own.lerp_(new, self._alpha)
+
+
+def frozen_model(frozen: LoadedModel, policy: LoadedModel) -> Any:
+    """A model whose distributions a policy is held to, of its own: the policy moves on.
+
+    Raises:
+        UsageError: it does not take batches as the policy's are laid out.
+    """
+    if frozen is policy:
+        return deepcopy(policy.model).eval().requires_grad_(False)
+    if frozen.layout != policy.layout:
+        raise UsageError(
+            "the reference and the policy lay out their batches in two ways: give both --batch-layout padded."
+        )
+    return frozen.model.eval().requires_grad_(False)
+
+
+def cached_reference(
+    loaded: LoadedModel,
+    revision: str,
+    examples: Sequence[Example],
+    cache: Path,
+    progress: Progress = quiet,
+    ld_alpha: float = 1.0,
+) -> CachedReference:
+    """The log-probabilities of every response under `loaded` as it is now, read from `cache` where they are there.
 
     Args:
         loaded: the model that is the reference, before its first step.
         revision: the id of its weights and config.
-        trees: the data.
+        examples: the data.
         cache: a folder of cached log-probabilities.
-        progress: told of every example read.
+        progress: told of every window that is there.
+        ld_alpha: LD-DPO's weight of surplus tokens.
     """
-    key = digest({"format": FORMAT, "model": revision, "data": content(trees), "dtype": str(loaded.autocast)})
-    for path in cache.glob(f"{key}-*.parquet"):
-        if checksum(path) == path.stem.removeprefix(f"{key}-"):
-            return _from_table(pq.read_table(path, partitioning=None))
-    values = compute(loaded, trees, progress)
-    encoded = io.BytesIO()
-    pq.write_table(_to_table(values), encoded)
-    path = cache / f"{key}-{xxhash.xxh3_64_hexdigest(encoded.getbuffer())}.parquet"
-    with refused(path):
+    values = torch.zeros(len(examples), max((len(example.responses) for example in examples), default=1))
+    identity = {"format": FORMAT, "model": revision, "dtype": str(loaded.autocast), "layout": loaded.layout}
+    identity |= {} if ld_alpha == 1 else {"ld_alpha": ld_alpha}
+    windows = [(_key(identity, [examples[i] for i in window]), window) for window in _windows(examples, loaded)]
+    known, done = _read(cache, {key for key, _ in windows}), 0
+    with refused(cache):
         cache.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(encoded.getbuffer()))
-    return values
+    with _Writer(cache) as writer:
+        for key, window in windows:
+            found = known.get(key)
+            if found is None:
+                found = compute(loaded, examples, window, ld_alpha)
+                writer.add(key, found)
+            values[window.start : window.stop, : found.shape[1]] = torch.from_numpy(found)
+            done += len(window)
+            progress(done, len(examples))
+    return CachedReference(values)
 
 
 @torch.no_grad()
-def compute(loaded: Loaded, trees: Sequence[Tree], progress: Progress = quiet) -> Tensor:
-    """`[E, K]` log-probabilities of every response, in the order of `trees`, on the CPU."""
+def compute(loaded: LoadedModel, examples: Sequence[Example], window: range, ld_alpha: float = 1.0) -> np.ndarray:
+    """`[E, K]` log-probabilities of the examples of a window, in the order of the data."""
     loaded.model.eval()
-    values = torch.empty(len(trees), len(trees[0].responses) if trees else 1)
-    done = 0
-    for batch in micro_batches(trees, range(len(trees)), loaded.micro_tokens):
+    width = max(len(examples[i].responses) for i in window)
+    values = np.zeros((len(window), width), dtype=np.float32)
+    for batch in micro_batches(examples, window, loaded.micro_tokens, loaded.layout):
+        moved = batch.to(loaded.device)
         with loaded.precision():
-            values[batch.index] = sequence_logps(loaded.model, batch.to(loaded.device)).cpu()
-        done += len(batch.index)
-        progress(done, len(trees))
+            found = weighted_logps(moved, response_logps(loaded.model, moved), ld_alpha)
+        values[batch.index - window.start] = found.cpu()
     return values
 
 
-def _to_table(values: Tensor) -> pa.Table:
-    return pa.table({f"response_{k}": pa.array(column.numpy()) for k, column in enumerate(values.unbind(1))})
+def _windows(examples: Sequence[Example], loaded: LoadedModel) -> Iterator[range]:
+    """Consecutive examples, as many as `WINDOW` micro-batches hold: what decides them is the data, and no restart."""
+    start = tokens = 0
+    for place, example in enumerate(examples):
+        if tokens and tokens + example.tokens > WINDOW * loaded.micro_tokens:
+            yield range(start, place)
+            start, tokens = place, 0
+        tokens += example.tokens
+    if start < len(examples):
+        yield range(start, len(examples))
 
 
-def _from_table(rows: pa.Table) -> Tensor:
-    return torch.stack([torch.tensor(column.to_numpy()) for column in rows.columns], dim=1)
+def _key(identity: Mapping[str, Any], examples: Sequence[Example]) -> str:
+    return digest({**identity, "data": content_hash(examples)})
+
+
+class _Writer:
+    """Writes windows in parts named by their checksums, every few seconds and at the end, whatever ends it."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache, self._since = cache, time.monotonic()
+        self._waiting: dict[str, np.ndarray] = {}
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write()
+
+    def add(self, key: str, values: np.ndarray) -> None:
+        """Keep a window's values."""
+        self._waiting[key] = values
+        if time.monotonic() - self._since > WRITE_SECONDS:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._waiting:
+            return
+        rows = [{"window": key, "logps": values.tolist()} for key, values in self._waiting.items()]
+        encoded = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, _PART), encoded)
+        path = self._cache / f"{xxhash.xxh3_64_hexdigest(encoded.getbuffer())}.parquet"
+        write_atomically(path, lambda file: file.write(encoded.getbuffer()))
+        self._waiting, self._since = {}, time.monotonic()
+
+
+def _read(cache: Path, keys: set[str]) -> dict[str, np.ndarray]:
+    """The windows of these keys that are in the cache; damaged files are as if they were not there."""
+    found: dict[str, np.ndarray] = {}
+    for path in cache.glob("*.parquet"):
+        if checksum(path) != path.stem:
+            continue
+        table = pq.read_table(path, partitioning=None)
+        for key, rows in zip(table["window"].to_pylist(), table["logps"], strict=True):
+            if key in keys:
+                found[key] = np.array(rows.as_py(), dtype=np.float32)
+    return found

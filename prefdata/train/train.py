@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prefdata.chat.clock import began_on, dated
 from prefdata.chat.template import template_identity
-from prefdata.errors import InputError, SpecConflict, UsageError
+from prefdata.errors import InputError, ModelError, SpecConflict, UsageError
 from prefdata.formats.files import RawRow
 from prefdata.formats.layout_maps import named_map
 from prefdata.formats.reading import ReadOptions
@@ -24,30 +24,49 @@ from prefdata.formats.records import BadRowError
 from prefdata.ids import FORMAT, digest
 from prefdata.models.files import Kind, ModelFiles, identify
 from prefdata.progress import Progress, Watch, watched
-from prefdata.specs.train import OF_FILES, DpoSpec, PreferenceSpec, RmSpec, SftSpec, TrainSpec
+from prefdata.specs.train import OF_FILES, DpoSpec, KtoSpec, LossSpec, RmSpec, SftSpec, TrainSpec
 from prefdata.storage.exchange import refuse_place
 from prefdata.storage.report import Report
 from prefdata.storage.run import Folder, Lineage, Outcome, State
 from prefdata.train import data as sources
+from prefdata.train.objectives.registry import WANTED, Data
 from prefdata.train.parsing import Kind as Layout
 from prefdata.train.parsing import Needs, contradicting
 
 if TYPE_CHECKING:
-    from prefdata.train.batches import Tree
-    from prefdata.train.models import Loaded
-    from prefdata.train.objectives import Objective
+    from prefdata.train.batches import Example
+    from prefdata.train.models import LoadedModel
+    from prefdata.train.objectives.objective import Objective
+    from prefdata.train.reference import LiveReference
 
 CHECKPOINT_FILE = "_checkpoint"
 """In the model's folder while it is trained. Safetensors without the suffix: engines load every *.safetensors."""
 
 REFERENCE_FOLDER = "_reference"
-"""The cached log-probabilities of DPO's reference: in the run, or in the model's folder where there is no run."""
+"""The cached log-probabilities of references: in the run, or beside the model's folder where there is no run."""
 
 METRICS = ("metrics.jsonl", "tensorboard")
 """What the loop logs to, in the model's folder: a file and a folder."""
 
-RUN_MEANS = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen_drift")
+RUN_MEANS = (
+    "loss",
+    "rewards/accuracies",
+    "rewards/margins",
+    "rewards/desirable",
+    "rewards/undesirable",
+    "kl",
+    "logps/chosen_drift",
+)
 """The metrics of which the Report has means over the run, and over its first and last tenth."""
+
+KINDS: dict[Data, Layout] = {
+    "demonstrations": "demonstrations",
+    "pairs": "preferences",
+    "groups": "groups",
+    "unpaired": "unpaired",
+    "rated": "rated",
+}
+"""What losses want, as the reader of data calls it."""
 
 EVALUATED = ("eval/loss", "eval/rewards/accuracies")
 """The metrics of the last evaluation that the Report repeats; metrics.jsonl has them all."""
@@ -84,29 +103,49 @@ def train_rm(
 
     The score is read at the last token of the rendered conversation. Arguments and errors as in `train_sft`.
     """
-    return _Training(data, spec, out, spec.pairing, replace).run(replace, progress)
+    return _Training(data, spec, out, _part(spec), replace).run(replace, progress)
 
 
 def train_dpo(
     data: Path | str, spec: DpoSpec, out: Path | str, *, replace: bool = False, progress: Watch = False
 ) -> Outcome:
-    """Train a causal LM on preferences with a loss of the DPO family; the model it starts from is the reference.
+    """Train a causal LM on pairs or groups with a loss of the DPO family; the model it starts from is the reference.
 
     Arguments and errors as in `train_sft`.
     """
-    return _Training(data, spec, out, spec.pairing, replace).run(replace, progress)
+    return _Training(data, spec, out, _part(spec), replace).run(replace, progress)
+
+
+def train_kto(
+    data: Path | str, spec: KtoSpec, out: Path | str, *, replace: bool = False, progress: Watch = False
+) -> Outcome:
+    """Train a causal LM on responses labelled good or bad; the model it starts from is the reference.
+
+    Arguments and errors as in `train_sft`.
+    """
+    return _Training(data, spec, out, _part(spec), replace).run(replace, progress)
+
+
+def _part(spec: RmSpec | DpoSpec | KtoSpec) -> str | None:
+    """Which part of a run the data are."""
+    return spec.input if spec.pairing is None else spec.pairing
 
 
 class _Training:
-    def __init__(self, data: Path | str, spec: TrainSpec, out: Path | str, part: str | None, replace: bool) -> None:
-        self.folder = Folder(Path(out), (CHECKPOINT_FILE, REFERENCE_FOLDER, *METRICS))
-        self.kind: Layout = "demonstrations" if isinstance(spec, SftSpec) else "preferences"
+    def __init__(self, data: Path | str, spec: LossSpec, out: Path | str, part: str | None, replace: bool) -> None:
+        self.folder = Folder(Path(out), (CHECKPOINT_FILE, *METRICS))
+        self.kind: Layout = KINDS[spec.objective.data]
         self.files = find_model(spec)
         if self.files.path is not None and self.files.path == Path(out).resolve():
             raise UsageError(f"{out} is the model that training starts from. Name another folder with --out.")
         self.spec = spec = dated(spec, [self.files], None if replace else began_on([self.folder]))
+        self.reference = None
+        if isinstance(spec, DpoSpec) and spec.ref_model is not None:
+            self.reference = identify(spec.ref_model, "causal-lm")
         demonstrations = spec.input if isinstance(spec, SftSpec) else None
-        self.source = sources.find(data, self.kind, part=part, demonstrations=demonstrations)
+        apart = isinstance(spec, KtoSpec) and spec.pairing is not None
+        kind = "preferences" if apart else self.kind  # pairs of a run, whose sides are labelled
+        self.source = sources.find(data, kind, part=part, demonstrations=demonstrations)
         self.lineage = Lineage.of(
             spec,
             self.source.parents,
@@ -114,6 +153,7 @@ class _Training:
                 "format": FORMAT,
                 "model": self.files.revision,
                 "tokenizer": self.files.text_revision,
+                **({} if self.reference is None else {"ref_model": self.reference.revision}),
                 **template_identity(spec),
                 **({"layout": digest(named_map(spec.layout).model_dump(mode="json"))} if spec.layout else {}),
             },
@@ -154,16 +194,19 @@ class _Training:
         data = Prepared(self, progress)
         progress.phase("loading the model")
         loaded = models.load(self.files, self.spec, data.chat.tokenizer)
+        frozen = self._load_reference(loaded)
         self.folder.begin(self.lineage, replace=replace)
         data.stream.reader.bad.put_aside(self.folder.path / "quarantine.jsonl")
-        train, test = data.train.trees, data.test.trees
-        objective, test_objective = self._objectives(loaded, train, test, progress)
+        train, test = data.train.examples, data.test.examples
+        objective, test_objective, live = self._objectives(loaded, frozen, train, test, progress)
+        del frozen  # what the objective needs of it, it has
 
         def held_out() -> dict[str, float]:
-            return evaluate(loaded, test_objective, test)
+            return evaluate(loaded, test_objective, test, self.spec.batch_size)
 
         path = self.folder.path
-        loop = Loop(loaded, objective, self.spec, train, path, path / CHECKPOINT_FILE, held_out if test else None)
+        checkpoint = path / CHECKPOINT_FILE
+        loop = Loop(loaded, objective, self.spec, train, path, checkpoint, held_out if test else None, live)
         progress.phase("training")
         last = loop.run(progress)
 
@@ -171,29 +214,60 @@ class _Training:
             models.save(loaded, self.files, data.chat, data.train, new)
             for log in (path / name for name in METRICS if (path / name).exists()):
                 (shutil.copytree if log.is_dir() else shutil.copyfile)(log, new / log.name)
-            figures = loop.run_means.figures(RUN_MEANS) | {name: last[name] for name in EVALUATED if name in last}
-            return data.report(objective.noun).timed(time.monotonic() - started, steps=loop.total, **figures)
+            figures: dict[str, Any] = {name: last[name] for name in EVALUATED if name in last}
+            figures |= loop.run_means.figures(RUN_MEANS)
+            figures |= {"steps": loop.total, "batch_layout": loaded.layout}
+            return data.report(objective.noun).timed(time.monotonic() - started, **figures)
 
         return self.folder.rebuild(self.lineage, fill)  # whole, in the place of the folder with the checkpoint
 
     def _objectives(
-        self, loaded: Loaded, train: list[Tree], test: list[Tree], progress: Progress
-    ) -> tuple[Objective, Objective]:
-        from prefdata.train import objectives
-        from prefdata.train.reference import reference_logps
+        self,
+        loaded: LoadedModel,
+        frozen: LoadedModel,
+        train: list[Example],
+        test: list[Example],
+        progress: Progress,
+    ) -> tuple[Objective, Objective, LiveReference | None]:
+        """The objective in training, the one on held-out data, and the reference where it follows the policy."""
+        from prefdata.train.objectives.objective import Objective
+        from prefdata.train.reference import LiveReference, Reference, cached_reference, frozen_model
 
-        if isinstance(self.spec, SftSpec):
-            return (objectives.sft(self.spec),) * 2
-        if isinstance(self.spec, RmSpec):
-            return (objectives.rm(self.spec),) * 2
-        assert isinstance(self.spec, DpoSpec)
-        progress.phase("log-probabilities of the reference")
-        cache = (self.source.run or self.folder.path) / REFERENCE_FOLDER
-        made = [
-            objectives.dpo(self.spec, reference_logps(loaded, self.files.revision, trees, cache, progress))
-            for trees in (train, test)
-        ]
-        return made[0], made[1]
+        spec, entry = self.spec, self.spec.objective
+        ld_alpha = spec.loss_settings.get("ld_alpha", 1.0)
+        live = None
+        if isinstance(spec, DpoSpec) and spec.sync_ref_every:
+            live = LiveReference(loaded, spec.sync_ref_every, spec.sync_ref_alpha, ld_alpha)
+        model = None  # of the reference, where the loss reads its distributions and not only its log-probabilities
+        if spec.loss_settings.get("regularizer") == "kl":
+            model = frozen_model(frozen, loaded) if live is None else live.model
+        # In the run, or beside the new model: other settings of the loss need the same numbers.
+        cache = (self.source.run or self.folder.path.absolute().parent) / REFERENCE_FOLDER
+        revision = (self.reference or self.files).revision
+
+        def make(examples: list[Example]) -> Objective:
+            reference: Reference | None = live if entry.reference else None
+            if entry.reference and live is None:
+                progress.phase("log-probabilities of the reference")
+                reference = cached_reference(frozen, revision, examples, cache, progress, ld_alpha)
+            return Objective(entry, spec.loss_settings, reference, model, spec.seed)
+
+        return make(train), make(test), live
+
+    def _load_reference(self, loaded: LoadedModel) -> LoadedModel:
+        """The frozen model that the policy is compared with; before the first step that may be the policy itself."""
+        from prefdata.train import models
+
+        files = self.reference
+        if files is None or files.revision == self.files.revision:
+            return loaded
+        tokenizer = models.load_chat(files, self.spec).tokenizer
+        if tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
+            raise ModelError(
+                f"{files.name} has other tokens than {self.files.name}, so that it cannot be its reference. Name a "
+                "model of the same tokenizer with --ref-model."
+            )
+        return models.load(files, self.spec, tokenizer)
 
 
 class Prepared:
@@ -202,6 +276,7 @@ class Prepared:
     def __init__(self, training: _Training, progress: Progress) -> None:
         from prefdata.train.encode import Encoder
         from prefdata.train.models import load_chat
+        from prefdata.train.objectives.fitting import fit
 
         spec, files, source = training.spec, training.files, training.source
         progress.phase("reading the data")
@@ -209,15 +284,18 @@ class Prepared:
         self.chat = load_chat(files, spec)
         needs = Needs(
             training.kind,
-            margin=isinstance(spec, RmSpec) and spec.use_margin,
-            probability=isinstance(spec, RmSpec | DpoSpec) and spec.soft_labels,
+            margin=bool(spec.loss_settings.get("use_margin")) and training.kind == "preferences",
+            probability=bool(spec.loss_settings.get("soft_labels")),
             template=self.chat.template is not None,
+            ratings=spec.rating_columns,
+            safety=bool(spec.loss_settings.get("safety_weight")),
+            wanted=f"{spec.step} --loss {spec.loss} wants {WANTED[spec.objective.data]}",
         )
         if source.run is not None and (given := [name for name in OF_FILES if getattr(spec, name)]):
             raise UsageError(f"--{given[0].replace('_', '-')} is for DATA in files, and {source.run} is a run.")
         self.stream = source.items(needs, ReadOptions.of(spec))
         items = list(self.stream)
-        if isinstance(spec, PreferenceSpec) and spec.on_contradiction == "drop" and source.run is None:
+        if training.kind == "preferences" and source.run is None and getattr(spec, "on_contradiction", "") == "drop":
             left_out = contradicting(items)
             items = [item for place, item in enumerate(items) if place not in left_out]
             self.stream.skipped["contradiction"] += len(left_out)
@@ -235,7 +313,9 @@ class Prepared:
         self.test = encoder.encode([item for item in items if item.row.split == "test"])
         for row, problem in (*self.train.bad, *self.test.bad):
             self.stream.reader.bad.add(RawRow(row.file, row.row, row.values), BadRowError(*problem))
-        if not self.train.trees:
+        for part in (self.train, self.test):
+            part.examples = fit(part.examples, spec.objective, spec.seed, longest(files, spec), part.dropped)
+        if not self.train.examples:
             account = _account(self.count, self.skipped + self.train.dropped)
             raise UsageError(f"{source.name}: nothing is left to train on ({account}).")
         if spec.template_choice and not self.train.conversations:
@@ -246,11 +326,11 @@ class Prepared:
 
     def report(self, unit: str) -> Report:
         """What became of every row: trained, held out for evaluation, or dropped and why."""
-        dropped = {"held_out": len(self.test.trees)} if self.test.trees else {}
+        dropped = {"held_out": len(self.test.examples)} if self.test.examples else {}
         for reason, count in [*(+self.skipped).items(), *self.train.dropped.items(), *self.test.dropped.items()]:
             dropped[reason] = dropped.get(reason, 0) + count
         figures: dict[str, Any] = self.stream.figures() | dict(+(self.train.figures + self.test.figures))
-        if self.chat.template is not None and (plain := len(self.train.trees) - self.train.conversations):
+        if self.chat.template is not None and (plain := len(self.train.examples) - self.train.conversations):
             figures["plain_texts"] = plain
             if not self.train.conversations:
                 figures["note"] = "Trained on plain texts: the new model has no chat template."
@@ -258,7 +338,7 @@ class Prepared:
             step=self.step,
             unit=unit,
             rows_in=self.count,
-            rows_out=len(self.train.trees),
+            rows_out=len(self.train.examples),
             dropped=dropped,
             figures=figures,
         )

@@ -43,8 +43,8 @@ def trained(chat: Chat, messages: Any, *responses: str) -> list[list[int]]:
     """The token ids that DPO trains on."""
     sides = [[{"role": "assistant", "content": text}] for text in responses]
     row = {"prompt": list(messages), "chosen": sides[0], "rejected": sides[1]}
-    (tree,) = Encoder(chat).encode(parse([Row("x", 1, "train", row)], "preferences", "x")).trees
-    return [[*tree.prompt.tolist(), *response.tolist()] for response in tree.responses]
+    (example,) = Encoder(chat).encode(parse([Row("x", 1, "train", row)], "preferences", "x")).examples
+    return [[*example.prompt.tolist(), *response.tolist()] for response in example.responses]
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, None])

@@ -149,7 +149,7 @@ def test_the_trainer_sums_the_same_tokens(tmp_path, make_policy, template):
 
     from prefdata.train.batches import collate
     from prefdata.train.encode import Encoder
-    from prefdata.train.logps import sequence_logps
+    from prefdata.train.logps import response_logps
     from prefdata.train.parsing import Row, parse
 
     folder = make_policy(tmp_path / "m", tokenizer={} if template == "chat" else {"chat_template": None})
@@ -158,10 +158,10 @@ def test_the_trainer_sums_the_same_tokens(tmp_path, make_policy, template):
         for pair in ({"chosen": "yes", "rejected": "no, never"}, {"chosen": "é 🎬", "rejected": "?"})
     ]
     items_ = parse([Row("x", n, "train", row) for n, row in enumerate(rows, 1)], "preferences", "x")
-    trees = Encoder(Chat.load(folder)).encode(items_).trees
+    examples = Encoder(Chat.load(folder)).encode(items_).examples
     with torch.inference_mode():
         net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        trained = sequence_logps(net, collate(trees, np.arange(2))).flatten().tolist()
+        trained = response_logps(net, collate(examples, np.arange(2))).sums.flatten().tolist()
     scorer = MeanLogprob(files(folder), device="cpu")
     found = {s.key: s.details["sum"] for s in scorer.score(items(["yes", "no, never", "é 🎬", "?"]))}
     assert list(dict(sorted(found.items())).values()) == pytest.approx(trained, abs=1e-5)

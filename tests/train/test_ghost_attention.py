@@ -133,17 +133,17 @@ def test_only_the_last_answer_and_its_end_are_trained(
         export(run, ExportSpec(dialect=way), data)  # type: ignore[arg-type]
     source = find(data, kind)
     items = parse(source.read(), kind, source.name)
-    trees = Encoder(Chat(tokenizer, name="tiny")).encode(items).trees
-    assert len(trees) == 4
-    for item, tree in zip(items, trees, strict=True):
+    examples = Encoder(Chat(tokenizer, name="tiny")).encode(items).examples
+    assert len(examples) == 4
+    for item, example in zip(items, examples, strict=True):
         assert str(item.prompt).count("Napoleon") == 1
-        row = np.concatenate([tree.prompt, tree.responses[0]])
-        loss = tree.targets(0)
+        row = np.concatenate([example.prompt, example.responses[0]])
+        loss = len(example.prompt) + example.trained_places(0)
         assert tokenizer.decode(row[loss]) == "Vive<eot>"
         assert loss.tolist() == list(range(len(row) - 5, len(row)))
         assert tokenizer.decode(row).count("Napoleon") == 1
         if way != "trl":
-            assert tree.trained_tokens == 5
+            assert example.trained_tokens == 5
 
 
 def test_training_from_the_run_and_from_its_export_is_the_same(

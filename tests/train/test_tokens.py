@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
@@ -50,66 +50,79 @@ def chat(chosen: str = "good", rejected: str = "so bad") -> dict[str, Any]:
 
 
 def test_chat(tokenizer: Any) -> None:
-    (tree,) = encode(tokenizer, "preferences", chat()).trees
-    assert tokenizer.decode(tree.prompt) == "<bos>[user] hi<eot>[assistant] "
-    assert [tokenizer.decode(response) for response in tree.responses] == ["good<eot>", "so bad<eot>"]
-    assert tree.prompt.tolist().count(BOS) == 1
-    assert all(BOS not in response for response in tree.responses)
-    assert tree.targets(0).tolist() == list(range(len(tree.prompt), len(tree.prompt) + 5))
+    (example,) = encode(tokenizer, "preferences", chat()).examples
+    assert tokenizer.decode(example.prompt) == "<bos>[user] hi<eot>[assistant] "
+    assert [tokenizer.decode(response) for response in example.responses] == ["good<eot>", "so bad<eot>"]
+    assert example.prompt.tolist().count(BOS) == 1
+    assert all(BOS not in response for response in example.responses)
+    assert example.trained_places(0).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_plain_text_gets_the_tokenizers_begin_and_its_end(tokenizer: Any) -> None:
-    (tree,) = encode(tokenizer, "preferences", {"prompt": "Q: ", "chosen": "yes", "rejected": "no<eos>"}).trees
-    assert tokenizer.decode(tree.prompt) == "<bos>Q: "
-    assert [tokenizer.decode(response) for response in tree.responses] == ["yes<eos>", "no<eos>"]
+    (example,) = encode(tokenizer, "preferences", {"prompt": "Q: ", "chosen": "yes", "rejected": "no<eos>"}).examples
+    assert tokenizer.decode(example.prompt) == "<bos>Q: "
+    assert [tokenizer.decode(response) for response in example.responses] == ["yes<eos>", "no<eos>"]
 
 
 def test_only_the_last_turn_without_generation_marks(tokenizer: Any) -> None:
-    (tree,) = encode(tokenizer, "demonstrations", {"messages": turns("hi", "a", "more", "bc")}).trees
-    assert tokenizer.decode(tree.prompt) == "<bos>[user] hi<eot>[assistant] a<eot>[user] more<eot>[assistant] "
-    assert tokenizer.decode(tree.responses[0]) == "bc<eot>"
-    assert tree.trained_tokens == 3
+    (example,) = encode(tokenizer, "demonstrations", {"messages": turns("hi", "a", "more", "bc")}).examples
+    assert tokenizer.decode(example.prompt) == "<bos>[user] hi<eot>[assistant] a<eot>[user] more<eot>[assistant] "
+    assert tokenizer.decode(example.responses[0]) == "bc<eot>"
+    assert example.trained_tokens == 3
 
 
 def test_every_assistant_turn_with_generation_marks(tokenizer: Any) -> None:
     tokenizer.chat_template = GENERATION
-    (tree,) = encode(tokenizer, "demonstrations", {"messages": turns("hi", "a", "more", "bc")}).trees
-    assert tokenizer.decode(tree.prompt) == "<bos>[user] hi<eot>[assistant] "
-    row = np.concatenate([tree.prompt, tree.responses[0]])
-    assert tokenizer.decode(row[tree.targets(0)]) == "a<eot>bc<eot>"
+    (example,) = encode(tokenizer, "demonstrations", {"messages": turns("hi", "a", "more", "bc")}).examples
+    assert tokenizer.decode(example.prompt) == "<bos>[user] hi<eot>[assistant] "
+    assert tokenizer.decode(example.responses[0][example.trained_places(0)]) == "a<eot>bc<eot>"
 
 
 def test_of_a_completion_only_its_own_turns_with_generation_marks(tokenizer: Any) -> None:
     tokenizer.chat_template = GENERATION
     row = {"prompt": turns("hi", "a", "more"), "completion": [{"role": "assistant", "content": "bc"}]}
-    (tree,) = encode(tokenizer, "demonstrations", row).trees
-    assert tokenizer.decode(tree.prompt) == "<bos>[user] hi<eot>[assistant] a<eot>[user] more<eot>[assistant] "
-    assert tokenizer.decode(tree.responses[0]) == "bc<eot>"
-    assert tree.trained_tokens == 3
+    (example,) = encode(tokenizer, "demonstrations", row).examples
+    assert tokenizer.decode(example.prompt) == "<bos>[user] hi<eot>[assistant] a<eot>[user] more<eot>[assistant] "
+    assert tokenizer.decode(example.responses[0]) == "bc<eot>"
+    assert example.trained_tokens == 3
 
 
-def test_tokens_that_merge_over_the_boundary_belong_to_the_answer(tiny_policy: Path, tmp_path: Path) -> None:
-    """The prompt ends with "x" and the answer begins with "y", and "xy" is one token: the split lies before it."""
-    import json
-
-    said = json.loads((tiny_policy / "tokenizer.json").read_text())
-    said["model"]["vocab"]["xy"] = 260
-    said["model"]["merges"] = [["x", "y"]]
+@pytest.fixture
+def merging(tiny_policy: Path, tmp_path: Path) -> Any:
+    """A tokenizer with one merge: "xy" is a token, 260."""
+    values = json.loads((tiny_policy / "tokenizer.json").read_text())
+    values["model"]["vocab"]["xy"] = 260
+    values["model"]["merges"] = [["x", "y"]]
     for name in ("tokenizer_config.json", "config.json"):
         (tmp_path / name).write_text((tiny_policy / name).read_text())
-    (tmp_path / "tokenizer.json").write_text(json.dumps(said))
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    (tree,) = encode(tokenizer, "preferences", {"prompt": "ax", "chosen": "yb", "rejected": "c"}).trees
-    assert tokenizer.decode(tree.prompt) == "<bos>a"
-    assert [tokenizer.decode(response) for response in tree.responses] == ["xyb<eos>", "xc<eos>"]
-    assert tree.responses[0].tolist()[0] == 260
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    return AutoTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "merges_at"),
+    [("yb", "c", 0), ("c", "yb", 1), ("yb", "yc", 0)],
+    ids=["chosen", "rejected", "both"],
+)
+def test_tokens_that_merge_over_the_boundary_belong_to_the_answer(
+    merging: Any, chosen: str, rejected: str, merges_at: int
+) -> None:
+    """The prompt ends with "x" and one side begins with "y", and "xy" is one token: both sides split before it.
+
+    Else the side that does not merge would be trained from another place than the one that does.
+    """
+    (example,) = encode(merging, "preferences", {"prompt": "ax", "chosen": chosen, "rejected": rejected}).examples
+    assert merging.decode(example.prompt) == "<bos>a"
+    texts = [merging.decode(response) for response in example.responses]
+    assert texts == [f"x{chosen}<eos>", f"x{rejected}<eos>"]
+    assert example.responses[merges_at].tolist()[0] == 260
 
 
 def test_without_a_template_a_single_user_message_is_plain_text(tokenizer: Any) -> None:
     tokenizer.chat_template = None
-    (tree,) = encode(tokenizer, "preferences", chat()).trees
-    assert tokenizer.decode(tree.prompt) == "<bos>hi"
-    assert tokenizer.decode(tree.responses[0]) == "good<eos>"
+    (example,) = encode(tokenizer, "preferences", chat()).examples
+    assert tokenizer.decode(example.prompt) == "<bos>hi"
+    assert tokenizer.decode(example.responses[0]) == "good<eos>"
     with pytest.raises(ModelError, match="no chat template"):
         encode(tokenizer, "demonstrations", {"messages": turns("hi", "a", "more", "bc")})
 
@@ -126,22 +139,22 @@ def test_a_begin_token_at_every_turn_is_the_templates_business(tokenizer: Any) -
         "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token }}[INST] {{ m['content'] }} [/INST]"
         "{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}"
     )
-    (tree,) = encode(tokenizer, "demonstrations", {"messages": turns("hi", "a", "more", "bc")}).trees
-    assert tokenizer.decode(tree.prompt) == "<bos>[INST] hi [/INST] a <eos><bos>[INST] more [/INST]"
-    assert tokenizer.decode(tree.responses[0]) == " bc <eos>"
+    (example,) = encode(tokenizer, "demonstrations", {"messages": turns("hi", "a", "more", "bc")}).examples
+    assert tokenizer.decode(example.prompt) == "<bos>[INST] hi [/INST] a <eos><bos>[INST] more [/INST]"
+    assert tokenizer.decode(example.responses[0]) == " bc <eos>"
 
 
 def test_a_doubled_begin_token_at_the_start_is_taken_off(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
-    (tree,) = encode(tokenizer, "preferences", chat()).trees
-    assert tokenizer.decode(tree.prompt) == "<bos>[user] hi<eot>[assistant] "
+    (example,) = encode(tokenizer, "preferences", chat()).examples
+    assert tokenizer.decode(example.prompt) == "<bos>[user] hi<eot>[assistant] "
 
 
 def test_special_tokens_in_texts_become_those_tokens_and_are_counted(tokenizer: Any) -> None:
     made = encode(tokenizer, "preferences", chat(), chat("oh <bos>"), chat("oh <eot>"))
     assert made.figures == {"special_tokens_in_text": 2}
-    assert made.trees[1].responses[0].tolist()[-2:] == [BOS, EOT]
-    assert made.trees[2].responses[0].tolist()[-2:] == [EOT, EOT]
+    assert made.examples[1].responses[0].tolist()[-2:] == [BOS, EOT]
+    assert made.examples[2].responses[0].tolist()[-2:] == [EOT, EOT]
 
 
 def test_what_the_template_refuses_is_named_by_row(tokenizer: Any) -> None:
@@ -155,8 +168,8 @@ def test_what_the_template_refuses_is_named_by_row(tokenizer: Any) -> None:
 
 
 def test_tools_reach_the_template(tokenizer: Any) -> None:
-    (tree,) = encode(tokenizer, "preferences", {**chat(), "tools": '[{"name": "f"}]'}).trees
-    assert tokenizer.decode(tree.prompt).startswith('<bos>[tools] [{"name": "f"}]<eot>[user] hi')
+    (example,) = encode(tokenizer, "preferences", {**chat(), "tools": '[{"name": "f"}]'}).examples
+    assert tokenizer.decode(example.prompt).startswith('<bos>[tools] [{"name": "f"}]<eot>[user] hi')
 
 
 def test_too_long_is_an_error_that_names_the_row(tokenizer: Any) -> None:
@@ -166,7 +179,7 @@ def test_too_long_is_an_error_that_names_the_row(tokenizer: Any) -> None:
 
 def test_too_long_is_dropped_and_counted(tokenizer: Any) -> None:
     made = encode(tokenizer, "preferences", chat(), chat("long good answer"), limit=33, on_long="drop")
-    assert (len(made.trees), made.rows, made.dropped, made.figures) == (1, [0], {"too_long": 1}, {})
+    assert (len(made.examples), made.rows, made.dropped, made.figures) == (1, [0], {"too_long": 1}, {})
 
 
 def test_too_long_is_cut_at_the_end_and_counted(tokenizer: Any) -> None:
@@ -176,10 +189,10 @@ def test_too_long_is_cut_at_the_end_and_counted(tokenizer: Any) -> None:
     assert made.rows == [0, 1]
     assert made.figures == {"truncated": 1}
     assert made.dropped == {"identical_when_truncated": 1, "prompt_too_long": 1}
-    assert [tokenizer.decode(response) for response in made.trees[1].responses] == ["long good ", "short<eot>"]
-    assert made.trees[1].length == 33
+    assert [tokenizer.decode(response) for response in made.examples[1].responses] == ["long good ", "short<eot>"]
+    assert made.examples[1].length == 33
 
 
 def test_weight_zero_is_dropped_and_counted(tokenizer: Any) -> None:
     made = encode(tokenizer, "preferences", chat(), {**chat(), "weight": 0.0}, {**chat(), "weight": 2.0})
-    assert (made.dropped, [tree.weight for tree in made.trees]) == ({"weight_zero": 1}, [1.0, 2.0])
+    assert (made.dropped, [example.weight for example in made.examples]) == ({"weight_zero": 1}, [1.0, 2.0])

@@ -284,16 +284,16 @@ def test_a_policy_of_plain_texts_is_scored_as_it_was_trained(model, tmp_path):
     """ln p by the trainer's tokens and by the scorer's, end token included."""
     folder = model(None)
     row = {"prompt": [{"role": "user", "content": "Q: "}], "chosen": assistant("yes"), "rejected": assistant("no")}
-    (tree,) = Encoder(Chat.load(folder)).encode(parse([Row("x", 1, "train", row)], "preferences", "x")).trees
+    (example,) = Encoder(Chat.load(folder)).encode(parse([Row("x", 1, "train", row)], "preferences", "x")).examples
     import torch
 
     from prefdata.scorers.protocol import Item
 
     net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    ids = torch.tensor([[*tree.prompt, *tree.responses[0]]])
+    ids = torch.tensor([[*example.prompt, *example.responses[0]]])
     with torch.inference_mode():
         logps = net(ids).logits[0].double().log_softmax(-1)
-    expected = sum(float(logps[place - 1, ids[0, place]]) for place in range(len(tree.prompt), ids.shape[1]))
+    expected = sum(float(logps[place - 1, ids[0, place]]) for place in range(len(example.prompt), ids.shape[1]))
     (found,) = MeanLogprob(identify(str(folder), "causal-lm"), device="cpu").score(
         [Item("k", tuple(row["prompt"]), "yes", False)]
     )

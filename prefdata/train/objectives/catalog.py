@@ -1,0 +1,140 @@
+"""Every loss, in the order of help: the one place that says what there is.
+
+Notation: a and b are the scores of the chosen and the rejected response, a_i those of K responses with ratings r_i; d
+is a response's log-ratio to the reference, s the logistic function. That of `train dpo` is in `policy_losses`.
+"""
+
+from __future__ import annotations
+
+from prefdata.train.objectives.policy_losses import POLICY_LOSSES
+from prefdata.train.objectives.registry import Loss, Registry
+
+LOSSES = Registry(
+    [
+        Loss(
+            "nll",
+            "sft",
+            "Negative log-likelihood, mean over the tokens of a step.",
+            "-log p(y)",
+            "Radford et al. 2018; weights: RFT, arXiv:2308.01825",
+            "nll.nll",
+            "demonstrations",
+            reward="logps",
+            trl="`SFTTrainer` `nll`",
+            openrlhf="SFT",
+        ),
+        Loss(
+            "bradley-terry",
+            "rm",
+            "Chosen scores above rejected; margins, centring, safety.",
+            "-log s(a - b - m) + center_rewards (a + b)^2 + safety_weight BCE",
+            "Bradley and Terry 1952; arXiv:2307.09288; arXiv:2312.09244",
+            "rewards.bradley_terry",
+            "pairs",
+            {"center_rewards": 0.0, "use_margin": False, "soft_labels": False, "safety_weight": 0.0},
+            trl="`RewardTrainer`",
+            openrlhf="RM `sigmoid`",
+        ),
+        Loss(
+            "k-wise",
+            "rm",
+            "All pairs of a prompt's K responses at once (InstructGPT).",
+            "mean over r_i > r_j of -log s(a_i - a_j - m)",
+            "arXiv:2203.02155, equation 1",
+            "rewards.k_wise",
+            "groups",
+            {"use_margin": False},
+            ranks=True,
+        ),
+        Loss(
+            "plackett-luce",
+            "rm",
+            "Likelihood of the whole ranking of a prompt's K responses.",
+            "-sum_i log(exp a_i / sum_(j not above i) exp a_j)",
+            "Plackett 1975; Luce 1959",
+            "rewards.plackett_luce",
+            "groups",
+            ranks=True,
+        ),
+        Loss(
+            "bce",
+            "rm",
+            "Pointwise: is the response good or bad (cross-entropy).",
+            "-log s(a) if good, -log(1 - s(a)) if bad",
+            "arXiv:2305.10425",
+            "rewards.bce",
+            "unpaired",
+        ),
+        Loss(
+            "mse",
+            "rm",
+            "Pointwise: regress ratings, one head for each attribute.",
+            "mean over k, h of (a_kh - rating_kh)^2",
+            "arXiv:2311.09528; arXiv:2406.12845",
+            "rewards.mse",
+            "rated",
+            {"attributes": ()},
+        ),
+        Loss(
+            "poe-length",
+            "rm",
+            "Bradley-Terry beside a length expert, which is not saved.",
+            "-log s((a - b) + (b_len(a) - b_len(b)) - m)",
+            "arXiv:2310.05199",
+            "rewards.poe_length",
+            "pairs",
+            {"use_margin": False, "soft_labels": False},
+        ),
+        Loss(
+            "ensemble",
+            "rm",
+            "Several heads, each on its own bootstrap sample.",
+            "mean over heads h of n_h -log s(a_h - b_h - m), n_h ~ Poisson(1)",
+            "arXiv:2310.02743; arXiv:1602.04621",
+            "rewards.ensemble",
+            "pairs",
+            {"members": 4, "use_margin": False, "soft_labels": False},
+        ),
+        *POLICY_LOSSES,
+        Loss(
+            "kto",
+            "kto",
+            "KTO: good responses above, bad ones below the KL.",
+            "w (1 - s(+-beta (d - z0))), z0 = max(0, mean log-ratio of mismatched responses)",
+            "arXiv:2402.01306, equations 7 and 8",
+            "unpaired.kto",
+            "unpaired",
+            {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+            reference=True,
+            coupled=True,
+            trl="`KTOTrainer` `kto`; mismatched responses rolled within a batch",
+            openrlhf="KTO, removed",
+        ),
+        Loss(
+            "apo-zero",
+            "kto",
+            "APO-zero without pairs: KTO without the KL.",
+            "1 - s(beta d) if good, s(beta d) if bad",
+            "arXiv:2408.06266, equation 7",
+            "unpaired.apo_zero",
+            "unpaired",
+            {"beta": 0.1},
+            reference=True,
+            trl="`KTOTrainer` `apo_zero_unpaired`",
+        ),
+        Loss(
+            "bco",
+            "kto",
+            "BCO: a classifier of good and bad, its rewards shifted.",
+            "-log s(+-(beta d - shift))",
+            "arXiv:2404.04656",
+            "unpaired.bco",
+            "unpaired",
+            {"beta": 0.1},
+            reference=True,
+            coupled=True,
+            trl="`BCOTrainer`, removed; its shift was a running mean",
+        ),
+    ]
+)
+"""The registry."""

@@ -1,0 +1,28 @@
+"""Settings of losses as fields of specs. Nothing here imports torch: the command line reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefdata.specs import Group, what
+from prefdata.train.objectives.catalog import LOSSES
+from prefdata.train.objectives.registry import Command, listed
+
+DEFAULT_LOSS: dict[Command, str] = {"sft": "nll", "rm": "bradley-terry", "dpo": "sigmoid", "kto": "kto"}
+"""The loss of each command unless another is asked for."""
+
+
+def setting(command: Command, name: str, description: str, **bounds: Any) -> Any:
+    """A setting of some losses: the help says of which, and what it is unless given."""
+    defaults = {loss.name: loss.settings[name] for loss in LOSSES.of(command) if name in loss.settings}
+    own = defaults.get(DEFAULT_LOSS[command])
+    others: dict[str, list[str]] = {}
+    for loss, value in defaults.items():
+        if value != own:
+            others.setdefault(str(value), []).append(loss)
+    notes = [f"{value} with {listed(losses)}" for value, losses in others.items()]
+    if own is None and len(others) == 1:
+        ((value, losses),) = others.items()
+        notes = [f"Of {listed(losses)}" + ("" if value == "()" else f" (default: {value})")]
+    text = " ".join([description, *([f"{', '.join(notes)}."] if notes else [])])
+    return what(own, text, group=Group.LOSS, **bounds)
