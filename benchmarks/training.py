@@ -91,7 +91,7 @@ class Clock:
 
 
 def ours(what: str, folder: Path, steps: int) -> dict[str, Any]:
-    from prefdata.specs.train import DpoSpec, RmSpec, SftSpec
+    from prefdata.train.specs import DpoSpec, RmSpec, SftSpec
     from prefdata.train.train import train_dpo, train_rm, train_sft
 
     clock = Clock()

@@ -17,7 +17,7 @@ from prefdata.errors import InputError, UsageError, did_you_mean
 from prefdata.specs import Group, Spec, flag_of, group_of
 from prefdata.specs.chat import ChatSpec
 from prefdata.specs.other_names import hint
-from prefdata.specs.train import TrainSpec
+from prefdata.train.specs import TrainSpec
 
 S = TypeVar("S", bound=Spec)
 

@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar
 import typer
 
 from prefdata.specs import Group
-from prefdata.specs.train import DpoSpec, KtoSpec, RmSpec, SftSpec
 from prefdata.train.objectives.catalog import LOSSES
 from prefdata.train.objectives.registry import WANTED
 from prefdata.train.objectives.registry import Command as CommandName
+from prefdata.train.specs import DpoSpec, KtoSpec, RmSpec, SftSpec
 
 from . import show
 from .help import Command, CommandGroup, List

@@ -62,7 +62,7 @@ def build(folder: Path, *, data_only: bool = False) -> None:
         return
     import torch
 
-    from prefdata.specs.train import RmSpec, SftSpec
+    from prefdata.train.specs import RmSpec, SftSpec
     from prefdata.train.train import train_rm, train_sft
 
     torch.set_num_threads(THREADS)

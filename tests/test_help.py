@@ -16,7 +16,7 @@ import typer
 from prefdata.errors import UsageError
 from prefdata.specs import ExportSpec, Group, PairSpec, RankSpec, SampleSpec, SelectSpec, group_of
 from prefdata.specs.other_names import NOT_A_SETTING, OTHER_NAMES
-from prefdata.specs.train import DpoSpec, RmSpec, SftSpec
+from prefdata.train.specs import DpoSpec, RmSpec, SftSpec
 
 (ENTRY,) = entry_points(group="console_scripts", name="prefdata")
 ENTRY.load()

@@ -269,7 +269,7 @@ def test_no_score_of_another_config_beside_the_first(
 
 
 def test_a_training_from_another_config_is_another(policy: Path, tmp_path: Path, edit_json) -> None:
-    from prefdata.specs.train import DpoSpec, RmSpec
+    from prefdata.train.specs import DpoSpec, RmSpec
     from prefdata.train.train import train_dpo, train_rm
 
     data = tmp_path / "pairs.jsonl"
@@ -287,7 +287,7 @@ def test_a_training_from_another_config_is_another(policy: Path, tmp_path: Path,
 def test_a_reference_of_another_config_is_computed_again(policy: Path, tmp_path: Path, edit_json) -> None:
     from prefdata.pairs.pair import pair
     from prefdata.specs import PairSpec
-    from prefdata.specs.train import DpoSpec
+    from prefdata.train.specs import DpoSpec
     from prefdata.train.train import train_dpo
 
     run = Run(tmp_path / "paired")

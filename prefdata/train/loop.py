@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from prefdata.errors import EngineError
 from prefdata.ids import seed as seed_of
 from prefdata.progress import Progress, quiet
-from prefdata.specs.train import TrainSpec
 from prefdata.storage.atomic import refused
 from prefdata.train import checkpoint as checkpoints
 from prefdata.train.batches import Example, micro_batches, step_indices, steps_per_epoch
@@ -24,6 +23,7 @@ from prefdata.train.models import LoadedModel
 from prefdata.train.objectives.objective import Objective
 from prefdata.train.optimizer import learning_rate, make_optimizer
 from prefdata.train.reference import LiveReference
+from prefdata.train.specs import TrainSpec
 from prefdata.train.steps import StepGradient, measure
 
 DRIFT_PER_TOKEN = -1.0

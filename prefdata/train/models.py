@@ -20,11 +20,11 @@ from prefdata.errors import ModelError
 from prefdata.ids import seed as seed_of
 from prefdata.models.files import ModelFiles
 from prefdata.models.loading import pick_device, read_weights, silenced
-from prefdata.specs.train import RmSpec, TrainSpec
 from prefdata.storage.atomic import refused
 from prefdata.train.batches import Layout
 from prefdata.train.encode import Encoded
 from prefdata.train.self_check import check_trunk, is_reward_model, pick_layout
+from prefdata.train.specs import RmSpec, TrainSpec
 
 log = logging.getLogger("prefdata.train")
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from prefdata.specs.train import TrainSpec
+from prefdata.train.specs import TrainSpec
 
 
 def make_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:

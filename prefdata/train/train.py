@@ -24,7 +24,6 @@ from prefdata.formats.records import BadRowError
 from prefdata.ids import FORMAT, digest
 from prefdata.models.files import Kind, ModelFiles, identify
 from prefdata.progress import Progress, Watch, watched
-from prefdata.specs.train import OF_FILES, DpoSpec, KtoSpec, LossSpec, RmSpec, SftSpec, TrainSpec
 from prefdata.storage.exchange import refuse_place
 from prefdata.storage.report import Report
 from prefdata.storage.run import Folder, Lineage, Outcome, State
@@ -32,6 +31,7 @@ from prefdata.train import data as sources
 from prefdata.train.objectives.registry import WANTED, Data
 from prefdata.train.parsing import Kind as Layout
 from prefdata.train.parsing import Needs, contradicting
+from prefdata.train.specs import OF_FILES, DpoSpec, KtoSpec, LossSpec, RmSpec, SftSpec, TrainSpec
 
 if TYPE_CHECKING:
     from prefdata.train.batches import Example

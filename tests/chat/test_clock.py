@@ -262,7 +262,7 @@ def test_a_format_instead_of_a_template_needs_no_date(model, on, tiny_reward_mod
 
 
 def test_a_training_keeps_its_date(model, on, tmp_path: Path) -> None:
-    from prefdata.specs.train import DpoSpec
+    from prefdata.train.specs import DpoSpec
     from prefdata.train.train import train_dpo
 
     template = DATED.replace("<eot>{% endfor %}", "<eos>{% endfor %}") + OPENS

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from forks import SERVER
 
-from prefdata.specs.train import DpoSpec
+from prefdata.train.specs import DpoSpec
 from prefdata.train.train import train_dpo
 
 BARE = """
@@ -21,7 +21,7 @@ import sys
 for name in ("polars", "duckdb", "rich", "typer", "datasets", "vllm", "trl"):
     sys.modules[name] = None
 from prefdata.train.train import train_dpo, train_sft
-from prefdata.specs.train import DpoSpec, SftSpec
+from prefdata.train.specs import DpoSpec, SftSpec
 assert not {"torch", "transformers"} & set(sys.modules), "specs and runs must be light to import"
 print(train_dpo(sys.argv[1], DpoSpec(model=sys.argv[2], lr=1e-3), sys.argv[3]).report.rows_out)
 """

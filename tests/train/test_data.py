@@ -12,12 +12,12 @@ import pytest
 from prefdata.errors import BadRows, InputError, NotReady, UsageError
 from prefdata.ids import candidate_id, pair_id, prompt_id
 from prefdata.specs import Spec
-from prefdata.specs.train import DpoSpec, SftSpec
 from prefdata.storage.report import Report
 from prefdata.storage.run import Lineage, Run
 from prefdata.storage.schemas import CANDIDATES, DEMONSTRATIONS, PAIRS, PROMPTS, SELECTIONS, TABLES
 from prefdata.train.data import find
 from prefdata.train.parsing import Item, Row, parse
+from prefdata.train.specs import DpoSpec, SftSpec
 from prefdata.train.train import train_dpo, train_sft
 
 

@@ -23,13 +23,13 @@ from prefdata.pairs.pair import pair
 from prefdata.prompts.ingest import ingest
 from prefdata.selections.select import select
 from prefdata.specs import ExportSpec, IngestSpec, PairSpec, SampleSpec, SelectSpec, Spec
-from prefdata.specs.train import SftSpec
 from prefdata.storage.report import Report
 from prefdata.storage.run import Lineage, Run
 from prefdata.storage.schemas import CANDIDATES, SCORES, Table
 from prefdata.train.data import find
 from prefdata.train.encode import Encoder
 from prefdata.train.parsing import Kind, parse
+from prefdata.train.specs import SftSpec
 from prefdata.train.train import train_sft
 
 FULL, SHORT = "Act as Napoleon.", "Figure: Napoleon."

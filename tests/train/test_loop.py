@@ -13,7 +13,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from prefdata.specs.train import DpoSpec, SftSpec, TrainSpec
 from prefdata.train.batches import Example, micro_batches
 from prefdata.train.metrics import MetricMeans, stack_sums
 from prefdata.train.models import LoadedModel
@@ -22,6 +21,7 @@ from prefdata.train.objectives.objective import Objective
 from prefdata.train.objectives.registry import Loss
 from prefdata.train.optimizer import make_optimizer
 from prefdata.train.reference import CachedReference
+from prefdata.train.specs import DpoSpec, SftSpec, TrainSpec
 from prefdata.train.steps import StepGradient, measure
 from prefdata.train.train import train_dpo, train_sft
 

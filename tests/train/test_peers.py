@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from trl_curves import BATCH, COUNT, SHARED, in_our_order, run_trl, settings
 
-from prefdata.specs.train import DpoSpec, RmSpec, SftSpec
+from prefdata.train.specs import DpoSpec, RmSpec, SftSpec
 from prefdata.train.train import train_dpo, train_rm, train_sft
 
 pytestmark = pytest.mark.peers

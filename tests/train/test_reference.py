@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from prefdata.errors import ModelError, SpecConflict, UsageError
-from prefdata.specs.train import DpoSpec
 from prefdata.train import reference
 from prefdata.train.batches import Example, collate
 from prefdata.train.logps import response_logps
 from prefdata.train.models import LoadedModel
 from prefdata.train.reference import LiveReference, cached_reference
+from prefdata.train.specs import DpoSpec
 from prefdata.train.train import train_dpo
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from prefdata.errors import BadRows, EngineError, InputError, ModelError, SpecConflict, UsageError
-from prefdata.specs.train import DpoSpec, RmSpec, SftSpec, TrainSpec
 from prefdata.train.loop import learning_rate
+from prefdata.train.specs import DpoSpec, RmSpec, SftSpec, TrainSpec
 from prefdata.train.train import train_dpo, train_rm, train_sft
 
 

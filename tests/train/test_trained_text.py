@@ -18,9 +18,9 @@ from prefdata.explore.reward_models import from_data, score_pairs
 from prefdata.models.files import identify
 from prefdata.scorers.causal_lm.likelihood import MeanLogprob
 from prefdata.scorers.classifier.hf import RewardModel
-from prefdata.specs.train import DpoSpec, RmSpec, SftSpec
 from prefdata.train.encode import Encoder
 from prefdata.train.parsing import Row, parse
+from prefdata.train.specs import DpoSpec, RmSpec, SftSpec
 from prefdata.train.train import train_dpo, train_rm, train_sft
 
 EOT = 3

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from trl_curves import BATCH, SHARED, in_our_order, run_trl, settings
 
-from prefdata.specs.train import DpoSpec, KtoSpec
 from prefdata.train.batches import order
 from prefdata.train.objectives import fitting
+from prefdata.train.specs import DpoSpec, KtoSpec
 from prefdata.train.train import train_dpo, train_kto
 
 pytestmark = pytest.mark.peers

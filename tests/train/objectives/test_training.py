@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from prefdata.errors import UsageError
-from prefdata.specs.train import DpoSpec, KtoSpec, RmSpec, SftSpec
 from prefdata.train import train
 from prefdata.train.batches import Example
 from prefdata.train.objectives.catalog import LOSSES
 from prefdata.train.objectives.fitting import mismatched
 from prefdata.train.objectives.registry import Loss
+from prefdata.train.specs import DpoSpec, KtoSpec, RmSpec, SftSpec
 
 SPECS: dict[str, Any] = {"sft": SftSpec, "rm": RmSpec, "dpo": DpoSpec, "kto": KtoSpec}
 TRAIN: dict[str, Callable[..., Any]] = {
