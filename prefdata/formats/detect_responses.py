@@ -38,9 +38,8 @@ def responses_of(columns: Columns, where: str) -> tuple[ResponseMap, ...]:
         for path in columns.named(side, lambda column: _is_side(column, beside_numbered=common_numbered))
     )
     common = not sides_rare or common_numbered
-    common |= any(
-        not columns.left[path].is_rare for slot in ("lists", "single", "plain") for path in columns.named(slot)
-    )
+    slots = ("lists", "single", "plain", *(["answered"] if label_of(columns) or model_of(columns) else []))
+    common |= any(not columns.left[path].is_rare for slot in slots for path in columns.named(slot))
     common |= _has_conversations(columns)
     # What few rows have is read where there is nothing else.
     numbered = _numbered(columns, [one for one in fitting if not one.is_rare or not common], where)
@@ -215,7 +214,8 @@ def _single(columns: Columns, *, several: bool, rare: bool) -> list[ResponseMap]
     if path := next(columns.named("plain", fits), None):
         column = columns.take(path)
         owned = not several and not found and bool(label_of(columns) or model_of(columns))
-        referenced = columns.first("reference", "text", "number") is not None
+        references = columns.named("reference", lambda other: other.holds("text", "number") and not other.is_rare)
+        referenced = next(references, None) is not None
         found.append(ResponseMap(column=(column.path,), kind="response" if owned or referenced else "reference"))
     if not found and not several and (label_of(columns) or model_of(columns)):
         found += [ResponseMap(column=(columns.take(path).path,)) for path in columns.named("answered", fits)]

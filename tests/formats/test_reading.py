@@ -160,6 +160,19 @@ def test_a_joined_column_that_rows_have_already_is_counted(write: Write) -> None
     assert reader.not_kept == {f"{questions}: answer": 1}
 
 
+def test_one_row_of_another_kind_does_not_make_labelled_answers_references(write: Write) -> None:
+    labelled = [{"question": f"{n}?", "answer": "Aaa", "is_correct": False} for n in range(7)]
+    odd = {"query": "Q?", "win": "Aaa", "lose": "Bbb"}
+    found = read(write(*labelled, odd), want="unpaired", on_bad_rows="drop")
+    assert found == [f"{n}? | Aaa-" for n in range(7)]
+
+
+def test_one_row_with_a_reference_does_not_make_outputs_responses(write: Write) -> None:
+    plain = [{"instruction": f"{n}?", "input": "", "output": "R"} for n in range(7)]
+    found = read(write(*plain, {"question": "Q?", "answer": "Aaa"}), want="candidates", on_bad_rows="drop")
+    assert found[:7] == [f"{n}? | ref: R" for n in range(7)]
+
+
 def test_join_and_on_go_together_one_for_one() -> None:
     with pytest.raises(ValueError, match="go together"):
         IngestSpec(join=("a.jsonl", "b.jsonl"), on=("id",))
