@@ -70,6 +70,11 @@ class FakeServer:
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
+    def close(self) -> None:
+        """Stop serving."""
+        self.http.shutdown()
+        self.http.server_close()
+
 
 def chat(text: str | None, finish: str = "stop", **message: Any) -> dict[str, Any]:
     logprobs = {"content": [{"token": "x", "logprob": -0.5}, {"token": "y", "logprob": -1.25}]}

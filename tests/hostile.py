@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fake_server import FakeServer, chat
 
 ODD: tuple[Any, ...] = (
@@ -119,7 +121,7 @@ def server(rng: random.Random, run: Path, folder: Path) -> Case:
     )
     if not judge and rng.random() < 0.3:
         command += rng.choice([["--raw"], ["--logprobs"], ["--temperature", "0.5"], ["--top-p", "0.5"]])
-    return Case("server", [*command, *engine], fake.http.server_close)
+    return Case("server", [*command, *engine], fake.close)
 
 
 # Functions
@@ -237,9 +239,8 @@ def file(rng: random.Random, run: Path, folder: Path) -> Case:
 
 def _data(rng: random.Random, run: Path, folder: Path) -> Case:
     rows = [mutated(rng.choice(_ROWS), rng, rng.choice([0, 0, 1, 2])) for _ in range(rng.choice([1, 3, 20]))]
-    path = (
-        folder / f"data.{rng.choice(['jsonl', 'jsonl', 'json', 'csv', 'tsv', 'parquet', 'arrow', 'txt', 'jsonl.gz'])}"
-    )
+    kinds = ["jsonl", "jsonl", "json", "csv", "tsv", "parquet", "parquet", "arrow", "txt", "jsonl.gz"]
+    path = folder / f"data.{rng.choice(kinds)}"
     content = b"\n".join(raw(row, rng) for row in rows)
     if path.suffix == ".json":
         content = raw(rng.choice([rows, {"data": rows}, {"data": rows, "rows": rows}, rows[0]]), rng)
@@ -250,6 +251,8 @@ def _data(rng: random.Random, run: Path, folder: Path) -> Case:
             [b"", b"\n", b"\xff\xfe{}", b"\xef\xbb\xbf", b"PAR1", b"PAR1" * 10, b"\x1f\x8b", b"\0" * 100]
         )
     path.write_bytes(content)
+    if path.suffix == ".parquet" and rng.random() < 0.9:
+        pq.write_table(_table(rng), path)
     if rng.random() < 0.2:
         path = _dataset(rng, folder, content)
     uses = (
@@ -262,6 +265,24 @@ def _data(rng: random.Random, run: Path, folder: Path) -> Case:
         ["eval", "reward-model", f"{run.parent}/long.py:f", path],
     )
     return Case("file", list(rng.choice(uses)))
+
+
+_COLUMNS: tuple[tuple[Any, list[Any]], ...] = (
+    (pa.date32(), [10_000_000]), (pa.timestamp("us"), [1 << 62]), (pa.timestamp("ns", "UTC"), [1]),
+    (pa.time64("us"), [86_400_000_000]), (pa.list_(pa.date32()), [[10_000_000]]), (pa.uint64(), [(1 << 64) - 1]),
+    (pa.duration("s"), [1 << 60]), (pa.decimal128(38, 2), [None]), (pa.binary(), [b"\xff"]), (pa.null(), [None]),
+    (pa.struct([("role", pa.string()), ("at", pa.date32())]), [{"role": "user", "at": 10_000_000}]),
+    (pa.map_(pa.string(), pa.string()), [[("a", "b")]]), (pa.dictionary(pa.int8(), pa.string()), ["a"]),
+    (pa.float32(), [float("nan")]), (pa.string(), ["x"]), (pa.bool_(), [True]),
+)  # fmt: skip
+
+
+def _table(rng: random.Random) -> pa.Table:
+    """Columns that trainers do not write, under the names that they read."""
+    names = rng.sample(["prompt", "chosen", "rejected", "messages", "responses", "scores", "label", "split", "id"], 4)
+    columns = {name: pa.array(values, kind) for name in names for kind, values in [rng.choice(_COLUMNS)]}
+    texts = {name: pa.array(["text"]) for name in rng.sample(["prompt", "chosen", "rejected"], rng.choice([1, 2, 3]))}
+    return pa.table({**columns, **texts})
 
 
 def _dataset(rng: random.Random, folder: Path, content: bytes) -> Path:
@@ -309,9 +330,9 @@ def run_folder(rng: random.Random, run: Path, folder: Path) -> Case:
             path.unlink()
             path.mkdir()
         else:
-            shutil.copy(
-                path, path.with_name(rng.choice(["part-99999.parquet", "x", "_SUCCESS", "_spec.json", "_claims"]))
-            )
+            copy = path.with_name(rng.choice(["part-99999.parquet", "x", "_SUCCESS", "_spec.json", "_claims"]))
+            if not copy.exists():
+                shutil.copy(path, copy)
     command = list(rng.choice(_READ))
     if "{}" not in command:
         command.append("{}")

@@ -72,7 +72,7 @@ def problem(kind: str, number: int, prefdata: Callable[..., Any], made: Path, fo
     shutil.rmtree(place)
     wrong = [sign for sign in ("(a bug", "Traceback", "panicked") if sign in out + err]
     wrong += [] if code in (0, 1, 2) else [f"exit code {code}"]
-    wrong += [] if code == 0 or err.strip() else ["it fails without a word"]
+    wrong += [] if code == 0 or (err + out).strip() else ["it fails without a word"]
     wrong += ["an escape sequence"] if "\x1b" in err or "\x1b" in out else []
     wrong += ["half of a surrogate pair"] if any("\ud800" <= char <= "\udfff" for char in out + err) else []
     return f"{kind} {number}: {wrong} of {' '.join(map(str, case.arguments))}: {err[-300:]}" if wrong else None

@@ -283,6 +283,15 @@ def _arrow_batches(file: Any) -> Iterator[pa.RecordBatch]:
         yield from (batch.slice(start, BATCH) for start in range(0, batch.num_rows, BATCH))
 
 
+def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
+    """The rows as Python's values; None for one that holds a value which Python has not."""
+    try:
+        return batch.to_pylist()  # type: ignore[no-any-return]
+    except (OverflowError, ValueError):
+        one_by_one = (batch.slice(number, 1) for number in range(batch.num_rows))
+        return [None] if batch.num_rows == 1 else [row for one in one_by_one for row in _values(one)]
+
+
 def numbered(file: str, batches: Iterable[pa.RecordBatch]) -> Iterator[RawRow]:
     """Turn batches into raw rows of `file`, counted from 1.
 
@@ -291,8 +300,13 @@ def numbered(file: str, batches: Iterable[pa.RecordBatch]) -> Iterator[RawRow]:
     number = 0
     for batch in batches:
         nested = [field.name for field in batch.schema if pa.types.is_nested(field.type)]
-        for row in batch.to_pylist():
+        for row in _values(batch):
             number += 1
+            if row is None:
+                yield RawRow(
+                    file, number, problem="it holds a date that cannot be read (before the year 1, or after 9999)"
+                )
+                continue
             for name in nested:
                 row[name] = _without_padding(row[name])
             yield RawRow(file, number, row)

@@ -7,6 +7,7 @@ import glob
 import gzip
 import itertools
 import json
+import os
 import re
 import shutil
 import sys
@@ -187,8 +188,8 @@ _SPOOLED: list[tempfile.TemporaryDirectory[str]] = []
 
 def _folder(path: Path) -> Iterator[RawRow]:
     if (path / "dataset_dict.json").is_file():
-        names = json.loads((path / "dataset_dict.json").read_text())["splits"]
-        return _with_splits([(name, _saved(path / name)) for name in names])
+        names = _listed(path / "dataset_dict.json", "splits")
+        return _with_splits([(name, _saved(_within(path, name))) for name in names])
     if (path / "state.json").is_file():
         return _saved(path)
     return _with_splits([(f.relative_to(path), reader(f)(f)) for f in _files_within(path)])
@@ -201,8 +202,28 @@ def _files_within(path: Path) -> list[Path]:
 
 def _saved(folder: Path) -> Iterator[RawRow]:
     """A dataset as `Dataset.save_to_disk` leaves it: Arrow streams named by `state.json`."""
-    for file in json.loads((folder / "state.json").read_text())["_data_files"]:
-        yield from arrow_rows(folder / file["filename"])
+    for file in _listed(folder / "state.json", "_data_files"):
+        yield from arrow_rows(_within(folder, file.get("filename") if isinstance(file, dict) else None))
+
+
+def _listed(file: Path, key: str) -> list[Any]:
+    """What a file that `datasets` writes lists under a key."""
+    try:
+        found = json.loads(file.read_text("utf-8"))[key]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        found = None
+    if not isinstance(found, list):
+        raise InputError(f"{file}: it is not as `datasets` saves it: it has no list {key!r}. Save the dataset again.")
+    return found
+
+
+def _within(folder: Path, name: Any) -> Path:
+    """The path of a name that a file in the folder gives; it may not lead out of the folder."""
+    root = os.path.normpath(folder)
+    path = Path(os.path.normpath(f"{root}/{name}")) if isinstance(name, str) and "\0" not in name else None
+    if path is None or Path(str(name)).is_absolute() or not path.is_relative_to(root) or path == Path(root):
+        raise InputError(f"{folder}: it names {str(name)[:100]!r}, which is no file in it. Save the dataset again.")
+    return path
 
 
 def _with_splits(sources: list[tuple[str | Path, Iterator[RawRow]]]) -> Iterator[RawRow]:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from formats.test_kinds import records, shown
 
@@ -270,3 +272,36 @@ def test_a_dry_run_stores_nothing(tmp_path: Path, write: Write, prefdata: Any) -
     assert (code, err) == (0, "")
     assert "chosen 0: Aaa" in out
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", [pa.date32(), pa.timestamp("us"), pa.list_(pa.date32())], ids=str)
+def test_a_date_that_python_has_not_is_a_bad_row(prefdata, tmp_path, kind) -> None:
+    far = 1 << 60 if pa.types.is_timestamp(kind) else 10_000_000
+    days = [[1], [far], [2]] if pa.types.is_list(kind) else [1, far, 2]
+    file = tmp_path / "d.parquet"
+    pq.write_table(pa.table({"prompt": ["a", "b", "c"], "at": pa.array(days, kind)}), file)
+    code, _, err = prefdata("ingest", tmp_path / "r", file)
+    assert (code, f"{file}:2: it holds a date that cannot be read" in err) == (2, True), err
+    assert "2 out" in prefdata("ingest", tmp_path / "r", file, "--on-bad-rows", "drop")[1]
+
+
+@pytest.mark.parametrize(
+    "state", ['{"_data_files": "x"}', "[" * 9999, "{", "[]", '{"_data_files": [{"filename": "../x"}]}',
+              '{"_data_files": [{"filename": "/etc/passwd"}]}', '{"_data_files": [7]}',
+              '{"_data_files": [{"filename": "a\\u0000"}]}'],
+)  # fmt: skip
+def test_a_saved_dataset_that_is_none_or_leads_elsewhere(prefdata, tmp_path, state) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/state.json").write_text(state)
+    code, _, err = prefdata("ingest", tmp_path / "r", tmp_path / "saved")
+    assert (code, "Save the dataset again" in err) == (2, True), err
+
+
+@pytest.mark.parametrize(
+    "splits", ['{"splits": ["../train"]}', '{"splits": 7}', "7", '{"splits": [null]}', '{"splits": [""]}']
+)
+def test_the_splits_of_a_saved_dataset_that_lead_elsewhere(prefdata, tmp_path, splits) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/dataset_dict.json").write_text(splits)
+    code, _, err = prefdata("ingest", tmp_path / "r", tmp_path / "saved")
+    assert (code, "Save the dataset again" in err) == (2, True), err
