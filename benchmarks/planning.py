@@ -18,8 +18,8 @@ from collections.abc import Callable
 import numpy as np
 
 from prefdata.stats import best_of_n
-from prefdata.stats.bootstrap import intervals
-from prefdata.stats.extrapolation import anchors, continued
+from prefdata.stats.bootstrap import bootstrap_intervals
+from prefdata.stats.extrapolation import extrapolate, fit_points
 
 DRAWS = [1, 2, 4, 8, 16, 32, 64, 128]
 """The n at which the truth of a law is needed."""
@@ -88,10 +88,10 @@ class Continued:
 
     def __init__(self, scores: np.ndarray) -> None:
         self.known, self.top = scores.shape[1], scores.max()
-        self.values = best_of_n.expected_max(scores, anchors(self.known))
+        self.values = best_of_n.expected_max(scores, fit_points(self.known))
 
     def __call__(self, means: np.ndarray, ns: list[int]) -> tuple[np.ndarray, ...]:
-        return continued(means, self.top, self.known, ns)
+        return extrapolate(means, self.top, self.known, ns)
 
 
 class Likely(Continued):
@@ -113,7 +113,7 @@ def told(way: type, scores: np.ndarray, ns: list[int]) -> np.ndarray:
     """What a pilot tells of each n: value, low, high, shape (3, K)."""
     made = way(scores)
     value = made(made.values.mean(axis=0)[None, :], ns)[0][0]
-    low, high = intervals(made.values, of=lambda means: np.concatenate(made(means, ns)[1:], axis=1))
+    low, high = bootstrap_intervals(made.values, of=lambda means: np.concatenate(made(means, ns)[1:], axis=1))
     return np.stack([value, np.minimum(low[: len(ns)], value), np.maximum(high[len(ns) :], value)])
 
 

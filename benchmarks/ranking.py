@@ -38,15 +38,15 @@ from prefdata.engines.protocol import Completion, Request, Sampling
 from prefdata.ids import seed
 from prefdata.models.files import identify
 from prefdata.scorers.classifier.hf import RewardModel
-from prefdata.scorers.classifier.prefixes import families
-from prefdata.scorers.protocol import Item
+from prefdata.scorers.classifier.prefixes import prefix_groups
+from prefdata.scorers.protocol import ScoringItem
 
 DATA = Path(sample_data.__file__).parent
 WORDS = 150
 """Words of a long prompt and of a long answer: about 200 tokens of the sample tokenizer."""
 
 
-def sampled(prompts: int, n: int) -> list[Item]:
+def sampled(prompts: int, n: int) -> list[ScoringItem]:
     """Answers of the sample data's policy, n a prompt."""
     rows = [json.loads(line) for line in (DATA / "prompts.jsonl").read_text("utf-8").splitlines()][:prompts]
     engine = TransformersGenerator(identify(str(DATA / "policy"), "causal-lm"), dtype="float32")
@@ -57,10 +57,12 @@ def sampled(prompts: int, n: int) -> list[Item]:
         for k in range(n)
     ]
     texts = {answer.key: answer.text for answer in engine.generate(requests) if isinstance(answer, Completion)}
-    return [Item(r.key, tuple(rows[int(r.key.split("/")[0])]["messages"]), texts[r.key], False) for r in requests]
+    return [
+        ScoringItem(r.key, tuple(rows[int(r.key.split("/")[0])]["messages"]), texts[r.key], False) for r in requests
+    ]
 
 
-def long_prompts(prompts: int, n: int) -> list[Item]:
+def long_prompts(prompts: int, n: int) -> list[ScoringItem]:
     """Prompts and answers of the sample data's words, equally long."""
     rows = [json.loads(line) for line in (DATA / "demonstrations.jsonl").read_text("utf-8").splitlines()]
     words = " ".join(row["messages"][-1]["content"] for row in rows).split()
@@ -71,7 +73,7 @@ def long_prompts(prompts: int, n: int) -> list[Item]:
         return " ".join(words[at : at + count])
 
     asked = [({"role": "user", "content": some()},) for _ in range(prompts)]
-    return [Item(f"{i}/{k}", messages, some(), False) for i, messages in enumerate(asked) for k in range(n)]
+    return [ScoringItem(f"{i}/{k}", messages, some(), False) for i, messages in enumerate(asked) for k in range(n)]
 
 
 def larger_model(folder: Path) -> Path:
@@ -87,7 +89,7 @@ def larger_model(folder: Path) -> Path:
     return folder
 
 
-def by_pipeline(model: RewardModel, items: list[Item]) -> dict[str, float]:
+def by_pipeline(model: RewardModel, items: list[ScoringItem]) -> dict[str, float]:
     """The scores by transformers' own pipeline, 32 texts at a time."""
     texts = [model.texts.text(item.messages, item.response) for item in items]
     # The template writes the begin token: the pipeline's tokenizer must not add another.
@@ -108,7 +110,7 @@ def _pipeline(model: RewardModel) -> Callable:
 
 
 @torch.inference_mode()
-def by_sorted_batches(model: RewardModel, items: list[Item]) -> dict[str, float]:
+def by_sorted_batches(model: RewardModel, items: list[ScoringItem]) -> dict[str, float]:
     """The scores by batches of 32, sorted by length and padded, on the same network."""
     net, found = _pipeline(model).model, {}
     ids = model.texts.encode([model.texts.text(item.messages, item.response) for item in items])
@@ -123,7 +125,7 @@ def by_sorted_batches(model: RewardModel, items: list[Item]) -> dict[str, float]
     return found
 
 
-def by_prefdata(model: RewardModel, items: list[Item]) -> dict[str, float]:
+def by_prefdata(model: RewardModel, items: list[ScoringItem]) -> dict[str, float]:
     return {scored.key: scored.score for scored in model.score(items)}
 
 
@@ -138,11 +140,11 @@ def matmul_rate(seconds: float = 1.0) -> float:
     return done * 2 * 1024**3 / (time.perf_counter() - began)
 
 
-def needed_flops(model: RewardModel, items: list[Item]) -> float:
+def needed_flops(model: RewardModel, items: list[ScoringItem]) -> float:
     """What the scores cost when every prompt is computed once and nothing is padded."""
     config = model._net.config
     weights = sum(p.numel() for name, p in model._net.named_parameters() if "embed" not in name)
-    shared, whole = families(model.texts.prepare(items).rows)
+    shared, whole = prefix_groups(model.texts.prepare(items).rows)
     spans = [(0, len(row.ids)) for row in whole] + [(0, len(family.prefix)) for family in shared]
     spans += [(len(family.prefix), len(ids)) for family in shared for _, ids in family.branches]
     attended = sum(own * past + own * (own + 1) / 2 for past, own in spans)
@@ -150,7 +152,7 @@ def needed_flops(model: RewardModel, items: list[Item]) -> float:
     return 2.0 * weights * sum(own for _, own in spans) + 4.0 * config.num_hidden_layers * width * attended
 
 
-def compare(name: str, folder: Path, items: list[Item], usual: Callable, rounds: int, rate: float) -> None:
+def compare(name: str, folder: Path, items: list[ScoringItem], usual: Callable, rounds: int, rate: float) -> None:
     ways = {usual.__name__.removeprefix("by_").replace("_", " "): usual, "prefdata": by_prefdata}
     sides = {side: started(way, folder, items) for side, way in ways.items()}
     times: dict[str, list[float]] = {side: [] for side in sides}
@@ -175,7 +177,7 @@ def compare(name: str, folder: Path, items: list[Item], usual: Callable, rounds:
     print(f"| the limit | {len(items) / limit:,.0f} | |")
 
 
-def compare_cpu(folder: Path, items: list[Item], rounds: int) -> None:
+def compare_cpu(folder: Path, items: list[ScoringItem], rounds: int) -> None:
     torch.set_num_threads(1)
     once, whole = opened(folder), opened(folder, share_prompts=False)
     ways = {
@@ -197,7 +199,7 @@ def compare_cpu(folder: Path, items: list[Item], rounds: int) -> None:
         print(f"| {name} | {statistics.median(spent):.2f} | {shown} |")
 
 
-def started(way: Callable, folder: Path, items: list[Item]) -> Connection:
+def started(way: Callable, folder: Path, items: list[ScoringItem]) -> Connection:
     """A process that computes the scores each time that it is asked."""
     ours, theirs = multiprocessing.Pipe()
     for name, value in WAITING.items():
@@ -210,7 +212,7 @@ def started(way: Callable, folder: Path, items: list[Item]) -> Connection:
     return ours
 
 
-def answering(asked: Connection, way: Callable, folder: Path, items: list[Item]) -> None:
+def answering(asked: Connection, way: Callable, folder: Path, items: list[ScoringItem]) -> None:
     """Send the seconds, the scores and the share of padding, again and again."""
     model = opened(folder)
     while asked.recv():

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
-from prefdata.stats.bootstrap import intervals
+from prefdata.stats.bootstrap import bootstrap_intervals
 
 FOLDS = 5
 PENALTY = 100.0
@@ -189,7 +189,7 @@ def with_interval(values: Margins, pairs: Sequence[Pair]) -> str:
     """The mean over pairs with its interval over prompts."""
     prompts = np.unique([pair.prompt for pair in pairs], return_inverse=True)[1]
     sums, sizes = np.bincount(prompts, values), np.bincount(prompts).astype(np.float64)
-    low, high = intervals(sums.astype(np.float64)[:, None], sizes)
+    low, high = bootstrap_intervals(sums.astype(np.float64)[:, None], sizes)
     return f"{values.mean():.3f} [{low[0]:.3f}, {high[0]:.3f}]"
 
 

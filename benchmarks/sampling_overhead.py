@@ -51,7 +51,7 @@ def measure(prompts: int, render: bool, answer) -> None:
     import polars as pl
 
     from prefdata import IngestSpec, Run, SampleSpec, ids, sample_data
-    from prefdata.candidates.sample import samples
+    from prefdata.candidates.sample import sample_many
     from prefdata.storage.run import Lineage
     from prefdata.storage.schemas import PROMPTS
 
@@ -78,7 +78,7 @@ def measure(prompts: int, render: bool, answer) -> None:
         partition.finish(Report(step="ingest", unit="rows", rows_in=prompts, rows_out=prompts))
         spec = SampleSpec(model=str(model), n=N, max_tokens=64, name="null")
         began = time.monotonic()
-        (done,) = samples(run, [spec], load=lambda job: NullGenerator(job.files, render))
+        (done,) = sample_many(run, [spec], load=lambda job: NullGenerator(job.files, render))
         seconds = time.monotonic() - began
         assert done.report.rows_out == prompts * N
         stored = pl.scan_parquet(f"{folder}/candidates/*/part-*.parquet").select(pl.len()).collect().item()

@@ -23,7 +23,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 def main() -> None:
     from prefdata import IngestSpec, Run, SampleSpec, ingest, sample_data
-    from prefdata.candidates.sample import samples
+    from prefdata.candidates.sample import sample_many
     from prefdata.engines.open import open_generator
     from prefdata.models.files import identify
 
@@ -54,7 +54,7 @@ def main() -> None:
             run = Run(f"{folder}/{number}")
             ingest(run, [str(bundled / "prompts.jsonl")], IngestSpec())
             began = time.monotonic()
-            (done,) = samples(run, [spec.model_copy(update={"seed": number + 1})], load=lambda job: _Open(ours))
+            (done,) = sample_many(run, [spec.model_copy(update={"seed": number + 1})], load=lambda job: _Open(ours))
             tokens, seconds = done.report.figures["tokens"], time.monotonic() - began
             rows = run.only("candidates").read(["prompt_id", "sample_index", "seed"]).to_pylist()
             prompts = {p["prompt_id"]: p for p in run.only("prompts").read(["prompt_id", "messages"]).to_pylist()}

@@ -39,13 +39,13 @@ import polars as pl
 import pyarrow as pa
 
 from prefdata import PairSpec, Run, SelectSpec, pair, select
-from prefdata.pairs.pair import match, pair_ids
-from prefdata.parallel import ahead, cores
+from prefdata.pairs.pair import make_pairs, pair_ids
+from prefdata.parallel import prefetch_map, usable_cores
 from prefdata.scored.reader import BATCH_ROWS
 from prefdata.selections.rules import algorithm1_ranks, gumbel_ranks
 from prefdata.specs import Spec
 from prefdata.storage.queries import candidate_files
-from prefdata.storage.report import Account, Report
+from prefdata.storage.report import Report, ReportBuilder
 from prefdata.storage.run import Lineage
 from prefdata.storage.schemas import TABLES
 
@@ -251,7 +251,7 @@ def rules(each: int) -> None:
     for by_turns in (False, True):
         pool = _pool(BATCH_ROWS // each, each, by_turns=by_turns)
         for way, in_runs in itertools.product((_polars_expression, _polars_by_number), {False, not by_turns}):
-            assert way(pool, in_runs=in_runs)["pair_id"].equals(match(pool, PairSpec())[0]["pair_id"])
+            assert way(pool, in_runs=in_runs)["pair_id"].equals(make_pairs(pool, PairSpec())[0]["pair_id"])
     _in_processes(f"best-worst of {each}, rows in memory", BEST_WORST, each)
     anyhow = {name: way for name, way in BEST_WORST.items() if name in ANYHOW}
     _in_processes(f"the same, rows in turns of the {each}", anyhow, each, by_turns=True)
@@ -313,11 +313,11 @@ def _ours(pool: pl.DataFrame, workers: int | None = None) -> Way:
     """As `pair` does it: pools of its size, some ahead."""
     each = pool["sample_index"].max() + 1
     pools = list(pool.iter_slices(BATCH_ROWS // each * each))
-    return lambda: pl.concat(rows for rows, _ in ahead(pools, _match, workers or cores()))
+    return lambda: pl.concat(rows for rows, _ in prefetch_map(pools, _match, workers or usable_cores()))
 
 
-def _match(pool: pl.DataFrame) -> tuple[pl.DataFrame, Account]:
-    return match(pool, PairSpec())
+def _match(pool: pl.DataFrame) -> tuple[pl.DataFrame, ReportBuilder]:
+    return make_pairs(pool, PairSpec())
 
 
 def algorithm1(scores: list[float], k: int, beta: float) -> list[int]:

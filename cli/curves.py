@@ -13,7 +13,7 @@ from prefdata.printable import printable
 from prefdata.specs import Group
 
 from . import show
-from .options import Partial, RunArgument, option, whole
+from .options import Partial, RunArgument, option, parse_int
 
 if TYPE_CHECKING:
     from prefdata.explore.curves.curves import Curves
@@ -59,7 +59,7 @@ def curves(
             "-n",
             "--n",
             metavar="INT",
-            parser=whole,
+            parser=parse_int,
             help="Take prompts with this many scored candidates (what most have unless given).",
         ),
     ] = None,
@@ -67,7 +67,7 @@ def curves(
         str | None, option("--plan", help="Tell reward and cost for these N, as 8,16,32,64; also beyond n.")
     ] = None,
     seed: Annotated[
-        int, option("--seed", metavar="INT", parser=whole, help="Seed of the bootstrap over prompts. (default: 0)")
+        int, option("--seed", metavar="INT", parser=parse_int, help="Seed of the bootstrap over prompts. (default: 0)")
     ] = 0,
     partial: Partial = False,
     out: Annotated[

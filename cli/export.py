@@ -8,12 +8,12 @@ from typing import Annotated
 from prefdata.specs import ExportSpec, Group
 
 from . import show
-from .options import Replace, ReportFormat, RunArgument, option, takes
+from .options import Replace, ReportFormat, RunArgument, option, spec_options
 
 EXAMPLE = "Example: prefdata export runs/demo --to runs/demo/exports/trl --dialect trl"
 
 
-@takes(ExportSpec)
+@spec_options(ExportSpec)
 def export(
     run: RunArgument,
     to: Annotated[

@@ -82,7 +82,7 @@ def _page(command: Any, ctx: Any) -> Iterator[str]:
 
 
 def _by_group(options: Iterable[Any]) -> Iterator[tuple[str, list[Any]]]:
-    """The options by title: in the order of `Group`, which ends with what every command has."""
+    """The options by title: in the order of `BeamGroup`, which ends with what every command has."""
     groups: dict[str, list[Any]] = {}
     for param in options:
         groups.setdefault(getattr(param, "rich_help_panel", None) or Group.GENERAL.value, []).append(param)

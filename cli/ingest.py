@@ -9,7 +9,7 @@ import typer
 from prefdata.specs import Group, IngestSpec
 
 from . import show
-from .options import NewRun, Replace, ReportFormat, option, takes
+from .options import NewRun, Replace, ReportFormat, option, spec_options
 
 EXAMPLE = "Example: prefdata ingest runs/demo preferences.jsonl --as pairs --test 0.1"
 
@@ -19,7 +19,7 @@ _FILES = (
 )
 
 
-@takes(IngestSpec)
+@spec_options(IngestSpec)
 def ingest(
     run: NewRun,
     files: Annotated[list[str], typer.Argument(metavar="FILE…", help=_FILES)],

@@ -21,11 +21,11 @@ from prefdata.sql.interrupt import still_running
 from . import check, curves, demo, evaluate, explain, export, ingest, pair, rank, sample, select, sql, status, train
 from .help import Command, CommandGroup
 
-UsageProblem: type[Exception] = typer.BadParameter.__mro__[1]
+ClickUsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises for wrong usage, wherever it keeps it."""
 
 
-class InOrder(CommandGroup):
+class OrderedGroup(CommandGroup):
     """The commands in the order of the flow; a closed pipe gets a name that typer does not know and exits with 1 for.
 
     `make_context` prints the help of the group, `invoke` runs a command or prints its help.
@@ -83,7 +83,7 @@ UNREAD = 141
 
 app = typer.Typer(
     name="prefdata",
-    cls=InOrder,
+    cls=OrderedGroup,
     pretty_exceptions_enable=False,
     help="Preference data from prompts to a better model. Every run is a directory of Parquet tables.",
     epilog="Example: prefdata demo runs/demo",
@@ -147,7 +147,7 @@ def main() -> None:
             raise KeyboardInterrupt
     except PrefdataError as error:
         code = _fail(f"prefdata: {error}", error.exit_code, debug)
-    except UsageProblem as error:
+    except ClickUsageError as error:
         code = _fail(f"prefdata: {_usage(error)}", 2, debug)
     except (KeyboardInterrupt, typer.Abort):
         _say_no_more()

@@ -112,7 +112,7 @@ _PRINT_CONFIG = Annotated[
 ]
 
 
-def takes(spec_type: type[S]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def spec_options(spec_type: type[S]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command that has a parameter `spec` one option for each field of `spec_type`, and `-c`, `--print-config`.
 
     Names, types, help and defaults are the spec's own; a flag that is not given leaves the field to the YAML file, and
@@ -135,7 +135,7 @@ def takes(spec_type: type[S]) -> Callable[[Callable[..., None]], Callable[..., N
 
         own = [p for name, p in signature.parameters.items() if name != "spec"]
         options = [
-            _option(name, fields[name], needed=name in spec_type.model_fields) for name in _by_nearness(spec_type)
+            _option(name, fields[name], needed=name in spec_type.model_fields) for name in own_fields_first(spec_type)
         ]
         extra = [_keyword("config", _CONFIG, None), _keyword("print_config", _PRINT_CONFIG, False)]
         everything = sorted([*own, *options, *extra], key=lambda p: p.kind)
@@ -148,7 +148,7 @@ def takes(spec_type: type[S]) -> Callable[[Callable[..., None]], Callable[..., N
     return decorate
 
 
-def _by_nearness(spec_type: type[Spec]) -> list[str]:
+def own_fields_first(spec_type: type[Spec]) -> list[str]:
     """The fields as help shows them: a command's own before those that it shares with others."""
     fields = spec_type.settings()
     nearest = {name: depth for depth, base in reversed(list(enumerate(spec_type.__mro__))) for name in _own(base)}
@@ -289,11 +289,11 @@ def _metavar(kind: Any) -> str | None:
 def _parser(kind: Any) -> Callable[[str], Any] | None:
     """How a flag's text is read where a text will not do; messages as a spec has them."""
     if typing.get_origin(kind) is Literal:
-        return functools.partial(choice, typing.get_args(kind))
-    return {int: whole, float: number}.get(kind)
+        return functools.partial(parse_choice, typing.get_args(kind))
+    return {int: parse_int, float: parse_float}.get(kind)
 
 
-def whole(said: str) -> int:
+def parse_int(said: str) -> int:
     """A flag's value as an integer."""
     try:
         return int(said)
@@ -301,7 +301,7 @@ def whole(said: str) -> int:
         raise typer.BadParameter(f"should be a valid integer, not {said!r}") from None
 
 
-def number(said: str) -> float:
+def parse_float(said: str) -> float:
     """A flag's value as a number."""
     try:
         return float(said)
@@ -309,7 +309,7 @@ def number(said: str) -> float:
         raise typer.BadParameter(f"should be a valid number, not {said!r}") from None
 
 
-def choice(values: tuple[str, ...], said: str) -> str:
+def parse_choice(values: tuple[str, ...], said: str) -> str:
     """A flag's value as one of some."""
     if said not in values:
         known = " or ".join(part for part in (", ".join(values[:-1]), values[-1]) if part)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from prefdata.specs import PairSpec
 
 from . import show
-from .options import Partial, Replace, ReportFormat, RunArgument, takes
+from .options import Partial, Replace, ReportFormat, RunArgument, spec_options
 
 EXAMPLE = "Example: prefdata pair runs/demo --strategy best-worst --min-margin 0.5"
 
 
-@takes(PairSpec)
+@spec_options(PairSpec)
 def pair(
     run: RunArgument, spec: PairSpec, replace: Replace = False, partial: Partial = False, format: ReportFormat = "text"
 ) -> None:

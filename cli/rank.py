@@ -5,12 +5,12 @@ from __future__ import annotations
 from prefdata.specs import RankSpec
 
 from . import show
-from .options import Partial, Replace, ReportFormat, RunArgument, takes
+from .options import Partial, Replace, ReportFormat, RunArgument, spec_options
 
 EXAMPLE = "Example: prefdata rank runs/demo --reward-model reward_model"
 
 
-@takes(RankSpec)
+@spec_options(RankSpec)
 def rank(
     run: RunArgument, spec: RankSpec, replace: Replace = False, partial: Partial = False, format: ReportFormat = "text"
 ) -> None:

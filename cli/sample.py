@@ -7,12 +7,12 @@ from typing import Annotated
 from prefdata.specs import Group, SampleSpec
 
 from . import show
-from .options import Partial, Replace, ReportFormat, RunArgument, option, takes
+from .options import Partial, Replace, ReportFormat, RunArgument, option, spec_options
 
 EXAMPLE = "Example: prefdata sample runs/demo --model policy -n 16 --temperature 1.0 --max-tokens 96"
 
 
-@takes(SampleSpec)
+@spec_options(SampleSpec)
 def sample(
     run: RunArgument,
     spec: SampleSpec,
@@ -31,12 +31,12 @@ def sample(
 ) -> None:
     """Draw N candidates for every prompt; run it again to continue, or with a larger -n to add more."""
     from prefdata.candidates.sample import dry_run as show_first
-    from prefdata.candidates.sample import samples, swept
+    from prefdata.candidates.sample import expand_sweep, sample_many
     from prefdata.storage.run import Run
 
     if dry_run:
         show.facts(show_first(Run(run), spec))
         return
-    specs = swept(spec)
-    outcomes = samples(Run(run), specs, replace=replace, partial=partial, progress=True)
+    specs = expand_sweep(spec)
+    outcomes = sample_many(Run(run), specs, replace=replace, partial=partial, progress=True)
     show.outcome(outcomes, format)

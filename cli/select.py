@@ -5,12 +5,12 @@ from __future__ import annotations
 from prefdata.specs import SelectSpec
 
 from . import show
-from .options import Partial, Replace, ReportFormat, RunArgument, takes
+from .options import Partial, Replace, ReportFormat, RunArgument, spec_options
 
 EXAMPLE = "Example: prefdata select runs/demo --method rso --k 8 --beta 0.5"
 
 
-@takes(SelectSpec)
+@spec_options(SelectSpec)
 def select(
     run: RunArgument,
     spec: SelectSpec,

@@ -15,7 +15,7 @@ from prefdata.train.specs import DpoSpec, KtoSpec, RmSpec, SftSpec
 
 from . import show
 from .help import Command, CommandGroup, List
-from .options import Replace, ReportFormat, option, takes
+from .options import Replace, ReportFormat, option, spec_options
 
 COMMANDS: tuple[CommandName, ...] = ("sft", "rm", "dpo", "kto")
 
@@ -50,7 +50,7 @@ Out = Annotated[Path, option("--out", metavar="DIR", help="The model folder to w
     cls=with_losses("sft"),
     epilog="Example: prefdata train sft demonstrations.jsonl --model base --out sft --epochs 2 --lr 2e-5",
 )
-@takes(SftSpec)
+@spec_options(SftSpec)
 def sft(data: Data, out: Out, spec: SftSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
     """Imitate responses: supervised fine-tuning."""
     from prefdata.train.train import train_sft
@@ -62,7 +62,7 @@ def sft(data: Data, out: Out, spec: SftSpec, replace: Replace = False, format: R
 @app.command(
     "rm", cls=with_losses("rm"), epilog="Example: prefdata train rm preferences.jsonl --model sft --out reward_model"
 )
-@takes(RmSpec)
+@spec_options(RmSpec)
 def rm(data: Data, out: Out, spec: RmSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
     """Score better responses higher: a reward model."""
     from prefdata.train.train import train_rm
@@ -76,7 +76,7 @@ def rm(data: Data, out: Out, spec: RmSpec, replace: Replace = False, format: Rep
     cls=with_losses("dpo"),
     epilog="Example: prefdata train dpo runs/demo --model policy --out runs/demo/models/dpo",
 )
-@takes(DpoSpec)
+@spec_options(DpoSpec)
 def dpo(data: Data, out: Out, spec: DpoSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
     """Prefer better responses: direct preference optimisation and its relatives."""
     from prefdata.train.train import train_dpo
@@ -86,7 +86,7 @@ def dpo(data: Data, out: Out, spec: DpoSpec, replace: Replace = False, format: R
 
 
 @app.command("kto", cls=with_losses("kto"), epilog="Example: prefdata train kto labels.jsonl --model policy --out kto")
-@takes(KtoSpec)
+@spec_options(KtoSpec)
 def kto(data: Data, out: Out, spec: KtoSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
     """Learn from responses that are good or bad, each on its own."""
     from prefdata.train.train import train_kto

@@ -33,7 +33,7 @@ def uniforms(row_ids: pl.Series, seed: int, *key: str | int) -> NDArray[np.float
     salt, drawn = ids.seed(seed, *key), np.empty(len(row_ids))
     for block, bits in _blocks(row_ids):
         # 52 bits: with 53, the last one would round up to 1, and its Gumbel noise to infinity.
-        drawn[block] = ((mixed(bits, salt) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+        drawn[block] = ((mix64(bits, salt) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     return drawn
 
 
@@ -46,7 +46,7 @@ def gumbels(uniform: NDArray[np.float64]) -> NDArray[np.float64]:
     return noise
 
 
-def leading_bits(row_ids: pl.Series) -> Bits:
+def id_prefix64(row_ids: pl.Series) -> Bits:
     """The first 64 of the 80 bits of ids.
 
     Two of four million share them with a chance of one in two million, of a hundred million one in four thousand.
@@ -60,14 +60,14 @@ def leading_bits(row_ids: pl.Series) -> Bits:
 def _blocks(row_ids: pl.Series) -> Iterator[tuple[slice, Bits]]:
     """The leading bits of ids, some at a time: a little memory is used again and again, Python's lock held shortly."""
     for start in range(0, len(row_ids), _BLOCK):
-        written = letters(row_ids.slice(start, _BLOCK))
+        written = id_bytes(row_ids.slice(start, _BLOCK))
         yield (
             slice(start, start + len(written)),
             np.frombuffer(unhexlify(written.data), _ID)["leading"].astype(np.uint64),
         )
 
 
-def letters(row_ids: pl.Series) -> NDArray[np.uint8]:
+def id_bytes(row_ids: pl.Series) -> NDArray[np.uint8]:
     """The letters of ids, shape (ids, ID_DIGITS).
 
     Raises:
@@ -80,7 +80,7 @@ def letters(row_ids: pl.Series) -> NDArray[np.uint8]:
     return np.frombuffer(held or b"", np.uint8).reshape(len(row_ids), ids.ID_DIGITS)
 
 
-def among(many: Bits, some: Bits) -> NDArray[np.bool_]:
+def isin_sorted(many: Bits, some: Bits) -> NDArray[np.bool_]:
     """Whether each of `some` is among `many`, which are sorted."""
     found = np.zeros(len(some), bool)
     order = np.argsort(some)  # neighbours are looked for one after the other: many times faster
@@ -98,7 +98,7 @@ def distinct(bits: Bits) -> Bits:
     return once
 
 
-def mixed(bits: Bits, salt: int) -> Bits:
+def mix64(bits: Bits, salt: int) -> Bits:
     """`bits` and a salt of 53 bits, mixed so that each bit of the result hangs on all of theirs."""
     mixture = bits ^ np.uint64(salt << 11)
     with np.errstate(over="ignore"):
@@ -112,7 +112,7 @@ def mixed(bits: Bits, salt: int) -> Bits:
     return mixture
 
 
-class Content:
+class RowSetHash:
     """The id of a set of rows (an id and a number each), added some at a time: in any order and cut the same id.
 
     Contents of some rows each add up to that of all of them.
@@ -130,7 +130,7 @@ class Content:
             some = floats[start : start + _ROWS]
             numbers = np.where(np.isnan(some), np.nan, some + 0.0).view(np.uint64)  # one NaN, one zero
             numbers += hashes[start : start + _ROWS]
-            words = mixed(numbers, 1)
+            words = mix64(numbers, 1)
             # Sums do not hang on the order; twice 64 bits, so that no two sets of rows meet by chance.
             self._sums[0] += int(words.sum(dtype=np.uint64))
             self._sums[1] += int(np.square(words, out=words).sum(dtype=np.uint64))
@@ -139,7 +139,7 @@ class Content:
     def __len__(self) -> int:
         return self._rows
 
-    def __iadd__(self, other: Content) -> Self:
+    def __iadd__(self, other: RowSetHash) -> Self:
         self._sums = [mine + its for mine, its in zip(self._sums, other._sums, strict=True)]
         self._rows += other._rows
         return self

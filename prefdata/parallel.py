@@ -13,16 +13,16 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 U = TypeVar("U")
 
-MOST_CORES = 4
+MAX_WORKERS = 4
 """Cores that frames are worked on by at a time: each has frames in memory, and Polars has threads of its own."""
 
 
-def cores() -> int:
-    """The cores that this process may use, up to `MOST_CORES`: as a rule each works on one frame at a time."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_CORES)
+def usable_cores() -> int:
+    """The cores that this process may use, up to `MAX_WORKERS`: as a rule each works on one frame at a time."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MAX_WORKERS)
 
 
-def ahead(
+def prefetch_map(
     stream: Iterable[T],
     work: Callable[[T], U],
     workers: int = 1,

@@ -30,7 +30,7 @@ class Progress:
         """Note that `done` of `total` units of the phase are finished; `figures` are running numbers (tokens, loss)."""
 
 
-quiet = Progress()
+no_progress = Progress()
 """Ignores progress."""
 
 Watch = bool | Progress | Callable[..., None]
@@ -45,7 +45,7 @@ def watched(watch: Watch, step: str) -> Iterator[Progress]:
     elif not isinstance(watch, bool):
         yield _Function(watch)
     elif not watch:
-        yield quiet
+        yield no_progress
     elif sys.stderr.isatty() and find_spec("rich"):
         with _bar(step) as bar:
             yield bar

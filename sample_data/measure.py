@@ -17,7 +17,7 @@ from prefdata.engines.protocol import Completion, Request, Sampling
 from prefdata.ids import seed
 from prefdata.models.files import identify
 from prefdata.scorers.classifier.hf import RewardModel
-from prefdata.scorers.protocol import Item
+from prefdata.scorers.protocol import ScoringItem
 from prefdata.specs import ModelSpec
 
 from .world import true_reward_parts
@@ -36,7 +36,7 @@ def reward_accuracy() -> float:
     """The share of held-out preferences, all in their true order, in which the reward model scores chosen higher."""
     rows = _rows("heldout_preferences")
     items = [
-        Item(f"{number}/{side}", tuple(row["prompt"]), row[side][0]["content"], truncated=False)
+        ScoringItem(f"{number}/{side}", tuple(row["prompt"]), row[side][0]["content"], truncated=False)
         for number, row in enumerate(rows)
         for side in ("chosen", "rejected")
     ]

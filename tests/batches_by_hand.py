@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from prefdata import ids
-from prefdata.pairs.pair import match
+from prefdata.pairs.pair import make_pairs
 from prefdata.specs import PairSpec
 from prefdata.storage.report import nonzero
 
@@ -61,7 +61,7 @@ def paired(
     answers: pl.DataFrame, strategy: str, said: pl.DataFrame | None = None, **asked: Any
 ) -> tuple[str, dict[str, int]]:
     """The pairs as "0a>0b 1c>1a", prompts in the order of their numbers, and what was dropped."""
-    rows, account = match(answers, PairSpec(strategy=strategy, **asked), said)  # type: ignore[arg-type]
+    rows, account = make_pairs(answers, PairSpec(strategy=strategy, **asked), said)  # type: ignore[arg-type]
     account.report("pair", "pairs")  # refuses what does not add up
     return named(answers, rows), nonzero(account.dropped)
 

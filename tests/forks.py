@@ -79,8 +79,8 @@ def _run(arguments: list[str], out: str, err: str) -> None:
     for path, number in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     from prefdata.cli.main import main
-    from prefdata.storage.run import Appender
+    from prefdata.storage.run import PartWriter
 
-    Appender.__init__.__kwdefaults__["seconds"] = PART_SECONDS
+    PartWriter.__init__.__kwdefaults__["seconds"] = PART_SECONDS
     sys.argv = ["prefdata", *arguments]
     main()

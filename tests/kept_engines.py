@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prefdata.engines.vllm import launch
-from prefdata.engines.vllm.launch import Running
+from prefdata.engines.vllm.launch import VllmEngine
 from prefdata.models.files import ModelFiles
 from prefdata.specs import EngineSpec
 
@@ -25,10 +25,10 @@ class KeptEngines:
     """Stands in for `vllm_start.start`: the real one, whose engines are used again for the same model."""
 
     def __init__(self) -> None:
-        self._running: dict[tuple[Any, ...], Running] = {}
+        self._running: dict[tuple[Any, ...], VllmEngine] = {}
         self._close: list[Callable[[], None]] = []
 
-    def start(self, vllm: Any, model: ModelFiles, spec: EngineSpec, **settings: Any) -> Running:
+    def start(self, vllm: Any, model: ModelFiles, spec: EngineSpec, **settings: Any) -> VllmEngine:
         """The engine for `model`, which is started at the first call, without compiling (that takes longer)."""
         if any(getattr(spec, name) for name in OWN):
             return launch.start(vllm, model, spec, **settings)

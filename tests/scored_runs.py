@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 from prefdata import ids
-from prefdata.selections.select import keep
+from prefdata.selections.select import select_from
 from prefdata.specs import SelectSpec, Spec
 from prefdata.storage.queries import candidate_files
 from prefdata.storage.report import Report, nonzero
@@ -117,7 +117,7 @@ def pool(
 
 def kept(frame: pl.DataFrame, **settings: Any) -> tuple[list[str], dict[str, int]]:
     """The names of what is selected from a pool, and what was dropped by reason."""
-    rows, account = keep(frame, SelectSpec(**settings))
+    rows, account = select_from(frame, SelectSpec(**settings))
     rows = rows.sort("prompt_id", maintain_order=True)
     names = rows.join(frame, on="candidate_id", maintain_order="left")["name"].to_list()
     return names, nonzero(account.dropped)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefdata.parallel import ahead, as_completed
+from prefdata.parallel import as_completed, prefetch_map
 
 
 def test_the_next_is_worked_on_while_this_one_is_used() -> None:
@@ -22,7 +22,7 @@ def test_the_next_is_worked_on_while_this_one_is_used() -> None:
             begun.set()
         return -number
 
-    stream = ahead(range(4), work)
+    stream = prefetch_map(range(4), work)
     assert next(stream) == 0
     assert begun.wait(5)
     assert list(stream) == [-1, -2, -3]
@@ -34,7 +34,7 @@ def test_results_come_in_order_whoever_is_done_first(workers: int) -> None:
         time.sleep(0.02 * (number % 3 == 0))
         return number
 
-    assert list(ahead(range(30), work, workers)) == list(range(30))
+    assert list(prefetch_map(range(30), work, workers)) == list(range(30))
 
 
 @pytest.mark.parametrize(("workers", "most", "pulled"), [(1, None, 2), (3, None, 4), (2, 6, 7)])
@@ -46,7 +46,7 @@ def test_no_more_is_pulled_than_is_asked_for(workers: int, most: int | None, pul
             seen.append(number)
             yield number
 
-    stream = ahead(endless(), str, workers, most=most)
+    stream = prefetch_map(endless(), str, workers, most=most)
     assert next(stream) == "0"
     assert len(seen) == pulled
     stream.close()  # type: ignore[attr-defined]
@@ -55,7 +55,7 @@ def test_no_more_is_pulled_than_is_asked_for(workers: int, most: int | None, pul
 def test_workers_work_at_a_time() -> None:
     """Each waits for the other: one after the other they would never be done."""
     both = threading.Barrier(2)
-    assert sorted(ahead([0, 1], lambda _: both.wait(10), 2)) == [0, 1]
+    assert sorted(prefetch_map([0, 1], lambda _: both.wait(10), 2)) == [0, 1]
 
 
 def test_what_fails_in_a_thread_is_raised_here_and_nothing_more_begins() -> None:
@@ -68,13 +68,13 @@ def test_what_fails_in_a_thread_is_raised_here_and_nothing_more_begins() -> None
         time.sleep(0.05)
 
     with pytest.raises(ZeroDivisionError):
-        list(ahead(range(100), work, 2))
+        list(prefetch_map(range(100), work, 2))
     assert max(done) < 10
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefdata-ahead")]
 
 
 def test_a_caller_that_leaves_leaves_nothing_running() -> None:
-    stream = ahead(itertools.count(), str, 2)
+    stream = prefetch_map(itertools.count(), str, 2)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefdata-ahead")]

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefdata import ids
-from prefdata.candidates.job import Job
-from prefdata.candidates.sample import dry_run, sample, samples, swept
+from prefdata.candidates.job import SamplingJob
+from prefdata.candidates.sample import dry_run, expand_sweep, sample, sample_many
 from prefdata.candidates.stream import cut_off_id
 from prefdata.errors import BadRows, InputError, ModelError, NotReady, PrefdataError, SpecConflict, UsageError
 from prefdata.prompts.ingest import ingest
@@ -52,7 +52,7 @@ def test_what_is_stored(run: Run, spec, tiny_policy: Path) -> None:
     assert (done.did, done.report.rows_in, done.report.rows_out) == ("made", 20, 20)
     found = rows(run)
     assert len(found) == 20
-    law = Job.of(run, spec()).law
+    law = SamplingJob.of(run, spec()).sampler_fingerprint
     for row in found.values():
         place = (row["prompt_id"], law, row["sample_index"])
         cut = row["finish_reason"] == "length"
@@ -339,19 +339,19 @@ def test_a_range_and_a_list(run: Run, spec) -> None:
 
 
 def test_a_sweep_is_a_sampler_for_each_value(run: Run, spec) -> None:
-    specs = swept(spec(sweep=("temperature=0.7,1.0", "max-tokens=4,8")))
+    specs = expand_sweep(spec(sweep=("temperature=0.7,1.0", "max-tokens=4,8")))
     assert [one.name for one in specs] == [f"s-temperature-{t}-max_tokens-{m}" for t in ("0.7", "1.0") for m in (4, 8)]
-    outcomes = samples(run, specs)
+    outcomes = sample_many(run, specs)
     assert [one.report.rows_out for one in outcomes] == [20] * 4
     assert {row["temperature"] for row in rows(run, specs[0].name).values()} == {0.7}
-    assert [one.did for one in samples(run, specs)] == ["kept"] * 4
+    assert [one.did for one in sample_many(run, specs)] == ["kept"] * 4
     for bad, said in (
         ("temprature=1", 'Did you mean "temperature"'),
         ("top_p=", "give values"),
         ("top_p=2", "at most 1"),
     ):
         with pytest.raises(UsageError, match=said):
-            swept(spec(sweep=(bad,)))
+            expand_sweep(spec(sweep=(bad,)))
 
 
 def test_where_and_limit(run: Run, spec) -> None:

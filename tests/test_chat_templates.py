@@ -188,11 +188,11 @@ def test_check_and_eval_read_by_the_template_that_was_asked_for(make_reward_mode
 
 def test_check_finds_another_tokenisation_than_the_templates(make_reward_model, tmp_path, monkeypatch):
     from prefdata.explore.reward_model_checks import check
-    from prefdata.scorers.classifier.rendering import Texts
+    from prefdata.scorers.classifier.rendering import TextRenderer
 
     model = make_reward_model(tmp_path / "m", tokenizer={"chat_template": CHATML}, max_position_embeddings=256)
-    real = Texts.encode
-    monkeypatch.setattr(Texts, "encode", lambda self, texts: [[*ids, 2] for ids in real(self, texts)])
+    real = TextRenderer.encode
+    monkeypatch.setattr(TextRenderer, "encode", lambda self, texts: [[*ids, 2] for ids in real(self, texts)])
     failed = {one.check for one in check(str(model), engine="transformers", device="cpu") if one.passed is False}
     assert failed == {"token ids", "text as trained"}
 

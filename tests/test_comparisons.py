@@ -18,7 +18,7 @@ from prefdata.comparisons.compare import ORDERS, compare, orders, schedule
 from prefdata.errors import InputError
 from prefdata.explore.judges import judges
 from prefdata.prompts.ingest import ingest
-from prefdata.scorers.protocol import Match, Verdict
+from prefdata.scorers.protocol import Comparison, Verdict
 from prefdata.specs import IngestSpec, RankSpec
 from prefdata.storage.run import Run
 
@@ -32,9 +32,9 @@ class Longer:
 
     def __init__(self, lean: float = 0.0, fails: bool = False) -> None:
         self.versions: dict[str, str] = {}
-        self.lean, self.fails, self.asked = lean, fails, list[Match]()
+        self.lean, self.fails, self.asked = lean, fails, list[Comparison]()
 
-    def compare(self, matches: Iterable[Match]) -> Iterator[Verdict]:
+    def compare(self, matches: Iterable[Comparison]) -> Iterator[Verdict]:
         for match in matches:
             self.asked.append(match)
             if self.fails and len(match.shown) + len(match.other) > 8:
@@ -109,7 +109,7 @@ def test_a_judge_who_likes_the_first_place_is_found_out(run: Run, judge: Longer)
 class Undecided(Longer):
     """A judge to whom all are equal."""
 
-    def compare(self, matches: Iterable[Match]) -> Iterator[Verdict]:
+    def compare(self, matches: Iterable[Comparison]) -> Iterator[Verdict]:
         for match in matches:
             yield Verdict(match.key, 0.5, "tie")
 
@@ -210,7 +210,7 @@ def test_a_tie_in_both_orders_is_the_same_in_both(run: Run, judge: Longer, monke
     """Of the judge's ties all agree; a tie in one order and a winner in the other do not."""
     ties = iter([True] * 2 * 15 + [True, False] * 15 + [False] * 2 * 15)
 
-    def verdicts(matches: Iterable[Match]) -> Iterator[Verdict]:
+    def verdicts(matches: Iterable[Comparison]) -> Iterator[Verdict]:
         for match in matches:
             tie = next(ties)
             yield Verdict(match.key, 0.5 if tie else 0.9, "tie" if tie else "first")
@@ -247,7 +247,7 @@ def test_how_many_are_held_at_a_time_changes_nothing(
     whole = compare(run, spec(schedule=kind, order="flip"))
     expected = sorted(rows(run), key=str)
     monkeypatch.setattr(players, "SHARE", 4)
-    with players.Board(run, run.partitions("candidates"), spec()) as cut:
+    with players.PlayerStore(run, run.partitions("candidates"), spec()) as cut:
         assert cut.shares == 6
     assert compare(run, spec(schedule=kind, order="flip")).did == "kept"
     again = compare(run, spec(schedule=kind, order="flip"), replace=True)
@@ -286,7 +286,7 @@ def compare_slowly(folder: Path) -> None:
     """What one of several processes does: the same command, with little in a share and time to meet the others."""
 
     class Slow(Longer):
-        def compare(self, matches: Iterable[Match]) -> Iterator[Verdict]:
+        def compare(self, matches: Iterable[Comparison]) -> Iterator[Verdict]:
             for verdict in super().compare(matches):
                 time.sleep(0.01)
                 yield verdict

@@ -13,11 +13,11 @@ import pytest
 
 from prefdata import ids
 from prefdata.explore.sql import query
-from prefdata.keyed_random import leading_bits
+from prefdata.keyed_random import id_prefix64
 from prefdata.pairs.explain import _find
 from prefdata.scores.stream import item_of, with_prompts
 from prefdata.specs import Spec
-from prefdata.storage.queries import PromptSlices, matching_keys, merged_prompts, prompt_sources, read_prompts
+from prefdata.storage.queries import PromptBatchReader, matching_keys, merged_prompts, prompt_sources, read_prompts
 from prefdata.storage.report import Report
 from prefdata.storage.run import Lineage, Partition, Run
 from prefdata.storage.schemas import CANDIDATES, PROMPTS, TABLES, Table
@@ -96,7 +96,7 @@ def test_message_keys_that_no_row_has_are_not_stored(tmp_path: Path) -> None:
         turn for row in query(run, "select messages from prompts order by all").to_pylist() for turn in row["messages"]
     ]
     assert [turn["role"] for turn in turns] == ["user", "user", "assistant", "tool"]
-    said = [rows for _, rows in PromptSlices(run)]
+    said = [rows for _, rows in PromptBatchReader(run)]
     assert [row["messages"] for rows in said for row in rows] == [[USER], [USER, CALL, RESULT]]
 
 
@@ -109,10 +109,10 @@ def test_a_run_of_the_version_before_is_read(tmp_path: Path) -> None:
     fill(run, "candidates", "new", [candidate(key, "B", message=json.dumps({"role": "assistant", "content": "B"}))])
     assert [source.name for source in prompt_sources(run)] == ["old", "new"]
     assert read_prompts(run).select("reference", "references").rows() == [("1960", None), (None, None), (None, None)]
-    assert len(PromptSlices(run)) == 3
+    assert len(PromptBatchReader(run)) == 3
     assert query(run, "select count(*) as n, count(message) as m from candidates").to_pylist() == [{"n": 2, "m": 1}]
     wanted = matching_keys({"prompts": run.all("prompts")}, "prompt_id", ["prompts"], "source_number is null")
-    assert list(wanted) == list(leading_bits(pl.Series([key])))
+    assert list(wanted) == list(id_prefix64(pl.Series([key])))
     rows = [row for one in run.all("candidates") for row in one.read().to_pylist()]
     items = [item_of(row) for row in with_prompts(run, [{**row, "finish_reason": None} for row in rows])]
     assert [(item.messages, item.reference) for item in items] == [((USER,), "1960")] * 2

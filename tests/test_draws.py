@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefdata import ids
-from prefdata.keyed_random import Content, leading_bits, uniforms
+from prefdata.keyed_random import RowSetHash, id_prefix64, uniforms
 
 some_ids = st.lists(st.text("0123456789abcdef", min_size=20, max_size=20), max_size=9)
 
@@ -18,17 +18,17 @@ some_ids = st.lists(st.text("0123456789abcdef", min_size=20, max_size=20), max_s
 def test_leading_bits_are_the_first_sixteen_digits(names: list[str], cut: int) -> None:
     series = pl.Series(names, dtype=pl.String)
     wanted = [int(name[:16], 16) for name in names]
-    assert leading_bits(series).tolist() == wanted
-    assert leading_bits(series[cut:]).tolist() == wanted[cut:]
+    assert id_prefix64(series).tolist() == wanted
+    assert id_prefix64(series[cut:]).tolist() == wanted[cut:]
     backwards = np.arange(len(names))[::-1].copy()
-    assert leading_bits(series.gather(backwards)).tolist() == wanted[::-1]
-    assert leading_bits(pl.concat([series, series], rechunk=False)).tolist() == wanted * 2
+    assert id_prefix64(series.gather(backwards)).tolist() == wanted[::-1]
+    assert id_prefix64(pl.concat([series, series], rechunk=False)).tolist() == wanted * 2
 
 
 @pytest.mark.parametrize("name", ["p1", "0" * 19, "0" * 21, "g" * 20, None])
 def test_what_is_no_id_is_refused(name: str | None) -> None:
     with pytest.raises(ValueError, match=r"(?i)hexadecimal digit"):
-        leading_bits(pl.Series([ids.digest(1), name, "0" * 21 if name == "0" * 19 else ids.digest(2)]))
+        id_prefix64(pl.Series([ids.digest(1), name, "0" * 21 if name == "0" * 19 else ids.digest(2)]))
 
 
 def test_a_coin_hangs_on_the_id_the_seed_and_what_it_is_for() -> None:
@@ -41,9 +41,9 @@ def test_a_coin_hangs_on_the_id_the_seed_and_what_it_is_for() -> None:
 
 
 def content(rows: list[tuple[str, float | None]], cuts: int = 1) -> str:
-    whole = Content()
+    whole = RowSetHash()
     for start in range(cuts):
-        some, part = rows[start::cuts], Content()
+        some, part = rows[start::cuts], RowSetHash()
         part.add(
             pl.Series([row for row, _ in some], dtype=pl.String), pl.Series([v for _, v in some], dtype=pl.Float64)
         )

@@ -12,7 +12,7 @@ import pytest
 from prefdata.comparisons import compare as comparisons
 from prefdata.comparisons.compare import compare
 from prefdata.prompts.ingest import ingest
-from prefdata.scorers.protocol import Match, Verdict
+from prefdata.scorers.protocol import Comparison, Verdict
 from prefdata.scores import stream
 from prefdata.scores.rank import rank
 from prefdata.specs import IngestSpec, RankSpec
@@ -28,7 +28,7 @@ class Judge:
         self.versions: dict[str, str] = {}
         self.sign = sign
 
-    def compare(self, matches: Iterable[Match]) -> Iterator[Verdict]:
+    def compare(self, matches: Iterable[Comparison]) -> Iterator[Verdict]:
         for match in matches:
             if "?" in match.shown + match.other:
                 yield Verdict(match.key, None, "unparsable")

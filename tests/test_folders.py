@@ -19,9 +19,9 @@ import pyarrow as pa
 import pytest
 
 from prefdata.errors import InputError, NotReady, StorageError
-from prefdata.specs import Spec, what
+from prefdata.specs import Spec, identity_field
 from prefdata.storage import atomic, exchange
-from prefdata.storage.artifact import Folder
+from prefdata.storage.artifact import Artifact
 from prefdata.storage.lineage import Lineage
 from prefdata.storage.report import Report
 from prefdata.storage.run import Partition, Run
@@ -30,7 +30,7 @@ from prefdata.storage.schemas import SCORES
 
 class Made(Spec):
     step = "made"
-    n: int = what(0, "x")
+    n: int = identity_field(0, "x")
 
 
 def report() -> Report:
@@ -46,7 +46,7 @@ def row(candidate_id: str, score: float) -> pa.Table:
     return SCORES.from_rows([{"candidate_id": candidate_id, "prompt_id": "p", "score": score, **copied}])
 
 
-def make(folder: Folder, n: int, *, replace: bool = False) -> None:
+def make(folder: Artifact, n: int, *, replace: bool = False) -> None:
     """Fill a folder with what only `n` makes: a README and two files deeper down."""
 
     def fill(path: Path) -> Report:
@@ -72,7 +72,7 @@ def whole(n: int) -> dict[str, str]:
 
 
 def test_other_files_stay_where_ours_are_replaced(tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "out")
+    folder = Artifact(tmp_path / "out")
     make(folder, 1)
     others = {".git/objects/00": "x", "LICENSE": "mine", "data/notes.txt": "mine too"}
     for name, text in others.items():
@@ -87,7 +87,7 @@ def test_other_files_stay_where_ours_are_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["README.md", "data/a"])
 def test_a_file_of_ours_that_somebody_edited_is_not_replaced(tmp_path: Path, name: str) -> None:
-    folder = Folder(tmp_path / "out")
+    folder = Artifact(tmp_path / "out")
     make(folder, 1)
     (folder.path / name).write_text("hers")
     with pytest.raises(InputError, match=rf"{name} was changed since .*Rename the file to keep it"):
@@ -100,7 +100,7 @@ def test_a_file_of_ours_that_somebody_edited_is_not_replaced(tmp_path: Path, nam
 
 def test_what_is_in_the_way_of_the_new_one_is_kept_beside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An export whose `_SUCCESS` is lost lists nothing: who wrote its files, nobody knows."""
-    folder = Folder(tmp_path / "out")
+    folder = Artifact(tmp_path / "out")
     make(folder, 1)
     (folder.path / "_SUCCESS").unlink()
     make(folder, 2, replace=True)
@@ -138,23 +138,23 @@ def test_what_prefdata_never_made_is_never_replaced(tmp_path: Path, monkeypatch:
     for place, why in foreign_places(tmp_path):
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(InputError, match=why):
-            Folder(place).begin(Lineage.of(Made()), replace=True)
+            Artifact(place).begin(Lineage.of(Made()), replace=True)
         with pytest.raises(InputError, match=why):
-            make(Folder(place), 1, replace=True)
+            make(Artifact(place), 1, replace=True)
         with pytest.raises(InputError):
-            make(Folder(place), 1)
+            make(Artifact(place), 1)
         assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "thesis/one.tex").read_text() == "precious"
 
 
 def test_a_mount_point_is_not_replaced(small_disk: Path) -> None:
     with pytest.raises(InputError, match=r"mount point.*Name a folder inside"):
-        make(Folder(small_disk), 1)
-    make(Folder(small_disk / "inside"), 1)
+        make(Artifact(small_disk), 1)
+    make(Artifact(small_disk / "inside"), 1)
 
 
 def test_a_full_disk_leaves_the_old_one(small_disk: Path) -> None:
-    folder = Folder(small_disk / "out")
+    folder = Artifact(small_disk / "out")
     make(folder, 1)
     with pytest.raises(StorageError, match="disk is full"):
         make(folder, 1_000_000, replace=True)
@@ -167,9 +167,9 @@ def test_a_model_does_not_replace_an_export_or_a_table(tmp_path: Path) -> None:
     class Training(Spec):
         step = "train dpo"
 
-    make(Folder(tmp_path / "out"), 1)
+    make(Artifact(tmp_path / "out"), 1)
     with pytest.raises(InputError, match="holds what `prefdata made` made, and `prefdata train dpo` does not replace"):
-        Folder(tmp_path / "out").begin(Lineage.of(Training()), replace=True)
+        Artifact(tmp_path / "out").begin(Lineage.of(Training()), replace=True)
     assert files(tmp_path / "out") == whole(1)
 
 
@@ -240,7 +240,7 @@ def test_readers_never_see_nothing(tmp_path: Path, system: str) -> None:
     while not done.is_set():
         (again,) = Run(tmp_path).partitions("scores")
         assert again.state == "finished"
-        assert again.readable()
+        assert again.checked_parts()
         looks += 1
     thread.join()
     assert looks > 5
@@ -249,7 +249,7 @@ def test_readers_never_see_nothing(tmp_path: Path, system: str) -> None:
 
 
 def test_two_processes_that_make_the_same_at_once(tmp_path: Path, system: str) -> None:
-    threads = [threading.Thread(target=lambda n=n: make(Folder(tmp_path / "out"), n, replace=True)) for n in (1, 2)]
+    threads = [threading.Thread(target=lambda n=n: make(Artifact(tmp_path / "out"), n, replace=True)) for n in (1, 2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -261,7 +261,7 @@ def test_two_processes_that_make_the_same_at_once(tmp_path: Path, system: str) -
 def test_names_of_one_another_touch_only_their_own(tmp_path: Path) -> None:
     """`exports/trl` beside `exports/my-trl`, and names with what a shell takes for a pattern."""
     names = ["trl", "my-trl", "a[1]", "a1", "b*", "bb", "c?", "x" * 200]
-    folders = [Folder(tmp_path / "ex[a]ports" / name) for name in names]
+    folders = [Artifact(tmp_path / "ex[a]ports" / name) for name in names]
     owner = atomic.this_process().replace(str(os.getpid()), "999999")
     for folder in folders:
         make(folder, 1)
@@ -326,7 +326,7 @@ def _replace_until(kind: str, path: Path, at: int) -> None:
         exchange.exchange = lambda one, other: False
     sys.addaudithook(audit)
     if kind.startswith("folder"):
-        make(Folder(path), 2, replace=True)
+        make(Artifact(path), 2, replace=True)
     else:
         _table(path).rewrite(rows(2), Lineage.of(Made(n=2)), report())
 
@@ -337,14 +337,14 @@ def _table(path: Path) -> Partition:
 
 def _seen(kind: str, path: Path) -> Any:
     if kind.startswith("folder"):
-        return Folder(path).state, files(path)
+        return Artifact(path).state, files(path)
     return _table(path).state, _table(path).read()["candidate_id"].to_pylist()
 
 
 def _begin(kind: str, path: Path) -> None:
     shutil.rmtree(path.parents[1], ignore_errors=True)
     if kind.startswith("folder"):
-        make(Folder(path), 1)
+        make(Artifact(path), 1)
         (path / ".git").mkdir()
         (path / ".git/HEAD").write_text("mine")
     else:
@@ -372,7 +372,7 @@ def test_killed_at_every_step_there_is_the_old_one_or_the_new_one(tmp_path: Path
         seen.append(found)
         if not killed:
             break
-        make(Folder(path), 3, replace=True) if kind.startswith("folder") else _table(path).rewrite(
+        make(Artifact(path), 3, replace=True) if kind.startswith("folder") else _table(path).rewrite(
             rows(3), Lineage.of(Made(n=3)), report()
         )
         assert [one.name for one in path.parent.iterdir()] == ["scorer=rm"], at
@@ -477,7 +477,7 @@ def test_a_table_that_is_replaced_while_it_is_read_is_no_bug(
 ) -> None:
     run = tmp_path / "run"
     prefdata("ingest", run, write({"prompt": "Say a.", "responses": ["a", "b"]}), "--as", "candidates")
-    real = Partition.readable
+    real = Partition.checked_parts
 
     def replaced_then(self: Partition) -> list[Path]:
         parts = real(self)
@@ -485,7 +485,7 @@ def test_a_table_that_is_replaced_while_it_is_read_is_no_bug(
             part.unlink()
         return parts
 
-    monkeypatch.setattr(Partition, "readable", replaced_then)
+    monkeypatch.setattr(Partition, "checked_parts", replaced_then)
     code, _, err = prefdata("curves", run, "--scorer", "f")
     assert "bug" not in err
     function = tmp_path / "f.py"
@@ -505,5 +505,5 @@ def test_a_file_system_that_cannot_wait_for_names(tmp_path: Path, monkeypatch: p
         real(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    make(Folder(tmp_path / "out"), 1)
+    make(Artifact(tmp_path / "out"), 1)
     assert files(tmp_path / "out") == whole(1)

@@ -22,7 +22,7 @@ from prefdata.prompts.ingest import ingest
 from prefdata.scores import stream
 from prefdata.scores.rank import rank
 from prefdata.specs import IngestSpec, RankSpec, SampleSpec
-from prefdata.storage.leases import Claims
+from prefdata.storage.leases import WorkLeases
 from prefdata.storage.run import Run
 
 HOUR = 3600.0
@@ -83,7 +83,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def stored(run: Run) -> list[str]:
-    parts = run.partition("scores", "f").readable()
+    parts = run.partition("scores", "f").checked_parts()
     return pl.concat([pl.read_parquet(part) for part in parts])["candidate_id"].to_list()
 
 
@@ -130,49 +130,49 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Iterator[Claims]:
+def elsewhere(tmp_path: Path) -> Iterator[WorkLeases]:
     """A worker on another machine that has taken a share; it touches its file only when a test does."""
-    worker = Claims(tmp_path, expires=HOUR)  # its own heart beats every ten minutes
+    worker = WorkLeases(tmp_path, expires=HOUR)  # its own heart beats every ten minutes
     worker._me = "worker-other-0a0b0c0d-7-5-00000000"
     with worker:
-        worker.take("share")
+        worker.acquire("share")
         yield worker
 
 
 @pytest.mark.parametrize("jump", [-HOUR, 0.0, HOUR, 365 * 24 * HOUR])
 def test_a_clock_that_jumps_makes_no_dead_worker_live_and_no_living_one_dead(
-    tmp_path: Path, elsewhere: Claims, clock: Clock, jump: float
+    tmp_path: Path, elsewhere: WorkLeases, clock: Clock, jump: float
 ) -> None:
     """The file's time is by whatever clock; what counts is that it changes while we look."""
     file = elsewhere.folder / elsewhere._me
-    with Claims(tmp_path) as mine:
+    with WorkLeases(tmp_path) as mine:
         for beat in range(20):  # 200 s, a heartbeat each ten of them, each by a clock that is wrong in another way
             os.utime(file, (time.time() + jump * (beat % 2), time.time() + jump * (beat % 2)))
-            assert mine.take("share") == "held"
+            assert mine.acquire("share") == "held"
             clock.now += 10
         assert mine.others() == [elsewhere._me]
         os.utime(file, (time.time() + jump, time.time() + jump))  # the last time
-        assert mine.take("share") == "held"
+        assert mine.acquire("share") == "held"
         clock.now += 59
-        assert mine.take("share") == "held"
+        assert mine.acquire("share") == "held"
         clock.now += 2
         assert mine.others() == []
-        assert mine.take("share") == "left"
+        assert mine.acquire("share") == "left"
 
 
 def test_a_worker_that_died_before_we_looked_is_dead_after_a_minute(
-    tmp_path: Path, elsewhere: Claims, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, elsewhere: WorkLeases, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its file's time does not tell: the last to finish waits as long, and then ends the work."""
     monkeypatch.setattr(time, "sleep", lambda seconds: setattr(clock, "now", clock.now + seconds))
-    with Claims(tmp_path) as mine:
+    with WorkLeases(tmp_path) as mine:
         began = clock.now
         assert mine.last()
         assert 60 <= clock.now - began < 62
 
 
 def test_replace_waits_to_see_whether_a_worker_elsewhere_lives(
-    tmp_path: Path, elsewhere: Claims, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, elsewhere: WorkLeases, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = elsewhere.folder / elsewhere._me
 
@@ -182,14 +182,14 @@ def test_replace_waits_to_see_whether_a_worker_elsewhere_lives(
             file.touch()
 
     monkeypatch.setattr(time, "sleep", sleep)
-    assert Claims(tmp_path).busy() == elsewhere._me
+    assert WorkLeases(tmp_path).busy() == elsewhere._me
     assert clock.now < 1011
     monkeypatch.setattr(time, "sleep", lambda seconds: setattr(clock, "now", clock.now + seconds))
-    assert Claims(tmp_path).busy() is None
+    assert WorkLeases(tmp_path).busy() is None
 
 
 def test_a_worker_whose_claims_another_cleared_shows_itself_again(tmp_path: Path) -> None:
-    with Claims(tmp_path, expires=0.6) as worker:
+    with WorkLeases(tmp_path, expires=0.6) as worker:
         for path in worker.folder.iterdir():
             path.unlink()
         worker.folder.rmdir()
@@ -202,17 +202,17 @@ def test_a_worker_whose_claims_another_cleared_shows_itself_again(tmp_path: Path
 
 def test_no_success_while_a_candidate_has_no_score(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows in are those that were asked for: what another process lost is missed, and the same command makes it."""
-    real, partition = stream.Scoring.score, run.partition("scores", "f")
+    real, partition = stream.ScoreStream.score, run.partition("scores", "f")
     spec = RankSpec(function=f"{tmp_path / 'f.py'}:f")
 
-    def loses(self: stream.Scoring, *given: Any) -> tuple[str, ...]:
+    def loses(self: stream.ScoreStream, *given: Any) -> tuple[str, ...]:
         notes = real(self, *given)
         for part in partition.parts():  # one as a rule, several on a slow machine
             part.unlink()
         return notes
 
     with monkeypatch.context() as patched:
-        patched.setattr(stream.Scoring, "score", loses)
+        patched.setattr(stream.ScoreStream, "score", loses)
         with pytest.raises(PrefdataError, match=r"scores/f lacks 600 of the 600 rows .* unfinished.*`prefdata rank`"):
             rank(run, spec)
     assert partition.state == "unfinished"

@@ -133,10 +133,12 @@ def test_the_law_of_a_job_is_made_as_the_golden_one(old: Path) -> None:
     from prefdata.specs import SampleSpec
     from prefdata.storage.run import Run
 
-    made = job.Job.of(Run(old), SampleSpec(model="policy", n=2, max_tokens=9, temperature=0.5, logprobs=True, name="x"))
+    made = job.SamplingJob.of(
+        Run(old), SampleSpec(model="policy", n=2, max_tokens=9, temperature=0.5, logprobs=True, name="x")
+    )
     said = made.lineage.spec
     wanted = {name: said[name] for name in ("format", "model", "engine", "tokenizer")}
-    assert made.law == digest({**wanted, "temperature": 0.5})
+    assert made.sampler_fingerprint == digest({**wanted, "temperature": 0.5})
     assert made.lineage.fingerprint == digest(
         {**wanted, "step": "sample", "temperature": 0.5, "max_tokens": 9, "logprobs": True}
     )

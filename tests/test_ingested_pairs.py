@@ -18,7 +18,7 @@ from prefdata.prompts import spool as spooling
 from prefdata.prompts.ingest import ingest
 from prefdata.specs import ExportSpec, IngestSpec, PairSpec
 from prefdata.storage.run import Run
-from prefdata.train.data import find
+from prefdata.train.data import open_source
 from prefdata.train.parsing import Needs
 
 Write = Callable[..., str]
@@ -70,7 +70,7 @@ def test_training_reads_what_ingest_stores(tmp_path: Path, write: Write, kind: s
     run = Run(tmp_path / "run")
     ingest(run, [file], spec(ties="keep", on_contradiction="keep"))
     stored = sorted({one for one in said(run) if " > " in one})
-    items = find(file, "preferences").items(Needs("preferences"))
+    items = open_source(file, "preferences").items(Needs("preferences"))
     if not stored:
         with pytest.raises(InputError, match=r"all rows are left out \(tie 1\)"):
             list(items)
@@ -181,7 +181,7 @@ def test_a_response_that_is_a_call_is_kept_whole(tmp_path: Path, write: Write) -
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "assistant", "content": "Long ago.", "reasoning_content": "I guess."},
     ]
-    (item,) = find(run.path, "preferences").items(Needs("preferences"))
+    (item,) = open_source(run.path, "preferences").items(Needs("preferences"))
     assert item.answers == ([row["chosen"][0]], [row["rejected"][0]])
 
 
@@ -206,7 +206,7 @@ def test_what_the_assistant_has_begun_stays_with_the_prompt(tmp_path: Path, writ
     (prompt,) = run.only("prompts").read().to_pylist()
     assert prompt["messages"][1]["prefill"] is True
     assert prompt["reference"] is None
-    (item,) = find(run.path, "preferences").items(Needs("preferences"))
+    (item,) = open_source(run.path, "preferences").items(Needs("preferences"))
     assert item.prompt == begun[:1]
     assert [answer[0]["content"] for answer in item.answers] == ["Sure, it is The Robot.", "Sure, it is no."]
 
@@ -272,7 +272,7 @@ def test_demonstrations_are_what_is_to_be_imitated(tmp_path: Path, write: Write)
         ("x", 1, 1.0), ("y", 2, 0.5), ("x", 1, 1.0)
     ]  # fmt: skip
     assert report.dropped == {"duplicate": 1}
-    items = list(find(run.path, "demonstrations").items(Needs("demonstrations")))
+    items = list(open_source(run.path, "demonstrations").items(Needs("demonstrations")))
     assert len(items) == 3
 
 
@@ -296,7 +296,7 @@ def test_the_worse_response_of_a_row_is_imitated_by_nobody(
     text = texts(run)
     assert [text[one["candidate_id"]] for one in run.only("demonstrations").read().to_pylist()] == imitated
     assert figures.get("worse_responses", 0) == len(text) - len(imitated)
-    items = find(file, "demonstrations").items(Needs("demonstrations"))
+    items = open_source(file, "demonstrations").items(Needs("demonstrations"))
     assert [item.answers[0] for item in items] in (imitated, [[{"role": "assistant", "content": t}] for t in imitated])
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import prefdata
-from prefdata.progress import Progress, quiet, watched
+from prefdata.progress import Progress, no_progress, watched
 
 
 def lines(capsys, *calls, step: str = "rank", phase: str | None = "scoring") -> list[str]:
@@ -94,7 +94,7 @@ def test_what_a_caller_may_give(capsys) -> None:
     with watched(mine, "x") as progress:
         assert progress is mine
     with watched(False, "x") as progress:
-        assert progress is quiet
+        assert progress is no_progress
     assert capsys.readouterr().err == ""
 
 

@@ -19,11 +19,11 @@ from scored_runs import score_of
 
 from prefdata import ids
 from prefdata.errors import InputError, NotReady, SpecConflict, UsageError
-from prefdata.exports.export import export, shard_name, shards
+from prefdata.exports.export import export, shard_name, split_into_shards
 from prefdata.formats.files import RawRow
 from prefdata.pairs.pair import pair
 from prefdata.selections.select import select
-from prefdata.specs import ExportSpec, PairSpec, SelectSpec, Spec, what
+from prefdata.specs import ExportSpec, PairSpec, SelectSpec, Spec, identity_field
 from prefdata.storage.report import Report
 from prefdata.storage.run import Lineage, Run
 from prefdata.storage.schemas import CANDIDATES, SCORES, TABLES
@@ -31,7 +31,7 @@ from prefdata.storage.schemas import CANDIDATES, SCORES, TABLES
 
 class ToySpec(Spec):
     step = "toy"
-    seed: int = what(0, "x")
+    seed: int = identity_field(0, "x")
 
 
 def done(step: str, rows: int) -> Report:
@@ -110,12 +110,12 @@ def table(of: int) -> pa.Table:
 @settings(deadline=None)  # the machine may be busy
 @given(st.integers(0, 60), st.integers(1, 20_000))
 def test_shards_are_the_rows_in_order_and_about_equal(rows: int, shard_bytes: int) -> None:
-    parts = shards(table(rows), shard_bytes)
+    parts = split_into_shards(table(rows), shard_bytes)
     assert pa.concat_tables(parts)["i"].to_pylist() == list(range(rows))
     lengths = [part.num_rows for part in parts]
     assert max(lengths) - min(lengths) <= 1
     assert len(parts) == 1 or min(lengths) >= 1
-    assert [p.num_rows for p in shards(table(rows), shard_bytes)] == lengths
+    assert [p.num_rows for p in split_into_shards(table(rows), shard_bytes)] == lengths
 
 
 def test_shards_stay_below_their_size(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_shards_stay_below_their_size(tmp_path: Path) -> None:
     rows = pa.table({"text": noise})
     pq.write_table(rows, tmp_path / "whole", compression="zstd")
     whole = (tmp_path / "whole").stat().st_size
-    parts = shards(rows, 100_000)
+    parts = split_into_shards(rows, 100_000)
     assert len(parts) in range(math.ceil(whole / 100_000), math.ceil(whole / 100_000) + 3)
     for part in parts:
         pq.write_table(part, tmp_path / "part", compression="zstd")
@@ -307,7 +307,7 @@ def load(folder: Path, cache: Path) -> Any:
 
 def test_datasets_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr("prefdata.exports.export.shards", lambda rows, _: [rows.slice(0, 5), rows.slice(5)])
+    monkeypatch.setattr("prefdata.exports.export.split_into_shards", lambda rows, _: [rows.slice(0, 5), rows.slice(5)])
     export(made(tmp_path / "run"), ExportSpec(), tmp_path / "out")
     assert len(list((tmp_path / "out" / "data").iterdir())) == 4
     found = load(tmp_path / "out", tmp_path / "cache")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from prefdata.candidates.sample import swept
+from prefdata.candidates.sample import expand_sweep
 from prefdata.errors import UsageError
-from prefdata.specs import IngestSpec, PairSpec, RankSpec, SampleSpec, SelectSpec, difference, what
+from prefdata.specs import IngestSpec, PairSpec, RankSpec, SampleSpec, SelectSpec, describe_changes, identity_field
 from prefdata.storage.report import Report
 
 
@@ -61,7 +61,7 @@ def test_beta_inf_has_a_fingerprint() -> None:
 
 
 def test_difference() -> None:
-    assert difference({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == "b: 2 -> 3, c: None -> 4"
+    assert describe_changes({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == "b: 2 -> 3, c: None -> 4"
 
 
 def test_reports_add_up() -> None:
@@ -75,7 +75,7 @@ def test_a_new_setting_that_is_off_changes_no_fingerprint() -> None:
         pass
 
     class After(SampleSpec):
-        novelty: float = what(0.0, "Something new.")
+        novelty: float = identity_field(0.0, "Something new.")
 
     assert Before(model="m").fingerprint() == After(model="m").fingerprint()
     assert After(model="m").fingerprint() != After(model="m", novelty=0.5).fingerprint()
@@ -100,9 +100,9 @@ def test_answers_that_can_end(longest, shortest) -> None:
 
 def test_the_samplers_of_a_sweep_are_asked_by_themselves() -> None:
     spec = SampleSpec(model="m", min_tokens=600, sweep=("max_tokens=700,800",))
-    assert [one.max_tokens for one in swept(spec)] == [700, 800]
+    assert [one.max_tokens for one in expand_sweep(spec)] == [700, 800]
     with pytest.raises(UsageError, match="--max-tokens 500 is below --min-tokens 600"):
-        swept(SampleSpec(model="m", min_tokens=600, sweep=("max_tokens=500,800",)))
+        expand_sweep(SampleSpec(model="m", min_tokens=600, sweep=("max_tokens=500,800",)))
 
 
 def test_scaled_scores_are_within_0_and_1() -> None:

@@ -13,18 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefdata.errors import InputError, NotReady, SpecConflict, StorageError, UsageError
-from prefdata.specs import Spec, how, what
+from prefdata.specs import Spec, identity_field, runtime_field
 from prefdata.storage.atomic import checksum, this_process
 from prefdata.storage.compaction import compact
 from prefdata.storage.report import Report
 from prefdata.storage.run import Lineage, Run, name_of
-from prefdata.storage.schemas import SCORES, evenly
+from prefdata.storage.schemas import SCORES, rebatch
 
 
 class ToySpec(Spec):
     step = "toy"
-    beta: float = what(0.5, "x")
-    batch: int = how(1, "y")
+    beta: float = identity_field(0.5, "x")
+    batch: int = runtime_field(1, "y")
 
 
 def scores(*ids: str, score: float = 1.0) -> pa.Table:
@@ -228,7 +228,7 @@ def test_long_texts_make_more_parts_wherever_the_pieces_end() -> None:
     rows = pa.table({"text": texts})
     for size in (20_000, 4_096, 777):
         pieces = [rows.slice(start, size) for start in range(0, rows.num_rows, size)]
-        found = list(evenly(empty, pieces, 250_000, 9_000_000))
+        found = list(rebatch(empty, pieces, 250_000, 9_000_000))
         assert [one.num_rows for one in found] == [12_288, 7_712]  # 9,000 rows are 9 MB; tables end at 4,096 rows
         assert pa.concat_tables(found).equals(rows)
 
@@ -265,7 +265,7 @@ def test_what_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch)
 
     monkeypatch.setattr(pq, "read_metadata", refuse)
     with pytest.raises(InputError, match=r"^cannot read .*part-00000-\w+\.parquet: .*Permission denied"):
-        part.readable()
+        part.checked_parts()
 
 
 def test_a_long_name_is_refused_for_what_is_new_and_read_where_it_is(tmp_path: Path) -> None:

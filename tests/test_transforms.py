@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prefdata.chat.transforms import Instructions, SampleView, train_view
+from prefdata.chat.transforms import Instructions, PromptTransform, training_messages
 from prefdata.errors import InputError
 from prefdata.ids import unit_uniform
 from prefdata.specs import SampleSpec
@@ -24,14 +24,14 @@ def prompt(messages: list[dict[str, str]], **metadata: Any) -> dict[str, Any]:
     return {"prompt_id": "p", "messages": messages, "metadata": json.dumps(metadata) if metadata else None}
 
 
-def view(file: Path | str, text: str | None = None, **settings: Any) -> SampleView:
+def view(file: Path | str, text: str | None = None, **settings: Any) -> PromptTransform:
     if text is not None:
         Path(file).write_text(text)
-    return SampleView.of(SampleSpec(model="m", preprompts=str(file), **settings))
+    return PromptTransform.of(SampleSpec(model="m", preprompts=str(file), **settings))
 
 
 def test_without_either_the_model_sees_the_prompt() -> None:
-    plain = SampleView.of(SampleSpec(model="m"))
+    plain = PromptTransform.of(SampleSpec(model="m"))
     assert (plain.identity, plain.varies, plain.messages(prompt(turns("q")), 0.5)) == ({}, False, None)
 
 
@@ -115,7 +115,7 @@ def test_an_unknown_name(tmp_path: Path) -> None:
 
 def instructed(*contents: str, said: str, sampled: str) -> dict[str, Any]:
     return prompt(
-        train_view([SYSTEM, *turns(*contents)], {"said": said}), instruction={"said": said, "sampled": sampled}
+        training_messages([SYSTEM, *turns(*contents)], {"said": said}), instruction={"said": said, "sampled": sampled}
     )
 
 
@@ -127,7 +127,7 @@ def test_ghost_attention(contents: tuple[str, ...], said: str) -> None:
     asked = instructed(*contents, said=said, sampled=full)
     trained = [turn["content"] for turn in asked["messages"]]
     assert trained == ["Be brief", f"{said}\n\nq", *contents[1:]]
-    seen = SampleView(ghost_attention=True).messages(asked, 0.5)
+    seen = PromptTransform(ghost_attention=True).messages(asked, 0.5)
     said_now = ["Be brief", *(text if i % 2 else f"{full}\n\n{text}" for i, text in enumerate(contents))]
     if len(contents) == 1 and said == full:
         assert seen is None
@@ -136,7 +136,7 @@ def test_ghost_attention(contents: tuple[str, ...], said: str) -> None:
     users = (len(contents) + 1) // 2
     assert sum(text.count("Napoleon") for text in trained) == 1
     assert sum(text.count("Napoleon") for text in said_now) == users
-    assert SampleView().messages(asked, 0.5) is None
+    assert PromptTransform().messages(asked, 0.5) is None
 
 
 def test_ghost_attention_and_a_preprompt_together(tmp_path: Path) -> None:
@@ -146,20 +146,20 @@ def test_ghost_attention_and_a_preprompt_together(tmp_path: Path) -> None:
 
 
 def test_ghost_attention_without_an_instruction() -> None:
-    ghost = SampleView.of(SampleSpec(model="m", ghost_attention=True))
+    ghost = PromptTransform.of(SampleSpec(model="m", ghost_attention=True))
     for metadata in ({}, {"instruction": "of another kind"}, {"x": '"instruction"'}):
         asked = prompt(turns("q"), **metadata)
         assert ghost.messages(asked, 0.5) is None
         with pytest.raises(InputError, match=r"no prompt carries one\. Put them in with `prefdata ingest"):
             ghost.check([asked])
-        SampleView().check([asked])
+        PromptTransform().check([asked])
     ghost.check([prompt(turns("q")), instructed("q", said="S", sampled="S")])
 
 
 def test_an_instruction_that_is_not_there() -> None:
     asked = prompt(turns("q"), instruction={"said": "S", "sampled": "S"})
     with pytest.raises(InputError, match="prompt p: its first user turn does not begin with the instruction"):
-        SampleView(ghost_attention=True).messages(asked, 0.5)
+        PromptTransform(ghost_attention=True).messages(asked, 0.5)
 
 
 def test_drawn_instructions(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from prefdata.keyed_random import leading_bits
+from prefdata.keyed_random import id_prefix64
 from prefdata.storage.run import Partition
 from prefdata.storage.schemas import read_part
 
 _COLUMNS = ["prompt_id", "sample_index", "finish_reason", "max_tokens"]
 
 
-class Drawn:
+class ExistingSamples:
     """The samples that are in a partition, but for those that a smaller limit cut off and a larger one is to redo."""
 
     def __init__(self, partition: Partition | None, max_tokens: int | None = None) -> None:
@@ -42,7 +42,7 @@ class Drawn:
         """For each prompt the indices below `n` that are not there."""
         if len(self._prompts) == 0:
             return [list(range(n)) for _ in prompt_ids]
-        asked = leading_bits(pl.Series(prompt_ids, dtype=pl.String))
+        asked = id_prefix64(pl.Series(prompt_ids, dtype=pl.String))
         first = np.searchsorted(self._prompts, asked, "left").tolist()
         behind = np.searchsorted(self._prompts, asked, "right").tolist()
         there = [set(self._indices[a:b].tolist()) for a, b in zip(first, behind, strict=True)]
@@ -53,4 +53,4 @@ class Drawn:
         if self._max_tokens is not None:
             redo = (pl.col("finish_reason") == "length") & (pl.col("max_tokens") < self._max_tokens)
             rows = rows.filter(~redo.fill_null(False))
-        return leading_bits(rows["prompt_id"]), rows["sample_index"].to_numpy().astype(np.int32)
+        return id_prefix64(rows["prompt_id"]), rows["sample_index"].to_numpy().astype(np.int32)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from prefdata.chat.clock import dated
 from prefdata.chat.template import template_identity
-from prefdata.chat.transforms import SampleView
-from prefdata.engines.open import Engine, choose_engine, refuse_foreign
+from prefdata.chat.transforms import PromptTransform
+from prefdata.engines.open import Engine, choose_engine, reject_unsupported_settings
 from prefdata.errors import SpecConflict, UsageError
 from prefdata.ids import FORMAT
 from prefdata.models.files import ModelFiles, identify
 from prefdata.models.identity import adapter_id
-from prefdata.specs import SampleSpec, difference
+from prefdata.specs import SampleSpec, describe_changes
 from prefdata.specs.value_ranges import is_spread
-from prefdata.storage.queries import PromptSlices
+from prefdata.storage.queries import PromptBatchReader
 from prefdata.storage.run import Lineage, Partition, Run, name_of
 
 SPREADABLE = (
@@ -32,7 +32,7 @@ SPREADABLE = (
 
 
 @dataclass(frozen=True)
-class Job:
+class SamplingJob:
     """What is to be drawn, by what, and where it goes.
 
     Attributes:
@@ -47,14 +47,14 @@ class Job:
     files: ModelFiles
     engine: Engine
     why: str
-    view: SampleView
-    prompts: PromptSlices
+    view: PromptTransform
+    prompts: PromptBatchReader
     partition: Partition
     lineage: Lineage
-    law: str
+    sampler_fingerprint: str
 
     @classmethod
-    def of(cls, run: Run, spec: SampleSpec, *, partial: bool = False, date: str | None = None) -> Job:
+    def of(cls, run: Run, spec: SampleSpec, *, partial: bool = False, date: str | None = None) -> SamplingJob:
         """Resolve a spec; nothing is loaded or written.
 
         `date` is what a chat template that reads the clock takes for today, where the spec does not say.
@@ -64,13 +64,13 @@ class Job:
             ModelError: the model cannot be sampled from.
             UsageError, InputError: settings that do not go together, or a file that is not as it should be.
         """
-        prompts = PromptSlices(run, spec.split, where=spec.where, limit=spec.limit, partial=partial)
+        prompts = PromptBatchReader(run, spec.split, where=spec.where, limit=spec.limit, partial=partial)
         engine, why = choose_engine(spec.engine)
         _refuse_contradictions(spec, engine)
         files = _files(spec, engine)
         rendered = not spec.raw and (engine != "openai" or spec.tokenizer is not None)
         spec = dated(spec, [files] if rendered else [], date)
-        view = SampleView.of(spec)
+        view = PromptTransform.of(spec)
         if spec.search != "sample" and view.varies:
             raise UsageError(f"--search {spec.search} searches one prompt, and --preprompts gives each answer its own.")
         view.check(prompt for _, rows in prompts for prompt in rows)
@@ -79,7 +79,7 @@ class Job:
         return cls(run, spec, files, engine, why, view, prompts, partition_of(run, spec), lineage, law)
 
     @property
-    def redo_below(self) -> int | None:
+    def resample_below(self) -> int | None:
         """The limit under which a truncated answer is to be drawn again: the spec's own, where it is one number."""
         return self.spec.max_tokens if isinstance(self.spec.max_tokens, int) else None
 
@@ -99,8 +99,8 @@ class Job:
         old, new = ({**one.spec, "max_tokens": None} for one in (there, self.lineage))
         if old != new:
             raise SpecConflict(
-                f"{self.partition.path} was made with other settings ({difference(old, new)}), and --retry-truncated "
-                "changes --max-tokens alone. Give the new one another name."
+                f"{self.partition.path} was made with other settings ({describe_changes(old, new)}), and "
+                "--retry-truncated changes --max-tokens alone. Give the new one another name."
             )
         if there.spec["max_tokens"] > self.spec.max_tokens:
             raise SpecConflict(
@@ -132,7 +132,7 @@ def _files(spec: SampleSpec, engine: Engine) -> ModelFiles:
     return served(spec)
 
 
-def _lineage(run: Run, spec: SampleSpec, files: ModelFiles, engine: str, view: SampleView) -> Lineage:
+def _lineage(run: Run, spec: SampleSpec, files: ModelFiles, engine: str, view: PromptTransform) -> Lineage:
     """The sampler's identity: settings, weights, config, tokenizer, engine; not the path, the name or how many."""
     parents = {str(p): p.content for p in run.partitions("prompts")}
     resolved = {"format": FORMAT, "model": files.revision or spec.model, "engine": engine, **view.identity}
@@ -147,7 +147,7 @@ def _lineage(run: Run, spec: SampleSpec, files: ModelFiles, engine: str, view: S
 
 
 def _refuse_contradictions(spec: SampleSpec, engine: Engine) -> None:
-    refuse_foreign(spec, engine)
+    reject_unsupported_settings(spec, engine)
     if spec.search != "sample" and engine != "transformers":
         raise UsageError(f"--search {spec.search} is done by transformers. Add --engine transformers.")
     if spec.search != "sample" and any(is_spread(getattr(spec, name)) for name in SPREADABLE):

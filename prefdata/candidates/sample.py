@@ -20,18 +20,18 @@ from typing import Any
 
 import polars as pl
 
-from prefdata.candidates.existing import Drawn
-from prefdata.candidates.job import SPREADABLE, Job, partition_of
-from prefdata.candidates.stream import Drawing, refuse_long
+from prefdata.candidates.existing import ExistingSamples
+from prefdata.candidates.job import SPREADABLE, SamplingJob, partition_of
+from prefdata.candidates.stream import SampleStream, refuse_long
 from prefdata.chat.clock import began_on
 from prefdata.engines.open import open_generator
 from prefdata.engines.protocol import Generator
-from prefdata.engines.restart import revived
+from prefdata.engines.restart import with_restart
 from prefdata.errors import SpecConflict, UsageError, did_you_mean
 from prefdata.progress import Progress, Watch, watched
 from prefdata.specs import SampleSpec
 from prefdata.storage.compaction import compact
-from prefdata.storage.leases import Claims
+from prefdata.storage.leases import WorkLeases
 from prefdata.storage.queries import blank
 from prefdata.storage.report import Report
 from prefdata.storage.run import Outcome, Partition, Run, name_of
@@ -53,18 +53,18 @@ def sample(
     """
     if spec.sweep:
         raise UsageError("a sweep is several samplers: give samples(run, swept(spec)).")
-    (outcome,) = samples(run, [spec], replace=replace, partial=partial, progress=progress)
+    (outcome,) = sample_many(run, [spec], replace=replace, partial=partial, progress=progress)
     return outcome
 
 
-def samples(
+def sample_many(
     run: Run,
     specs: list[SampleSpec],
     *,
     replace: bool = False,
     partial: bool = False,
     progress: Watch = False,
-    load: Callable[[Job], Generator] | None = None,
+    load: Callable[[SamplingJob], Generator] | None = None,
 ) -> list[Outcome]:
     """`sample` for several specs of one model, which is loaded once; `load` opens another engine than ours.
 
@@ -72,13 +72,13 @@ def samples(
         As `sample`; before anything is drawn, if one of them cannot be.
     """
     date = None if replace else began_on(partition_of(run, spec) for spec in specs)
-    jobs = [Job.of(run, spec, partial=partial, date=date) for spec in specs]
+    jobs = [SamplingJob.of(run, spec, partial=partial, date=date) for spec in specs]
     retries = [False if replace else job.check() for job in jobs]
     with watched(progress, "sample") as told, closing(_Engine(jobs[0], load or _load, told)) as engine:
         return [_sample(job, engine, replace, retry, told) for job, retry in zip(jobs, retries, strict=True)]
 
 
-def swept(spec: SampleSpec) -> list[SampleSpec]:
+def expand_sweep(spec: SampleSpec) -> list[SampleSpec]:
     """The samplers that a spec asks for: itself, or for `--sweep SETTING=A,B,…` one a value, several sweeps crossed.
 
     Raises:
@@ -114,8 +114,8 @@ def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
     """
     from prefdata.chat.encoder import Chat
 
-    job = Job.of(run, spec, partial=True, date=began_on([partition_of(run, spec)]))
-    drawn = Drawn(job.partition, job.redo_below)
+    job = SamplingJob.of(run, spec, partial=True, date=began_on([partition_of(run, spec)]))
+    drawn = ExistingSamples(job.partition, job.resample_below)
     first = next(iter(job.prompts))[1][0]
     messages = job.view.messages(first, 0.5) or first["messages"]
     told = {
@@ -142,7 +142,7 @@ def account(partition: Partition, asked: int) -> Report:
     columns = ["status", "finish_reason", "text", "completion_tokens"]
     counts: dict[str, int] = {"rows": 0, "ok": 0, "truncated": 0, "empty": 0, "tokens": 0}
     refused: dict[str, int] = {}
-    for part in partition.readable():
+    for part in partition.checked_parts():
         rows = read_part(part, columns)
         ok = rows.filter(pl.col("status") == "ok")
         counts["rows"] += rows.height
@@ -168,14 +168,14 @@ def account(partition: Partition, asked: int) -> Report:
     )
 
 
-def _load(job: Job) -> Generator:
+def _load(job: SamplingJob) -> Generator:
     return open_generator(job.spec, job.files, job.engine)
 
 
 class _Engine:
     """The generator of some jobs, loaded when the first candidate is to be drawn, and raised when it dies."""
 
-    def __init__(self, job: Job, load: Callable[[Job], Generator], progress: Progress) -> None:
+    def __init__(self, job: SamplingJob, load: Callable[[SamplingJob], Generator], progress: Progress) -> None:
         self._job, self._load, self._progress = job, load, progress
         self._open: Generator | None = None
 
@@ -183,7 +183,7 @@ class _Engine:
         if self._open is None:
             job, load = self._job, self._load
             self._progress.phase("loading the model")
-            self._open = revived(lambda: load(job)) if job.spec.search == "sample" else load(job)
+            self._open = with_restart(lambda: load(job)) if job.spec.search == "sample" else load(job)
         return self._open
 
     @property
@@ -195,10 +195,10 @@ class _Engine:
             self._open.close()
 
 
-def _sample(job: Job, engine: _Engine, replace: bool, retry: bool, progress: Progress) -> Outcome:
+def _sample(job: SamplingJob, engine: _Engine, replace: bool, retry: bool, progress: Progress) -> Outcome:
     partition = job.partition
     success = partition.success()
-    drawn = Drawn(None if replace else partition, job.redo_below)
+    drawn = ExistingSamples(None if replace else partition, job.resample_below)
     if success is not None and not replace and partition.intact and not _missing(job, drawn):
         return Outcome(success.report, partition.path, "kept")
     began = time.monotonic()
@@ -206,20 +206,20 @@ def _sample(job: Job, engine: _Engine, replace: bool, retry: bool, progress: Pro
     progress.phase(f"sampling {partition.name}")
     if job.spec.on_long == "error":
         refuse_long(job, generator)
-    claims = Claims(partition.path)
+    claims = WorkLeases(partition.path)
     if replace and (busy := claims.busy()):
         raise SpecConflict(f"another process draws into {partition.path} ({busy}): stop it before you --replace.")
     state = partition.begin(job.lineage, replace=replace, revise=retry)
     with claims:
         claims.wait_for_the_last()
         partition.reopen()
-        drawing = Drawing(job, drawn, claims, progress)
+        drawing = SampleStream(job, drawn, claims, progress)
         seconds = drawing.run(engine)
         last = claims.last()
         asked = len(job.prompts) * job.spec.n
         if last:
             compact(partition, KEY)
-            partition.refuse_lost(_missing(job, Drawn(partition, job.redo_below)), asked)
+            partition.refuse_lost(_missing(job, ExistingSamples(partition, job.resample_below)), asked)
         report = account(partition, asked)
         report = report.timed(time.monotonic() - began, **_said(job, engine, drawing, seconds, last))
         if last:
@@ -228,7 +228,7 @@ def _sample(job: Job, engine: _Engine, replace: bool, retry: bool, progress: Pro
     return Outcome(report, partition.path, "made" if state == "absent" else "continued")
 
 
-def _missing(job: Job, drawn: Drawn) -> int:
+def _missing(job: SamplingJob, drawn: ExistingSamples) -> int:
     """How many of the candidates that were asked for have no row."""
     return sum(sum(map(len, drawn.missing([p["prompt_id"] for p in some], job.spec.n))) for _, some in job.prompts)
 
@@ -249,7 +249,7 @@ def _why_none(partition: Partition) -> str:
     return f"no request was answered, {why}. Correct it and run the same command with --replace."
 
 
-def _said(job: Job, engine: _Engine, drawing: Drawing, seconds: float, last: bool) -> dict[str, Any]:
+def _said(job: SamplingJob, engine: _Engine, drawing: SampleStream, seconds: float, last: bool) -> dict[str, Any]:
     """The engine, the tokens a second (its start aside), and whatever else there is to note."""
     said: dict[str, Any] = {"engine": f"{job.engine} ({job.why})"}
     if drawing.tokens:

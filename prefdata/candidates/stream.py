@@ -9,16 +9,16 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from prefdata import ids
-from prefdata.candidates.existing import Drawn
-from prefdata.candidates.job import SPREADABLE, Job
+from prefdata.candidates.existing import ExistingSamples
+from prefdata.candidates.job import SPREADABLE, SamplingJob
 from prefdata.chat.template import TemplateRefusal
 from prefdata.engines.protocol import Completion, Generator, Rejection, Request, Sampling
 from prefdata.errors import BadRow, BadRows
 from prefdata.progress import Progress
 from prefdata.specs.value_ranges import is_spread, value_of
-from prefdata.storage.leased_work import Shares
-from prefdata.storage.leases import Claims
-from prefdata.storage.run import Appender
+from prefdata.storage.leased_work import LeasedWork
+from prefdata.storage.leases import WorkLeases
+from prefdata.storage.run import PartWriter
 
 if TYPE_CHECKING:
     from prefdata.engines.hf.beam_search import BeamRequest
@@ -28,7 +28,7 @@ Planned = tuple[dict[str, Any], list[int]]
 
 
 @dataclass
-class Drawing:
+class SampleStream:
     """One job at work.
 
     Attributes:
@@ -37,9 +37,9 @@ class Drawing:
         tokens: drawn by this process.
     """
 
-    job: Job
-    drawn: Drawn
-    claims: Claims
+    job: SamplingJob
+    drawn: ExistingSamples
+    claims: WorkLeases
     progress: Progress
     flying: dict[str, dict[str, Any]] = field(default_factory=dict)
     done: int = 0
@@ -48,7 +48,7 @@ class Drawing:
     def run(self, engine: Callable[[], Generator]) -> float:
         """Draw until nothing is missing, beside other processes if there are some; returns the seconds of drawing."""
         seconds = 0.0
-        shares = Shares(self.claims, lambda: self.job.prompts, self._missing, self.drawn.refresh)
+        shares = LeasedWork(self.claims, lambda: self.job.prompts, self._missing, self.drawn.refresh)
         for one_pass in shares.passes():
             plan = self._plan(one_pass)
             head = next(plan, None)
@@ -72,7 +72,7 @@ class Drawing:
     def _draw(self, plan: Iterator[Planned], generator: Generator) -> None:
         total = len(self.job.prompts) * self.job.spec.n
         self.progress(self.done, total)
-        with Appender(self.job.partition) as appender:
+        with PartWriter(self.job.partition) as appender:
             for answer in answers(generator, self._requests(plan, generator), self.job.spec.search != "sample"):
                 begun = self.flying.pop(answer.key, None)
                 if begun is None:  # a beam that was there already
@@ -94,7 +94,7 @@ class Drawing:
 class Requests:
     """Requests for the samples of a prompt, each with the row that it is to become."""
 
-    def __init__(self, job: Job, generator: Generator) -> None:
+    def __init__(self, job: SamplingJob, generator: Generator) -> None:
         """For a job on a loaded engine."""
         self._job, self._generator = job, generator
         spec = job.spec
@@ -112,7 +112,7 @@ class Requests:
         self, prompt: dict[str, Any], indices: list[int]
     ) -> Iterator[tuple[dict[str, dict[str, Any]], Request | BeamRequest | Rejection]]:
         """The requests for these samples, each with its rows by key; what cannot be asked is a Rejection already."""
-        seen: Seen | None = None
+        seen: RenderedPrompt | None = None
         rows: dict[str, dict[str, Any]] = {}
         for index in indices:
             if seen is None or self._job.view.varies:
@@ -129,30 +129,33 @@ class Requests:
         if seen is not None and rows:
             yield rows, self._beams(prompt, seen)
 
-    def _beams(self, prompt: dict[str, Any], seen: Seen) -> BeamRequest:
+    def _beams(self, prompt: dict[str, Any], seen: RenderedPrompt) -> BeamRequest:
         """The search for a prompt's answers: for all of them, whichever are missing, as one alone does not exist."""
         from prefdata.engines.hf.beam_search import BeamRequest
 
         spec = self._job.spec
-        keys = tuple(ids.candidate_id(prompt["prompt_id"], self._job.law, index) for index in range(spec.n))
+        sampler = self._job.sampler_fingerprint
+        keys = tuple(ids.candidate_id(prompt["prompt_id"], sampler, index) for index in range(spec.n))
         penalty = spec.diversity_penalty if spec.search == "diverse-beam" else None
         return BeamRequest(keys, seen.ids, self._sampling_of(self._fixed), penalty)
 
-    def seen(self, prompt: dict[str, Any], index: int) -> Seen:
+    def seen(self, prompt: dict[str, Any], index: int) -> RenderedPrompt:
         """The prompt as the model sees it, in this job's view and cut as the job says."""
         job = self._job
-        coin = ids.unit_uniform(job.spec.seed, prompt["prompt_id"], job.law, index, "view") if job.view.varies else 0.5
-        changed = job.view.messages(prompt, coin)
+        uniform = 0.5
+        if job.view.varies:
+            uniform = ids.unit_uniform(job.spec.seed, prompt["prompt_id"], job.sampler_fingerprint, index, "view")
+        changed = job.view.messages(prompt, uniform)
         messages = tuple(prompt["messages"] if changed is None else changed)
         try:
             rendered = self._generator.render(messages, prompt["tools"])
         except TemplateRefusal as error:
-            return Seen(messages, changed, refusal=str(error))
+            return RenderedPrompt(messages, changed, refusal=str(error))
         kept, said = fitted(rendered, self._generator.context_length, job)
-        return Seen(messages, changed, kept, said)
+        return RenderedPrompt(messages, changed, kept, said)
 
-    def _row(self, prompt: dict[str, Any], seen: Seen, index: int) -> dict[str, Any]:
-        spec, law, prompt_id = self._job.spec, self._job.law, prompt["prompt_id"]
+    def _row(self, prompt: dict[str, Any], seen: RenderedPrompt, index: int) -> dict[str, Any]:
+        spec, law, prompt_id = self._job.spec, self._job.sampler_fingerprint, prompt["prompt_id"]
         row = {
             **self._common,
             **self._fixed,
@@ -174,7 +177,7 @@ class Requests:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class RenderedPrompt:
     """A prompt as the model sees it; `changed` are its messages where they differ from the prompt's own."""
 
     messages: tuple[Any, ...]
@@ -184,14 +187,14 @@ class Seen:
     refusal: str | None = None
 
 
-def fitted(rendered: tuple[int, ...], context: int | None, job: Job) -> tuple[tuple[int, ...], str | None]:
+def fitted(rendered: tuple[int, ...], context: int | None, job: SamplingJob) -> tuple[tuple[int, ...], str | None]:
     """A prompt's tokens with room for an answer, where the job cuts over-long ones, and what was cut.
 
     The newest tokens are kept, and a first token that begins every text (BOS).
     """
     if job.spec.on_long != "truncate-left" or context is None or len(rendered) < context:
         return rendered, None
-    longest = job.redo_below or context
+    longest = job.resample_below or context
     keep = context - min(longest, context // 2)
     cut = len(rendered) - keep
     return rendered[:1] + rendered[
@@ -199,7 +202,7 @@ def fitted(rendered: tuple[int, ...], context: int | None, job: Job) -> tuple[tu
     ], f"the first {cut} of {len(rendered)} prompt tokens (but BOS) were cut off"
 
 
-def refuse_long(job: Job, generator: Generator) -> None:
+def refuse_long(job: SamplingJob, generator: Generator) -> None:
     """Render every prompt, and refuse the job if some have no room for an answer (`--on-long error`).
 
     Raises:
@@ -239,7 +242,7 @@ def answers(
     yield from rejected
 
 
-def finished_row(job: Job, row: dict[str, Any], answer: Completion | Rejection) -> dict[str, Any]:
+def finished_row(job: SamplingJob, row: dict[str, Any], answer: Completion | Rejection) -> dict[str, Any]:
     """The row of a candidate, from what was known before and what the engine said.
 
     An answer that its limit cut off is named by the limit too: with a larger one it is another text, and no text may
@@ -260,7 +263,9 @@ def finished_row(job: Job, row: dict[str, Any], answer: Completion | Rejection) 
         "logprobs": answer.logprobs,
     }
     if answer.finish_reason == "length":
-        row["candidate_id"] = cut_off_id(row["prompt_id"], job.law, row["sample_index"], row["max_tokens"])
+        row["candidate_id"] = cut_off_id(
+            row["prompt_id"], job.sampler_fingerprint, row["sample_index"], row["max_tokens"]
+        )
     return row
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 from prefdata.errors import UsageError
 from prefdata.models.files import ModelFiles
 from prefdata.specs.chat import ChatSpec, TemplateChoice
-from prefdata.storage.artifact import Folder
+from prefdata.storage.artifact import Artifact
 
 NAME = "strftime_now"
 """The function by which a template reads the clock: transformers and vLLM give it to every template."""
@@ -85,7 +85,7 @@ def with_date(choice: TemplateChoice, models: Iterable[ModelFiles], began: str |
     return replace(choice, date=began or today()) if reads else choice
 
 
-def began_on(folders: Iterable[Folder]) -> str | None:
+def began_on(folders: Iterable[Artifact]) -> str | None:
     """Return the date with which the first of these folders began that has one."""
     lineages = (folder.lineage() for folder in folders)
     dates = (lineage.spec.get("chat_template_date") for lineage in lineages if lineage is not None)

@@ -6,7 +6,7 @@ Context distillation (Askell et al. 2021, 2112.00861; Llama 2, 2307.09288, secti
 more, a preprompt, and trained to answer so without it. With several preprompts each candidate draws one by weight.
 
 Ghost Attention (Llama 2, section 3.3): an instruction stands once, in the first user turn, where it is trained on, and
-on every user turn, in full, where it is sampled. `Instructions.train_view` puts it there, `SampleView` repeats it.
+on every user turn, in full, where it is sampled. `Instructions.train_view` puts it there, `PromptTransform` repeats it.
 
 Preprompts and instructions are YAML files; the built-in ones lie in `templates/` and go by their names.
 """
@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from prefdata.chat.data_files import read_template
 from prefdata.errors import InputError, UsageError
 from prefdata.ids import digest, unit_uniform, without_nulls
-from prefdata.specs import SampleSpec, Spec, how, what
+from prefdata.specs import SampleSpec, Spec, identity_field, runtime_field
 
 INSTRUCTION = "instruction"
 """The key of a prompt's metadata that says which instruction it carries: {"said": …, "sampled": …}."""
@@ -35,10 +35,10 @@ class Preprompt(Spec):
     step: ClassVar[str] = "preprompt"
     may_be_empty: ClassVar[tuple[str, ...]] = ("text",)
 
-    text: str = what(..., "What the model is told.")
-    weight: float = what(1.0, "How often, against the others.", gt=0, allow_inf_nan=False)
-    place: Literal["system", "user"] = what("system", "In the system message, or before the last user turn.")
-    name: str | None = how(None, "For the reader only.")
+    text: str = identity_field(..., "What the model is told.")
+    weight: float = identity_field(1.0, "How often, against the others.", gt=0, allow_inf_nan=False)
+    place: Literal["system", "user"] = identity_field("system", "In the system message, or before the last user turn.")
+    name: str | None = runtime_field(None, "For the reader only.")
 
     def put_into(self, turns: Turns) -> Turns:
         """A conversation with this preprompt in it: before what is there already, a blank line between."""
@@ -57,13 +57,13 @@ class Instruction(Spec):
 
     step: ClassVar[str] = "instruction"
 
-    text: str = what(..., "The instruction as it is said in full.", pattern=r"\S")
-    short: str | None = what(None, "The instruction in few words.", pattern=r"\S")
-    weight: float = what(1.0, "How often, against the others.", gt=0, allow_inf_nan=False)
+    text: str = identity_field(..., "The instruction as it is said in full.", pattern=r"\S")
+    short: str | None = identity_field(None, "The instruction in few words.", pattern=r"\S")
+    weight: float = identity_field(1.0, "How often, against the others.", gt=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
-class Combination:
+class InstructionCombination:
     """Lists of instructions, of which some are combined; a single instruction is one list of one."""
 
     lists: tuple[tuple[Instruction, ...], ...]
@@ -71,14 +71,14 @@ class Combination:
 
 
 @dataclass(frozen=True)
-class SampleView:
+class PromptTransform:
     """What the model sees of a prompt while it is sampled."""
 
     preprompts: tuple[Preprompt, ...] = ()
     ghost_attention: bool = False
 
     @classmethod
-    def of(cls, spec: SampleSpec) -> SampleView:
+    def of(cls, spec: SampleSpec) -> PromptTransform:
         """The view that a spec asks for.
 
         Raises:
@@ -155,7 +155,7 @@ def _on_every_turn(turns: Turns, carried: Mapping[str, str], prompt_id: str) -> 
 class Instructions:
     """Instructions to draw from: one for each conversation, by its key."""
 
-    choices: tuple[Combination, ...]
+    choices: tuple[InstructionCombination, ...]
 
     @classmethod
     def of(cls, name: str) -> Instructions:
@@ -188,17 +188,17 @@ class Instructions:
         return {"said": short if coin("short") < 0.5 else sampled, "sampled": sampled}
 
 
-def train_view(turns: Turns, instruction: Mapping[str, str]) -> Turns:
+def training_messages(turns: Turns, instruction: Mapping[str, str]) -> Turns:
     """A conversation with an instruction as it is said, once: in the first user turn, a blank line after it."""
     first = next(place for place, turn in enumerate(turns) if turn["role"] == "user")
     return [*turns[:first], _before(instruction["said"], turns[first]), *turns[first + 1 :]]
 
 
-def _combination(entry: Any, at: str) -> Combination:
+def _combination(entry: Any, at: str) -> InstructionCombination:
     keys = _keys(entry, at)
     if "combine" not in keys:
         one = Instruction.parse(keys, where=at)
-        return Combination(((one,),), one.weight)
+        return InstructionCombination(((one,),), one.weight)
     named = keys.pop("combine")
     if not isinstance(named, dict) or not named or not all(isinstance(each, list) and each for each in named.values()):
         raise UsageError(f"{at}: combine should hold lists of instructions by name.")
@@ -209,14 +209,14 @@ def _combination(entry: Any, at: str) -> Combination:
         tuple(Instruction.parse(_keys(one, place), where=place) for one, place in _placed(f"{at}: {name}", each))
         for name, each in named.items()
     ]
-    return Combination(tuple(lists), weight)
+    return InstructionCombination(tuple(lists), weight)
 
 
 def _before(text: str, turn: Mapping[str, Any]) -> dict[str, Any]:
     return {**turn, "content": f"{text}\n\n{turn['content']}"}
 
 
-Weighted = TypeVar("Weighted", Preprompt, Instruction, Combination)
+Weighted = TypeVar("Weighted", Preprompt, Instruction, InstructionCombination)
 
 
 def _drawn(entries: Sequence[Weighted], uniform: float) -> Weighted:

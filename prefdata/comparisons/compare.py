@@ -21,7 +21,7 @@ from typing import Any
 import polars as pl
 
 from prefdata.chat.clock import began_on
-from prefdata.comparisons.players import Board, Share
+from prefdata.comparisons.players import PlayerStore, PromptBatch
 from prefdata.comparisons.schedule import ORDERS, Two, orders, schedule
 from prefdata.errors import SpecConflict
 from prefdata.progress import Progress, Watch, watched
@@ -30,11 +30,11 @@ from prefdata.scorers.protocol import Comparer, Verdict
 from prefdata.specs.rank import CompareSpec
 from prefdata.stats.agreement import order_counts
 from prefdata.storage.compaction import compact
-from prefdata.storage.leased_work import Shares
-from prefdata.storage.leases import Claims
+from prefdata.storage.leased_work import LeasedWork
+from prefdata.storage.leases import WorkLeases
 from prefdata.storage.queries import chosen_samplers
 from prefdata.storage.report import Report, nonzero
-from prefdata.storage.run import Appender, Lineage, Outcome, Partition, Run, name_of
+from prefdata.storage.run import Lineage, Outcome, Partition, PartWriter, Run, name_of
 from prefdata.storage.schemas import read_part
 
 __all__ = ["ORDERS", "compare", "orders", "schedule"]
@@ -59,7 +59,7 @@ def compare(
     identity = scorer_identity(spec)
     if not replace:
         partition.check(Lineage.of(spec, resolved=identity))
-    with Board(run, samplers, spec) as board, watched(progress, "rank") as told:
+    with PlayerStore(run, samplers, spec) as board, watched(progress, "rank") as told:
         if not replace:
             board.look(partition)
         success = partition.success()
@@ -70,9 +70,9 @@ def compare(
 
 
 def _compare(
-    board: Board, partition: Partition, lineage: Lineage, spec: CompareSpec, replace: bool, progress: Progress
+    board: PlayerStore, partition: Partition, lineage: Lineage, spec: CompareSpec, replace: bool, progress: Progress
 ) -> Outcome:
-    claims = Claims(partition.path)
+    claims = WorkLeases(partition.path)
     if replace and (busy := claims.busy()):
         raise SpecConflict(f"another process compares into {partition.path} ({busy}): stop it before you --replace.")
     began = time.monotonic()
@@ -83,12 +83,12 @@ def _compare(
         with claims:
             claims.wait_for_the_last()
             partition.reopen()
-            Comparing(board, partition, comparer, claims, spec, progress).compare()
+            ComparisonStream(board, partition, comparer, claims, spec, progress).compare()
             last = claims.last()
             board.look(partition)
             if last:
                 compact(partition, KEY)
-                lost = board.seen() - sum(rows for _, rows in partition.sized())
+                lost = board.seen() - sum(rows for _, rows in partition.parts_with_rows())
                 partition.refuse_lost(max(lost, 0) or board.missing(), board.comparisons)
             waiting = [] if last else ["Another process is still at work here, and will finish it."]
             notes = " ".join([*getattr(comparer, "notes", ()), *waiting])
@@ -99,23 +99,23 @@ def _compare(
     return Outcome(report, partition.path, "made" if state == "absent" else "continued")
 
 
-def _why_none(board: Board, partition: Partition) -> str:
+def _why_none(board: PlayerStore, partition: Partition) -> str:
     """Why no comparison has a verdict, where none has one."""
     if any(board.verdicts(number)["probability"].count() for number in range(board.shares)):
         return ""
-    verdict, rationale = read_part(partition.readable()[0], ["verdict", "rationale"]).row(0)
+    verdict, rationale = read_part(partition.checked_parts()[0], ["verdict", "rationale"]).row(0)
     said = " ".join(f"{verdict}: {rationale or ''}".split())[:200]
     return f"no comparison has a verdict; of the first one was said: {said}. Correct it and add --replace."
 
 
 @dataclass
-class Comparing:
+class ComparisonStream:
     """A judge at work on the comparisons that are lacking, beside other processes if there are some."""
 
-    board: Board
+    board: PlayerStore
     partition: Partition
     comparer: Comparer
-    claims: Claims
+    claims: WorkLeases
     spec: CompareSpec
     progress: Progress
     done: int = 0
@@ -123,7 +123,7 @@ class Comparing:
     def compare(self) -> None:
         """Ask until nothing is lacking."""
         self.board.look(self.partition)
-        for one_pass in Shares(self.claims, self._shares, self._lacking, self._refresh).passes():
+        for one_pass in LeasedWork(self.claims, self._shares, self._lacking, self._refresh).passes():
             self.done = 0
             for _, todo in one_pass:
                 self.done += len(self._share.seen)
@@ -136,7 +136,7 @@ class Comparing:
             yield f"prompts-{number:05d}-of-{self.board.shares:05d}", [number]
 
     def _lacking(self, numbers: list[int]) -> list[tuple[Two, str]]:
-        self._share: Share = self.board.share(numbers[0])
+        self._share: PromptBatch = self.board.share(numbers[0])
         return self._share.next(self.spec)
 
     def _refresh(self) -> None:
@@ -144,7 +144,7 @@ class Comparing:
 
     def _ask(self, todo: list[tuple[Two, str]]) -> None:
         asked = {str(number): one for number, one in zip(count(), todo, strict=False)}
-        with Appender(self.partition) as appender:
+        with PartWriter(self.partition) as appender:
             for verdict in self.comparer.compare(self._share.match(key, *one) for key, one in asked.items()):
                 row = self._row(*asked[verdict.key], verdict)
                 appender.add(row)
@@ -167,7 +167,7 @@ class Comparing:
         }
 
 
-def account(board: Board) -> Report:
+def account(board: PlayerStore) -> Report:
     """The Report of a judge: every comparison is a row, with a verdict or with the reason why there is none."""
     rows, counts, verdicts = 0, Counter[str](), Counter[str]()
     for number in range(board.shares):

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from prefdata.comparisons.schedule import ORDERS, Seen, Two, how_many, orders, schedule
 from prefdata.errors import InputError
 from prefdata.ids import Message, continued
-from prefdata.keyed_random import Content, uniforms
-from prefdata.scorers.protocol import Match
+from prefdata.keyed_random import RowSetHash, uniforms
+from prefdata.scorers.protocol import Comparison
 from prefdata.specs.rank import CompareSpec
 from prefdata.storage.queries import WHITESPACE, blank
 from prefdata.storage.run import Partition, Run
@@ -37,7 +37,7 @@ _VERDICT = ["prompt_id", "first_id", "second_id", "order", "verdict", "probabili
 
 
 @dataclass
-class Share:
+class PromptBatch:
     """The players of some prompts, and what has been said of them.
 
     Attributes:
@@ -64,15 +64,15 @@ class Share:
             if (two, order) not in self.seen
         ]
 
-    def match(self, key: str, two: Two, order: str) -> Match:
+    def match(self, key: str, two: Two, order: str) -> Comparison:
         """Two candidates in the order in which they are to be shown."""
         shown, other = two if order == ORDERS[0] else two[::-1]
         asked = self.messages[self.prompt_of[shown]]
         messages, first = continued(asked, self.texts[shown])
-        return Match(key, tuple(messages), first, continued(asked, self.texts[other])[1])
+        return Comparison(key, tuple(messages), first, continued(asked, self.texts[other])[1])
 
 
-class Board:
+class PlayerStore:
     """All players of a run, by share; to be used as a context manager.
 
     Attributes:
@@ -85,7 +85,7 @@ class Board:
     def __init__(self, run: Run, samplers: Sequence[Partition], spec: CompareSpec) -> None:
         """The candidates of some samplers, for the schedule of `spec`."""
         self._run, self._samplers, self._spec = run, samplers, spec
-        self._parts = [part for sampler in samplers for part in sampler.readable()]
+        self._parts = [part for sampler in samplers for part in sampler.checked_parts()]
         rows = sum(pq.read_metadata(part).num_rows for part in self._parts)
         self.shares = bucket_count(rows, SHARE)
         self.players = self.comparisons = 0
@@ -103,7 +103,7 @@ class Board:
             self._stack.callback(buckets.close)
         for rows in _batches(CANDIDATES, self._parts, [*_PLAYER, "status"]):
             self._candidates.put(rows.filter((pl.col("status") == "ok") & ~blank("text")).select(_PLAYER))
-        prompts = [part for source in self._run.all("prompts", partial=True) for part in source.readable()]
+        prompts = [part for source in self._run.all("prompts", partial=True) for part in source.checked_parts()]
         for rows in _batches(PROMPTS, prompts, _ASKED):
             self._prompts.put(rows)
         self._count()
@@ -132,7 +132,7 @@ class Board:
         rows = self._verdicts.bucket(number)
         return rows.unique(["first_id", "second_id", "order"], keep="last", maintain_order=True)
 
-    def share(self, number: int) -> Share:
+    def share(self, number: int) -> PromptBatch:
         """One share of the prompts, with what has been said so far.
 
         Raises:
@@ -144,7 +144,7 @@ class Board:
         messages: dict[str, Any] = dict(self._prompts.bucket(number).select(_ASKED).iter_rows())
         if lost := [one for one in rows["prompt_id"].unique() if one not in messages]:
             raise InputError(f"the run has answers to the prompt {lost[0]}, and not the prompt. Ingest it again.")
-        return Share(
+        return PromptBatch(
             groups,
             dict(rows.select("candidate_id", "text").iter_rows()),
             dict(rows.select("candidate_id", "prompt_id").iter_rows()),
@@ -162,7 +162,7 @@ class Board:
         return rows.select("candidate_id", "prompt_id", "text")
 
     def _count(self) -> None:
-        content = Content()
+        content = RowSetHash()
         for number in range(self.shares):
             rows = self._playing(number)
             self.players += rows.height

@@ -53,7 +53,7 @@ def open_generator(spec: ModelSpec, files: ModelFiles, engine: Engine) -> Genera
         EngineError: the engine cannot start.
         UsageError: a setting that the engine has no use for.
     """
-    refuse_foreign(spec, engine)
+    reject_unsupported_settings(spec, engine)
     if engine == "openai":
         from prefdata.engines.openai.generator import OpenAIGenerator
 
@@ -76,7 +76,7 @@ def open_generator(spec: ModelSpec, files: ModelFiles, engine: Engine) -> Genera
     )
 
 
-def served(spec: ModelSpec) -> ModelFiles:
+def remote_model_files(spec: ModelSpec) -> ModelFiles:
     """The files of a server's model: none, or with `--tokenizer` those that make text into token ids.
 
     Raises:
@@ -95,7 +95,7 @@ _GROUPS: dict[Engine, Group] = {
 """Which settings one engine alone understands: those of its group."""
 
 
-def refuse_foreign(spec: VllmSpec, engine: Engine) -> None:
+def reject_unsupported_settings(spec: VllmSpec, engine: Engine) -> None:
     """Refuse settings that this engine would ignore.
 
     Raises:

@@ -23,7 +23,7 @@ DEATHS = 3
 Answer = Completion | Rejection
 
 
-def revived(open_engine: Callable[[], Generator]) -> Generator:
+def with_restart(open_engine: Callable[[], Generator]) -> Generator:
     """The generator that `open_engine` opens, opened again whenever its engine dies.
 
     A server is not ours to start again, and comes back as it is.
@@ -32,10 +32,10 @@ def revived(open_engine: Callable[[], Generator]) -> Generator:
         As `open_engine` does.
     """
     generator = open_engine()
-    return generator if generator.name == "openai" else Revived(generator, open_engine)
+    return generator if generator.name == "openai" else RestartingGenerator(generator, open_engine)
 
 
-class Revived:
+class RestartingGenerator:
     """A Generator around another one; see `prefdata.engines.protocol.Generator`."""
 
     def __init__(self, generator: Generator, open_engine: Callable[[], Generator]) -> None:
@@ -81,7 +81,7 @@ class Revived:
                 raise error
             died = Counter({key: died[key] + 1 for key in flying})
             again = [request for key, request in flying.items() if died[key] == 1]
-            for request in _mixed([request for key, request in flying.items() if died[key] > 1]):
+            for request in interleave_prompts([request for key, request in flying.items() if died[key] > 1]):
                 yield from self._ask_alone(request, died[request.key], suspects)
         if suspects and not self._answered and self._cause is not None:
             raise self._cause
@@ -143,7 +143,7 @@ def _prompt(request: Request) -> tuple[object, ...]:
     return request.prompt_ids, tuple(tuple(message.items()) for message in request.messages)
 
 
-def _mixed(requests: list[Request]) -> list[Request]:
+def interleave_prompts(requests: list[Request]) -> list[Request]:
     """The requests with those of one prompt far from each other: the answers of others tell whom to blame."""
     by_prompt: dict[tuple[object, ...], list[Request]] = {}
     for request in requests:

@@ -33,7 +33,7 @@ def before_stop(text: str, stop: Sequence[str], past: int = 0) -> str | None:
     return text[: min(found)[1]] if found else None
 
 
-class StopTexts:
+class StopStrings:
     """Finds stop texts while answers grow, reading an answer only when its last token may have completed one."""
 
     def __init__(self, chat: Chat, vocabulary: int) -> None:
@@ -53,7 +53,7 @@ class StopTexts:
             self._suspects[stop] = [not last.isdisjoint(piece) for piece in self._pieces]
         return self._suspects[stop]
 
-    def watch(self, samplings: Sequence[Sampling], device: torch.device) -> Watch | None:
+    def watch(self, samplings: Sequence[Sampling], device: torch.device) -> StopMonitor | None:
         """The watch over a batch with these settings, or None where no row has a stop text."""
         stops = [tuple(filter(None, sampling.stop)) for sampling in samplings]
         kinds = {stop: i for i, stop in enumerate(dict.fromkeys(stops))}
@@ -62,7 +62,7 @@ class StopTexts:
         import torch
 
         table = torch.tensor([self.suspects(stop) for stop in kinds], device=device)
-        return Watch(self, samplings, table, torch.tensor([kinds[stop] for stop in stops], device=device))
+        return StopMonitor(self, samplings, table, torch.tensor([kinds[stop] for stop in stops], device=device))
 
     def cut(self, token_ids: Sequence[int], stop: tuple[str, ...], min_tokens: int) -> str | None:
         """The text before the stop text that these tokens complete, or None; the first `min_tokens` complete none."""
@@ -73,7 +73,7 @@ class StopTexts:
 
 
 @dataclass(frozen=True)
-class Watch:
+class StopMonitor:
     """Looks for stop texts in the rows of a batch.
 
     Attributes:
@@ -83,7 +83,7 @@ class Watch:
         kinds: (B,) which set each row has.
     """
 
-    texts: StopTexts
+    texts: StopStrings
     samplings: Sequence[Sampling]
     table: Tensor
     kinds: Tensor

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prefdata.errors import InputError
 from prefdata.explore.status import existing
-from prefdata.storage.artifact import Folder
+from prefdata.storage.artifact import Artifact
 from prefdata.storage.atomic import checksum, is_temporary
 from prefdata.storage.lineage import SPEC_FILE
 from prefdata.storage.run import Run, folders
@@ -25,10 +25,10 @@ def check_run(path: Path) -> Iterator[str]:
         InputError: nothing in it was written by prefdata.
     """
     run = existing(Run(path))
-    found: list[Folder] = [partition for table in TABLES for partition in run.partitions(table)]
-    found += [Folder(path / side / name) for side in ("models", "exports") for name in folders(path / side)]
+    found: list[Artifact] = [partition for table in TABLES for partition in run.partitions(table)]
+    found += [Artifact(path / side / name) for side in ("models", "exports") for name in folders(path / side)]
     if (path / SPEC_FILE).exists():
-        found.append(Folder(path))
+        found.append(Artifact(path))
     if not found:
         raise InputError(f"{path} is no run, no model and no export: it holds nothing that prefdata lists.")
     for folder in found:

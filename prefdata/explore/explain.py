@@ -114,7 +114,7 @@ def _find(run: Run, pair_id: str, pairing: str | None) -> dict[str, Any]:
 
 def _begins_an_answer(run: Run, beginning: str) -> bool:
     fits = pl.col("candidate_id").str.starts_with(beginning)
-    parts = [part for sampler in run.partitions("candidates") for part in sampler.readable()]
+    parts = [part for sampler in run.partitions("candidates") for part in sampler.checked_parts()]
     return any(CANDIDATES.scan([part]).select(fits.any()).collect().item() for part in parts)
 
 
@@ -123,7 +123,7 @@ def _rows(run: Run, table: str, fits: pl.Expr) -> pl.DataFrame:
     key = TABLES[table].partition
     frames = []
     for partition in run.partitions(table):
-        if parts := partition.readable():
+        if parts := partition.checked_parts():
             rows = partition.table.scan(parts).filter(fits).collect()
             rows = rows.unique(list(partition.table.key), keep="last", maintain_order=True)
             frames.append(rows.with_columns(pl.lit(partition.name).alias(key)))

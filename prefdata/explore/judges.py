@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from prefdata.stats.agreement import between_annotators, consistency
+from prefdata.stats.agreement import pairwise_agreement, self_consistency
 from prefdata.storage.run import Run
 
 _COLUMNS = ["prompt_id", "first_id", "second_id", "order", "annotator", "probability"]
@@ -28,4 +28,4 @@ def judges(run: Run, names: tuple[str, ...] = (), *, partial: bool = False) -> t
     chosen = [run.only("comparisons", name, partial=partial) for name in names]
     frames = [pl.from_arrow(one.read(_COLUMNS)) for one in chosen or run.all("comparisons", partial=partial)]
     rows = pl.concat([frame for frame in frames if isinstance(frame, pl.DataFrame)])
-    return consistency(rows), between_annotators(rows)
+    return self_consistency(rows), pairwise_agreement(rows)

@@ -22,7 +22,7 @@ import polars as pl
 
 from prefdata.errors import InputError, UsageError, did_you_mean
 from prefdata.specs import SelectSpec
-from prefdata.stats.bootstrap import interval
+from prefdata.stats.bootstrap import bootstrap_interval
 from prefdata.storage.queries import read_candidates, read_prompts
 from prefdata.storage.run import Run
 
@@ -156,7 +156,7 @@ def _rate(rates: pl.DataFrame | None, prompts: pl.DataFrame) -> dict[str, float 
     if rates is None:
         return dict.fromkeys(("win_rate", "low", "high"))
     shared = rates.join(prompts, on="prompt_id", how="semi")["rate"].to_numpy()
-    low, high = interval(shared)
+    low, high = bootstrap_interval(shared)
     return {"win_rate": float(shared.mean()), "low": low, "high": high}
 
 

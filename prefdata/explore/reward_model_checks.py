@@ -24,8 +24,8 @@ from prefdata.models.files import ModelFiles, identify, label_names
 from prefdata.scorers.classifier.base import Classifier
 from prefdata.scorers.classifier.hf import TOLERANCE, RewardModel
 from prefdata.scorers.classifier.labels import ALL
-from prefdata.scorers.classifier.rendering import Row
-from prefdata.scorers.protocol import Item
+from prefdata.scorers.classifier.rendering import RenderedText
+from prefdata.scorers.protocol import ScoringItem
 from prefdata.specs import EngineSpec
 from prefdata.specs.chat import TemplateChoice
 from prefdata.stats.calibration import sigmoid
@@ -41,7 +41,7 @@ ANSWERS = ("Blue.", "I do not know.", "Because of the light: its short waves are
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class CheckResult:
     """One check: what was looked at, whether it holds (None where it could not be looked at), and what was seen."""
 
     check: str
@@ -63,8 +63,8 @@ def check(
     dtype: str = "float32",
     text_format: Path | None = None,
     choice: TemplateChoice = TemplateChoice(),
-    items: Sequence[Item] = (),
-) -> list[Check]:
+    items: Sequence[ScoringItem] = (),
+) -> list[CheckResult]:
     """Check a reward model's scores.
 
     Args:
@@ -102,7 +102,7 @@ def check(
         _raw(first, truth, limit),
         _as_trained(scorer, items, text_format),
     ]
-    notes = [Check("note", None, note) for note in scorer.notes]
+    notes = [CheckResult("note", None, note) for note in scorer.notes]
     device, dtype = str(scorer.device), scorer.dtype
     scorer.close()
     again = RewardModel(files, device=device, dtype=dtype, **settings)
@@ -112,24 +112,24 @@ def check(
     return found + notes
 
 
-def _built_in() -> list[Item]:
+def _built_in() -> list[ScoringItem]:
     asked = [({"role": "user", "content": question},) for question in QUESTIONS]
-    return [Item(f"{i}/{k}", m, answer, False) for i, m in enumerate(asked) for k, answer in enumerate(ANSWERS)]
+    return [ScoringItem(f"{i}/{k}", m, answer, False) for i, m in enumerate(asked) for k, answer in enumerate(ANSWERS)]
 
 
-def _fitting(scorer: RewardModel, items: Sequence[Item]) -> list[Row]:
+def _fitting(scorer: RewardModel, items: Sequence[ScoringItem]) -> list[RenderedText]:
     rows = [row for row in scorer.texts.prepare(items).rows if 0 < len(row.ids) <= scorer.context_length]
     if not rows:
         raise ModelError("none of the texts fits the model and its template. Give others with --data.")
     return rows
 
 
-def _scores(scorer: Classifier, items: Iterable[Item]) -> dict[str, float]:
+def _scores(scorer: Classifier, items: Iterable[ScoringItem]) -> dict[str, float]:
     """The scores by item and output; what has none is left out."""
     return {f"{s.key} {s.output}": s.score for s in scorer.score(items) if s.score is not None}
 
 
-def _two_at_a_time(scorer: RewardModel, items: Sequence[Item], rows: list[Row]) -> dict[str, float]:
+def _two_at_a_time(scorer: RewardModel, items: Sequence[ScoringItem], rows: list[RenderedText]) -> dict[str, float]:
     usual, scorer.batch_tokens = scorer.batch_tokens, 2 * max(len(row.ids) for row in rows)
     found = _scores(scorer, items)
     scorer.batch_tokens = usual
@@ -137,7 +137,7 @@ def _two_at_a_time(scorer: RewardModel, items: Sequence[Item], rows: list[Row]) 
 
 
 @torch.inference_mode()
-def _alone(scorer: RewardModel, rows: list[Row]) -> dict[str, float]:
+def _alone(scorer: RewardModel, rows: list[RenderedText]) -> dict[str, float]:
     """The scores by definition: each text alone, unpadded, its last token's state through the head."""
     found: dict[str, float] = {}
     for row in rows:
@@ -152,7 +152,7 @@ def _alone(scorer: RewardModel, rows: list[Row]) -> dict[str, float]:
     return found
 
 
-def _whole(scorer: RewardModel, rows: list[Row]) -> dict[str, float]:
+def _whole(scorer: RewardModel, rows: list[RenderedText]) -> dict[str, float]:
     """The scores of all rows in one batch, each padded to the longest."""
     values = scorer.labels.read(scorer._forward(rows)).tolist()
     return {
@@ -163,45 +163,45 @@ def _whole(scorer: RewardModel, rows: list[Row]) -> dict[str, float]:
     }
 
 
-def _apart(name: str, found: dict[str, float], known: dict[str, float], limit: float) -> Check:
+def _apart(name: str, found: dict[str, float], known: dict[str, float], limit: float) -> CheckResult:
     if found.keys() != known.keys():
-        return Check(name, False, f"{len(found)} scores instead of {len(known)}", f"{limit:g}")
+        return CheckResult(name, False, f"{len(found)} scores instead of {len(known)}", f"{limit:g}")
     worst = max(abs(found[key] - known[key]) / max(1.0, abs(known[key])) for key in known)
-    return Check(name, worst <= limit, f"{worst:.1e}", f"{limit:g}")
+    return CheckResult(name, worst <= limit, f"{worst:.1e}", f"{limit:g}")
 
 
-def _identical(scorer: RewardModel, items: Sequence[Item]) -> Check:
+def _identical(scorer: RewardModel, items: Sequence[ScoringItem]) -> CheckResult:
     """The same conversation scored in two batches with other neighbours gives one score, and a margin of 0."""
     one = items[len(items) // 2]
-    twin = Item("twin", one.messages, one.response, one.truncated)
+    twin = ScoringItem("twin", one.messages, one.response, one.truncated)
     found = _scores(scorer, [*items, twin])
     worst = max(abs(found[f"twin {output}"] - found[f"{one.key} {output}"]) for output in scorer.outputs)
-    return Check("identical pair", worst == 0.0, f"{worst:.1e}", "0")
+    return CheckResult("identical pair", worst == 0.0, f"{worst:.1e}", "0")
 
 
-def _tokens(scorer: RewardModel, rows: list[Row]) -> list[Check]:
+def _tokens(scorer: RewardModel, rows: list[RenderedText]) -> list[CheckResult]:
     tokenizer = scorer.chat.tokenizer
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     counts = sorted({0 if begin is None else _leading(row.ids, begin) for row in rows})
     many = "the tokenizer has none" if begin is None else f"{counts[0]} to {counts[-1]}"
-    one = Check("one begin token", counts[-1] <= 1, many, "1")
+    one = CheckResult("one begin token", counts[-1] <= 1, many, "1")
     closed = scorer.chat.closes_plain_text
     written = [row for row in rows if closed or _ends(row.text, tokenizer)]
     kept = sum(1 for row in written if set(row.ids[-3:]) & ({end} if closed else _special(tokenizer)))
     if not written:
         said = "the tokenizer has none" if end is None else f"the text ends without {tokenizer.decode([end])}"
-        return [one, Check("end token", None, said)]
-    return [one, Check("end token", kept == len(written), f"{kept} of {len(written)}", "all")]
+        return [one, CheckResult("end token", None, said)]
+    return [one, CheckResult("end token", kept == len(written), f"{kept} of {len(written)}", "all")]
 
 
-def _as_defined(scorer: RewardModel, items: Sequence[Item]) -> Check:
+def _as_defined(scorer: RewardModel, items: Sequence[ScoringItem]) -> CheckResult:
     """The token ids are those that the tokenizer and its chat template give, but for a second begin token."""
     found = {key: row.ids for row in scorer.texts.prepare(items).rows for key in row.keys}
     same = sum(1 for item in items if item.key in found and found[item.key] == _defined(scorer, item))
-    return Check("token ids", same == len(found), f"{same} of {len(found)} as defined", "all")
+    return CheckResult("token ids", same == len(found), f"{same} of {len(found)} as defined", "all")
 
 
-def _defined(scorer: RewardModel, item: Item) -> list[int]:
+def _defined(scorer: RewardModel, item: ScoringItem) -> list[int]:
     chat, tokenizer = scorer.chat, scorer.chat.tokenizer
     if chat.template is None:
         ids = list(tokenizer(scorer.texts.text(item.messages, item.response, item.tools))["input_ids"])
@@ -214,7 +214,7 @@ def _defined(scorer: RewardModel, item: Item) -> list[int]:
 
 
 @torch.inference_mode()
-def _position(scorer: RewardModel, rows: list[Row], truth: dict[str, float], limit: float) -> Check:
+def _position(scorer: RewardModel, rows: list[RenderedText], truth: dict[str, float], limit: float) -> CheckResult:
     """Scores are read at the last token; transformers' own forward skips padding tokens to find it."""
     found: dict[str, float] = {}
     for row in rows:
@@ -231,7 +231,9 @@ def _position(scorer: RewardModel, rows: list[Row], truth: dict[str, float], lim
         if pad in rows[0].ids[-1:]
         else (f"it differs by {check.seen}")
     )
-    return Check(check.check, None, f"read at the last token, but transformers' own forward is not: {why}", check.limit)
+    return CheckResult(
+        check.check, None, f"read at the last token, but transformers' own forward is not: {why}", check.limit
+    )
 
 
 def _leading(ids: list[int], begin: int | None) -> int:
@@ -246,20 +248,20 @@ def _ends(text: str, tokenizer: Any) -> bool:
     return text.rstrip().endswith(tuple(tokenizer.decode([token]).strip() for token in _special(tokenizer)))
 
 
-def _raw(scores: dict[str, float], truth: dict[str, float], limit: float) -> Check:
+def _raw(scores: dict[str, float], truth: dict[str, float], limit: float) -> CheckResult:
     """The score is the logit, not its sigmoid."""
     probabilities = sigmoid(np.array([truth[key] for key in scores]))
     squashed = float(np.abs(np.array(list(scores.values())) - probabilities).max())
     close = _apart("raw logit", scores, truth, limit)
-    return Check(
+    return CheckResult(
         close.check, close.passed, f"{close.seen} from the logit, {squashed:.1e} from its sigmoid", close.limit
     )
 
 
-def _as_trained(scorer: RewardModel, items: Sequence[Item], text_format: Path | None) -> Check:
+def _as_trained(scorer: RewardModel, items: Sequence[ScoringItem], text_format: Path | None) -> CheckResult:
     """The token ids are those that `prefdata train rm` trains on."""
     if text_format is not None:
-        return Check("text as trained", None, "a text format is read as it is, and training knows none")
+        return CheckResult("text as trained", None, "a text format is read as it is, and training knows none")
     from prefdata.train.encode import Encoder
     from prefdata.train.parsing import Item as Trained
     from prefdata.train.parsing import Row as TrainRow
@@ -275,17 +277,17 @@ def _as_trained(scorer: RewardModel, items: Sequence[Item], text_format: Path | 
     examples = encoder.encode(rows).examples
     trained = [[*example.prompt.tolist(), *example.responses[0].tolist()] for example in examples]
     same = sum(ids == found[item.key] for item, ids in zip(items, trained, strict=True))
-    return Check("text as trained", same == len(items), f"{same} of {len(items)} the same", "all")
+    return CheckResult("text as trained", same == len(items), f"{same} of {len(items)} the same", "all")
 
 
 def _through_vllm(
-    files: ModelFiles, engine: Engine, items: Sequence[Item], truth: dict[str, float], dtype: str, settings: Any
-) -> Check:
+    files: ModelFiles, engine: Engine, items: Sequence[ScoringItem], truth: dict[str, float], dtype: str, settings: Any
+) -> CheckResult:
     name = "transformers = vLLM"
     if engine == "transformers":
-        return Check(name, None, "left out by --engine transformers")
+        return CheckResult(name, None, "left out by --engine transformers")
     if engine == "auto" and importlib.util.find_spec("vllm") is None:
-        return Check(name, None, "vLLM is not installed")
+        return CheckResult(name, None, "vLLM is not installed")
     from prefdata.scorers.classifier.vllm import PoolingRewardModel
 
     scorer = PoolingRewardModel(files, EngineSpec(dtype=dtype), **settings)

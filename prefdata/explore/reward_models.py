@@ -22,11 +22,11 @@ import polars as pl
 from prefdata.errors import InputError
 from prefdata.formats.reading import ReadOptions
 from prefdata.ids import Message
-from prefdata.scorers.protocol import Item, Scorer
+from prefdata.scorers.protocol import Scorer, ScoringItem
 from prefdata.stats.calibration import calibration_error, correlation, reliability, sigmoid
 from prefdata.storage.queries import read_candidates, read_preferences
 from prefdata.storage.run import Run
-from prefdata.train.data import find
+from prefdata.train.data import open_source
 from prefdata.train.parsing import Item as Labelled
 from prefdata.train.parsing import Needs
 
@@ -40,8 +40,8 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 class Pair:
     """A labelled pair: both answers as items, and which groups it belongs to."""
 
-    chosen: Item
-    rejected: Item
+    chosen: ScoringItem
+    rejected: ScoringItem
     groups: dict[str, str]
     ids: tuple[str, str] | None = None
 
@@ -97,7 +97,7 @@ def from_data(
     Raises:
         InputError, BadRows: it cannot be read, or rows of it cannot be used.
     """
-    found = find(data, "preferences", part=part)
+    found = open_source(data, "preferences", part=part)
     items = found.items(Needs("preferences"), options)
     pairs = [_pair(f"{found.name}:{number}", item, by) for number, item in enumerate(items)]
     if left_out is not None:
@@ -132,7 +132,7 @@ def stored_pairs(run: Run, scorer: str, part: str | None = None) -> tuple[list[P
     for row in rows.iter_rows(named=True):
         sides = []
         for name in ("chosen", "rejected"):
-            sides.append(Item(f"{row['pair_id']}/{name}", (), texts[row[f"{name}_id"]], False))
+            sides.append(ScoringItem(f"{row['pair_id']}/{name}", (), texts[row[f"{name}_id"]], False))
             scores[sides[-1].key] = known.get(row[f"{name}_id"])
         pairs.append(Pair(sides[0], sides[1], {}, (row["chosen_id"], row["rejected_id"])))
     return pairs, scores
@@ -212,11 +212,13 @@ def _frame(table: Any) -> pl.DataFrame:
     return frame
 
 
-def _item(key: str, prompt: Sequence[Mapping[str, str]], answer: str | list[dict[str, str]], tools: str | None) -> Item:
+def _item(
+    key: str, prompt: Sequence[Mapping[str, str]], answer: str | list[dict[str, str]], tools: str | None
+) -> ScoringItem:
     said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
     turns: list[Any] = [*prompt, *said]
     messages: tuple[Message, ...] = tuple(turns[:-1])
-    return Item(key, messages, turns[-1]["content"], False, tools=tools)
+    return ScoringItem(key, messages, turns[-1]["content"], False, tools=tools)
 
 
 def _rows(pairs: Sequence[Pair], scores: Mapping[str, float | None]) -> Iterator[dict[str, Any]]:

@@ -135,7 +135,8 @@ def _add_views(connection: duckdb.DuckDBPyConnection, run: Run, sql: str) -> Non
     named |= {name for join in named & _JOINS.keys() for name in _JOINS[join][0]}
     whole = Run(run.path.resolve())
     views = {
-        name: [part for one in whole.partitions(name) for part, _ in one.sized(sums=name in named)] for name in TABLES
+        name: [part for one in whole.partitions(name) for part, _ in one.parts_with_rows(sums=name in named)]
+        for name in TABLES
     }
     there = [name for name, parts in views.items() if parts]
     for name in there:

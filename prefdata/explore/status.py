@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefdata.errors import InputError, NotReady
-from prefdata.storage.run import MADE_BY, Folder, Partition, Run, folders
+from prefdata.storage.run import MADE_BY, Artifact, Partition, Run, folders
 from prefdata.storage.schemas import TABLES
 
 _SIDES = {"models": "prefdata train", "exports": "prefdata export"}
@@ -28,7 +28,7 @@ def status(run: Run) -> list[dict[str, Any]]:
             "`prefdata ingest RUN FILE…` starts a run."
         )
     for side, command in _SIDES.items():
-        rows += [_row(side, name, Folder(run.path / side / name), command) for name in folders(run.path / side)]
+        rows += [_row(side, name, Artifact(run.path / side / name), command) for name in folders(run.path / side)]
     return rows
 
 
@@ -43,14 +43,14 @@ def existing(run: Run) -> Run:
     raise NotReady(f"there is no run {run}: `prefdata ingest {run} FILE…` starts one.")
 
 
-def _row(table: str, name: str, folder: Folder, command: str) -> dict[str, Any]:
+def _row(table: str, name: str, folder: Artifact, command: str) -> dict[str, Any]:
     rows = parts = lineage = success = None
     state: str = folder.state
     todo = f"run the same `{command}` command again to finish it" if state == "unfinished" else ""
     try:
         if isinstance(folder, Partition):
             parts = len(folder.parts())
-            rows = sum(rows for _, rows in folder.sized(sums=False))
+            rows = sum(rows for _, rows in folder.parts_with_rows(sums=False))
         lineage, success = folder.lineage(), folder.success()
         if missing := folder.missing():
             raise InputError(f"{folder.path / missing[0]} is missing. Run the same `{command}` command with --replace.")

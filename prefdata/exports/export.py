@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefdata.errors import InputError, UsageError
-from prefdata.formats.card import Split, card
+from prefdata.formats.card import Split, dataset_card
 from prefdata.formats.dialects import DIALECTS, Dialect
 from prefdata.progress import Watch, watched
 from prefdata.specs import ExportSpec
 from prefdata.storage.atomic import write_file
 from prefdata.storage.queries import read_candidates, read_prompts
 from prefdata.storage.report import Report, nonzero
-from prefdata.storage.run import MADE_BY, Folder, Lineage, Outcome, Partition, Run
+from prefdata.storage.run import MADE_BY, Artifact, Lineage, Outcome, Partition, Run
 from prefdata.storage.schemas import TABLES
 
 COMPRESSION = "zstd"
@@ -34,7 +34,7 @@ _SAMPLED = 1000
 _DECIDED = ("selections", "pairs", "unpaired", "groups", "demonstrations")
 
 
-def shards(rows: pa.Table, shard_bytes: int) -> list[pa.Table]:
+def split_into_shards(rows: pa.Table, shard_bytes: int) -> list[pa.Table]:
     """`rows` in their order, cut into the fewest parts of about equal length that should stay below `shard_bytes`.
 
     The size is that of Parquet files, estimated by encoding some thousand rows, evenly spaced; equal rows give equal
@@ -74,7 +74,7 @@ def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False, progr
     prompts = run.all("prompts")
     parents = {str(partition): partition.content for partition in (source, *prompts)}
     lineage = Lineage.of(spec, parents, resolved={source.table.partition: source.name})
-    folder = Folder(to)
+    folder = Artifact(to)
     with watched(progress, "export") as told:
 
         def fill(path: Path) -> Report:
@@ -128,13 +128,13 @@ def _fill(run: Run, spec: ExportSpec, source: Partition, lineage: Lineage, path:
         | {"files": sum(split.files for split in splits.values())},
     )
     history = _history(run, source, joined)
-    text = card(title, dialect, rows.schema, splits, history, report)
+    text = dataset_card(title, dialect, rows.schema, splits, history, report)
     write_file(path / "README.md", lambda file: file.write(text.encode()))
     return report
 
 
 def _write(rows: pa.Table, split: str, shard_bytes: int, path: Path) -> Split:
-    parts = shards(rows, shard_bytes)
+    parts = split_into_shards(rows, shard_bytes)
     files = [path / shard_name(split, number, len(parts)) for number in range(len(parts))]
     for file, part in zip(files, parts, strict=True):
         file.parent.mkdir(exist_ok=True)

@@ -32,7 +32,7 @@ class Split:
     files: int
 
 
-def card(
+def dataset_card(
     title: str,
     dialect: Dialect,
     schema: pa.Schema,

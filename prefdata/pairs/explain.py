@@ -10,8 +10,8 @@ from typing import Any
 import polars as pl
 
 from prefdata.errors import InputError, NotReady
-from prefdata.pairs.from_comparisons import verdicts
-from prefdata.pairs.pair import EvaluatedProposals, judge
+from prefdata.pairs.from_comparisons import mean_verdicts
+from prefdata.pairs.pair import EvaluatedProposals, evaluate_proposals
 from prefdata.scored import open_scored
 from prefdata.specs import PairSpec
 from prefdata.storage.run import Lineage, Partition, Run
@@ -94,7 +94,7 @@ def _source(run: Run, lineage: Lineage) -> Partition:
 def _stored(made: Partition, ids: Sequence[str]) -> dict[str, Any] | None:
     """The row of the pair of two answers, if they are one."""
     fits = pl.col("chosen_id").is_in(ids) & pl.col("rejected_id").is_in(ids)
-    rows = made.table.scan(made.readable()).filter(fits).collect()
+    rows = made.table.scan(made.checked_parts()).filter(fits).collect()
     return rows.row(0, named=True) if rows.height else None
 
 
@@ -104,15 +104,15 @@ def _evaluated(run: Run, spec: PairSpec, source: Partition, prompt_id: str) -> E
     judged = None
     if spec.strategy == "comparisons":
         rows = pl.DataFrame(source.read(["prompt_id", "first_id", "second_id", "probability"]))
-        judged = verdicts(rows.filter(pl.col("prompt_id") == prompt_id))
+        judged = mean_verdicts(rows.filter(pl.col("prompt_id") == prompt_id))
     extra = (spec.reference,) if spec.reference else ()
     with open_scored(run, spec, source, extra_samplers=extra, prompt_id=prompt_id) as batches:
-        return judge(batches.to_frame(), spec, judged)
+        return evaluate_proposals(batches.to_frame(), spec, judged)
 
 
 def _find(run: Run, candidate_id: str) -> tuple[str, str]:
     """The candidate whose id is or begins with this, and its prompt."""
-    parts = [part for sampler in run.all("candidates", partial=True) for part in sampler.readable()]
+    parts = [part for sampler in run.all("candidates", partial=True) for part in sampler.checked_parts()]
     every = CANDIDATES.scan(parts) if parts else pl.LazyFrame(CANDIDATES.empty())
     rows = every.select("candidate_id", "prompt_id")
     found = rows.filter(pl.col("candidate_id").str.starts_with(candidate_id)).unique().limit(4).collect()

@@ -9,7 +9,7 @@ from prefdata.pairs.strategies import Proposals, RankedCandidates
 from prefdata.stats.win_counts import league
 
 
-def verdicts(comparisons: pl.DataFrame) -> pl.DataFrame:
+def mean_verdicts(comparisons: pl.DataFrame) -> pl.DataFrame:
     """One row for every two answers that were compared: first_id, second_id, probability.
 
     The probability that the first is better is the mean over orders and annotators (a tie is 1/2), so that a judge
@@ -38,7 +38,7 @@ def verdicts(comparisons: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([known, unknown.filter(pl.col("probability").is_null())])
 
 
-def proposed_by(judged: pl.DataFrame, candidates: RankedCandidates) -> Proposals:
+def proposals_from_verdicts(judged: pl.DataFrame, candidates: RankedCandidates) -> Proposals:
     """The verdicts about candidates of a batch; those about an answer that takes no part are counted as such.
 
     `judged` are the verdicts, also about other prompts.

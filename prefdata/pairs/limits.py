@@ -12,7 +12,7 @@ from prefdata.specs import PairSpec
 Ints = NDArray[np.int64]
 
 
-def over_the_limits(prompt: Ints, chosen: Ints, rejected: Ints, answers: int, spec: PairSpec) -> pl.Series:
+def limit_reasons(prompt: Ints, chosen: Ints, rejected: Ints, answers: int, spec: PairSpec) -> pl.Series:
     """Why each pair is one too many, or null: `per_prompt_limit`, `per_candidate_limit`.
 
     Pairs are gone through in their order, which is by prompt and within it the best first; each is kept if neither its
@@ -37,7 +37,7 @@ def over_the_limits(prompt: Ints, chosen: Ints, rejected: Ints, answers: int, sp
     return pl.Series([None, "per_prompt_limit", "per_candidate_limit"], dtype=pl.String).gather(why)
 
 
-def balanced(pairs: pl.DataFrame, group: pl.Series, seed: int) -> pl.DataFrame:
+def balance_groups(pairs: pl.DataFrame, group: pl.Series, seed: int) -> pl.DataFrame:
     """As many pairs of each group as the smallest has, at random; `group` has one name a pair. Order is kept."""
     coin = pl.Series(uniforms(pairs["pair_id"], seed, "balance"))
     drawn = pairs.select("pair_id").with_columns(group=group, coin=coin)

@@ -22,13 +22,13 @@ import polars as pl
 
 from prefdata.specs import PairSpec
 from prefdata.stats.ragged import RaggedRows
-from prefdata.storage.report import Account, by_reason
+from prefdata.storage.report import ReportBuilder, by_reason
 
 KTO_RATIO = 4 / 3
 """The most that all good answers together should weigh, all bad ones together being 1; the least is 1 (KTO, 4.2)."""
 
 
-def unpaired(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]:
+def unpaired(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, ReportBuilder]:
     """Each answer good or bad by `spec.label_by`, by prompt, best first.
 
     - threshold: good from `spec.threshold` up, bad below.
@@ -46,7 +46,7 @@ def unpaired(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]
     counts = dict(by_reason(labelled["label"]))
     good, bad = counts.pop("good", 0), counts.pop("bad", 0)
     kept = labelled.filter(pl.col("label").is_in(["good", "bad"]))
-    account = Account(
+    account = ReportBuilder(
         rows_in=rows.height,
         rows_out=kept.height,
         dropped=Counter(dropped | counts),
@@ -61,7 +61,7 @@ def unpaired(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]
     return columns.rename({"label": "good"}), account
 
 
-def advised_weights(good: int, bad: int) -> dict[str, float | None]:
+def kto_weights(good: int, bad: int) -> dict[str, float | None]:
     """The weights of a good answer, that of a bad one being 1, between which KTO advises to choose.
 
     With the first the good ones together weigh what the bad ones do, with the second 4/3 of it; None where there are
@@ -71,7 +71,7 @@ def advised_weights(good: int, bad: int) -> dict[str, float | None]:
     return {"desirable_weight": balance, "desirable_weight_max": balance and balance * KTO_RATIO}
 
 
-def groups(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]:
+def groups(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, ReportBuilder]:
     """Each prompt's answers as one row, best first and of equals the earlier sample.
 
     A prompt of no answer, of one, or of equal scores alone has no order: it is dropped.
@@ -93,7 +93,7 @@ def groups(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]:
     kept = made.filter(~tied).drop("prompt")
     prompts = rows["prompt_id"].n_unique()
     dropped = {"tie": int((tied & ~alone).sum()), "one_candidate": int(alone.sum())}
-    account = Account(
+    account = ReportBuilder(
         rows_in=prompts,
         rows_out=kept.height,
         dropped=Counter(dropped | {"no_candidate": prompts - made.height}),
@@ -105,7 +105,7 @@ def groups(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]:
     return kept, account
 
 
-def demonstrations(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Account]:
+def demonstrations(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, ReportBuilder]:
     """Every answer, by prompt, best first; `rank` is its place there, `weight` how often it was drawn, or 1."""
     usable, dropped = _usable(rows, without_truncated=spec.truncated != "keep")
     kept = _standing(usable).select(
@@ -115,7 +115,7 @@ def demonstrations(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, Ac
         rank=pl.col("place").cast(pl.Int32),
         weight=pl.col("draws").fill_null(1).cast(pl.Float64),
     )
-    account = Account(
+    account = ReportBuilder(
         rows_in=rows.height,
         rows_out=kept.height,
         dropped=Counter(dropped),

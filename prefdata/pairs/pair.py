@@ -23,18 +23,18 @@ import pyarrow as pa
 
 from prefdata.errors import InputError, UsageError
 from prefdata.ids import ID_DIGITS, digest
-from prefdata.keyed_random import Content, letters
-from prefdata.pairs.from_comparisons import proposed_by, verdicts
-from prefdata.pairs.limits import balanced, over_the_limits
-from prefdata.pairs.other_tables import LISTINGS, advised_weights
+from prefdata.keyed_random import RowSetHash, id_bytes
+from prefdata.pairs.from_comparisons import mean_verdicts, proposals_from_verdicts
+from prefdata.pairs.limits import balance_groups, limit_reasons
+from prefdata.pairs.other_tables import LISTINGS, kto_weights
 from prefdata.pairs.strategies import Proposals, RankedCandidates, propose
-from prefdata.parallel import ahead, cores
+from prefdata.parallel import prefetch_map, usable_cores
 from prefdata.progress import Watch, watched
 from prefdata.scored import PromptBatches, inputs_fingerprint, is_valid_score, open_scored
 from prefdata.specs import EVERYTHING, PairSpec
 from prefdata.stats.ragged import count_prompts
 from prefdata.storage.queries import chosen_samplers
-from prefdata.storage.report import Account, Report, by_reason
+from prefdata.storage.report import Report, ReportBuilder, by_reason
 from prefdata.storage.run import Lineage, Outcome, Partition, Run
 
 PROPOSALS = 2_000_000
@@ -102,18 +102,20 @@ def source_of(run: Run, spec: PairSpec, *, partial: bool = False) -> tuple[Parti
     return selection, selection.name
 
 
-def match(batch: pl.DataFrame, spec: PairSpec, judged: pl.DataFrame | None = None) -> tuple[pl.DataFrame, Account]:
+def make_pairs(
+    batch: pl.DataFrame, spec: PairSpec, judged: pl.DataFrame | None = None
+) -> tuple[pl.DataFrame, ReportBuilder]:
     """The pairing's rule, pure.
 
     `batch` has the columns of `prefdata.scored.reader`; the order of a prompt's rows does not matter. `judged` are the
     verdicts that strategy `comparisons` reads. Returns the pairs by prompt, then by margin, widest first.
     """
-    evaluated = judge(batch, spec, judged)
+    evaluated = evaluate_proposals(batch, spec, judged)
     dropped = by_reason(evaluated.proposals["dropped"])
     kept = evaluated.proposals.filter(pl.col("dropped").is_null()) if dropped else evaluated.proposals
     kept = kept if evaluated.one_each else _ordered(kept)
     dropped.update(evaluated.missing)
-    account = Account(
+    account = ReportBuilder(
         rows_in=evaluated.proposals.height + sum(evaluated.missing.values()),
         rows_out=kept.height,
         dropped=dropped,
@@ -152,7 +154,7 @@ class EvaluatedProposals:
     one_each: bool
 
 
-def judge(batch: pl.DataFrame, spec: PairSpec, judged: pl.DataFrame | None = None) -> EvaluatedProposals:
+def evaluate_proposals(batch: pl.DataFrame, spec: PairSpec, judged: pl.DataFrame | None = None) -> EvaluatedProposals:
     """Every proposal of the strategy, and why it is no pair (or null). Arguments as `match`."""
     cut = pl.col("finish_reason").eq_missing("length")
     empty = pl.when(pl.col("chars") == 0).then(pl.lit("empty"))
@@ -164,7 +166,7 @@ def judge(batch: pl.DataFrame, spec: PairSpec, judged: pl.DataFrame | None = Non
     prompts = len(sizes) if able is batch else count_prompts(batch)
     if spec.strategy == "comparisons":
         assert judged is not None, "comparisons are paired by their verdicts"
-        proposals = proposed_by(judged.join(batch, on="prompt_id", how="semi"), candidates)
+        proposals = proposals_from_verdicts(judged.join(batch, on="prompt_id", how="semi"), candidates)
         alone = {}  # what is counted is verdicts
     else:
         proposals = propose(candidates, spec)
@@ -195,23 +197,23 @@ def _tables(
 
 
 @dataclass
-class _Total(Account):
+class _Total(ReportBuilder):
     """The account of a pairing; `several` says whether any prompt has several candidates."""
 
     several: bool = False
 
 
-Decided = tuple[pl.DataFrame, Account, bool]
+Decided = tuple[pl.DataFrame, ReportBuilder, bool]
 """What is made of a batch, the account of it, and whether a prompt has several candidates."""
 
 
 def _decided(batches: PromptBatches, spec: PairSpec, judged: pl.DataFrame | None) -> Iterator[Decided]:
     def rule(batch: pl.DataFrame) -> Decided:
-        made = match(batch, spec, judged) if spec.as_ == "pairs" else LISTINGS[spec.as_](batch, spec)
+        made = make_pairs(batch, spec, judged) if spec.as_ == "pairs" else LISTINGS[spec.as_](batch, spec)
         return *made, batch.height > count_prompts(batch)
 
     if spec.strategy in ("all", "against-reference"):  # many more pairs than candidates
-        return ahead(chain.from_iterable(map(_portions, batches)), rule, cores())
+        return prefetch_map(chain.from_iterable(map(_portions, batches)), rule, usable_cores())
     return batches.map(rule)
 
 
@@ -246,7 +248,7 @@ def _report(total: _Total, spec: PairSpec, source: Partition, judged: pl.DataFra
         alone = f"{source} keeps one candidate a prompt, so there is nothing to pair it with."
         raise InputError(f"{alone} {_MORE[source.table.name]}")
     unit = {"pairs": "proposed pairs", "groups": "prompts"}.get(spec.as_, "selected answers")
-    advised = advised_weights(total.counts["good"], total.counts["bad"]) if spec.as_ == "unpaired" else {}
+    advised = kto_weights(total.counts["good"], total.counts["bad"]) if spec.as_ == "unpaired" else {}
     return total.report("pair", unit, **advised)
 
 
@@ -255,7 +257,7 @@ def _balanced(run: Run, rows: Iterable[pl.DataFrame], spec: PairSpec, total: _To
     if not pieces:
         return
     pairs = pl.concat(pieces)
-    kept = balanced(pairs, _groups(run, pairs, spec), spec.seed)
+    kept = balance_groups(pairs, _groups(run, pairs, spec), spec.seed)
     total.dropped["balance"] += pairs.height - kept.height
     total.rows_out = kept.height
     total.counts["prompts_with_pairs"] = kept["prompt_id"].n_unique()
@@ -276,14 +278,14 @@ def _groups(run: Run, pairs: pl.DataFrame, spec: PairSpec) -> pl.Series:
 
 
 def _verdicts(source: Partition) -> pl.DataFrame:
-    return verdicts(pl.DataFrame(source.read(["prompt_id", "first_id", "second_id", "probability"])))
+    return mean_verdicts(pl.DataFrame(source.read(["prompt_id", "first_id", "second_id", "probability"])))
 
 
 def _parents(batches: PromptBatches, judged: pl.DataFrame | None) -> dict[str, str]:
     """What the pairs are made from, by content; for comparisons the verdicts too, not only the ids."""
     if judged is None:
         return batches.parents
-    content = Content()
+    content = RowSetHash()
     content.add(pair_ids(judged["first_id"], judged["second_id"]), judged["probability"])
     return {name: digest([candidates, content.id]) for name, candidates in batches.parents.items()}
 
@@ -355,7 +357,7 @@ def _apply_limits(rows: pl.DataFrame, candidates: int, spec: PairSpec) -> pl.Dat
     rows = _ordered(rows)
     good = rows.with_row_index("at").filter(pl.col("dropped").is_null())
     prompt, chosen, rejected = (good[name].to_numpy() for name in ("prompt", "chosen_number", "rejected_number"))
-    over = good.select("at", over=over_the_limits(prompt, chosen, rejected, candidates, spec))
+    over = good.select("at", over=limit_reasons(prompt, chosen, rejected, candidates, spec))
     joined = rows.with_row_index("at").join(over, on="at", how="left", maintain_order="left")
     return joined.with_columns(dropped=pl.coalesce("dropped", "over")).drop("at", "over")
 
@@ -392,7 +394,7 @@ def pair_ids(chosen: pl.Series, rejected: pl.Series) -> pl.Series:
     texts = np.empty((len(chosen), len(_PAIR)), np.uint8)
     texts[:] = np.frombuffer(_PAIR, np.uint8)
     for side, at in ((chosen, _PAIR.index(b"A")), (rejected, _PAIR.index(b"B"))):
-        texts[:, at : at + ID_DIGITS] = letters(side)
+        texts[:, at : at + ID_DIGITS] = id_bytes(side)
     ends = np.arange(len(chosen) + 1, dtype=np.int64) * len(_PAIR)
     jsons = pa.LargeStringArray.from_buffers(len(chosen), pa.py_buffer(ends), pa.py_buffer(texts))
     digests = pl.DataFrame({"pair_id": pl.Series(jsons, dtype=pl.String)})

@@ -82,7 +82,7 @@ class CandidateIds:
         """The prompt of each candidate."""
         found: dict[str, str] = {}
         for sampler in self._run.all("candidates", partial=True):
-            for part in sampler.readable():
+            for part in sampler.checked_parts():
                 rows = CANDIDATES.read(part, ["candidate_id", "prompt_id"])
                 found.update(zip(rows[0].to_pylist(), rows[1].to_pylist(), strict=True))
         return found

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from prefdata import ids
-from prefdata.chat.transforms import INSTRUCTION, Instructions, train_view
+from prefdata.chat.transforms import INSTRUCTION, Instructions, training_messages
 from prefdata.errors import BadRow, BadRows, InputError
 from prefdata.formats.layout_maps import LayoutMap
 from prefdata.formats.layouts import plain
@@ -225,7 +225,7 @@ class Ingestion:
         # With an instruction or without, a conversation is in the same split.
         test = ids.unit_uniform(self._spec.seed, "split", key) < self._spec.test
         record.split = record.split or ("test" if test else "train")
-        record.messages = train_view(record.messages, instruction)
+        record.messages = training_messages(record.messages, instruction)
         if record.references:
             instruction["reference_without"] = record.references[0][0]
             record.references = []

@@ -98,7 +98,7 @@ def _known(of: Collected) -> dict[int, str]:
     for sampler in of.run.all("candidates", partial=True):
         if sampler.path == own.path:
             continue
-        for part in sampler.readable():
+        for part in sampler.checked_parts():
             rows = CANDIDATES.read(part, ["candidate_id", "prompt_id", "text", "message"])
             for candidate, prompt, text, message in zip(
                 *(rows[name].to_pylist() for name in rows.column_names), strict=True

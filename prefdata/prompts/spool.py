@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from prefdata.storage.atomic import refused
+from prefdata.storage.atomic import storage_errors
 
 HELD = 64 << 20
 """Bytes that wait in memory."""
@@ -51,7 +51,7 @@ class Spool:
             self._spill()
 
     def _spill(self) -> None:
-        with refused(self._folder):
+        with storage_errors(self._folder):
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=_existing(self._folder))  # noqa: SIM115 (closed by close)
                 options = pa.ipc.IpcWriteOptions(compression="lz4")

@@ -13,8 +13,8 @@ import polars as pl
 
 from prefdata.chat.data_files import read_template
 from prefdata.errors import UsageError
-from prefdata.keyed_random import Bits, among, leading_bits
-from prefdata.parallel import ahead, cores
+from prefdata.keyed_random import Bits, id_prefix64, isin_sorted
+from prefdata.parallel import prefetch_map, usable_cores
 from prefdata.specs import FilterSpec
 from prefdata.storage.queries import WHITESPACE, chosen_samplers, matching_keys, twins
 from prefdata.storage.run import Run
@@ -73,11 +73,11 @@ class Filters:
         if self.scorer:
             excluded["no_score"] = ~is_valid_score("score") & ~pl.col("sampler").is_in(list(self.unscored))
         if self.matching is not None or self.refusing is not None:
-            keys = leading_bits(rows["candidate_id"])
+            keys = id_prefix64(rows["candidate_id"])
             if self.matching is not None:
-                excluded["where"] = pl.lit(pl.Series(~among(self.matching, keys)))
+                excluded["where"] = pl.lit(pl.Series(~isin_sorted(self.matching, keys)))
             if self.refusing is not None:
-                excluded["refusal"] = pl.lit(pl.Series(among(self.refusing, keys)))
+                excluded["refusal"] = pl.lit(pl.Series(isin_sorted(self.refusing, keys)))
         if self.spec.min_chars:
             excluded["too_short"] = pl.col("chars") < self.spec.min_chars
         if self.spec.max_chars is not None:
@@ -128,9 +128,9 @@ def _matching(run: Run, condition: str, scorer: str, spill: Path) -> Bits:
 
 def _refusing(run: Run, spec: FilterSpec, prompt_id: str | None) -> Bits:
     """The keys of the candidates whose responses open with a refusal; texts are read part by part."""
-    parts = [part for sampler in chosen_samplers(run) for part in sampler.readable()]
+    parts = [part for sampler in chosen_samplers(run) for part in sampler.checked_parts()]
     of_part = partial(_refusing_of, phrases=refusal_phrases(spec), prompt_id=prompt_id)
-    return np.concatenate([np.empty(0, np.uint64), *ahead(parts, of_part, cores())])
+    return np.concatenate([np.empty(0, np.uint64), *prefetch_map(parts, of_part, usable_cores())])
 
 
 def _refusing_of(part: Path, phrases: list[str], prompt_id: str | None) -> Bits:
@@ -138,4 +138,4 @@ def _refusing_of(part: Path, phrases: list[str], prompt_id: str | None) -> Bits:
     rows = rows if prompt_id is None else rows.filter(pl.col("prompt_id") == prompt_id)
     start = pl.col("text").fill_null("").str.strip_chars_start(WHITESPACE).str.head(REFUSAL_CHARS)
     plain = start.str.replace_all("’", "'", literal=True).str.to_lowercase()
-    return leading_bits(rows.filter(plain.str.contains_any(phrases)).select("candidate_id").collect()["candidate_id"])
+    return id_prefix64(rows.filter(plain.str.contains_any(phrases)).select("candidate_id").collect()["candidate_id"])

@@ -25,9 +25,9 @@ from typing import TypeVar
 import polars as pl
 
 from prefdata.ids import digest
-from prefdata.keyed_random import Content
-from prefdata.parallel import ahead, cores
-from prefdata.progress import Progress, quiet
+from prefdata.keyed_random import RowSetHash
+from prefdata.parallel import prefetch_map, usable_cores
+from prefdata.progress import Progress, no_progress
 from prefdata.scored.filters import EXCLUSION_REASONS, Filters, refusal_phrases
 from prefdata.scored.query import COLUMNS, ScoredQuery
 from prefdata.specs import FilterSpec
@@ -56,17 +56,17 @@ class PromptBatches:
         self.scorer = query.scorer
         self._query, self._filters, self._spill, self._progress = query, filters, spill, progress
         self._wanted = {*query.extra, *filters.spec.sampler} if filters.spec.sampler else None
-        self._parts = query.source.sized()
+        self._parts = query.source.parts_with_rows()
 
     @cached_property
     def parents(self) -> dict[str, str]:
         """What the rows are, and why some are excluded, by content: the order of rows does not matter."""
-        rows, reasons = Content(), Content()
+        rows, reasons = RowSetHash(), RowSetHash()
         if self._query.is_scan:
             groups, columns = _grouped(self._parts), ["candidate_id", "score", "sampler", "chars"]
-            found = ahead(groups, lambda group: self._content(_read_parts(group, columns)), cores())
+            found = prefetch_map(groups, lambda group: self._content(_read_parts(group, columns)), usable_cores())
         else:
-            found = ahead(_whole_prompts(self._read()), self._content, cores())
+            found = prefetch_map(_whole_prompts(self._read()), self._content, usable_cores())
         for its_rows, its_reasons in found:
             rows += its_rows
             reasons += its_reasons
@@ -80,7 +80,7 @@ class PromptBatches:
             return rows.height, [rule(batch)] if batch.height else []
 
         done, total = 0, sum(count for _, count in self._parts)
-        for count, made in ahead(_whole_prompts(self._read()), decide, cores()):
+        for count, made in prefetch_map(_whole_prompts(self._read()), decide, usable_cores()):
             done += count
             self._progress(done, max(done, total))
             yield from made
@@ -94,9 +94,9 @@ class PromptBatches:
         frame: pl.DataFrame = pl.concat([*self] or [self._prepared(pl.DataFrame(SCORES.empty()).select(columns))])
         return frame
 
-    def _content(self, rows: pl.DataFrame) -> tuple[Content, Content]:
+    def _content(self, rows: pl.DataFrame) -> tuple[RowSetHash, RowSetHash]:
         batch = self._prepared(rows)
-        content, reasons = Content(), Content()
+        content, reasons = RowSetHash(), RowSetHash()
         content.add(batch["candidate_id"], batch["score"])
         excluded = batch.select("candidate_id", "excluded").drop_nulls()
         numbers = excluded["excluded"].replace_strict(EXCLUSION_REASONS, range(len(EXCLUSION_REASONS)))
@@ -114,9 +114,11 @@ class PromptBatches:
         return rows.with_columns(*draws, excluded=self._filters.reason(rows))
 
     def _read(self) -> Iterator[pl.DataFrame]:
-        if self._query.is_scan and is_clustered(ahead((part for part, _ in self._parts), prompt_runs, cores())):
+        if self._query.is_scan and is_clustered(
+            prefetch_map((part for part, _ in self._parts), prompt_runs, usable_cores())
+        ):
             columns = [name for name in COLUMNS if name in self._query.source.table.schema.names]
-            return ahead(_grouped(self._parts), partial(_read_parts, columns=columns), cores())
+            return prefetch_map(_grouped(self._parts), partial(_read_parts, columns=columns), usable_cores())
         return self._query.read(self._spill, BATCH_ROWS)
 
 
@@ -129,7 +131,7 @@ def open_scored(
     extra_samplers: tuple[str, ...] = (),
     texts: bool = False,
     prompt_id: str | None = None,
-    progress: Progress = quiet,
+    progress: Progress = no_progress,
 ) -> Iterator[PromptBatches]:
     """The candidates that `source` names, a partition of scores, selections or comparisons, in batches.
 
@@ -173,7 +175,7 @@ def inputs_fingerprint(run: Run, spec: FilterSpec, source: Partition) -> dict[st
     if source.table.name == "selections" and scorer:
         read.append(run.partition("scores", scorer))
     phrases = {"refusals": digest(refusal_phrases(spec))} if spec.refusals == "drop" else {}
-    return {str(partition): partition.as_it_lies() for partition in read} | candidate_files(run) | phrases
+    return {str(partition): partition.stat_fingerprint() for partition in read} | candidate_files(run) | phrases
 
 
 def _check_orphans(query: ScoredQuery) -> None:
@@ -188,7 +190,7 @@ def _check_orphans(query: ScoredQuery) -> None:
     if query.source.table.name == "comparisons" or as_then == candidate_files(query.run):
         return
     known = CandidateKeySet(query.samplers)
-    for part in query.source.readable():
+    for part in query.source.checked_parts():
         ids = _read_parts([part], ["candidate_id"])["candidate_id"]
         lost = ids.filter(pl.Series(~known.has(ids), dtype=pl.Boolean))
         if len(lost):

@@ -29,9 +29,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prefdata.errors import UsageError, did_you_mean
-from prefdata.scorers.protocol import Item
+from prefdata.scorers.protocol import ScoringItem
 from prefdata.scorers.rules.function import LONGEST_CALL
-from prefdata.scorers.rules.subprocess_pool import Workers
+from prefdata.scorers.rules.subprocess_pool import SubprocessPool
 
 Array = NDArray[np.float64]
 
@@ -301,11 +301,11 @@ def _groups(prompts: pl.Series) -> list[NDArray[np.int64]]:
 def _by_function(rule: Rule, values: Array) -> tuple[Array, list[str | None]]:
     """f({member: score}) for each row: its number, or NaN and the reason."""
     items = (
-        Item(str(number), (), json.dumps(dict(zip(rule.members, row, strict=True))), False)
+        ScoringItem(str(number), (), json.dumps(dict(zip(rule.members, row, strict=True))), False)
         for number, row in enumerate(values.tolist())
     )
     rule_of = "prefdata.scorers.rules.function:combination_rule"
-    with closing(Workers(rule_of, str(rule.function), limit=LONGEST_CALL, count=1)) as workers:
+    with closing(SubprocessPool(rule_of, str(rule.function), limit=LONGEST_CALL, count=1)) as workers:
         found = list(workers.score(items))
     scores = np.array([math.nan if one.score is None else one.score for one in found], dtype=np.float64)
     return scores, [one.reason for one in found]

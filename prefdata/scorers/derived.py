@@ -19,7 +19,7 @@ from prefdata.stats.ratings import aggregate
 from prefdata.stats.win_counts import contradictions, league
 from prefdata.storage.queries import candidate_files, read_candidates, read_preferences, read_prompts
 from prefdata.storage.run import Run
-from prefdata.storage.schemas import SCORES, rows_id
+from prefdata.storage.schemas import SCORES, rows_hash
 
 BOOTSTRAP = 200
 """Resamples for the intervals of Bradley-Terry scores."""
@@ -74,7 +74,7 @@ def aggregated(spec: AggregateSpec, run: Run, *, partial: bool = False) -> Deriv
     frames = [pl.from_arrow(judge.read(_GAMES)) for judge in judges]
     games = pl.concat([frame for frame in frames if isinstance(frame, pl.DataFrame)])
     keyed = games.with_columns(key=pl.concat_str("first_id", "second_id", "order", "annotator", separator="/"))
-    parents = {"comparisons": rows_id(keyed.select("key", "probability").to_arrow(), "key")}
+    parents = {"comparisons": rows_hash(keyed.select("key", "probability").to_arrow(), "key")}
     return Derivation(
         f"{'-'.join(spec.comparisons)}-{spec.aggregate}",
         parents,
@@ -109,7 +109,7 @@ def calibrated(spec: CalibrateSpec, run: Run, *, partial: bool = False) -> Deriv
     pairs = None if spec.labelled is None else read_preferences(run.only("pairs", spec.labelled), ids)
     parents = {f"scores/{spec.calibrate}": _content(rows)}
     if pairs is not None:
-        parents[f"pairs/{spec.labelled}"] = rows_id(pairs.to_arrow(), "pair_id")
+        parents[f"pairs/{spec.labelled}"] = rows_hash(pairs.to_arrow(), "pair_id")
     compute = bound(_calibrate, spec, rows, pairs)
     return Derivation(f"{spec.calibrate}-calibrated", parents, compute, seen=_seen(run, spec.calibrate))
 
@@ -178,7 +178,7 @@ def _seen(run: Run, *scorers: str) -> dict[str, str]:
 
 
 def _content(rows: pl.DataFrame) -> str:
-    return rows_id(rows.select("candidate_id", "score").to_arrow(), "candidate_id")
+    return rows_hash(rows.select("candidate_id", "score").to_arrow(), "candidate_id")
 
 
 def scores_of(run: Run, scorer: str, *, partial: bool = False) -> pl.DataFrame:

@@ -49,9 +49,9 @@ def reward_model_outputs(spec: specs.RewardModelSpec) -> tuple[str, ...]:
 
 def _classifier(spec: VllmSpec, files: ModelFiles, **read: Any) -> Classifier:
     """Load a classifier on its engine; `read` says what is read, and how."""
-    from prefdata.engines.open import refuse_foreign
+    from prefdata.engines.open import reject_unsupported_settings
 
-    refuse_foreign(spec, "vllm" if spec.engine == "vllm" else "transformers")
+    reject_unsupported_settings(spec, "vllm" if spec.engine == "vllm" else "transformers")
     if spec.engine == "vllm":
         from prefdata.scorers.classifier.vllm import PoolingRewardModel
 
@@ -232,10 +232,10 @@ def _rubric(spec: specs.JudgeSpec) -> Rubric:
 def _generator(spec: specs.JudgeSpec) -> Generator:
     """Load the judge's model on its engine; it is restarted when it crashes."""
     from prefdata.engines.open import choose_engine, open_generator
-    from prefdata.engines.restart import revived
+    from prefdata.engines.restart import with_restart
 
     model, files, (engine, _) = _judge_model(spec), _judge_files(spec), choose_engine(spec.engine)
-    return revived(lambda: open_generator(model, files, engine))
+    return with_restart(lambda: open_generator(model, files, engine))
 
 
 def _judge_model(spec: specs.JudgeSpec) -> ModelSpec:
@@ -243,9 +243,9 @@ def _judge_model(spec: specs.JudgeSpec) -> ModelSpec:
 
 
 def _judge_files(spec: specs.JudgeSpec, weights: bool = True) -> ModelFiles:
-    from prefdata.engines.open import served
+    from prefdata.engines.open import remote_model_files
 
-    return served(_judge_model(spec)) if spec.engine == "openai" else _language_model(spec.judge, weights)
+    return remote_model_files(_judge_model(spec)) if spec.engine == "openai" else _language_model(spec.judge, weights)
 
 
 # Rules

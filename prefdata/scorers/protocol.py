@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class ScoringItem:
     """One answer to be scored: a key of the caller's, the conversation, the answer, and whether it was cut off.
 
     The prompt's reference answer, its metadata and its tools (JSON texts) come along where it has them.
@@ -35,7 +35,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class Score:
     """One answer's score.
 
     Attributes:
@@ -56,7 +56,7 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class Comparison:
     """Two answers to be compared, in the order in which the judge is to see them.
 
     Attributes:
@@ -103,7 +103,7 @@ class Comparer(Protocol):
     versions: dict[str, str]
     annotator: str
 
-    def compare(self, matches: Iterable[Match]) -> Iterator[Verdict]:
+    def compare(self, matches: Iterable[Comparison]) -> Iterator[Verdict]:
         """Judge every match exactly once, in any order; matches are pulled as they are needed."""
         ...
 
@@ -151,13 +151,13 @@ class Scorer(Protocol):
     Attributes:
         versions: of the libraries that decide the numbers.
         outputs: the names of its numbers where it gives several for one answer; `("",)` for one that has one. Each
-            output becomes a scorer of its own, and every item gets one `Scored` for each.
+            output becomes a scorer of its own, and every item gets one `Score` for each.
     """
 
     versions: dict[str, str]
     outputs: tuple[str, ...]
 
-    def score(self, items: Iterable[Item]) -> Iterator[Scored]:
+    def score(self, items: Iterable[ScoringItem]) -> Iterator[Score]:
         """Score every item exactly once, in any order; items are pulled as they are needed."""
         ...
 

@@ -20,15 +20,15 @@ import numpy as np
 
 from prefdata.chat.clock import began_on
 from prefdata.errors import SpecConflict
-from prefdata.progress import Progress, Watch, quiet, watched
+from prefdata.progress import Progress, Watch, no_progress, watched
 from prefdata.scorers.open import dated_scorer, open_scorer, scorer_identity, scorer_outputs
 from prefdata.scores.derive import derive
-from prefdata.scores.stream import Scoring
+from prefdata.scores.stream import ScoreStream
 from prefdata.specs import RankSpec
 from prefdata.specs.rank import CandidatesSpec
 from prefdata.storage.compaction import compact, discard
 from prefdata.storage.key_index import CandidateKeySet
-from prefdata.storage.leases import Claims
+from prefdata.storage.leases import WorkLeases
 from prefdata.storage.queries import candidate_files, chosen_samplers
 from prefdata.storage.report import Report, nonzero
 from prefdata.storage.run import Lineage, Outcome, Partition, Run, name_of
@@ -52,7 +52,7 @@ def rank(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = Fal
 
 
 def score(
-    run: Run, spec: CandidatesSpec, *, replace: bool = False, partial: bool = False, progress: Progress = quiet
+    run: Run, spec: CandidatesSpec, *, replace: bool = False, partial: bool = False, progress: Progress = no_progress
 ) -> Outcome:
     """Score the candidates that have no score yet, and store the scores as `RUN/scores/scorer=NAME`.
 
@@ -71,7 +71,7 @@ def score(
         for name, partition in partitions.items():
             partition.check(lineages[name])
     for source in run.all("prompts", partial=True):
-        source.readable()  # what is damaged is refused before anything is written
+        source.checked_parts()  # what is damaged is refused before anything is written
     seen = candidate_files(run)
     candidates = CandidateKeySet(samplers)
     for name, partition in partitions.items():
@@ -83,7 +83,7 @@ def score(
     whole = all(one.intact for one in partitions.values()) and all(one.lacks(candidates) == 0 for one in scored)
     if whole and not replace:
         return Outcome(first.success().report, first.path, "kept")  # type: ignore[union-attr]
-    claims = Claims(first.path)
+    claims = WorkLeases(first.path)
     if replace and (busy := claims.busy()):
         raise SpecConflict(f"another process scores into {first.path} ({busy}): stop it before you --replace.")
     began = time.monotonic()
@@ -95,7 +95,7 @@ def score(
         claims.wait_for_the_last()
         for partition in partitions.values():
             partition.reopen()
-        scoring = Scoring(run, samplers, partitions, claims, progress, total=len(candidates))
+        scoring = ScoreStream(run, samplers, partitions, claims, progress, total=len(candidates))
         if replace:  # what was there is gone, and what comes is to be looked for
             scored = [CandidateKeySet([partition], growing=True) for partition in partitions.values()]
         notes = scoring.score(scored, scorer)
@@ -155,7 +155,7 @@ def account(partition: Partition, asked: int) -> Report:
     """The Report of a scorer: every candidate asked for is a row, with a score or with the reason why there is none."""
     rows, scored, total, squares = 0, 0, 0.0, 0.0
     reasons: dict[str, int] = {}
-    for part in partition.readable():
+    for part in partition.checked_parts():
         frame = read_part(part, ["score", "reason"])
         scores = frame["score"].drop_nulls()
         rows, scored = rows + frame.height, scored + len(scores)
@@ -178,7 +178,7 @@ def account(partition: Partition, asked: int) -> Report:
 
 def _why_none(partition: Partition) -> str:
     """Where nothing has a score, why the first candidate has none: the mistake is likely one and the same."""
-    (row, *_) = read_part(partition.readable()[0], ["reason", "details"]).to_dicts()
+    (row, *_) = read_part(partition.checked_parts()[0], ["reason", "details"]).to_dicts()
     details = json.loads(row["details"] or "{}")
     said = next((": " + str(details[key]) for key in ("error", "returned", "reply") if details.get(key)), "")
     one_line = " ".join(f"{row['reason']}{said[:200]}".split())

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 from prefdata.errors import InputError
 from prefdata.ids import continued
 from prefdata.progress import Progress
-from prefdata.scorers.protocol import Item, Scored, Scorer
+from prefdata.scorers.protocol import Score, Scorer, ScoringItem
 from prefdata.storage.key_index import CandidateKeySet
-from prefdata.storage.leased_work import Shares
-from prefdata.storage.leases import Claims
+from prefdata.storage.leased_work import LeasedWork
+from prefdata.storage.leases import WorkLeases
 from prefdata.storage.queries import merged_prompts, prompt_sources, twins
-from prefdata.storage.run import Appender, Partition, Run
+from prefdata.storage.run import Partition, PartWriter, Run
 from prefdata.storage.schemas import CANDIDATES, PROMPTS, SCORES
 
 SHARE = 4096
@@ -37,7 +37,7 @@ Row = dict[str, Any]
 
 
 @dataclass
-class Scoring:
+class ScoreStream:
     """One scorer at work on the candidates of some samplers.
 
     Attributes:
@@ -48,7 +48,7 @@ class Scoring:
     run: Run
     samplers: list[Partition]
     partitions: dict[str, Partition]
-    claims: Claims
+    claims: WorkLeases
     progress: Progress
     total: int
     done: int = 0
@@ -57,7 +57,7 @@ class Scoring:
         """Score until nothing lacks a score, beside other processes if there are some; returns the scorer's notes."""
         self._scored = scored
         try:
-            for one_pass in Shares(self.claims, self._shares, self._lacking, self._refresh).passes():
+            for one_pass in LeasedWork(self.claims, self._shares, self._lacking, self._refresh).passes():
                 self._score(self._todo(one_pass), scorer)
             return getattr(scorer, "notes", ())
         finally:
@@ -67,7 +67,7 @@ class Scoring:
         for number, sampler in enumerate(self.samplers):
             # Candidates that an earlier sampler holds as well are scored as that one's.
             earlier = CandidateKeySet(twins(sampler, self.samplers[:number]))
-            for part in sampler.readable():
+            for part in sampler.checked_parts():
                 for batch_number, batch in enumerate(pq.ParquetFile(part).iter_batches(SHARE, columns=_COLUMNS)):
                     rows = pl.DataFrame(CANDIDATES.upgrade(pa.table(batch), _COLUMNS))
                     rows = rows.with_columns(sampler=pl.lit(sampler.name))
@@ -94,7 +94,7 @@ class Scoring:
         in_flight: dict[str, list[Any]] = {}  # what a row keeps of its candidate, and how many outputs it waits for
         unanswered: list[Row] = []
 
-        def items() -> Iterator[Item]:
+        def items() -> Iterator[ScoringItem]:
             for row in rows:
                 in_flight[row["candidate_id"]] = [{name: row[name] for name in _KEPT}, len(scorer.outputs)]
                 status = "not_text" if row["status"] == "ok" and not _is_text(row["message"]) else row["status"]
@@ -103,20 +103,20 @@ class Scoring:
                 else:
                     unanswered.append({**row, "status": status})
 
-        def without_answer() -> Iterator[Scored]:
+        def without_answer() -> Iterator[Score]:
             while unanswered:
                 row = unanswered.pop()
                 for output in scorer.outputs:
-                    yield Scored(row["candidate_id"], None, row["status"], None, None, output)
+                    yield Score(row["candidate_id"], None, row["status"], None, None, output)
 
-        def everything() -> Iterator[Scored]:
+        def everything() -> Iterator[Score]:
             for scored in scorer.score(items()):
                 yield scored
                 yield from without_answer()
             yield from without_answer()
 
         with ExitStack() as stack:
-            appenders = {name: stack.enter_context(Appender(one)) for name, one in self.partitions.items()}
+            appenders = {name: stack.enter_context(PartWriter(one)) for name, one in self.partitions.items()}
             for scored in everything():
                 waiting = in_flight[scored.key]
                 appenders[scored.output].add({**waiting[0], **_score_columns(scored)})
@@ -134,7 +134,7 @@ def with_prompts(run: Run, rows: list[Row]) -> list[Row]:
         InputError: a prompt is not in the run.
     """
     wanted = list({row["prompt_id"] for row in rows})
-    parts = [part for source in prompt_sources(run, partial=True) for part in source.readable()]
+    parts = [part for source in prompt_sources(run, partial=True) for part in source.checked_parts()]
     asked = merged_prompts(PROMPTS.scan(parts).filter(pl.col("prompt_id").is_in(wanted)).select(_PROMPT).collect())
     found = {row["prompt_id"]: row for row in asked.iter_rows(named=True)}
     for row in rows:
@@ -153,10 +153,10 @@ def _is_text(message: str | None) -> bool:
     return isinstance(turns, dict) and not turns.get("tool_calls")
 
 
-def item_of(row: Row) -> Item:
+def item_of(row: Row) -> ScoringItem:
     """A candidate with its prompt, as scorers see it."""
     messages, response = continued(row["messages"], row["text"])
-    return Item(
+    return ScoringItem(
         key=row["candidate_id"],
         messages=tuple(messages),
         response=response,
@@ -167,7 +167,7 @@ def item_of(row: Row) -> Item:
     )
 
 
-def _score_columns(scored: Scored) -> Row:
+def _score_columns(scored: Score) -> Row:
     return {
         "score": scored.score,
         "reason": scored.reason,

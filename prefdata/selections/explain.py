@@ -8,7 +8,7 @@ from prefdata.errors import NotReady
 from prefdata.scored import open_scored
 from prefdata.selections.diverse import Distance
 from prefdata.selections.exclusions import eligible, exclusion_steps
-from prefdata.selections.select import keep, run_latest_round
+from prefdata.selections.select import run_latest_round, select_from
 from prefdata.specs import SelectSpec
 from prefdata.stats.ragged import RaggedRows
 from prefdata.storage.run import Run
@@ -45,6 +45,6 @@ def exclusion_of(batch: pl.DataFrame, spec: SelectSpec, latest_round: int | None
     for reason, step in exclusion_steps(spec, latest_round):
         before, candidates = candidates.rows, step(candidates)
         found |= dict.fromkeys(before.join(candidates.rows, on="candidate_id", how="anti")["candidate_id"], reason)
-    chosen, _ = keep(batch, spec, latest_round=latest_round, distance=Distance.of(spec))
+    chosen, _ = select_from(batch, spec, latest_round=latest_round, distance=Distance.of(spec))
     found |= dict.fromkeys(candidates.rows.join(chosen, on="candidate_id", how="anti")["candidate_id"], PASSED_OVER)
     return found

@@ -35,7 +35,7 @@ NOWHERE = np.iinfo(np.int32).max
 """The place of what is not kept."""
 
 
-def places(answers: RaggedRows, spec: SelectSpec) -> tuple[Places, NDArray[np.int32] | None]:
+def ranks(answers: RaggedRows, spec: SelectSpec) -> tuple[Places, NDArray[np.int32] | None]:
     """The place of each row among its prompt's, and for `boltzmann` how often it was drawn; both of shape (rows,).
 
     The answers have candidate_id and score. One is kept where its place is at most k.
@@ -144,7 +144,7 @@ def _shuffled(answers: RaggedRows, spec: SelectSpec) -> Places:
     rows = answers.rows
     order = np.lexsort((uniforms(rows["candidate_id"], spec.seed, "shuffle"), answers.prompt_index))
     place = np.empty(rows.height, np.int64)
-    place[order], _ = places(RaggedRows(rows[order], answers.sizes), spec.model_copy(update={"shuffle": False}))
+    place[order], _ = ranks(RaggedRows(rows[order], answers.sizes), spec.model_copy(update={"shuffle": False}))
     return place
 
 

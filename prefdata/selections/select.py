@@ -27,11 +27,11 @@ from prefdata.progress import Watch, watched
 from prefdata.scored import PromptBatches, inputs_fingerprint, open_scored
 from prefdata.selections.diverse import Distance, spread_ranks
 from prefdata.selections.exclusions import best_over_rounds, check_quotas, exclude, latest_round, scale_scores
-from prefdata.selections.rules import NOWHERE, acceptances, places
+from prefdata.selections.rules import NOWHERE, acceptances, ranks
 from prefdata.specs import SelectSpec
 from prefdata.stats.ragged import RaggedRows
 from prefdata.storage.queries import chosen_samplers
-from prefdata.storage.report import Account, Report, nonzero
+from prefdata.storage.report import Report, ReportBuilder, nonzero
 from prefdata.storage.run import Lineage, Outcome, Run
 from prefdata.storage.schemas import SCORES
 
@@ -74,9 +74,9 @@ def default_name(spec: SelectSpec) -> str:
     return spec.method if spec.method in ("best-of-n", "threshold") else f"{spec.method}-{spec.k}"
 
 
-def keep(
+def select_from(
     batch: pl.DataFrame, spec: SelectSpec, *, latest_round: int | None = None, distance: Distance | None = None
-) -> tuple[pl.DataFrame, Account]:
+) -> tuple[pl.DataFrame, ReportBuilder]:
     """The selection's rule, pure.
 
     `batch` has the columns of `prefdata.scored.reader`; the order of a prompt's rows does not matter. `latest_round` is
@@ -89,7 +89,7 @@ def keep(
     kept = ranked.filter(rank <= _last_rank(spec))
     chosen = kept.rows[np.lexsort((kept.column("rank"), kept.prompt_index))]
     dropped["not_selected"] = candidates.rows.height - chosen.height
-    account = Account(batch.height, chosen.height, dropped, *_figures(candidates, kept, spec))
+    account = ReportBuilder(batch.height, chosen.height, dropped, *_figures(candidates, kept, spec))
     return chosen.select(_COLUMNS), account
 
 
@@ -103,9 +103,9 @@ def _tables(
     batches: PromptBatches, spec: SelectSpec, distance: Distance, began: float
 ) -> Generator[pa.Table, None, Report]:
     """The rows of the table, prompt by prompt, and the Report."""
-    whole = Account()
+    whole = ReportBuilder()
     latest = run_latest_round(batches, spec) if spec.pool == "latest" else None
-    rows = _counted(batches.map(partial(keep, spec=spec, distance=distance, latest_round=latest)), whole)
+    rows = _counted(batches.map(partial(select_from, spec=spec, distance=distance, latest_round=latest)), whole)
     for some in _top_k_overall(rows, spec.k, whole) if spec.method == "top-k-overall" else rows:
         yield some.with_columns(scorer=pl.lit(batches.scorer)).to_arrow()
     nothing = whole.rows_in and not whole.rows_out
@@ -113,13 +113,13 @@ def _tables(
     return whole.report("select", "scored candidates", **note).timed(time.monotonic() - began)
 
 
-def _counted(made: Iterable[tuple[pl.DataFrame, Account]], whole: Account) -> Iterator[pl.DataFrame]:
+def _counted(made: Iterable[tuple[pl.DataFrame, ReportBuilder]], whole: ReportBuilder) -> Iterator[pl.DataFrame]:
     for rows, account in made:
         whole += account
         yield rows
 
 
-def _top_k_overall(pieces: Iterable[pl.DataFrame], k: int, whole: Account) -> Iterator[pl.DataFrame]:
+def _top_k_overall(pieces: Iterable[pl.DataFrame], k: int, whole: ReportBuilder) -> Iterator[pl.DataFrame]:
     """The k rows of the highest scores of all, by prompt.
 
     Of equals those that rank higher within their prompts, and then those with the smaller ids.
@@ -148,7 +148,7 @@ def _places(candidates: RaggedRows, spec: SelectSpec, distance: Distance) -> tup
         return best_over_rounds(candidates.rows, spec.improve), None
     if spec.diverse:
         return spread_ranks(candidates, spec, distance), None
-    place, draws = places(candidates, spec)
+    place, draws = ranks(candidates, spec)
     if spec.method == "threshold":
         assert spec.threshold is not None
         place = np.where(scale_scores(candidates.rows, spec) >= spec.threshold, place, NOWHERE)

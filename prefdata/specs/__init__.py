@@ -1,6 +1,6 @@
 """Specs: what each step is asked to do, said once, for flags, YAML, Python and footers alike."""
 
-from prefdata.specs.base import Group, Spec, difference, flag_of, group_of, how, what
+from prefdata.specs.base import Group, Spec, describe_changes, flag_of, group_of, identity_field, runtime_field
 from prefdata.specs.decide import EVERYTHING, ExportSpec, FilterSpec, PairSpec, SelectSpec
 from prefdata.specs.ingest import IngestKind, IngestSpec
 from prefdata.specs.rank import (
@@ -48,9 +48,9 @@ __all__ = [
     "Spec",
     "VerifierSpec",
     "VllmSpec",
-    "difference",
+    "describe_changes",
     "flag_of",
     "group_of",
-    "how",
-    "what",
+    "identity_field",
+    "runtime_field",
 ]

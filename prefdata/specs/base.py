@@ -67,12 +67,12 @@ class Group(StrEnum):
     GENERAL = "General"
 
 
-def what(default: Any = ..., description: str = "", *, group: Group = Group.SETTINGS, **bounds: Any) -> Any:
+def identity_field(default: Any = ..., description: str = "", *, group: Group = Group.SETTINGS, **bounds: Any) -> Any:
     """Declare a field that decides the result; it enters the fingerprint. `group` is its title in help."""
     return Field(default, description=description, json_schema_extra={"group": group}, **bounds)
 
 
-def how(default: Any = ..., description: str = "", *, group: Group = Group.SETTINGS, **bounds: Any) -> Any:
+def runtime_field(default: Any = ..., description: str = "", *, group: Group = Group.SETTINGS, **bounds: Any) -> Any:
     """Declare a field that says how, or how much, but never which result; it stays out of the fingerprint.
 
     With `repr=False` its value may hold a secret, and is in no message.
@@ -233,7 +233,7 @@ def _is_how(field: Any) -> bool:
     return isinstance(extra, dict) and bool(extra.get("how"))
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """What changed between two specs' identities, one `key: old -> new` after another."""
     keys = [*old, *(key for key in new if key not in old)]
     changed = [key for key in keys if old.get(key) != new.get(key)]

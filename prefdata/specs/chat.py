@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, model_validator
 
-from prefdata.specs.base import Group, Spec, what
+from prefdata.specs.base import Group, Spec, identity_field
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ Day = Annotated[str | None, AfterValidator(_no_other_than_a_day)]
 class ChatSpec(Spec):
     """The chat template of a model, its variables and its date."""
 
-    chat_template: str | None = what(
+    chat_template: str | None = identity_field(
         None,
         "Instead of the model's own chat template: a Jinja file, or the name of one of its tokenizer's templates.",
         group=Group.CHAT,
     )
-    chat_template_arg: tuple[str, ...] = what(
+    chat_template_arg: tuple[str, ...] = identity_field(
         (),
         "A variable for the chat template, as KEY=VALUE (VALUE in JSON, or text), such as enable_thinking=false.",
         group=Group.CHAT,
     )
-    chat_template_date: Day = what(
+    chat_template_date: Day = identity_field(
         None,
         "What a chat template that reads the clock takes for today, as YYYY-MM-DD; the day on which the work began "
         "unless given.",

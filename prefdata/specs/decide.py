@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import ConfigDict, model_validator
 
-from prefdata.specs.base import Condition, Group, Spec, how, what
+from prefdata.specs.base import Condition, Group, Spec, identity_field, runtime_field
 
 EVERYTHING = "all"
 """What `--selector` says for every scored candidate."""
@@ -15,23 +15,27 @@ EVERYTHING = "all"
 class FilterSpec(Spec):
     """Which scored candidates take part: what select and pair are both asked."""
 
-    scorer: str | None = what(None, "Which scores (the only ones unless given).", group=Group.INPUT)
-    sampler: tuple[str, ...] = what((), "Only candidates of these samplers (all unless given).", group=Group.INPUT)
-    where: Condition = what(
+    scorer: str | None = identity_field(None, "Which scores (the only ones unless given).", group=Group.INPUT)
+    sampler: tuple[str, ...] = identity_field(
+        (), "Only candidates of these samplers (all unless given).", group=Group.INPUT
+    )
+    where: Condition = identity_field(
         None,
         "Only candidates for which this SQL condition holds, on columns of candidates, scores and prompts.",
         group=Group.INPUT,
     )
-    refusals: Literal["keep", "drop"] = what(
+    refusals: Literal["keep", "drop"] = identity_field(
         "keep", "Answers that refuse, by the phrases of --refusal-phrases.", group=Group.FILTERS
     )
-    refusal_phrases: str | None = what(
+    refusal_phrases: str | None = identity_field(
         None, "A YAML file of phrases that open a refusal (built-in unless given).", group=Group.FILTERS
     )
-    min_chars: int = what(
+    min_chars: int = identity_field(
         0, "The shortest answer that takes part, in characters without surrounding space.", ge=0, group=Group.FILTERS
     )
-    max_chars: int | None = what(None, "The longest answer that takes part, in characters.", ge=1, group=Group.FILTERS)
+    max_chars: int | None = identity_field(
+        None, "The longest answer that takes part, in characters.", ge=1, group=Group.FILTERS
+    )
 
     @model_validator(mode="after")
     def _filters_go_together(self) -> Self:
@@ -46,62 +50,64 @@ class SelectSpec(FilterSpec):
 
     step: ClassVar[str] = "select"
 
-    method: Literal["best-of-n", "top-k", "top-k-overall", "threshold", "boltzmann", "rso", "rso-algorithm1"] = what(
-        "rso",
-        "best-of-n (the highest score), top-k (of each prompt), top-k-overall (of the run), threshold, boltzmann "
-        "(k draws with replacement), rso (statistical rejection sampling, Plackett-Luce law by Gumbel noise) "
-        "or rso-algorithm1 (the RSO paper's sweep).",
-        group=Group.METHOD,
+    method: Literal["best-of-n", "top-k", "top-k-overall", "threshold", "boltzmann", "rso", "rso-algorithm1"] = (
+        identity_field(
+            "rso",
+            "best-of-n (the highest score), top-k (of each prompt), top-k-overall (of the run), threshold, boltzmann "
+            "(k draws with replacement), rso (statistical rejection sampling, Plackett-Luce law by Gumbel noise) "
+            "or rso-algorithm1 (the RSO paper's sweep).",
+            group=Group.METHOD,
+        )
     )
-    k: int = what(
+    k: int = identity_field(
         8, "How many to keep a prompt (best-of-n keeps 1; top-k-overall: how many in all).", ge=1, group=Group.METHOD
     )
-    beta: float = what(
+    beta: float = identity_field(
         0.5,
         "RSO's and Boltzmann's temperature, 0 (which is top-k) or at least 1e-100; inf ignores the scores.",
         ge=0,
         group=Group.METHOD,
     )
-    threshold: float | None = what(
+    threshold: float | None = identity_field(
         None, "threshold: the lowest score that is kept.", allow_inf_nan=False, group=Group.METHOD
     )
-    scale: Literal["raw", "min-max"] = what(
+    scale: Literal["raw", "min-max"] = identity_field(
         "raw",
         "threshold: scores as they are, or each prompt's brought to [0, 1] first (ReST keeps above 0.7).",
         group=Group.METHOD,
     )
-    seed: int = what(0, "Seed of the acceptance draws.", ge=0, group=Group.METHOD)
-    shuffle: bool = what(
+    seed: int = identity_field(0, "Seed of the acceptance draws.", ge=0, group=Group.METHOD)
+    shuffle: bool = identity_field(
         False, "rso-algorithm1: sweep in random order and not in the order of generation.", group=Group.METHOD
     )
-    truncated: Literal["drop", "keep"] = what(
+    truncated: Literal["drop", "keep"] = identity_field(
         "drop", "What to do with answers that max_tokens cut off.", group=Group.FILTERS
     )
-    duplicates: Literal["collapse", "keep"] = what(
+    duplicates: Literal["collapse", "keep"] = identity_field(
         "collapse", "What to do with the same text twice for one prompt.", group=Group.FILTERS
     )
-    pool: Literal["all", "latest", "mix"] = what(
+    pool: Literal["all", "latest", "mix"] = identity_field(
         "all",
         "Which rounds and samplers compete: all, the latest round only, or a mix: each prompt takes its answers from "
         "one sampler, drawn by --quota.",
         group=Group.POOL,
     )
-    quota: tuple[str, ...] = what(
+    quota: tuple[str, ...] = identity_field(
         (), "mix: a sampler's share of the prompts, as SAMPLER=WEIGHT (even unless given).", group=Group.POOL
     )
-    improve: float | None = what(
+    improve: float | None = identity_field(
         None, "best-of-n: an answer of a later round replaces one of an earlier only if it scores this much more.",
         ge=0, allow_inf_nan=False, group=Group.METHOD)  # fmt: skip
-    diverse: float = what(
+    diverse: float = identity_field(
         0.0, "top-k: weight of being far from what is kept already, from 0 (score alone) to 1 (distance alone).",
         ge=0, le=1, group=Group.DIVERSITY)  # fmt: skip
-    distance: Literal["words", "embedding"] = what(
+    distance: Literal["words", "embedding"] = identity_field(
         "words", "diverse: 1 - Jaccard of word pairs, or 1 - cosine of --embeddings.", group=Group.DIVERSITY
     )
-    embeddings: str | None = what(
+    embeddings: str | None = identity_field(
         None, "diverse: a Parquet file with candidate_id and embedding, a list of numbers.", group=Group.DIVERSITY
     )
-    name: str | None = how(
+    name: str | None = runtime_field(
         None, "Name of this selection (made from the method and k unless given).", group=Group.OUTPUT
     )
 
@@ -142,7 +148,7 @@ class PairSpec(FilterSpec):
     model_config = ConfigDict(populate_by_name=True)
     step: ClassVar[str] = "pair"
 
-    as_: Literal["pairs", "unpaired", "groups", "demonstrations"] = what(
+    as_: Literal["pairs", "unpaired", "groups", "demonstrations"] = identity_field(
         "pairs",
         "What to write: pairs (DPO, RM), unpaired labels (KTO), groups of ranked responses (RRHF, SLiC, listwise RM) "
         "or demonstrations (SFT on all that was selected).",
@@ -152,91 +158,95 @@ class PairSpec(FilterSpec):
     strategy: Literal[
         "best-worst", "best-random", "random-labelled", "first-round", "tournament", "adjacent", "all", "top-bottom",
         "length-matched", "against-reference", "cross-sampler", "comparisons",
-    ] = what(
+    ] = identity_field(
         "best-worst",
         "best-worst, best-random, random-labelled (--per-prompt random pairs, labelled by score), first-round (n/2 "
         "disjoint random pairs), tournament (n-1 by knock-out), adjacent (each with the next in rank), all (every "
         "two), top-bottom (--top best with --bottom worst), length-matched, against-reference, cross-sampler or "
         "comparisons (what judges or people said).", group=Group.METHOD)  # fmt: skip
-    per_prompt: int = what(1, "best-worst, random-labelled, length-matched: pairs a prompt.", ge=1, group=Group.METHOD)
-    top: int = what(
+    per_prompt: int = identity_field(
+        1, "best-worst, random-labelled, length-matched: pairs a prompt.", ge=1, group=Group.METHOD
+    )
+    top: int = identity_field(
         1, "top-bottom: how many of the best; --as unpaired: with --label-by top-bottom.", ge=1, group=Group.METHOD
     )
-    bottom: int = what(
+    bottom: int = identity_field(
         1, "top-bottom: how many of the worst; --as unpaired: with --label-by top-bottom.", ge=1, group=Group.METHOD
     )
-    length_tolerance: float = what(
+    length_tolerance: float = identity_field(
         0.1,
         "length-matched: the largest difference of lengths in characters, as a share of the longer.",
         ge=0,
         le=1,
         group=Group.METHOD,
     )
-    reference: str | None = what(
+    reference: str | None = identity_field(
         None, "against-reference: the sampler whose answers are the references.", group=Group.METHOD
     )
-    trust_reference: bool = what(
+    trust_reference: bool = identity_field(
         False,
         "against-reference: the reference is always the chosen one (SPIN), and needs no score.",
         group=Group.METHOD,
     )
-    judge: str | None = what(None, "comparisons: whose (the only ones unless given).", group=Group.INPUT)
-    ties: Literal["drop", "keep"] = what(
+    judge: str | None = identity_field(None, "comparisons: whose (the only ones unless given).", group=Group.INPUT)
+    ties: Literal["drop", "keep"] = identity_field(
         "drop",
         "comparisons: leave ties out, or keep them as rows whose verdict is tie, which no trainer prefers by.",
         group=Group.LABELS,
     )
-    min_margin: float = what(
+    min_margin: float = identity_field(
         0.0, "The least difference of scores; ties never make a pair.", ge=0, allow_inf_nan=False, group=Group.LIMITS
     )
-    max_margin: float | None = what(
+    max_margin: float | None = identity_field(
         None, "The largest difference of scores.", gt=0, allow_inf_nan=False, group=Group.LIMITS
     )
-    min_probability: float = what(
+    min_probability: float = identity_field(
         0.5,
         "The least probability that the label is right: how sure verdicts must be.",
         ge=0.5,
         le=1,
         group=Group.LIMITS,
     )
-    max_pairs_per_prompt: int | None = what(
+    max_pairs_per_prompt: int | None = identity_field(
         None, "Most pairs a prompt; the widest margins stay.", ge=1, group=Group.LIMITS
     )
-    max_per_candidate: int | None = what(
+    max_per_candidate: int | None = identity_field(
         None, "Most pairs that one answer takes part in; the widest stay.", ge=1, group=Group.LIMITS
     )
-    balance: Literal["none", "source", "sampler"] = what(
+    balance: Literal["none", "source", "sampler"] = identity_field(
         "none",
         "Equally many pairs of each source of prompts, or of each sampler of chosen answers, by lot.",
         group=Group.LIMITS,
     )
-    temperature: float = what(
+    temperature: float = identity_field(
         1.0, "The label's probability is sigmoid(margin / temperature).", gt=0, allow_inf_nan=False, group=Group.LABELS
     )
-    weight: Literal["one", "confidence"] = what(
+    weight: Literal["one", "confidence"] = identity_field(
         "one", "A pair's weight in training: 1, or 2 * probability - 1.", group=Group.LABELS
     )
-    label_by: Literal["threshold", "median", "top-bottom"] = what(
+    label_by: Literal["threshold", "median", "top-bottom"] = identity_field(
         "median",
         "unpaired: good is what scores at least --threshold, above the prompt's median, or the --top.",
         group=Group.LABELS,
     )
-    threshold: float | None = what(
+    threshold: float | None = identity_field(
         None,
         "unpaired: with --label-by threshold, the lowest score that is good.",
         allow_inf_nan=False,
         group=Group.LABELS,
     )
-    seed: int = what(0, "Seed of the random choices.", ge=0, group=Group.METHOD)
-    truncated: Literal["drop", "rejected", "keep"] = what(
+    seed: int = identity_field(0, "Seed of the random choices.", ge=0, group=Group.METHOD)
+    truncated: Literal["drop", "rejected", "keep"] = identity_field(
         "rejected",
         "Answers that max_tokens cut off: leave out, allow as rejected only, or treat as any other.",
         group=Group.FILTERS,
     )
-    selector: str | None = what(
+    selector: str | None = identity_field(
         None, 'Which selection (the only one unless given); "all" is every scored candidate.', group=Group.INPUT
     )
-    name: str | None = how(None, "Name of what is written (the selection's name unless given).", group=Group.OUTPUT)
+    name: str | None = runtime_field(
+        None, "Name of what is written (the selection's name unless given).", group=Group.OUTPUT
+    )
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
@@ -276,21 +286,23 @@ class ExportSpec(Spec):
 
     step: ClassVar[str] = "export"
 
-    dialect: Literal["trl", "sft", "kto", "listwise"] = what(
+    dialect: Literal["trl", "sft", "kto", "listwise"] = identity_field(
         "trl",
         "trl (prompt, chosen, rejected), sft (prompt and best answer, or demonstrations), kto (prompt, completion, "
         "label) or listwise (prompt, completions, scores, ranks).",
         group=Group.OUTPUT,
     )
-    pairing: str | None = what(None, "Which pairs, for trl (the only ones unless given).", group=Group.INPUT)
-    selector: str | None = what(None, "Which selection, for sft (the only one unless given).", group=Group.INPUT)
-    input: str | None = how(  # the lineage names what was read, given or not
+    pairing: str | None = identity_field(None, "Which pairs, for trl (the only ones unless given).", group=Group.INPUT)
+    selector: str | None = identity_field(
+        None, "Which selection, for sft (the only one unless given).", group=Group.INPUT
+    )
+    input: str | None = runtime_field(  # the lineage names what was read, given or not
         None,
         "Which demonstrations (sft), unpaired labels (kto) or groups (listwise); the only ones unless given. sft reads "
         "them without a name only where the run has no selection.",
         group=Group.INPUT,
     )
-    strict_columns: bool = what(
+    strict_columns: bool = identity_field(
         False, "Only the columns that the dialect needs: no scores, no ids.", group=Group.OUTPUT
     )
-    shard_mb: int = what(256, "Largest size of a shard, in megabytes.", ge=1, group=Group.OUTPUT)
+    shard_mb: int = identity_field(256, "Largest size of a shard, in megabytes.", ge=1, group=Group.OUTPUT)

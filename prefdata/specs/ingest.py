@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import ConfigDict, model_validator
 
-from prefdata.specs.base import Group, Spec, how, what
+from prefdata.specs.base import Group, Spec, identity_field, runtime_field
 
 IngestKind = Literal["prompts", "candidates", "pairs", "unpaired", "comparisons", "demonstrations"]
 
@@ -22,7 +22,7 @@ class IngestSpec(Spec):
     step: ClassVar[str] = "ingest"
     may_be_empty: ClassVar[tuple[str, ...]] = ("system",)
 
-    kind: IngestKind = what(
+    kind: IngestKind = identity_field(
         "prompts",
         "What to read: prompts (and references), candidates (the responses, with --score their scores), pairs (which "
         "response is preferred), unpaired (responses labelled good or bad), comparisons (verdicts, with annotators) or "
@@ -30,71 +30,77 @@ class IngestSpec(Spec):
         alias="as",
         group=Group.INPUT,
     )
-    layout: str | None = what(
+    layout: str | None = identity_field(
         None,
         "How rows are read: a layout's name, or a YAML file of your own (found from the columns unless given).",
         group=Group.INPUT,
     )
-    ignore: tuple[str, ...] = what((), "A column that is left out; may be given several times.", group=Group.INPUT)
-    one_means: Literal["first", "second"] | None = what(
+    ignore: tuple[str, ...] = identity_field(
+        (), "A column that is left out; may be given several times.", group=Group.INPUT
+    )
+    one_means: Literal["first", "second"] | None = identity_field(
         None,
         "Verdicts of 0 and 1: which response 1 stands for. Files differ, and it is never guessed.",
         group=Group.LABELS,
     )
-    verdict: str | None = what(
+    verdict: str | None = identity_field(
         None, "Which verdict counts, where rows hold several (better, safer).", group=Group.LABELS
     )
-    ties: Literal["drop", "keep"] = what(
+    ties: Literal["drop", "keep"] = identity_field(
         "drop",
         "as pairs: leave ties out, or keep them as rows whose verdict is tie, which no trainer prefers by.",
         group=Group.LABELS,
     )
-    on_contradiction: Literal["drop", "keep", "tie"] = what(
+    on_contradiction: Literal["drop", "keep", "tie"] = identity_field(
         "drop",
         "as pairs: a pair and its reverse, which contradict each other: leave both out, keep both, or a tie.",
         group=Group.LABELS,
     )
-    join: tuple[str, ...] = what(
+    join: tuple[str, ...] = identity_field(
         (),
         "Another file, whose columns are put beside each row: questions beside responses. NAME=FILE puts them under "
         "NAME, as NAME.column. May be given several times.",
         group=Group.INPUT,
     )
-    on: tuple[str, ...] = what(
+    on: tuple[str, ...] = identity_field(
         (),
         "with --join, once for each: the column that both have, or COLUMN=OTHER; OTHER may be @row, the row's number "
         "from 0. Several with commas between.",
         group=Group.INPUT,
     )
-    test: float = what(
+    test: float = identity_field(
         0.1, "Share of prompts that go to the test split where the rows do not say.", ge=0, le=1, group=Group.PROMPTS
     )
-    seed: int = what(0, "Seed of the split and of the instructions.", ge=0, group=Group.PROMPTS)
-    system: str | None = what(None, "A system message put before every prompt that has none.", group=Group.PROMPTS)
-    instructions: str | None = what(
+    seed: int = identity_field(0, "Seed of the split and of the instructions.", ge=0, group=Group.PROMPTS)
+    system: str | None = identity_field(
+        None, "A system message put before every prompt that has none.", group=Group.PROMPTS
+    )
+    instructions: str | None = identity_field(
         None,
         "Put an instruction into each first user turn, for Ghost Attention: a YAML file, or gatt.",
         group=Group.PROMPTS,
     )
-    on_duplicates: Literal["merge", "error"] = what(
+    on_duplicates: Literal["merge", "error"] = identity_field(
         "merge",
         "What to do with a prompt that occurs twice (as candidates: with a response that does).",
         group=Group.INPUT,
     )
-    on_bad_rows: Literal["error", "drop", "quarantine"] = what(
+    on_bad_rows: Literal["error", "drop", "quarantine"] = identity_field(
         "error",
         "What to do with a row that cannot be used: refuse the file, leave it out, or put it into RUN/quarantine with "
         "the reason.",
         group=Group.INPUT,
     )
-    limit: int | None = what(None, "Read this many rows only.", ge=1, group=Group.INPUT)
-    score: tuple[str, ...] = how(
+    limit: int | None = identity_field(None, "Read this many rows only.", ge=1, group=Group.INPUT)
+    score: tuple[str, ...] = runtime_field(
         (),
         "as candidates: a column of scores beside the responses, as COLUMN or NAME=COLUMN; each becomes a scorer; true "
         "is 1. -COLUMN where the smallest is best.",
         group=Group.LABELS,
     )
-    source: str | None = how(None, "Name of what is read (the first file's name unless given).", group=Group.OUTPUT)
+    source: str | None = runtime_field(
+        None, "Name of what is read (the first file's name unless given).", group=Group.OUTPUT
+    )
 
     @property
     def score_columns(self) -> tuple[tuple[str | None, str], ...]:

@@ -13,18 +13,18 @@ from pydantic import model_validator
 from pydantic.fields import FieldInfo
 
 from prefdata.errors import UsageError
-from prefdata.specs.base import Group, Spec, changes_nothing, flag_of, how, what
+from prefdata.specs.base import Group, Spec, changes_nothing, flag_of, identity_field, runtime_field
 from prefdata.specs.sample import EngineSpec, HardwareSpec, VllmSpec
 
 KINDS: dict[str, type[RankSpec]] = {}
 """Every kind of scorer by the field that names it; filled by the classes below."""
 
-_REFERENCE = what(
+_REFERENCE = identity_field(
     None,
     "implicit: the reference policy. similarity states: the model whose hidden states are compared.",
     group=Group.LIKELIHOOD,
 )
-_SEED = what(
+_SEED = identity_field(
     0,
     "Seed of the schedule and of flipped orders; of a judge's retries; of the bootstrap of --comparisons.",
     ge=0,
@@ -42,7 +42,7 @@ class RankSpec(Spec):
     kind: ClassVar[str]
     """The field that names the scorer."""
 
-    name: str | None = how(
+    name: str | None = runtime_field(
         None, "Name of this scorer or judge (the model folder's or function's unless given).", group=Group.OUTPUT
     )
 
@@ -112,19 +112,21 @@ def _is_given(value: Any) -> bool:
 class CandidatesSpec(RankSpec):
     """A scorer that reads candidates, and no scores that are there already."""
 
-    sampler: tuple[str, ...] = how((), "Only candidates of these samplers (all unless given).", group=Group.INPUT)
+    sampler: tuple[str, ...] = runtime_field(
+        (), "Only candidates of these samplers (all unless given).", group=Group.INPUT
+    )
 
 
 class ClassifierSpec(VllmSpec):
     """A sequence-classification model: which label is read, of which text."""
 
-    label: str | None = what(
+    label: str | None = identity_field(
         None,
         "reward model: which label, by name or number; all makes a scorer of each. "
         "pairwise: which of two labels means that the first response is better (the first unless given).",
         group=Group.CLASSIFIER,
     )
-    text_format: str | None = what(
+    text_format: str | None = identity_field(
         None,
         "A file with the text to score. reward model: {prompt} and {response} in it. "
         "pairwise: {prompt}, {first} and {second}.",
@@ -143,7 +145,7 @@ class ClassifierSpec(VllmSpec):
 class RubricSpec(Spec):
     """A question to a language model, or instructions for a judge."""
 
-    rubric: str | None = what(
+    rubric: str | None = identity_field(
         None, "A YAML file, or the name of a built-in one (templates/rubrics).", group=Group.LANGUAGE_MODEL
     )
 
@@ -151,12 +153,12 @@ class RubricSpec(Spec):
 class CompareSpec(CandidatesSpec):
     """A scorer that compares two responses: which two, and in which order."""
 
-    schedule: Literal["all", "first-round", "tournament"] = what(
+    schedule: Literal["all", "first-round", "tournament"] = identity_field(
         "first-round",
         "Which two responses are compared: every two, n/2 disjoint random pairs, or n-1 by knock-out.",
         group=Group.COMPARISONS,
     )
-    order: Literal["both", "flip"] = what(
+    order: Literal["both", "flip"] = identity_field(
         "both", "Compare in both orders, or in one at random (RSO).", group=Group.COMPARISONS
     )
     seed: int = _SEED
@@ -167,8 +169,8 @@ class RewardModelSpec(ClassifierSpec, CandidatesSpec):
 
     kind = "reward_model"
 
-    reward_model: str = what(..., "A sequence-classification model: folder or hub name.", group=Group.SCORER)
-    activation: Literal["logit", "probability"] = what(
+    reward_model: str = identity_field(..., "A sequence-classification model: folder or hub name.", group=Group.SCORER)
+    activation: Literal["logit", "probability"] = identity_field(
         "logit", "reward model: the raw logit, or the probability.", group=Group.CLASSIFIER
     )
 
@@ -178,7 +180,7 @@ class FunctionSpec(CandidatesSpec):
 
     kind = "function"
 
-    function: str = what(
+    function: str = identity_field(
         ..., "FILE.py:NAME of a function (prompt messages, response) -> number or None.", group=Group.SCORER
     )
 
@@ -188,7 +190,7 @@ class PointwiseSpec(RubricSpec, HardwareSpec, CandidatesSpec):
 
     kind = "pointwise"
 
-    pointwise: str = what(
+    pointwise: str = identity_field(
         ..., "A language model asked whether a response is good: the score is P(good).", group=Group.SCORER
     )
 
@@ -198,7 +200,7 @@ class PairwiseSpec(RubricSpec, ClassifierSpec, CompareSpec):
 
     kind = "pairwise"
 
-    pairwise: str = what(
+    pairwise: str = identity_field(
         ...,
         "A language model asked which of two responses is better, or a classifier that reads both: comparisons.",
         group=Group.SCORER,
@@ -210,11 +212,11 @@ class JudgeSpec(RubricSpec, EngineSpec, CompareSpec):
 
     kind = "judge"
 
-    judge: str = what(
+    judge: str = identity_field(
         ..., "LLM-as-a-judge: a language model that judges by a --rubric: scores or comparisons.", group=Group.SCORER
     )
-    judge_tokens: int = what(512, "judge: the longest judgment, in tokens.", ge=1, group=Group.LANGUAGE_MODEL)
-    judge_tries: int = what(
+    judge_tokens: int = identity_field(512, "judge: the longest judgment, in tokens.", ge=1, group=Group.LANGUAGE_MODEL)
+    judge_tries: int = identity_field(
         3, "judge: how often it is asked again where its reply cannot be read.", ge=1, group=Group.LANGUAGE_MODEL
     )
 
@@ -224,11 +226,11 @@ class ImplicitSpec(HardwareSpec, CandidatesSpec):
 
     kind = "implicit"
 
-    implicit: str = what(
+    implicit: str = identity_field(
         ..., "A policy whose implicit reward against --reference, beta ln p/p_ref, is the score.", group=Group.SCORER
     )
     reference: str | None = _REFERENCE
-    beta: float = what(0.1, "implicit: the factor of the log-ratio.", gt=0, group=Group.LIKELIHOOD)
+    beta: float = identity_field(0.1, "implicit: the factor of the log-ratio.", gt=0, group=Group.LIKELIHOOD)
 
     @model_validator(mode="after")
     def _has_a_reference(self) -> Self:
@@ -242,7 +244,7 @@ class MeanLogprobSpec(HardwareSpec, CandidatesSpec):
 
     kind = "mean_logprob"
 
-    mean_logprob: str = what(
+    mean_logprob: str = identity_field(
         ..., "A model under which the mean ln p of the response's tokens is the score.", group=Group.SCORER
     )
 
@@ -252,7 +254,7 @@ class SimilaritySpec(HardwareSpec, CandidatesSpec):
 
     kind = "similarity"
 
-    similarity: Literal["exact", "rouge-l", "states"] = what(
+    similarity: Literal["exact", "rouge-l", "states"] = identity_field(
         ...,
         "Similarity to the prompt's reference response; states compares hidden states of --reference.",
         group=Group.SCORER,
@@ -273,15 +275,15 @@ class VerifierSpec(CandidatesSpec):
 
     kind = "verifier"
 
-    verifier: str = what(
+    verifier: str = identity_field(
         ...,
         "number, choice, regex:PATTERN, json-schema:FILE or FILE.py:NAME: whether the response is right, 1 or 0.",
         group=Group.SCORER,
     )
-    time_limit: float = what(
+    time_limit: float = identity_field(
         5.0, "regex, json-schema and FILE.py:NAME: seconds that one response may take.", gt=0, group=Group.VERIFIER
     )
-    workers: int = how(2, "regex, json-schema and FILE.py:NAME: processes.", ge=1, group=Group.VERIFIER)
+    workers: int = runtime_field(2, "regex, json-schema and FILE.py:NAME: processes.", ge=1, group=Group.VERIFIER)
 
     @model_validator(mode="after")
     def _limits_what_may_hang(self) -> Self:
@@ -301,13 +303,13 @@ class AggregateSpec(RankSpec):
 
     kind = "comparisons"
 
-    comparisons: tuple[str, ...] = what(
+    comparisons: tuple[str, ...] = identity_field(
         ..., "Judges whose comparisons become scores, by --aggregate.", min_length=1, group=Group.SCORER
     )
-    aggregate: Literal["bradley-terry", "elo", "borda", "copeland"] = what(
+    aggregate: Literal["bradley-terry", "elo", "borda", "copeland"] = identity_field(
         "bradley-terry", "How comparisons become scores.", group=Group.AGGREGATE
     )
-    prior: float = what(
+    prior: float = identity_field(
         0.5,
         "bradley-terry: wins and losses against an average response that each starts with.",
         ge=0,
@@ -326,8 +328,10 @@ class CombineSpec(RankSpec):
 
     kind = "combine"
 
-    combine: str = what(..., 'Other scorers as one, as in "0.7*helpful + 0.3*safe" or "min(a, b)".', group=Group.SCORER)
-    normalize: Literal["none", "z", "z-prompt", "rank", "quantile"] = what(
+    combine: str = identity_field(
+        ..., 'Other scorers as one, as in "0.7*helpful + 0.3*safe" or "min(a, b)".', group=Group.SCORER
+    )
+    normalize: Literal["none", "z", "z-prompt", "rank", "quantile"] = identity_field(
         "none", "How each scorer's scores are normalised first.", group=Group.COMBINE
     )
 
@@ -337,16 +341,18 @@ class CalibrateSpec(RankSpec):
 
     kind = "calibrate"
 
-    calibrate: str = what(
+    calibrate: str = identity_field(
         ...,
         "A scorer whose scores are to be corrected, by --length or by pairs that are --labelled.",
         group=Group.SCORER,
     )
-    length: Literal["none", "penalty", "rc-mean", "rc-lwr"] = what(
+    length: Literal["none", "penalty", "rc-mean", "rc-lwr"] = identity_field(
         "none", "How the effect of length is removed.", group=Group.CALIBRATE
     )
-    length_weight: float = what(0.001, "penalty: what is subtracted for each character.", ge=0, group=Group.CALIBRATE)
-    labelled: str | None = what(
+    length_weight: float = identity_field(
+        0.001, "penalty: what is subtracted for each character.", ge=0, group=Group.CALIBRATE
+    )
+    labelled: str | None = identity_field(
         None, "Pairs of the run whose labels are correct; the temperature is fitted on them.", group=Group.CALIBRATE
     )
 

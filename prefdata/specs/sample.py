@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, model_validator
 
 from prefdata.ids import digest
-from prefdata.specs.base import Condition, Group, how, what
+from prefdata.specs.base import Condition, Group, identity_field, runtime_field
 from prefdata.specs.chat import ChatSpec
 from prefdata.specs.value_ranges import (
     Count,
@@ -41,15 +41,15 @@ VariableName = Annotated[str, AfterValidator(_no_key)]
 class HardwareSpec(ChatSpec):
     """What a model runs on, and its chat template: the settings of everything that transformers computes."""
 
-    dtype: str = what(
+    dtype: str = identity_field(
         "auto",
         "float32, bfloat16, … or auto (float32 on a CPU; on CUDA bfloat16, with vllm the model's own).",
         group=Group.ENGINE,
     )
-    device: str | None = how(
+    device: str | None = runtime_field(
         None, "cpu, cuda, cuda:1, …; the best one available unless given.", group=Group.TRANSFORMERS
     )
-    batch_tokens: int | None = how(
+    batch_tokens: int | None = runtime_field(
         None,
         "Rows times positions of a batch (chosen for the device unless given); `rank` computes one on each core of a "
         "CPU.",
@@ -61,30 +61,32 @@ class HardwareSpec(ChatSpec):
 class VllmSpec(HardwareSpec):
     """A model on transformers or vLLM."""
 
-    engine: Literal["auto", "vllm", "transformers", "openai"] = what(
+    engine: Literal["auto", "vllm", "transformers", "openai"] = identity_field(
         "auto",
         "auto takes vllm where it is installed and there is a GPU, else transformers; openai is any such server.",
         group=Group.ENGINE,
     )
-    max_model_len: int | None = what(
+    max_model_len: int | None = identity_field(
         None,
         "Use less of the context (prompt and response, tokens) than the model was made for.",
         ge=2,
         group=Group.ENGINE,
     )
-    quantization: str | None = what(
+    quantization: str | None = identity_field(
         None, "How the weights are quantised (fp8, awq, gptq, bitsandbytes, …).", group=Group.VLLM
     )
-    engine_option: tuple[str, ...] = what(
+    engine_option: tuple[str, ...] = identity_field(
         (), "Any other setting of vLLM, as KEY=VALUE (VALUE in JSON, or text).", group=Group.VLLM
     )
-    tensor_parallel_size: int = how(1, "GPUs that share the model.", ge=1, group=Group.VLLM)
-    gpu_memory_utilization: float | None = how(
+    tensor_parallel_size: int = runtime_field(1, "GPUs that share the model.", ge=1, group=Group.VLLM)
+    gpu_memory_utilization: float | None = runtime_field(
         None, "Fraction of a GPU's memory to take.", gt=0, le=1, group=Group.VLLM
     )
-    enable_prefix_caching: bool | None = how(None, "Compute shared prefixes of prompts once.", group=Group.VLLM)
-    max_num_seqs: int | None = how(None, "Requests computed at a time.", ge=1, group=Group.VLLM)
-    batch_invariant: bool = how(
+    enable_prefix_caching: bool | None = runtime_field(
+        None, "Compute shared prefixes of prompts once.", group=Group.VLLM
+    )
+    max_num_seqs: int | None = runtime_field(None, "Requests computed at a time.", ge=1, group=Group.VLLM)
+    batch_invariant: bool = runtime_field(
         False,
         "Results that do not depend on the rest of the batch (NVIDIA GPUs from A100 on; slower).",
         group=Group.VLLM,
@@ -96,23 +98,29 @@ class EngineSpec(VllmSpec):
 
     may_be_empty: ClassVar[tuple[str, ...]] = ("api_key_env",)
 
-    raw: bool = what(False, "Continue the plain text of a single user message; no chat template.", group=Group.ENGINE)
-    lora: str | None = what(None, "A LoRA adapter for the model: its folder.", group=Group.ENGINE)
-    base_url: str | None = how(None, "URL of the server, as http://HOST:PORT/v1.", repr=False, group=Group.OPENAI)
-    tokenizer: str | None = how(
+    raw: bool = identity_field(
+        False, "Continue the plain text of a single user message; no chat template.", group=Group.ENGINE
+    )
+    lora: str | None = identity_field(None, "A LoRA adapter for the model: its folder.", group=Group.ENGINE)
+    base_url: str | None = runtime_field(
+        None, "URL of the server, as http://HOST:PORT/v1.", repr=False, group=Group.OPENAI
+    )
+    tokenizer: str | None = runtime_field(
         None,
         "The model's own folder or hub name; prompts are then rendered here and sent as token ids.",
         group=Group.OPENAI,
     )
-    api_key_env: VariableName = how(
+    api_key_env: VariableName = runtime_field(
         "OPENAI_API_KEY",
         "The environment variable that holds the key; it is never stored.",
         repr=False,
         group=Group.OPENAI,
     )
-    concurrency: int = how(64, "Requests in flight at a time.", ge=1, group=Group.OPENAI)
-    timeout: float = how(600.0, "Seconds to wait for a response.", gt=0, group=Group.OPENAI)
-    retries: int = how(6, "How often a request is tried again after 429, 5xx and timeouts.", ge=0, group=Group.OPENAI)
+    concurrency: int = runtime_field(64, "Requests in flight at a time.", ge=1, group=Group.OPENAI)
+    timeout: float = runtime_field(600.0, "Seconds to wait for a response.", gt=0, group=Group.OPENAI)
+    retries: int = runtime_field(
+        6, "How often a request is tried again after 429, 5xx and timeouts.", ge=0, group=Group.OPENAI
+    )
 
     @model_validator(mode="after")
     def _a_template_has_a_use(self) -> Self:
@@ -129,7 +137,7 @@ class EngineSpec(VllmSpec):
 class ModelSpec(EngineSpec):
     """A generating model on its engine."""
 
-    model: str = what(
+    model: str = identity_field(
         ...,
         "The policy: a Hugging Face folder or hub name; for openai the name that the server knows.",
         group=Group.MODEL,
@@ -141,74 +149,82 @@ class SampleSpec(ModelSpec):
 
     step: ClassVar[str] = "sample"
 
-    n: int = how(16, "Candidates a prompt; raising it later adds the missing ones.", ge=1, group=Group.SAMPLING)
-    temperature: NotNegative = what(
+    n: int = runtime_field(
+        16, "Candidates a prompt; raising it later adds the missing ones.", ge=1, group=Group.SAMPLING
+    )
+    temperature: NotNegative = identity_field(
         1.0,
         "Sampling temperature; 0 is greedy. This and the next seven: one value, a list (a,b,c) or a range (low:high).",
         group=Group.SAMPLING,
     )
-    top_p: Share = what(1.0, "Nucleus: the smallest set of tokens with this total probability.", group=Group.SAMPLING)
-    top_k: CountOrNone = what(0, "The k most probable tokens only; 0 is all.", group=Group.SAMPLING)
-    min_p: ShareOrNone = what(
+    top_p: Share = identity_field(
+        1.0, "Nucleus: the smallest set of tokens with this total probability.", group=Group.SAMPLING
+    )
+    top_k: CountOrNone = identity_field(0, "The k most probable tokens only; 0 is all.", group=Group.SAMPLING)
+    min_p: ShareOrNone = identity_field(
         0.0, "Only tokens at least this share as probable as the likeliest; 0 is all.", group=Group.SAMPLING
     )
-    repetition_penalty: Positive = what(
+    repetition_penalty: Positive = identity_field(
         1.0,
         "Divides (or multiplies, below zero) the logits of tokens that occurred in prompt or answer; 1 is none.",
         group=Group.SAMPLING,
     )
-    presence_penalty: Penalty = what(
+    presence_penalty: Penalty = identity_field(
         0.0, "Taken off the logits of tokens that occurred in the answer; 0 is none.", group=Group.SAMPLING
     )
-    max_tokens: Count = what(512, "The longest answer, in tokens.", group=Group.SAMPLING)
-    min_tokens: CountOrNone = what(
+    max_tokens: Count = identity_field(512, "The longest answer, in tokens.", group=Group.SAMPLING)
+    min_tokens: CountOrNone = identity_field(
         0, "The shortest answer, in tokens: before it no end token is drawn.", group=Group.SAMPLING
     )
-    stop: tuple[str, ...] = what(
+    stop: tuple[str, ...] = identity_field(
         (), "Text that ends an answer and is cut off; may be given several times.", group=Group.SAMPLING
     )
-    search: Literal["sample", "beam", "diverse-beam"] = what(
+    search: Literal["sample", "beam", "diverse-beam"] = identity_field(
         "sample",
         "sample draws; beam and diverse-beam search for the N likeliest answers (transformers only).",
         group=Group.SAMPLING,
     )
-    diversity_penalty: float = what(
+    diversity_penalty: float = identity_field(
         1.0, "diverse-beam: taken off tokens that earlier beams took at the same step.", ge=0, group=Group.SAMPLING
     )
-    seed: int = what(0, "The run's seed; every candidate has its own, made from it.", ge=0, group=Group.SAMPLING)
-    round: int = what(0, "The round of an iterative run.", ge=0, group=Group.OUTPUT)
-    preprompts: str | None = what(
+    seed: int = identity_field(
+        0, "The run's seed; every candidate has its own, made from it.", ge=0, group=Group.SAMPLING
+    )
+    round: int = identity_field(0, "The round of an iterative run.", ge=0, group=Group.OUTPUT)
+    preprompts: str | None = identity_field(
         None,
         "A YAML file of preprompts with weights: each candidate is drawn with one, and trained on without it.",
         group=Group.PROMPTS,
     )
-    ghost_attention: bool = what(
+    ghost_attention: bool = identity_field(
         False,
         "Repeat the instruction that `ingest --instructions` put into the first user turn on every user turn.",
         group=Group.PROMPTS,
     )
-    on_long: Literal["skip", "error", "truncate-left"] = what(
+    on_long: Literal["skip", "error", "truncate-left"] = identity_field(
         "skip",
         "Prompts without room for an answer: a row with a status, an error, or cut from the left.",
         group=Group.PROMPTS,
     )
-    logprobs: bool = what(
+    logprobs: bool = identity_field(
         False, "Store the log-probability of every token, and not only their sum.", group=Group.OUTPUT
     )
-    split: Literal["all", "train", "test"] = how("all", "Which prompts.", group=Group.PROMPTS)
-    where: Condition = how(
+    split: Literal["all", "train", "test"] = runtime_field("all", "Which prompts.", group=Group.PROMPTS)
+    where: Condition = runtime_field(
         None, "Only prompts for which this SQL condition on the prompts table holds.", group=Group.PROMPTS
     )
-    limit: int | None = how(
+    limit: int | None = runtime_field(
         None, "Only this many prompts: a fair sample, the same every time.", ge=1, group=Group.PROMPTS
     )
-    sweep: tuple[str, ...] = how(
+    sweep: tuple[str, ...] = runtime_field(
         (), "One sampler for each value, as SETTING=A,B,C; several sweeps are crossed.", group=Group.SAMPLING
     )
-    retry_truncated: bool = how(
+    retry_truncated: bool = runtime_field(
         False, "Draw again, with the larger --max-tokens, what the smaller one cut off.", group=Group.SAMPLING
     )
-    name: str | None = how(None, "Name of this sampler (the model folder's name unless given).", group=Group.OUTPUT)
+    name: str | None = runtime_field(
+        None, "Name of this sampler (the model folder's name unless given).", group=Group.OUTPUT
+    )
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:

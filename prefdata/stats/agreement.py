@@ -22,7 +22,7 @@ _PAIR = ("prompt_id", "low", "high")
 _COUNTS = ["comparisons", "null", "ties", "both_orders", "consistent"]
 
 
-def consistency(comparisons: pl.DataFrame) -> pl.DataFrame:
+def self_consistency(comparisons: pl.DataFrame) -> pl.DataFrame:
     """How each annotator fares when the same two responses are shown in the other order; one row per annotator.
 
     Returns:
@@ -86,7 +86,7 @@ def verdicts(comparisons: pl.DataFrame) -> pl.DataFrame:
     return both.select(*_PAIR, "annotator", _verdict().alias("verdict")).sort(*_PAIR, "annotator")
 
 
-def between_annotators(comparisons: pl.DataFrame) -> pl.DataFrame:
+def pairwise_agreement(comparisons: pl.DataFrame) -> pl.DataFrame:
     """Agreement of every two annotators over the pairs that both judged.
 
     Returns:
@@ -107,7 +107,7 @@ def between_annotators(comparisons: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def among_all(comparisons: pl.DataFrame) -> dict[str, float | int | None]:
+def overall_agreement(comparisons: pl.DataFrame) -> dict[str, float | int | None]:
     """Agreement of all annotators at once.
 
     Returns:

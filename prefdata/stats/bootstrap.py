@@ -24,14 +24,14 @@ _AT_ONCE = 4_000_000
 """Draws that are held at a time."""
 
 
-def lots(prompts: int, seed: int = 0) -> NDArray[np.int64]:
+def bootstrap_blocks(prompts: int, seed: int = 0) -> NDArray[np.int64]:
     """The lot of each prompt, shape (prompts,), from 0; lots differ in size by one at most."""
     if prompts <= LOTS:
         return np.arange(prompts)
     return np.random.default_rng(seed).permutation(prompts) % LOTS
 
 
-def intervals(
+def bootstrap_intervals(
     sums: Floats, sizes: Floats | None = None, seed: int = 0, of: Callable[[Floats], Floats] | None = None
 ) -> tuple[Floats, Floats]:
     """The 95% percentile bootstrap intervals of means over prompts, or of what follows from the means.
@@ -63,9 +63,9 @@ def intervals(
     return low, high
 
 
-def interval(rates: Floats, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(rates: Floats, seed: int = 0) -> tuple[float, float]:
     """The 95% percentile bootstrap interval of one mean over prompts, given each prompt's value, shape (prompts,)."""
-    lot = lots(rates.size, seed)
+    lot = bootstrap_blocks(rates.size, seed)
     sums, sizes = np.bincount(lot, weights=rates).astype(np.float64), np.bincount(lot).astype(np.float64)
-    low, high = intervals(sums[:, None], sizes, seed)
+    low, high = bootstrap_intervals(sums[:, None], sizes, seed)
     return float(low[0]), float(high[0])

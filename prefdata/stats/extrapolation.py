@@ -37,18 +37,18 @@ POOL = 8
 """Scores of all prompts together for each draw that it is continued to: the best of n is among the highest 1/n."""
 
 
-def reach(prompts: int, known: int) -> int:
+def max_n(prompts: int, known: int) -> int:
     """The largest n that a curve of `known` draws of each of some prompts is continued to; `known` where it is not."""
     return known if known < LEAST else max(known, min(FARTHEST * known, prompts * known // POOL))
 
 
-def anchors(known: int) -> tuple[int, int, int]:
+def fit_points(known: int) -> tuple[int, int, int]:
     """The three n that a curve goes on from, as far from each other as a quarter of what is known (4 or more)."""
     step = known // LEAST
     return known - 2 * step, known - step, known
 
 
-def continued(means: Floats, ceiling: float | Floats, known: int, ns: Sequence[int]) -> tuple[Floats, Floats, Floats]:
+def extrapolate(means: Floats, ceiling: float | Floats, known: int, ns: Sequence[int]) -> tuple[Floats, Floats, Floats]:
     """What E[max of n] is likely, at least and at most, for n beyond what is known, each of shape (..., K).
 
     Noise can make what remains to the ceiling shrink faster from step to step, as no mean over prompts does; then the

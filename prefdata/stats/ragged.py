@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from prefdata.keyed_random import leading_bits
+from prefdata.keyed_random import id_prefix64
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -50,7 +50,7 @@ class RaggedRows:
         key = (prompt << 32) + index
         order = np.argsort(key)
         if (np.diff(key[order]) == 0).any():  # candidates of several samplers have the same index
-            order = np.lexsort((leading_bits(rows["candidate_id"]), key))
+            order = np.lexsort((id_prefix64(rows["candidate_id"]), key))
         return cls(rows[order], np.bincount(prompt)[np.unique(first)])
 
     @cached_property
@@ -185,5 +185,5 @@ def _in_order(index: NDArray[Any], ids: pl.Series, sizes: Ints) -> bool:
     falls[offsets(sizes)[1:] - 1] = ties[offsets(sizes)[1:] - 1] = False  # from one prompt to the next anything goes
     if falls.any() or not ties.any():
         return not falls.any()
-    bits = leading_bits(ids)
+    bits = id_prefix64(ids)
     return not (ties & (bits[1:] < bits[:-1])).any()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from prefdata import ids
 from prefdata.errors import UsageError, did_you_mean
-from prefdata.stats.win_counts import Floats, Ints, League, blocks, count_pairs, league, sums
+from prefdata.stats.win_counts import Floats, Ints, WinCounts, blocks, count_pairs, league, sums
 
 METHODS = ("bradley-terry", "elo", "borda", "copeland")
 LEAST_PRIOR = 1e-9
@@ -96,7 +96,7 @@ def bradley_terry(
 
     Args:
         prompt: number of each player's prompt, from 0, ascending, shape (players,).
-        pairs: i, j, and how often each of them won (see `League`).
+        pairs: i, j, and how often each of them won (see `WinCounts`).
         prior: wins and losses of each player against one of strength 1, whom nobody else sees. Above 0 it makes the
             strengths finite whatever the games; 0 is maximum likelihood.
         tolerance: of the last step, in nats.
@@ -168,7 +168,7 @@ def _by_player(i: Ints, j: Ints, of_i: Floats, of_j: Floats, players: int) -> Fl
     return sums(i, of_i, players) + sums(j, of_j, players)
 
 
-def _intervals(here: League, prior: float, resamples: int, level: float, seed: int) -> tuple[Floats, Floats]:
+def _intervals(here: WinCounts, prior: float, resamples: int, level: float, seed: int) -> tuple[Floats, Floats]:
     """Percentile intervals: as many games as there are, drawn again with replacement within each prompt.
 
     A resample may leave out the games that tie a prompt together, so it has a prior of 0.001 at least.
@@ -187,7 +187,7 @@ def _intervals(here: League, prior: float, resamples: int, level: float, seed: i
     return low, high
 
 
-def elo(here: League, *, permutations: int = 32, k: float = 4.0, seed: int = 0) -> Floats:
+def elo(here: WinCounts, *, permutations: int = 32, k: float = 4.0, seed: int = 0) -> Floats:
     """Online Elo from 1000, a hundred points a factor of 10^(1/4), shape (players,); the sum never changes.
 
     Its result depends on the order of play, so it is averaged over random orders; with `permutations` 0 the games are
@@ -213,7 +213,7 @@ def _order(group: Ints, seed: int, permutation: int) -> Ints:
     return order
 
 
-def _play(here: League, order: Ints, rounds: list[Ints], k: float) -> Floats:
+def _play(here: WinCounts, order: Ints, rounds: list[Ints], k: float) -> Floats:
     """Ratings after the games in some orders, shape (orders, players). A round has at most one game a prompt."""
     orders, count = len(order), len(here.prompt)
     ratings = np.full(orders * count, 1000.0)
@@ -227,7 +227,7 @@ def _play(here: League, order: Ints, rounds: list[Ints], k: float) -> Floats:
     return ratings.reshape(orders, count)
 
 
-def borda(here: League) -> Floats:
+def borda(here: WinCounts) -> Floats:
     """The mean share of wins over the opponents met, times the opponents in the prompt, shape (players,).
 
     With everyone compared by complete rankings this is the Borda count of one ranking on average, ties averaged.
@@ -252,7 +252,7 @@ def borda_points(ranks: Floats) -> Floats:
     return points
 
 
-def copeland(here: League) -> Floats:
+def copeland(here: WinCounts) -> Floats:
     """Opponents beaten by majority minus opponents lost to, shape (players,)."""
     won = np.sign(here.wins_i - here.wins_j)
     return _by_player(here.i, here.j, won, -won, len(here.prompt))

@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class League:
+class WinCounts:
     """Comparisons by number. Players are numbered prompt by prompt, pairs (i < j) and games prompt by prompt too.
 
     Attributes:
@@ -55,7 +55,7 @@ class League:
         return self.i, self.j, self.wins_i, self.wins_j
 
 
-def league(comparisons: pl.DataFrame) -> League:
+def league(comparisons: pl.DataFrame) -> WinCounts:
     """Number the players and count the wins.
 
     Raises:
@@ -87,7 +87,7 @@ def league(comparisons: pl.DataFrame) -> League:
     i, j, wins_i, wins_j = count_pairs(first, second, outcome, np.ones_like(outcome), len(players))
     leagues = np.unique(players // max(len(answers), 1), return_inverse=True)[1].astype(np.int64)
     unplayed = names(np.setdiff1d(everyone, players))
-    return League(
+    return WinCounts(
         names(players), unplayed, leagues, i, j, wins_i, wins_j, first, second, outcome,
         int(null.sum()), int((same & ~null).sum()),
     )  # fmt: skip
@@ -140,7 +140,7 @@ def blocks(
         yield starts[some], wins
 
 
-def contradictions(here: League) -> dict[str, Any]:
+def contradictions(here: WinCounts) -> dict[str, Any]:
     """How far the majorities contradict each other: three answers each of which beats the next.
 
     Returns:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Literal, Self
 
 from prefdata.errors import InputError, SpecConflict
-from prefdata.specs import difference
+from prefdata.specs import describe_changes
 from prefdata.storage import checksums
-from prefdata.storage.atomic import is_abandoned, is_temporary, refused, temporaries, temporary_name
+from prefdata.storage.atomic import is_abandoned, is_temporary, storage_errors, temporaries, temporary_name
 from prefdata.storage.exchange import refuse_place, settle, swap
 from prefdata.storage.lineage import (
     SPEC_FILE,
@@ -38,7 +38,7 @@ State = Literal["absent", "unfinished", "finished"]
 log = logging.getLogger("prefdata.storage")
 
 
-class Folder:
+class Artifact:
     """A folder that one spec fills: a table's partition, a model, an export.
 
     Whatever replaces it removes only what prefdata wrote there: what `_SUCCESS` lists and was not changed since, and
@@ -102,7 +102,7 @@ class Folder:
             StorageError: the folder cannot be written.
         """
         state = self.state if revise else self.check(lineage, replace=replace)
-        with refused(self.path):
+        with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._clean_up()
             if replace:
@@ -117,7 +117,7 @@ class Folder:
 
     def reopen(self) -> None:
         """Take `_SUCCESS` back, because more is to be added."""
-        with refused(self.path):
+        with storage_errors(self.path):
             (self.path / SUCCESS_FILE).unlink(missing_ok=True)
 
     def finish(self, report: Report, seen: Mapping[str, str] | None = None) -> None:
@@ -126,7 +126,7 @@ class Folder:
         lineage = self.lineage()
         assert lineage is not None, f"{self.path} was finished before it was begun"
         now = datetime.now(UTC).isoformat("T", "seconds")
-        with refused(self.path):
+        with storage_errors(self.path):
             files = self._record()
             success = Success(report=report, content=lineage.content, finished=now, files=files, seen=dict(seen or {}))
             write_json(self.path / SUCCESS_FILE, success)
@@ -152,7 +152,7 @@ class Folder:
         """
         self._refuse_to_replace(lineage)
         began = time.monotonic()
-        with refused(self.path):
+        with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._clean_up()
             building = self._built(lineage)
@@ -190,7 +190,7 @@ class Folder:
     def remove(self) -> None:
         """Remove what prefdata wrote here, and the folder unless something else is in it."""
         old = temporary_name(self.path, "old")
-        with refused(self.path):
+        with storage_errors(self.path):
             self.path.rename(old)
             self._dispose(old)
 
@@ -290,7 +290,7 @@ class Folder:
         write_json(building.path / SPEC_FILE, lineage)
         return building
 
-    def _put(self, new: Folder) -> None:
+    def _put(self, new: Artifact) -> None:
         """Put what was built beside into its place; what prefdata did not write there stays there."""
         if old := swap(new.path, self.path):
             self._dispose(old, keep=True)
@@ -328,5 +328,5 @@ def _why_other(there: Lineage, lineage: Lineage) -> str:
             "ids, seeds and scores differ: it can be read as it is, and not continued. Give the new one another name "
             "(--name, for train --out), or --replace the old one."
         )
-    changed = difference({"step": there.step, **there.spec}, {"step": lineage.step, **lineage.spec})
+    changed = describe_changes({"step": there.step, **there.spec}, {"step": lineage.step, **lineage.spec})
     return f"was made with other settings ({changed}). Give the new one another name, or --replace the old one."

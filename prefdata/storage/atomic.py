@@ -35,18 +35,18 @@ _OWNER = re.compile(r"[A-Za-z0-9.]*-(?P<space>[0-9a-f]{8})-(?P<pid>\d+)-(?P<star
 _TEMPORARY = re.compile(rf"_(?P<kind>tmp|new|old)-(?P<owner>{_OWNER.pattern})-[0-9a-f]{{8}}-(?P<name>.*)", re.DOTALL)
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def atomic_write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Write a file so that `path` is either the old one or the whole new one.
 
     Raises:
         StorageError: the disk is full, read-only, or not ours to write; nothing is left behind.
     """
     temporary = temporary_name(path)
-    with refused(path):
+    with storage_errors(path):
         try:
             write_file(temporary, write)
             temporary.rename(path)
-            sync(path.parent)
+            fsync_dir(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -59,7 +59,7 @@ def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         os.fsync(file.fileno())
 
 
-def sync(path: Path) -> None:
+def fsync_dir(path: Path) -> None:
     """Wait until the disk has a file's content, or a folder's names."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -100,7 +100,7 @@ _TICK = 1_000_000_000
 
 
 @contextmanager
-def refused(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusal to write `path` into a StorageError; other errors pass."""
     try:
         yield

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from prefdata.storage.atomic import checksum, is_temporary, sync
+from prefdata.storage.atomic import checksum, fsync_dir, is_temporary
 from prefdata.storage.lineage import SPEC_FILE, SUCCESS_FILE, FileRecord
 
 Files = Mapping[str, FileRecord]
@@ -24,7 +24,7 @@ def record(folder: Path) -> dict[str, FileRecord]:
     ours = (SPEC_FILE, SUCCESS_FILE)
     paths = [path for path in sorted(folder.rglob("*")) if path.name not in ours and not is_temporary(path.name)]
     for path in paths:
-        sync(path)
+        fsync_dir(path)
     return {
         path.relative_to(folder).as_posix(): FileRecord(xxh3=checksum(path), bytes=path.stat().st_size)
         for path in paths

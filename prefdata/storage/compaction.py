@@ -16,10 +16,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefdata.keyed_random import Bits, distinct, leading_bits
-from prefdata.storage.atomic import refused
+from prefdata.keyed_random import Bits, distinct, id_prefix64
+from prefdata.storage.atomic import storage_errors
 from prefdata.storage.partition import Partition
-from prefdata.storage.schemas import read_part, superseded
+from prefdata.storage.schemas import read_part, superseded_rows
 
 SMALL_PART = 8 << 20
 """Bytes on disk below which a part is joined with others, where there are more than `FEW_PARTS` such."""
@@ -43,7 +43,7 @@ def compact(partition: Partition, key: Sequence[str], *, by_prompt: bool = False
     the new one: readers take them once, and the next compaction drops them.
     """
     parts = partition.stored()
-    dropped = {parts[number]: rows for number, rows in superseded(parts, list(key)).items()}
+    dropped = {parts[number]: rows for number, rows in superseded_rows(parts, list(key)).items()}
     small = [part for part in parts if part.stat().st_size < SMALL_PART and _rows(part) < FULL_ROWS]
     join = len(small) > FEW_PARTS or (by_prompt and not is_clustered(map(prompt_runs, small)))
     _rewrite(partition, dropped, small if join else (), by_prompt=by_prompt)
@@ -66,7 +66,7 @@ def _rewrite(
         for rows, parts in merged(list(group), dropped, by_prompt=by_prompt) if changed else ():
             if rows.num_rows:
                 partition.append(rows)
-            with refused(partition.path):
+            with storage_errors(partition.path):
                 for part in parts:
                     part.unlink(missing_ok=True)
 
@@ -77,7 +77,7 @@ def _rows(part: Path) -> int:
 
 def prompt_runs(part: Path) -> Bits:
     """The prompts of a part's rows as keys, one for each run of rows of the same prompt."""
-    return leading_bits(read_part(part, ["prompt_id"])["prompt_id"].rle().struct.field("value"))
+    return id_prefix64(read_part(part, ["prompt_id"])["prompt_id"].rle().struct.field("value"))
 
 
 def is_clustered(runs: Iterable[Bits]) -> bool:
@@ -111,7 +111,7 @@ def merged(
             continue  # some of them may have to wait, and what is written should be a full part
         complete, order = np.ones(waiting.num_rows, bool), np.arange(waiting.num_rows)
         if last is not None:
-            prompt = leading_bits(pl.Series(waiting["prompt_id"]))
+            prompt = id_prefix64(pl.Series(waiting["prompt_id"]))
             complete = last[1][np.searchsorted(last[0], prompt)] <= number
             complete |= np.count_nonzero(~complete) > MOST_WAITING
             _, first, of = np.unique(prompt, return_index=True, return_inverse=True)

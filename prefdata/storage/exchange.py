@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from prefdata.errors import InputError
-from prefdata.storage.atomic import is_abandoned, sync, temporaries, temporary_name
+from prefdata.storage.atomic import fsync_dir, is_abandoned, temporaries, temporary_name
 from prefdata.storage.lineage import SPEC_FILE
 
 WAIT = 2.0
@@ -31,7 +31,7 @@ def swap(new: Path, path: Path) -> Path | None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process has just put one there
                 raise
         else:
-            sync(path.parent)
+            fsync_dir(path.parent)
             return None
     old = temporary_name(path, "old")
     built = new.stat().st_ino
@@ -49,7 +49,7 @@ def swap(new: Path, path: Path) -> Path | None:
             if not os.path.lexists(path):
                 old.rename(path)
             raise
-    sync(path.parent)
+    fsync_dir(path.parent)
     return old
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from prefdata.keyed_random import among, distinct, leading_bits
+from prefdata.keyed_random import distinct, id_prefix64, isin_sorted
 from prefdata.storage.run import Partition
 from prefdata.storage.schemas import read_part
 
@@ -34,16 +34,16 @@ class CandidateKeySet:
         parts = [
             part
             for one in self._partitions
-            for part in (one.stored(read) if self._growing else one.readable())
+            for part in (one.stored(read) if self._growing else one.checked_parts())
             if part not in read
         ]
-        found = [leading_bits(read_part(part, ["candidate_id"])["candidate_id"]) for part in parts]
+        found = [id_prefix64(read_part(part, ["candidate_id"])["candidate_id"]) for part in parts]
         self._read.update(parts)
         self._keys = distinct(np.concatenate([self._keys, *found]))
 
     def has(self, candidate_ids: pl.Series) -> NDArray[np.bool_]:
         """Whether each id is there, shape (ids,)."""
-        return among(self._keys, leading_bits(candidate_ids))
+        return isin_sorted(self._keys, id_prefix64(candidate_ids))
 
     def lacks(self, other: CandidateKeySet) -> int:
         """How many candidates of another set are not in this one."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from prefdata.storage.leases import Claims
+from prefdata.storage.leases import WorkLeases
 
 Row = TypeVar("Row")
 Todo = TypeVar("Todo")
@@ -16,7 +16,7 @@ _WAIT_SECONDS = 1.0
 
 
 @dataclass
-class Shares(Generic[Row, Todo]):
+class LeasedWork(Generic[Row, Todo]):
     """The shares of a work, and what each of them lacks.
 
     Attributes:
@@ -26,7 +26,7 @@ class Shares(Generic[Row, Todo]):
         refresh: look again at what is stored, by others too.
     """
 
-    claims: Claims
+    claims: WorkLeases
     shares: Callable[[], Iterable[tuple[str, list[Row]]]]
     lacking: Callable[[list[Row]], list[Todo]]
     refresh: Callable[[], None]
@@ -49,11 +49,11 @@ class Shares(Generic[Row, Todo]):
         for name, rows in self.shares():
             todo = self.lacking(rows)
             if todo:
-                took = self.claims.take(name)
+                took = self.claims.acquire(name)
                 if took in ("left", "finished"):  # by another, who may have stored some of it since we looked
                     self.refresh()
                     todo = self.lacking(rows)
-                    took = self.claims.take(name, again=True) if took == "finished" and todo else took
+                    took = self.claims.acquire(name, again=True) if took == "finished" and todo else took
                 if took == "held":
                     held.append(name)
                     continue

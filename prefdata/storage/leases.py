@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from prefdata.storage.atomic import owner_is_alive, refused, this_process
+from prefdata.storage.atomic import owner_is_alive, storage_errors, this_process
 
 FOLDER = "_claims"
 
-Took = Literal["free", "left", "mine", "finished", "held"]
+LeaseState = Literal["free", "left", "mine", "finished", "held"]
 """How a share was found: free (now ours), left by a dead worker (now ours), ours already, finished by another worker
 that has gone, or held by one that lives."""
 
@@ -49,7 +49,7 @@ class _Watched:
     moved: bool = False
 
 
-class Claims:
+class WorkLeases:
     """One worker's claims on shares of the work in a folder; to be used as a context manager.
 
     Attributes:
@@ -69,7 +69,7 @@ class Claims:
         self._state_now = ""
 
     def __enter__(self) -> Self:
-        with refused(self.folder):
+        with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / self._me).write_text("")
         threading.Thread(target=self._beats, daemon=True).start()
@@ -83,7 +83,7 @@ class Claims:
         if not self.others():
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def take(self, share: str, *, again: bool = False) -> Took:
+    def acquire(self, share: str, *, again: bool = False) -> LeaseState:
         """Take a share unless another worker has it; `again` takes one that another had finished, too."""
         if share in self._taken:
             return "mine"
@@ -92,7 +92,7 @@ class Claims:
             self._taken.add(share)
         return took
 
-    def _take(self, share: str, again: bool) -> Took:
+    def _take(self, share: str, again: bool) -> LeaseState:
         generation = 0
         while True:
             if self._create(self.folder / f"{share}.{generation}"):
@@ -109,7 +109,7 @@ class Claims:
         end it itself: then none is. One of another machine that may be dead is watched until that is known.
         """
         self._say("ending")
-        while self.take(_END) == "held":
+        while self.acquire(_END) == "held":
             time.sleep(_POLL)
             if not self.folder.is_dir():
                 return False
@@ -145,7 +145,7 @@ class Claims:
 
     def _create(self, path: Path) -> bool:
         try:
-            with refused(self.folder), path.open("x") as file:
+            with storage_errors(self.folder), path.open("x") as file:
                 file.write(self._me)
         except FileExistsError:
             return False

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefdata.errors import InputError
 from prefdata.ids import canonical_json, digest
 from prefdata.specs import Spec
-from prefdata.storage.atomic import write_atomically
+from prefdata.storage.atomic import atomic_write
 from prefdata.storage.report import Report
 
 SPEC_FILE = "_spec.json"
@@ -87,9 +87,9 @@ class FileRecord(BaseModel):
 class Success(BaseModel):
     """What `_SUCCESS` says: the step's Report, the content's id, when it was finished, and every file that it is of.
 
-    `files` are named relative to the folder; None is what prefdata 0.1 wrote, without checksums. `seen` is how what was
-    read lay on disk then (`Partition.as_it_lies`), by name, where the step has looked: what lies as it did is what it
-    was.
+    `files` are named relative to the folder; None is what prefdata 0.1 wrote, without checksums. `seen` has the
+    `Partition.stat_fingerprint` of each input, by name, where the step has looked: an input with an equal one has not
+    changed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -118,7 +118,7 @@ def write_json(path: Path, model: BaseModel) -> None:
     """Write one of these files atomically, with a checksum of its own in it."""
     values = json.loads(model.model_dump_json())
     text = json.dumps({**values, "checksum": _checksum(values)}, indent=2, ensure_ascii=False)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    atomic_write(path, lambda file: file.write(text.encode()))
 
 
 def _checksum(values: dict[str, Any]) -> str:

@@ -25,14 +25,14 @@ import pyarrow.parquet as pq
 
 from prefdata.errors import InputError, PrefdataError, UsageError
 from prefdata.ids import digest
-from prefdata.parallel import ahead, cores
-from prefdata.storage.artifact import Folder
-from prefdata.storage.atomic import checksum, names_in, refused, stamp, sync, temporary_name, write_file
+from prefdata.parallel import prefetch_map, usable_cores
+from prefdata.storage.artifact import Artifact
+from prefdata.storage.atomic import checksum, fsync_dir, names_in, stamp, storage_errors, temporary_name, write_file
 from prefdata.storage.exchange import settle
 from prefdata.storage.leases import FOLDER as CLAIMS
 from prefdata.storage.lineage import FileRecord, Lineage, Outcome, Success
 from prefdata.storage.report import Report
-from prefdata.storage.schemas import Table, evenly, last_of_each, trimmed, write_parquet
+from prefdata.storage.schemas import Table, keep_last, rebatch, trimmed, write_parquet
 
 PART_ROWS = 250_000
 """Rows of a part where a partition is written in one go: each core writes one at a time."""
@@ -66,7 +66,7 @@ MADE_BY = {
 """The command that makes each table."""
 
 
-class Partition(Folder):
+class Partition(Artifact):
     """One partition of one table: `RUN/candidates/sampler=policy`."""
 
     def __init__(self, run: Path, table: Table, name: str) -> None:
@@ -91,7 +91,7 @@ class Partition(Folder):
     def content(self) -> str:
         """The id of what is in it now."""
         success = self.success()
-        return success.content if success else self.as_it_lies()
+        return success.content if success else self.stat_fingerprint()
 
     @property
     def intact(self) -> bool:
@@ -119,15 +119,15 @@ class Partition(Folder):
         found = [name for name in names_in(self.path) if name.startswith("part-") and name.endswith(".parquet")]
         return [self.path / name for name in sorted(found, key=lambda name: (_number(name), name))]
 
-    def readable(self) -> list[Path]:
+    def checked_parts(self) -> list[Path]:
         """The parts, in order, for whoever reads them one by one: all those that there should be, each one sound.
 
         Raises:
             InputError: a part is damaged, missing or one too many, or of another version of the contract.
         """
-        return [part for part, _ in self.sized()]
+        return [part for part, _ in self.parts_with_rows()]
 
-    def sized(self, *, sums: bool = True) -> list[tuple[Path, int]]:
+    def parts_with_rows(self, *, sums: bool = True) -> list[tuple[Path, int]]:
         """The parts, in order, each with its rows; raises what `readable` does.
 
         Without `sums` only their names and footers are looked at: enough to count rows, not to read them.
@@ -174,7 +174,7 @@ class Partition(Folder):
 
             upgrade(self, old, drop_orphans=drop_orphans)
 
-    def as_it_lies(self) -> str:
+    def stat_fingerprint(self) -> str:
         """The id of its parts by their names, which say what they hold."""
         return digest([part.name for part in self.parts()])
 
@@ -188,7 +188,7 @@ class Partition(Folder):
 
     def _write(self, rows: pa.Table, path: Path) -> Path:
         rows = self._signed(rows)
-        with refused(self.path):
+        with storage_errors(self.path):
             write_file(path, lambda file: write_parquet(rows, file))
         return path
 
@@ -196,10 +196,10 @@ class Partition(Folder):
         # Its number comes after those of all parts that it may supersede. The checksum is in the name, so that two
         # processes with one number have two names, and no part is ever without its checksum.
         number = max((_number(part.name) for part in self.parts()), default=-1) + 1
-        with refused(self.path):
+        with storage_errors(self.path):
             final = self.path / f"part-{number:05d}-{checksum(temporary)}.parquet"
             temporary.rename(final)
-            sync(self.path)
+            fsync_dir(self.path)
         return final
 
     def rewrite(self, rows: pa.Table, lineage: Lineage, report: Report) -> None:
@@ -249,8 +249,10 @@ class Partition(Folder):
         def written(rows: pa.Table) -> Path:
             return building._write(rows.combine_chunks(), temporary_name(path / "part.parquet"))
 
-        conformed = ahead(given(), self.table.conform, cores())
-        for temporary in ahead(evenly(self.table.empty(), conformed, PART_ROWS, PART_BYTES), written, cores()):
+        conformed = prefetch_map(given(), self.table.conform, usable_cores())
+        for temporary in prefetch_map(
+            rebatch(self.table.empty(), conformed, PART_ROWS, PART_BYTES), written, usable_cores()
+        ):
             building._place(temporary)
         return ended[0]
 
@@ -260,11 +262,11 @@ class Partition(Folder):
         Raises:
             InputError: a part is damaged, or was written by another version of the contract.
         """
-        parts = self.readable()
+        parts = self.checked_parts()
         wanted = None if columns is None else list(dict.fromkeys([*columns, *self.table.key]))
         tables = [self.table.read(part, wanted) for part in parts]
         rows = pa.concat_tables(tables) if tables else self.table.empty().select(wanted or self.table.schema.names)
-        rows = last_of_each(rows, self.table.key) if len(parts) > 1 else rows
+        rows = keep_last(rows, self.table.key) if len(parts) > 1 else rows
         return rows if columns is None else rows.select(list(columns))
 
     def refuse_lost(self, lost: int, asked: int) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from prefdata.errors import InputError, StorageError, UsageError, did_you_mean
 from prefdata.ids import without_nulls
-from prefdata.keyed_random import Bits, leading_bits
+from prefdata.keyed_random import Bits, id_prefix64
 from prefdata.specs import SampleSpec
 from prefdata.storage.run import Partition, Run
 from prefdata.storage.schemas import PROMPTS, TABLES, Table, read_part
@@ -123,7 +123,7 @@ def chosen_samplers(run: Run, samplers: tuple[str, ...] = ()) -> list[Partition]
 
 def candidate_files(run: Run) -> dict[str, str]:
     """The names, sizes and times of the files of candidates, as one id for each sampler."""
-    return {str(sampler): sampler.as_it_lies() for sampler in run.partitions("candidates")}
+    return {str(sampler): sampler.stat_fingerprint() for sampler in run.partitions("candidates")}
 
 
 def twins(sampler: Partition, others: Sequence[Partition]) -> list[Partition]:
@@ -154,7 +154,7 @@ SLICE = 256
 """Prompts that are read, claimed and planned at a time."""
 
 
-class PromptSlices:
+class PromptBatchReader:
     """The prompts of a run in their files' order, some hundred at a time: memory does not grow with their texts.
 
     A prompt that several sources hold comes once. Each slice has a name, the same in every process: `source-part-N`.
@@ -170,7 +170,7 @@ class PromptSlices:
             InputError: no prompt is left.
             UsageError: DuckDB does not take the condition.
         """
-        self._parts = [(one, part) for one in prompt_sources(run, partial=partial) for part in one.readable()]
+        self._parts = [(one, part) for one in prompt_sources(run, partial=partial) for part in one.checked_parts()]
         key, in_split = _keys_and_split([part for _, part in self._parts], split)
         wanted = np.zeros(len(key), dtype=bool)
         wanted[np.unique(key, return_index=True)[1]] = True  # each prompt where it stands first
@@ -208,7 +208,7 @@ def _keys_and_split(parts: list[Path], split: str) -> tuple[NDArray[np.uint64], 
     ids, splits = [np.empty(0, np.uint64)], [np.empty(0, bool)]
     for part in parts:
         frame = read_part(part, ["prompt_id", "split"])
-        ids.append(leading_bits(frame["prompt_id"]))
+        ids.append(id_prefix64(frame["prompt_id"]))
         splits.append((frame["split"] == split).to_numpy() | (split == "all"))
     return np.concatenate(ids), np.concatenate(splits)
 
@@ -234,7 +234,7 @@ def duckdb_views(
     from prefdata.sql.check import error_text
     from prefdata.sql.session import MEMORY_LIMIT, Session
 
-    views = {name: [_absolute(part) for one in some for part in one.readable()] for name, some in tables.items()}
+    views = {name: [_absolute(part) for one in some for part in one.checked_parts()] for name, some in tables.items()}
     readable = {str(part) for parts in [*views.values(), map(_absolute, files)] for part in parts}
     with Session(readable.__contains__, MEMORY if spill else MEMORY_LIMIT, spill) as session:
         try:
@@ -276,7 +276,7 @@ def matching_keys(
 
     with duckdb_views(tables, spill) as session:
         try:
-            batches = [leading_bits(pl.Series(batch.column(0))) for batch in session.batches(matches)]
+            batches = [id_prefix64(pl.Series(batch.column(0))) for batch in session.batches(matches)]
         except (duckdb.Error, UsageError) as error:
             raise UsageError(f"--where: {error_text(error)}") from None
     return np.concatenate([np.empty(0, np.uint64), *batches])

@@ -71,7 +71,7 @@ def nonzero(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 @dataclass
-class Account:
+class ReportBuilder:
     """What a step did with some of its rows; accounts of parts add up to that of the whole.
 
     `counts` are figures that add up, `sums` those that are means: a name, and (sum, count).
@@ -87,7 +87,7 @@ class Account:
         """Keep the reasons that occurred."""
         self.dropped = Counter(nonzero(self.dropped))
 
-    def __iadd__(self, other: Account) -> Self:
+    def __iadd__(self, other: ReportBuilder) -> Self:
         self.rows_in += other.rows_in
         self.rows_out += other.rows_out
         self.dropped.update(other.dropped)

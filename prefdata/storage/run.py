@@ -12,17 +12,17 @@ from typing import Any, Self
 
 from prefdata.errors import NotReady, StorageError, UsageError, did_you_mean
 from prefdata.ids import digest
-from prefdata.storage.artifact import Folder, State
+from prefdata.storage.artifact import Artifact, State
 from prefdata.storage.atomic import is_temporary, names_in, replaced_name
 from prefdata.storage.exchange import settle
 from prefdata.storage.lineage import Lineage, Outcome, Success
 from prefdata.storage.partition import LONGEST_NAME, MADE_BY, Partition
 from prefdata.storage.schemas import TABLES
 
-__all__ = ["MADE_BY", "Appender", "Folder", "Lineage", "Outcome", "Partition", "Run", "State", "Success", "name_of"]
+__all__ = ["MADE_BY", "Artifact", "Lineage", "Outcome", "PartWriter", "Partition", "Run", "State", "Success", "name_of"]
 
 
-class Appender:
+class PartWriter:
     """Rows, one at a time, into the parts of a partition.
 
     A part is written every `rows` rows or `seconds` seconds, and at the end: also when the end is an exception or

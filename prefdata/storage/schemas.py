@@ -273,7 +273,7 @@ def _leaves(path: str, kind: pa.DataType) -> list[str]:
     return [path]
 
 
-def evenly(empty: pa.Table, pieces: Iterable[pa.Table], rows: int, size: int) -> Iterator[pa.Table]:
+def rebatch(empty: pa.Table, pieces: Iterable[pa.Table], rows: int, size: int) -> Iterator[pa.Table]:
     """Give the rows of `pieces` in tables of so many rows, or of `size` bytes or little more where that is less.
 
     Where a table ends does not depend on the pieces. The rest is in the last one; there is one at least.
@@ -304,7 +304,7 @@ def _full(waiting: pa.Table, rows: int, size: int) -> int:
     return rows if most == rows else 0
 
 
-def superseded(parts: Sequence[Path], key: list[str]) -> dict[int, list[int]]:
+def superseded_rows(parts: Sequence[Path], key: list[str]) -> dict[int, list[int]]:
     """The rows of these parts whose key comes again later: row numbers, by the part's number.
 
     Keys are compared by a hash of 64 bits first, so that 8 bytes a row are held; only rows whose hash occurs twice are
@@ -331,7 +331,7 @@ def superseded(parts: Sequence[Path], key: list[str]) -> dict[int, list[int]]:
     return found
 
 
-def last_of_each(rows: pa.Table, key: Sequence[str]) -> pa.Table:
+def keep_last(rows: pa.Table, key: Sequence[str]) -> pa.Table:
     """The last row of each key, in their order."""
     numbered = rows.select(list(key)).append_column("__row", pa.array(range(rows.num_rows), pa.int64()))
     last = numbered.group_by(list(key)).aggregate([("__row", "max")])["__row_max"]
@@ -344,7 +344,7 @@ TABLES: dict[str, Table] = {table.name: table for table in _contracts()}
 PROMPTS, CANDIDATES, COMPARISONS, SCORES, SELECTIONS, PAIRS, UNPAIRED, GROUPS, DEMONSTRATIONS = TABLES.values()
 
 
-def rows_id(rows: pa.Table, key: str) -> str:
+def rows_hash(rows: pa.Table, key: str) -> str:
     """The id of a set of rows of plain columns: equal rows in any order, from any number of parts, have equal ids."""
     rows = rows.sort_by(key).combine_chunks()
     hashed = hashlib.sha256()

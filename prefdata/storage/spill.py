@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from prefdata.storage.atomic import is_abandoned, refused, temporary_name
+from prefdata.storage.atomic import is_abandoned, storage_errors, temporary_name
 from prefdata.storage.run import Run
 
 PUT_ROWS = 500_000
@@ -62,7 +62,7 @@ class SpillBuckets:
             self._write(int(number), some.to_arrow())
 
     def _write(self, number: int, rows: pa.Table) -> None:
-        with refused(self._folder):
+        with storage_errors(self._folder):
             if number not in self._open:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 file = self._path(number).open("wb")
@@ -76,7 +76,7 @@ class SpillBuckets:
         self._divide()
         if number not in self._open:
             return self._held[0]
-        with refused(self._folder):
+        with storage_errors(self._folder):
             self._open[number][0].flush()
         with pa.memory_map(str(self._path(number))) as file:
             return pl.DataFrame(pa.ipc.open_stream(file).read_all())
@@ -96,7 +96,7 @@ def spill_dir(run: Run) -> Iterator[Path]:
 
     It is made when something is written there: a run whose rows are few is not touched.
     """
-    with refused(run.path):
+    with storage_errors(run.path):
         for left in run.path.glob("_tmp-*-spill"):
             if left not in _OPEN and is_abandoned(left):
                 shutil.rmtree(left, ignore_errors=True)

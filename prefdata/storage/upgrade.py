@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 
 from prefdata.errors import InputError, SpecConflict, StorageError
-from prefdata.storage.leases import Claims
+from prefdata.storage.leases import WorkLeases
 from prefdata.storage.partition import MADE_BY, Partition
 from prefdata.storage.queries import candidate_files, duckdb_views, parquet_sql
 from prefdata.storage.report import Report
@@ -43,7 +43,7 @@ def upgrade(scores: Partition, old: Sequence[Path], *, drop_orphans: bool = Fals
         SpecConflict: another process is at work on the partition.
         StorageError: the run cannot be written.
     """
-    if busy := Claims(scores.path).busy():
+    if busy := WorkLeases(scores.path).busy():
         raise SpecConflict(
             f"{scores} was written by an earlier prefdata, and {busy} is at work on it: stop that first."
         )

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prefdata.errors import InputError, StorageError
-from prefdata.storage.atomic import refused, sync, temporary_name
+from prefdata.storage.atomic import fsync_dir, storage_errors, temporary_name
 
 
 def write(
@@ -39,12 +39,12 @@ def write(
     for number, slots in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{number}.{slot}": tensor for slot, tensor in slots.items()})
     temporary, text = temporary_name(path), json.dumps(state)
-    with refused(path):
+    with storage_errors(path):
         try:
             save_file(tensors, temporary, metadata={"state": text, "checksum": _checksum(tensors, text)})
-            sync(temporary)
+            fsync_dir(temporary)
             temporary.rename(path)
-            sync(path.parent)
+            fsync_dir(path.parent)
         except SafetensorError as error:
             raise StorageError(f"cannot write the checkpoint {path} ({error}). Free some space.") from None
         finally:

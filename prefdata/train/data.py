@@ -21,7 +21,7 @@ from prefdata.formats.files import RawRow
 from prefdata.formats.readers import HubName, hub_fingerprint, input_files, read
 from prefdata.formats.reading import Reader, ReadOptions
 from prefdata.ids import ID_DIGITS, digest, without_nulls
-from prefdata.storage.artifact import Folder
+from prefdata.storage.artifact import Artifact
 from prefdata.storage.lineage import SUCCESS_FILE
 from prefdata.storage.run import Partition, Run
 from prefdata.storage.schemas import TABLES
@@ -32,7 +32,7 @@ LABEL = ("margin", "probability", "weight", "verdict")
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """Data that was found.
 
     Attributes:
@@ -53,7 +53,9 @@ class Source:
         return ItemStream(Reader([self.name], options, read=lambda _: self.read()), needs, self.name)
 
 
-def find(data: Path | str, kind: Kind, *, part: str | None = None, demonstrations: str | None = None) -> Source:
+def open_source(
+    data: Path | str, kind: Kind, *, part: str | None = None, demonstrations: str | None = None
+) -> DataSource:
     """The data at `data`, without reading its rows.
 
     Args:
@@ -85,10 +87,10 @@ def find(data: Path | str, kind: Kind, *, part: str | None = None, demonstration
         read(name).close()  # type: ignore[attr-defined] # says what is wrong with the name
         hub = HubName.of(name)
         parents = {name: hub_fingerprint(hub)} if hub is not None else {name: digest(_hash_of_rows(read(name)))}
-        return Source(name, parents, lambda: read(name))
+        return DataSource(name, parents, lambda: read(name))
     # How a dataset_info.json beside them says the columns are called is part of what they are.
     beside = [info for folder in dict.fromkeys(file.parent for file in files) if (info := folder / INFO).is_file()]
-    return Source(name, {path.name: _hash([*files, *beside])}, lambda: read(name))
+    return DataSource(name, {path.name: _hash([*files, *beside])}, lambda: read(name))
 
 
 def _refuse_changed_export(path: Path) -> None:
@@ -97,7 +99,7 @@ def _refuse_changed_export(path: Path) -> None:
     Raises:
         InputError: a file of it is damaged, was changed or is missing.
     """
-    export = Folder(path)
+    export = Artifact(path)
     wrong = [name for name in (*export.changed(), *export.missing()) if name.startswith("data/")]
     if wrong:
         raise InputError(
@@ -116,7 +118,7 @@ def _hash_of_rows(rows: Iterator[RawRow]) -> list[str]:
     return [digest([row.row, str(row.values)]) for row in rows]
 
 
-def _preferences(run: Run, pairing: str | None) -> Source:
+def _preferences(run: Run, pairing: str | None) -> DataSource:
     pairs = run.only("pairs", pairing)
 
     def read() -> Iterator[RawRow]:
@@ -136,10 +138,10 @@ def _preferences(run: Run, pairing: str | None) -> Source:
             values |= {"chosen": turns_of(*said[:2]), "rejected": turns_of(*said[2:]), "split": split}
             yield RawRow(str(pairs), number, values)
 
-    return Source(str(pairs.path), {str(pairs): pairs.content}, read, run.path)
+    return DataSource(str(pairs.path), {str(pairs): pairs.content}, read, run.path)
 
 
-def _unpaired(run: Run, name: str | None) -> Source:
+def _unpaired(run: Run, name: str | None) -> DataSource:
     part = run.only("unpaired", name)
 
     def read() -> Iterator[RawRow]:
@@ -151,10 +153,10 @@ def _unpaired(run: Run, name: str | None) -> Source:
         for row, label in zip(made, rows["good"].to_pylist(), strict=True):
             yield RawRow(row.file, row.row, {**row.values, "label": label})
 
-    return Source(str(part.path), {str(part): part.content}, read, run.path)
+    return DataSource(str(part.path), {str(part): part.content}, read, run.path)
 
 
-def _groups(run: Run, name: str | None) -> Source:
+def _groups(run: Run, name: str | None) -> DataSource:
     part = run.only("groups", name)
 
     def read() -> Iterator[RawRow]:
@@ -168,10 +170,10 @@ def _groups(run: Run, name: str | None) -> Source:
             values = {"prompt": without_nulls(messages), "tools": tools, "split": split, "scores": scores}
             yield RawRow(str(part), number, {**values, "completions": [next(responses) for _ in scores]})
 
-    return Source(str(part.path), {str(part): part.content}, read, run.path)
+    return DataSource(str(part.path), {str(part): part.content}, read, run.path)
 
 
-def _demonstrations(run: Run, selector: str | None, name: str | None) -> Source:
+def _demonstrations(run: Run, selector: str | None, name: str | None) -> DataSource:
     unnamed = selector is None and name is None and not run.partitions("selections")
     if name is not None or (unnamed and run.partitions("demonstrations")):
         part, of_part = run.only("demonstrations", name), _all
@@ -186,7 +188,7 @@ def _demonstrations(run: Run, selector: str | None, name: str | None) -> Source:
         texts = _look_up(rows["candidate_id"], _texts(run), "candidate_id", part)
         yield from _imitate(str(part), asked, texts, rows["weight"] if "weight" in rows.column_names else None)
 
-    return Source(str(part.path), {str(part): part.content}, read, run.path)
+    return DataSource(str(part.path), {str(part): part.content}, read, run.path)
 
 
 def _all(part: Partition) -> pa.Table:
@@ -203,7 +205,7 @@ def _best(part: Partition) -> pa.Table:
     return rows.filter(first) if rows.num_rows else rows
 
 
-def _references(run: Run) -> Source:
+def _references(run: Run) -> DataSource:
     sources = run.all("prompts")
 
     def read() -> Iterator[RawRow]:
@@ -218,7 +220,7 @@ def _references(run: Run) -> Source:
         references = pa.table({"text": prompts["reference"], "message": pa.nulls(prompts.num_rows, pa.string())})
         yield from _imitate("prompts", prompts, references)
 
-    return Source(f"{run.path}/prompts", {str(source): source.content for source in sources}, read, run.path)
+    return DataSource(f"{run.path}/prompts", {str(source): source.content for source in sources}, read, run.path)
 
 
 def _imitate(

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from prefdata.errors import EngineError
 from prefdata.ids import seed as seed_of
-from prefdata.progress import Progress, quiet
-from prefdata.storage.atomic import refused
+from prefdata.progress import Progress, no_progress
+from prefdata.storage.atomic import storage_errors
 from prefdata.train import checkpoint as checkpoints
 from prefdata.train.batches import Example, micro_batches, step_indices, steps_per_epoch
 from prefdata.train.metrics import MetricMeans, MetricsWriter, RunMeans, stack_sums
@@ -67,7 +67,7 @@ class Loop:
         self.tokens = 0.0
         self.checked = 0
 
-    def run(self, progress: Progress = quiet) -> dict[str, float]:
+    def run(self, progress: Progress = no_progress) -> dict[str, float]:
         """Train to the end, from the folder's checkpoint where there is one.
 
         Returns:
@@ -81,7 +81,10 @@ class Loop:
         done = self.checked = state.get("step", 0)
         self.means, self.last = MetricMeans(state.get("means")), state.get("last", {})
         self.run_means = RunMeans(self.total, state.get("run_means"))
-        with refused(self.folder), closing(MetricsWriter(self.folder, state.get("position", 0), done + 1)) as writer:
+        with (
+            storage_errors(self.folder),
+            closing(MetricsWriter(self.folder, state.get("position", 0), done + 1)) as writer,
+        ):
             while done < self.total:
                 metrics = self._step(done)
                 self.means.add(metrics)

@@ -20,7 +20,7 @@ from prefdata.errors import ModelError
 from prefdata.ids import seed as seed_of
 from prefdata.models.files import ModelFiles
 from prefdata.models.loading import pick_device, read_weights, silenced
-from prefdata.storage.atomic import refused
+from prefdata.storage.atomic import storage_errors
 from prefdata.train.batches import Layout
 from prefdata.train.encode import Encoded
 from prefdata.train.self_check import check_trunk, is_reward_model, pick_layout
@@ -174,7 +174,7 @@ def save(loaded: LoadedModel, files: ModelFiles, chat: Chat, trained: Encoded, f
         del model.config.prefdata
     tokenizer.chat_template = None if plain else chat.saved_templates
     ends = [] if is_reward_model(model) else _declare(model.config, files, trained.ends)
-    with refused(folder), silenced():
+    with storage_errors(folder), silenced():
         model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):

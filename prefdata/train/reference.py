@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from prefdata.errors import UsageError
 from prefdata.ids import FORMAT, digest
-from prefdata.progress import Progress, quiet
-from prefdata.storage.atomic import checksum, refused, write_atomically
+from prefdata.progress import Progress, no_progress
+from prefdata.storage.atomic import atomic_write, checksum, storage_errors
 from prefdata.train.batches import Batch, Example, content_hash, micro_batches
 from prefdata.train.logps import response_logps
 from prefdata.train.models import LoadedModel
@@ -112,7 +112,7 @@ def cached_reference(
     revision: str,
     examples: Sequence[Example],
     cache: Path,
-    progress: Progress = quiet,
+    progress: Progress = no_progress,
     ld_alpha: float = 1.0,
 ) -> CachedReference:
     """The log-probabilities of every response under `loaded` as it is now, read from `cache` where they are there.
@@ -130,7 +130,7 @@ def cached_reference(
     identity |= {} if ld_alpha == 1 else {"ld_alpha": ld_alpha}
     windows = [(_key(identity, [examples[i] for i in window]), window) for window in _windows(examples, loaded)]
     known, done = _read(cache, {key for key, _ in windows}), 0
-    with refused(cache):
+    with storage_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
     with _Writer(cache) as writer:
         for key, window in windows:
@@ -200,7 +200,7 @@ class _Writer:
         encoded = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, _PART), encoded)
         path = self._cache / f"{xxhash.xxh3_64_hexdigest(encoded.getbuffer())}.parquet"
-        write_atomically(path, lambda file: file.write(encoded.getbuffer()))
+        atomic_write(path, lambda file: file.write(encoded.getbuffer()))
         self._waiting, self._since = {}, time.monotonic()
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from prefdata.specs import Group, how, what
+from prefdata.specs import Group, identity_field, runtime_field
 from prefdata.specs.base import changes_nothing
 from prefdata.specs.chat import ChatSpec
 from prefdata.train.objectives.catalog import LOSSES
@@ -24,100 +24,108 @@ OF_FILES = ("layout", "ignore", "one_means", "verdict")
 class TrainSpec(ChatSpec):
     """What every trainer is asked."""
 
-    model: str = what(description="The model to start from: a folder or a hub name.", group=Group.MODEL)
-    from_scratch: bool = what(
+    model: str = identity_field(description="The model to start from: a folder or a hub name.", group=Group.MODEL)
+    from_scratch: bool = identity_field(
         False,
         "Start from random weights drawn by the seed; the model folder then needs no weights, only its "
         "config.json and tokenizer.",
         group=Group.MODEL,
     )
-    epochs: int = what(1, "Passes over the data.", ge=1, group=Group.OPTIMISER)
-    max_steps: int | None = what(
+    epochs: int = identity_field(1, "Passes over the data.", ge=1, group=Group.OPTIMISER)
+    max_steps: int | None = identity_field(
         None,
         "Stop after so many optimiser steps, where the epochs have more; the learning rate falls over these.",
         ge=1,
         group=Group.OPTIMISER,
     )
-    lr: float = what(1e-5, "Peak learning rate of AdamW.", gt=0, group=Group.OPTIMISER)
-    batch_size: int = what(32, "Examples of one optimiser step (a pair is one example).", ge=1, group=Group.OPTIMISER)
-    warmup: float = what(
+    lr: float = identity_field(1e-5, "Peak learning rate of AdamW.", gt=0, group=Group.OPTIMISER)
+    batch_size: int = identity_field(
+        32, "Examples of one optimiser step (a pair is one example).", ge=1, group=Group.OPTIMISER
+    )
+    warmup: float = identity_field(
         0.1, "Share of all steps over which the learning rate rises from zero.", ge=0, lt=1, group=Group.OPTIMISER
     )
-    lr_scheduler: Literal["linear", "cosine", "constant"] = what(
+    lr_scheduler: Literal["linear", "cosine", "constant"] = identity_field(
         "linear",
         "The learning rate after the warm-up: falling to zero on a line or a cosine, or constant.",
         group=Group.OPTIMISER,
     )
-    weight_decay: float = what(
+    weight_decay: float = identity_field(
         0.0, "AdamW's decoupled weight decay, of weight matrices only.", ge=0, group=Group.OPTIMISER
     )
-    beta2: float = what(
+    beta2: float = identity_field(
         0.999,
         "AdamW's decay of squared gradients. 0.95 forgets sooner: for small models and batches.",
         ge=0,
         lt=1,
         group=Group.OPTIMISER,
     )
-    max_grad_norm: float = what(
+    max_grad_norm: float = identity_field(
         1.0, "Gradients of a larger norm, over all parameters, are scaled to it; 0 = off.", ge=0, group=Group.OPTIMISER
     )
-    max_length: int | None = what(
+    max_length: int | None = identity_field(
         None, "Most tokens of a prompt with one answer; the model's context unless given.", ge=2, group=Group.LENGTH
     )
-    on_long: Literal["error", "drop", "truncate"] = what(
+    on_long: Literal["error", "drop", "truncate"] = identity_field(
         "error",
         "What happens to longer examples: refuse the data and name them, leave them out, or cut the ends of "
         "their responses (end token included). Each is counted.",
         group=Group.LENGTH,
     )
-    layout: str | None = what(
+    layout: str | None = identity_field(
         None,
         "DATA in files: how rows are read, by a layout's name or a YAML file (found from the columns unless given).",
         group=Group.INPUT,
     )
-    ignore: tuple[str, ...] = what(
+    ignore: tuple[str, ...] = identity_field(
         (), "DATA in files: a column that is left out; may be given several times.", group=Group.INPUT
     )
-    one_means: Literal["first", "second"] | None = what(
+    one_means: Literal["first", "second"] | None = identity_field(
         None,
         "DATA in files: which response 1 stands for in verdicts of 0 and 1; it is never guessed.",
         group=Group.INPUT,
     )
-    verdict: str | None = what(None, "DATA in files: which verdict counts, where rows hold several.", group=Group.INPUT)
-    limit: int | None = what(None, "DATA in files: read this many rows only.", ge=1, group=Group.INPUT)
-    on_bad_rows: Literal["error", "drop", "quarantine"] = what(
+    verdict: str | None = identity_field(
+        None, "DATA in files: which verdict counts, where rows hold several.", group=Group.INPUT
+    )
+    limit: int | None = identity_field(None, "DATA in files: read this many rows only.", ge=1, group=Group.INPUT)
+    on_bad_rows: Literal["error", "drop", "quarantine"] = identity_field(
         "error",
         "What happens to rows that cannot be used, or whose response the chat template refuses or changes: refuse the "
         "data and name them, leave them out, or put them into OUT/quarantine.jsonl with the reason. Each is counted.",
         group=Group.INPUT,
     )
-    seed: int = what(0, "Seed of the order of the data, of dropout and of new weights.", ge=0, group=Group.OPTIMISER)
-    micro_tokens: int | None = how(
+    seed: int = identity_field(
+        0, "Seed of the order of the data, of dropout and of new weights.", ge=0, group=Group.OPTIMISER
+    )
+    micro_tokens: int | None = runtime_field(
         None,
         "Most tokens, padding included, that go through the model at once; 1024 on a CPU, 16384 on a GPU unless given.",
         ge=1,
         group=Group.HARDWARE,
     )
-    eval_every: int = how(
+    eval_every: int = runtime_field(
         0, "Steps between evaluations on the test split; 0 = only at the end.", ge=0, group=Group.CHECKPOINTS
     )
-    save_every: int = how(200, "Steps between checkpoints; 0 = none.", ge=0, group=Group.CHECKPOINTS)
-    log_every: int = how(1, "Steps that one line of metrics.jsonl is the mean of.", ge=1, group=Group.CHECKPOINTS)
-    device: str | None = how(
+    save_every: int = runtime_field(200, "Steps between checkpoints; 0 = none.", ge=0, group=Group.CHECKPOINTS)
+    log_every: int = runtime_field(
+        1, "Steps that one line of metrics.jsonl is the mean of.", ge=1, group=Group.CHECKPOINTS
+    )
+    device: str | None = runtime_field(
         None, "cpu, cuda or cuda:N; the GPU where there is one unless given.", group=Group.HARDWARE
     )
-    batch_layout: Literal["auto", "packed", "padded"] = how(
+    batch_layout: Literal["auto", "packed", "padded"] = runtime_field(
         "auto",
         "packed computes each prompt once for its responses, padded once with each; auto = packed where a check on the "
         "model finds the same numbers and gradients.",
         group=Group.HARDWARE,
     )
-    log_entropy: bool = how(
+    log_entropy: bool = runtime_field(
         False,
         "Log the mean entropy of the policy's distributions over trained tokens, in nats.",
         group=Group.CHECKPOINTS,
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = how(
+    dtype: Literal["auto", "float32", "bfloat16"] = runtime_field(
         "auto",
         "Precision of the matrix products; weights and optimiser stay float32. auto = bfloat16 on a GPU that "
         "has it, float32 elsewhere.",
@@ -184,12 +192,12 @@ class SftSpec(LossSpec):
     step: ClassVar[str] = "train sft"
     command: ClassVar[Command] = "sft"
 
-    loss: str = what("nll", "Which loss; they are listed below.", group=Group.LOSS)
-    lr: float = what(2e-5, "Peak learning rate of AdamW.", gt=0, group=Group.OPTIMISER)
-    selector: str | None = what(
+    loss: str = identity_field("nll", "Which loss; they are listed below.", group=Group.LOSS)
+    lr: float = identity_field(2e-5, "Peak learning rate of AdamW.", gt=0, group=Group.OPTIMISER)
+    selector: str | None = identity_field(
         None, "Which selection of a run to imitate, the best of each prompt (the only one).", group=Group.INPUT
     )
-    input: str | None = what(
+    input: str | None = identity_field(
         None,
         "Which demonstrations of a run to imitate, all of them (without a name only where it has no selection).",
         group=Group.INPUT,
@@ -205,12 +213,12 @@ class SftSpec(LossSpec):
 class PreferenceSpec(LossSpec):
     """What trainers on preferences are asked."""
 
-    on_contradiction: Literal["drop", "keep"] = what(
+    on_contradiction: Literal["drop", "keep"] = identity_field(
         "drop",
         "DATA in files: a pair and its reverse, which contradict each other: leave both out, or train on both.",
         group=Group.INPUT,
     )
-    score: str | None = what(
+    score: str | None = identity_field(
         None,
         "DATA in files: the column with the responses' scores, for losses of groups and ratings; -COLUMN where the "
         "smallest is best (scores, score, ratings, rating or ranks unless given).",
@@ -236,9 +244,9 @@ class RmSpec(PreferenceSpec):
     step: ClassVar[str] = "train rm"
     command: ClassVar[Command] = "rm"
 
-    loss: str = what("bradley-terry", "Which loss; they are listed below.", group=Group.LOSS)
-    pairing: str | None = what(None, "Which pairs of a run; the only ones unless given.", group=Group.INPUT)
-    input: str | None = what(
+    loss: str = identity_field("bradley-terry", "Which loss; they are listed below.", group=Group.LOSS)
+    pairing: str | None = identity_field(None, "Which pairs of a run; the only ones unless given.", group=Group.INPUT)
+    input: str | None = identity_field(
         None, "Which groups or labels of a run, for losses of those; the only ones unless given.", group=Group.INPUT
     )
     use_margin: bool | None = setting(
@@ -292,10 +300,10 @@ class DpoSpec(PreferenceSpec):
     step: ClassVar[str] = "train dpo"
     command: ClassVar[Command] = "dpo"
 
-    loss: str = what("sigmoid", "Which loss; they are listed below.", group=Group.LOSS)
-    lr: float = what(1e-6, "Peak learning rate of AdamW.", gt=0, group=Group.OPTIMISER)
-    pairing: str | None = what(None, "Which pairs of a run; the only ones unless given.", group=Group.INPUT)
-    input: str | None = what(
+    loss: str = identity_field("sigmoid", "Which loss; they are listed below.", group=Group.LOSS)
+    lr: float = identity_field(1e-6, "Peak learning rate of AdamW.", gt=0, group=Group.OPTIMISER)
+    pairing: str | None = identity_field(None, "Which pairs of a run; the only ones unless given.", group=Group.INPUT)
+    input: str | None = identity_field(
         None, "Which groups of a run, for losses of those; the only ones unless given.", group=Group.INPUT
     )
     beta: float | None = setting(
@@ -333,15 +341,15 @@ class DpoSpec(PreferenceSpec):
     sft_weight: float | None = setting("dpo", "sft_weight", "Weight of the best response's NLL.", ge=0)
     length_power: float | None = setting("dpo", "length_power", "Log-probabilities are over tokens^length-power.", ge=0)
 
-    ref_model: str | None = what(
+    ref_model: str | None = identity_field(
         None,
         "The reference: a folder or a hub name; the model that training starts from unless given.",
         group=Group.LOSS,
     )
-    sync_ref_every: int = what(
+    sync_ref_every: int = identity_field(
         0, "Steps between updates of the reference towards the policy (TR-DPO); 0 = none.", ge=0, group=Group.LOSS
     )
-    sync_ref_alpha: float = what(
+    sync_ref_alpha: float = identity_field(
         0.6, "The policy's share in such an update; 1 = replaces the reference.", gt=0, le=1, group=Group.LOSS
     )
 
@@ -369,10 +377,10 @@ class KtoSpec(LossSpec):
     step: ClassVar[str] = "train kto"
     command: ClassVar[Command] = "kto"
 
-    loss: str = what("kto", "Which loss; they are listed below.", group=Group.LOSS)
-    lr: float = what(1e-6, "Peak learning rate of AdamW.", gt=0, group=Group.OPTIMISER)
-    input: str | None = what(None, "Which labels of a run; the only ones unless given.", group=Group.INPUT)
-    pairing: str | None = what(
+    loss: str = identity_field("kto", "Which loss; they are listed below.", group=Group.LOSS)
+    lr: float = identity_field(1e-6, "Peak learning rate of AdamW.", gt=0, group=Group.OPTIMISER)
+    input: str | None = identity_field(None, "Which labels of a run; the only ones unless given.", group=Group.INPUT)
+    pairing: str | None = identity_field(
         None, "Which pairs of a run to take apart into good and bad responses, instead of labels.", group=Group.INPUT
     )
     beta: float | None = setting(

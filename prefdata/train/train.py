@@ -26,7 +26,7 @@ from prefdata.models.files import Kind, ModelFiles, identify
 from prefdata.progress import Progress, Watch, watched
 from prefdata.storage.exchange import refuse_place
 from prefdata.storage.report import Report
-from prefdata.storage.run import Folder, Lineage, Outcome, State
+from prefdata.storage.run import Artifact, Lineage, Outcome, State
 from prefdata.train import data as sources
 from prefdata.train.objectives.registry import WANTED, Data
 from prefdata.train.parsing import Kind as Layout
@@ -93,7 +93,7 @@ def train_sft(
         InputError: the data, the model or a setting is bad, or `out` holds something else; nothing was written.
         EngineError: training ran into numbers that are not finite.
     """
-    return _Training(data, spec, out, spec.selector, replace).run(replace, progress)
+    return _TrainingRun(data, spec, out, spec.selector, replace).run(replace, progress)
 
 
 def train_rm(
@@ -103,7 +103,7 @@ def train_rm(
 
     The score is read at the last token of the rendered conversation. Arguments and errors as in `train_sft`.
     """
-    return _Training(data, spec, out, _part(spec), replace).run(replace, progress)
+    return _TrainingRun(data, spec, out, _part(spec), replace).run(replace, progress)
 
 
 def train_dpo(
@@ -113,7 +113,7 @@ def train_dpo(
 
     Arguments and errors as in `train_sft`.
     """
-    return _Training(data, spec, out, _part(spec), replace).run(replace, progress)
+    return _TrainingRun(data, spec, out, _part(spec), replace).run(replace, progress)
 
 
 def train_kto(
@@ -123,7 +123,7 @@ def train_kto(
 
     Arguments and errors as in `train_sft`.
     """
-    return _Training(data, spec, out, _part(spec), replace).run(replace, progress)
+    return _TrainingRun(data, spec, out, _part(spec), replace).run(replace, progress)
 
 
 def _part(spec: RmSpec | DpoSpec | KtoSpec) -> str | None:
@@ -131,11 +131,11 @@ def _part(spec: RmSpec | DpoSpec | KtoSpec) -> str | None:
     return spec.input if spec.pairing is None else spec.pairing
 
 
-class _Training:
+class _TrainingRun:
     def __init__(self, data: Path | str, spec: LossSpec, out: Path | str, part: str | None, replace: bool) -> None:
-        self.folder = Folder(Path(out), (CHECKPOINT_FILE, *METRICS))
+        self.folder = Artifact(Path(out), (CHECKPOINT_FILE, *METRICS))
         self.kind: Layout = KINDS[spec.objective.data]
-        self.files = find_model(spec)
+        self.files = start_model(spec)
         if self.files.path is not None and self.files.path == Path(out).resolve():
             raise UsageError(f"{out} is the model that training starts from. Name another folder with --out.")
         self.spec = spec = dated(spec, [self.files], None if replace else began_on([self.folder]))
@@ -145,7 +145,7 @@ class _Training:
         demonstrations = spec.input if isinstance(spec, SftSpec) else None
         apart = isinstance(spec, KtoSpec) and spec.pairing is not None
         kind = "preferences" if apart else self.kind  # pairs of a run, whose sides are labelled
-        self.source = sources.find(data, kind, part=part, demonstrations=demonstrations)
+        self.source = sources.open_source(data, kind, part=part, demonstrations=demonstrations)
         self.lineage = Lineage.of(
             spec,
             self.source.parents,
@@ -191,7 +191,7 @@ class _Training:
         from prefdata.train.loop import Loop, evaluate
 
         started = time.monotonic()
-        data = Prepared(self, progress)
+        data = TrainingData(self, progress)
         progress.phase("loading the model")
         loaded = models.load(self.files, self.spec, data.chat.tokenizer)
         frozen = self._load_reference(loaded)
@@ -270,10 +270,10 @@ class _Training:
         return models.load(files, self.spec, tokenizer)
 
 
-class Prepared:
+class TrainingData:
     """The data of a training, tokenised: `train`, `test`, and the account of its rows."""
 
-    def __init__(self, training: _Training, progress: Progress) -> None:
+    def __init__(self, training: _TrainingRun, progress: Progress) -> None:
         from prefdata.train.encode import Encoder
         from prefdata.train.models import load_chat
         from prefdata.train.objectives.fitting import fit
@@ -349,7 +349,7 @@ def _account(rows: int, dropped: dict[str, int]) -> str:
     return f"{rows} rows, {reasons or 'all of them in the test split'}"
 
 
-def find_model(spec: TrainSpec) -> ModelFiles:
+def start_model(spec: TrainSpec) -> ModelFiles:
     """The model that training starts from.
 
     Raises:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from prefdata.candidates.job import Job
-from prefdata.candidates.sample import dry_run, sample, samples, swept
+from prefdata.candidates.job import SamplingJob
+from prefdata.candidates.sample import dry_run, expand_sweep, sample, sample_many
 from prefdata.chat import clock
 from prefdata.chat.clock import dated, frozen, with_date
 from prefdata.chat.encoder import Chat
@@ -157,11 +157,11 @@ def test_a_conversation_that_makes_it_read_the_clock_is_an_error_with_the_way_ou
 def test_a_date_that_nothing_reads_is_refused(run: Run, model, tiny_policy: Path, tiny_reward_model: Path) -> None:
     says = {"chat_template_date": "2025-03-01"}
     with pytest.raises(UsageError, match="changes nothing"):
-        Job.of(run, SampleSpec(model=str(tiny_policy), **says))
+        SamplingJob.of(run, SampleSpec(model=str(tiny_policy), **says))
     with pytest.raises(UsageError, match="changes nothing"):
-        Job.of(run, SampleSpec(model=str(model()), raw=True, **says))
+        SamplingJob.of(run, SampleSpec(model=str(model()), raw=True, **says))
     with pytest.raises(UsageError, match="changes nothing"):
-        Job.of(run, SampleSpec(model="m", engine="openai", **says))
+        SamplingJob.of(run, SampleSpec(model="m", engine="openai", **says))
     with pytest.raises(UsageError, match="changes nothing"):
         dated_scorer(RankSpec(reward_model=str(tiny_reward_model), **says))
     with pytest.raises(UsageError, match="goes with"):
@@ -204,9 +204,9 @@ def test_the_same_command_on_the_next_day_continues_with_the_first_days_date(
 
 def test_a_sweep_has_one_date(run: Run, model, on) -> None:
     spec = SampleSpec(model=str(model()), n=1, max_tokens=4, name="s")
-    samples(run, swept(spec.model_copy(update={"sweep": ("temperature=0.5",)})))
+    sample_many(run, expand_sweep(spec.model_copy(update={"sweep": ("temperature=0.5",)})))
     on("2025-03-02")
-    samples(run, swept(spec.model_copy(update={"sweep": ("temperature=1.5,0.5",)})))
+    sample_many(run, expand_sweep(spec.model_copy(update={"sweep": ("temperature=1.5,0.5",)})))
     dates = {p.lineage().spec["chat_template_date"] for p in run.partitions("candidates")}
     assert (dates, len(run.partitions("candidates"))) == ({"2025-03-01"}, 2)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from prefdata.chat.encoder import Chat, shared_prefix
 from prefdata.chat.template import ResponseChanged
 from prefdata.models.files import identify
-from prefdata.scorers.classifier.rendering import Texts
-from prefdata.scorers.protocol import Item
+from prefdata.scorers.classifier.rendering import TextRenderer
+from prefdata.scorers.protocol import ScoringItem
 from prefdata.specs.chat import TemplateChoice
 from prefdata.train.encode import Encoder
 from prefdata.train.parsing import Row, parse
@@ -58,7 +58,7 @@ def test_training_ranking_likelihood_and_sampling_read_the_same_ids(tokenizer, f
         answered = chat.answered(messages, response)
         assert [*answered.prompt, *answered.ids] == whole
         assert answered.prompt == chat.prompt_ids(messages)[: len(answered.prompt)]
-        (row,) = Texts(chat).prepare([Item("k", messages, response, False)]).rows
+        (row,) = TextRenderer(chat).prepare([ScoringItem("k", messages, response, False)]).rows
         assert row.ids == whole
         if other.split() != response.split() and other.strip():  # else they are no pair
             assert trained(chat, messages, response, other)[0] == whole
@@ -100,7 +100,7 @@ def test_reasoning_that_the_template_drops_is_never_read_in_silence(tokenizer):
     chat, response = chat_of(tokenizer, REASONING), "It is an arachnid, which have eight.\n</think>\n\nEight."
     with pytest.raises(ResponseChanged, match=r"leaves out a part of the response: 'It is an arachnid.*</think>'"):
         chat.conversation([USER], response)
-    found = Texts(chat).prepare([Item("k", (USER,), response, False)])
+    found = TextRenderer(chat).prepare([ScoringItem("k", (USER,), response, False)])
     assert (found.rows, [s.reason for s in found.refused]) == ([], ["changed_by_template"])
 
 
@@ -142,6 +142,6 @@ def test_the_engine_and_the_models_read_what_the_encoder_gives(family, make_poli
     _, asked = LanguageModel(policy, device="cpu").answer(EARLIER, "Eight.")
     assert [*asked.prompt, *asked.ids] == whole
     assert TransformersGenerator(policy, device="cpu").render(EARLIER) == chat.prompt_ids(EARLIER)
-    (row,) = RewardModel(reward, device="cpu").texts.prepare([Item("k", EARLIER, "Eight.", False)]).rows
+    (row,) = RewardModel(reward, device="cpu").texts.prepare([ScoringItem("k", EARLIER, "Eight.", False)]).rows
     assert row.ids == whole
     assert len(asked.prompt) == shared_prefix(chat.prompt_ids(EARLIER), whole)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fake_server import KEY, FakeServer
 
-from prefdata.engines.open import open_generator, served
+from prefdata.engines.open import open_generator, remote_model_files
 from prefdata.engines.openai import client
 from prefdata.specs import ModelSpec
 
@@ -30,7 +30,7 @@ def connect(fake: FakeServer) -> Iterator[Callable[..., Any]]:
 
     def make(**settings: Any) -> Any:
         spec = ModelSpec(**{"model": "m", "engine": "openai", "base_url": fake.url, "timeout": 120.0, **settings})
-        opened.append(open_generator(spec, served(spec), "openai"))
+        opened.append(open_generator(spec, remote_model_files(spec), "openai"))
         return opened[-1]
 
     yield make

@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefdata.engines.open import open_generator, served
+from prefdata.engines.open import open_generator, remote_model_files
 from prefdata.engines.openai.address import Address, without_secrets
 from prefdata.errors import EngineError, UsageError
 from prefdata.specs import ModelSpec
@@ -97,7 +97,7 @@ def ask(url: str, **more: Any) -> list[Any]:
     from prefdata.engines.protocol import Request, Sampling
 
     spec = ModelSpec(model="m", engine="openai", base_url=url, retries=0, timeout=5.0, **more)
-    generator = open_generator(spec, served(spec), "openai")
+    generator = open_generator(spec, remote_model_files(spec), "openai")
     sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=20)
     try:
         return list(generator.generate([Request("k", (), 0, sampling, ({"role": "user", "content": "hi"},))]))

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from prefdata.engines.hf.beam_search import Beam, BeamRequest, Group
+from prefdata.engines.hf.beam_search import Beam, BeamGroup, BeamRequest
 from prefdata.engines.hf.generator import TransformersGenerator
 from prefdata.engines.protocol import Completion, Rejection, Sampling
 from prefdata.models.files import identify
@@ -153,7 +153,7 @@ def test_a_stop_text_ends_a_beam(engine, penalty):
 
 
 def test_a_group_is_done_when_nothing_open_can_be_better():
-    group = Group(2, [Beam(0.0)])
+    group = BeamGroup(2, [Beam(0.0)])
     group.close([Beam(-1.0, (5,))], [Beam(-1.5, (6,)), Beam(-2.0, (7,))])
     assert not group.done  # one of two is finished
     group.close([Beam(-2.2, (6, 5))], [Beam(-2.1, (6, 6)), Beam(-4.0, (7, 7))])

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from prefdata import ids
-from prefdata.engines.open import open_generator, served
+from prefdata.engines.open import open_generator, remote_model_files
 from prefdata.engines.protocol import Completion, Rejection, Request, Sampling
 from prefdata.models.files import identify
 from prefdata.specs import EngineSpec, ModelSpec
@@ -34,7 +34,7 @@ def engine(request, tiny_policy):
     if request.param == "openai":
         url = request.getfixturevalue("tiny_server")
         spec = ModelSpec(model="policy", engine="openai", base_url=url, tokenizer=str(tiny_policy))
-        generator = open_generator(spec, served(spec), "openai")
+        generator = open_generator(spec, remote_model_files(spec), "openai")
     elif request.param == "vllm":
         from prefdata.engines.vllm.generator import VllmGenerator
 

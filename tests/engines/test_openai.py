@@ -16,7 +16,7 @@ import pytest
 from fake_server import KEY, chat, error
 
 from prefdata.chat.template import TemplateRefusal
-from prefdata.engines.open import open_generator, served
+from prefdata.engines.open import open_generator, remote_model_files
 from prefdata.engines.protocol import Completion, Rejection, Request, Sampling
 from prefdata.errors import EngineError, ModelError, UsageError
 from prefdata.specs import ModelSpec
@@ -424,7 +424,7 @@ def test_vllm_serve_with_token_ids_and_by_its_own_template(sample_server, bundle
     expected = answers(bundled, asked)
     for tokenizer in (str(SAMPLE_POLICY), None):
         spec = ModelSpec(model="policy", engine="openai", base_url=sample_server, tokenizer=tokenizer)
-        generator = open_generator(spec, served(spec), "openai")
+        generator = open_generator(spec, remote_model_files(spec), "openai")
         found = answers(generator, asked)
         generator.close()
         assert (generator.context_length, generator.notes, set(generator.versions)) == (256, (), {"server"})
@@ -440,7 +440,7 @@ def test_vllm_serve_with_token_ids_and_by_its_own_template(sample_server, bundle
 def test_vllm_serve_has_its_own_context_and_errors(sample_server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-tests")
     spec = ModelSpec(model="policy", engine="openai", base_url=sample_server)
-    generator = open_generator(spec, served(spec), "openai")
+    generator = open_generator(spec, remote_model_files(spec), "openai")
     messages = tuple(bundled_prompts(1)[0])
     endless = ({"role": "user", "content": "a film " * 400},)
     found = answers(
@@ -456,13 +456,13 @@ def test_vllm_serve_has_its_own_context_and_errors(sample_server, monkeypatch):
     assert (found["long"].status, found["hot"].status) == ("prompt_too_long", "rejected")
     assert "temperature" in found["hot"].detail
     other = spec.model_copy(update={"model": "polict"})
-    generator = open_generator(other, served(other), "openai")
+    generator = open_generator(other, remote_model_files(other), "openai")
     with pytest.raises(EngineError, match='Did you mean "policy"'):
         list(generator.generate([Request("k", (), 0, PLAIN, messages)]))
     generator.close()
     monkeypatch.setenv("OPENAI_API_KEY", "sk-another")
     with pytest.raises(EngineError, match="does not take the key in OPENAI_API_KEY") as wrong:
-        open_generator(spec, served(spec), "openai")
+        open_generator(spec, remote_model_files(spec), "openai")
     assert "sk-another" not in str(wrong.value)
 
 
@@ -481,7 +481,7 @@ def test_vllm_serve_with_a_model_without_a_template(tiny_server, make_policy, tm
     expected = answers(local, asked)
     for tokenizer in (str(folder), None):
         spec = ModelSpec(model="policy", engine="openai", base_url=tiny_server, raw=True, tokenizer=tokenizer)
-        generator = open_generator(spec, served(spec), "openai")
+        generator = open_generator(spec, remote_model_files(spec), "openai")
         found = answers(generator, asked)
         generator.close()
         assert {key: a.token_ids for key, a in found.items()} == {key: a.token_ids for key, a in expected.items()}

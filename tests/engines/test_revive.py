@@ -14,7 +14,7 @@ import pytest
 from kept_engines import SMALL
 
 from prefdata.engines.protocol import Completion, Rejection, Request, Sampling
-from prefdata.engines.restart import revived
+from prefdata.engines.restart import with_restart
 from prefdata.errors import EngineError
 from prefdata.models.files import ModelFiles, identify
 from prefdata.specs import EngineSpec
@@ -67,7 +67,7 @@ def frail():
 
     def make(dies):
         asked: Counter[str] = Counter()
-        return revived(lambda: Frail(dies, asked)), asked
+        return with_restart(lambda: Frail(dies, asked)), asked
 
     return make
 
@@ -147,7 +147,7 @@ def test_an_engine_that_dies_of_nothing_is_given_up(frail):
             raise EngineError("no air")
             yield
 
-    generator = revived(lambda: Empty(None, Counter()))
+    generator = with_restart(lambda: Empty(None, Counter()))
     with pytest.raises(EngineError, match="no air"):
         answers(generator, requests(3))
     assert Frail.lives == 4
@@ -158,7 +158,7 @@ def test_an_engine_that_cannot_be_opened_says_so():
         raise EngineError("no GPU")
 
     with pytest.raises(EngineError, match="no GPU"):
-        revived(fail)
+        with_restart(fail)
 
 
 def test_other_errors_pass(frail):
@@ -177,7 +177,7 @@ def test_a_server_is_not_ours_to_start_again():
         name = "openai"
 
     generator = Remote(None, Counter())
-    assert revived(lambda: generator) is generator
+    assert with_restart(lambda: generator) is generator
 
 
 @pytest.mark.vllm
@@ -192,7 +192,7 @@ def test_vllm_killed_in_the_middle(tiny_policy):
         opened.append(VllmGenerator(identify(str(tiny_policy), "causal-lm"), spec))
         return opened[-1]
 
-    generator = revived(start)
+    generator = with_restart(start)
 
     def asked() -> Iterator[Request]:
         for i in range(400):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from prefdata.engines.hf import batch_state as module
-from prefdata.engines.hf.batch_state import RoomyLayer, Rows, packed
+from prefdata.engines.hf.batch_state import BatchState, PreallocatedCacheLayer, packed
 
 SIZES = {"vocab_size": 50, "max_position_embeddings": 96}
 SMALL = {**SIZES, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -47,7 +47,7 @@ def test_appending_and_selecting_give_what_one_pass_gives(make, monkeypatch):
     net, source = make().eval(), random.Random(0)
     prompts = [tuple(source.choices(range(50), k=k)) for k in (3, 11, 3, 20, 7)]
     prompts[2] = prompts[0]
-    rows, texts = Rows(net, prompts, 96), [list(prompt) for prompt in prompts]
+    rows, texts = BatchState(net, prompts, 96), [list(prompt) for prompt in prompts]
     for step in range(40):
         for row, text in enumerate(texts):
             torch.testing.assert_close(rows.logits[row], whole(net, text), atol=1e-4, rtol=1e-4)
@@ -64,7 +64,7 @@ def test_appending_and_selecting_give_what_one_pass_gives(make, monkeypatch):
 def test_a_row_may_run_past_the_positions_of_the_network():
     """One that has ended stays until enough others have; GPT-2 has no position 96 to look up."""
     net = gpt2().eval()
-    rows = Rows(net, [tuple([1] * 95), (1, 2)], 96)
+    rows = BatchState(net, [tuple([1] * 95), (1, 2)], 96)
     for token in (3, 4, 5):
         rows.append(torch.tensor([token, token]))
     torch.testing.assert_close(rows.logits[1], whole(net, [1, 2, 3, 4, 5]), atol=1e-4, rtol=1e-4)
@@ -75,13 +75,13 @@ def test_a_prompt_that_rows_share_is_computed_once():
     net, sizes = llama().eval(), []
     forward = net.forward
     net.forward = lambda **given: sizes.append(tuple(given["input_ids"].shape)) or forward(**given)
-    rows = Rows(net, [(1, 2, 3)] * 4 + [(4, 5)], 96)
+    rows = BatchState(net, [(1, 2, 3)] * 4 + [(4, 5)], 96)
     assert sizes == [(2, 3)]
     assert rows.logits.shape == (5, 50)
 
 
 def test_a_token_and_a_row_that_goes_copy_no_other():
-    layer, states = RoomyLayer(), torch.arange(24.0).view(4, 1, 3, 2)
+    layer, states = PreallocatedCacheLayer(), torch.arange(24.0).view(4, 1, 3, 2)
     first, _ = layer.update(states, states)
     layer.batch_select_indices(packed(torch.tensor([True, False, True, True])))
     second, _ = layer.update(states[:3, :, :1], states[:3, :, :1])

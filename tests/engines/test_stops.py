@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from prefdata.chat.encoder import Chat
 from prefdata.engines.protocol import Sampling
-from prefdata.engines.stop_strings import StopTexts, before_stop
+from prefdata.engines.stop_strings import StopStrings, before_stop
 
 
 @pytest.fixture(scope="module")
 def texts(tiny_policy):
-    return StopTexts(Chat.load(tiny_policy, name="tiny"), 260)
+    return StopStrings(Chat.load(tiny_policy, name="tiny"), 260)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_pieces_keep_spaces_and_cover_the_models_tokens(texts):
     st.text("ab🎬ö.", max_size=10), st.sampled_from([("🎬",), ("ö.", "b"), ("ab",), (".", "🎬ö")]), st.integers(0, 6)
 )
 def test_watching_token_by_token_finds_what_reading_everything_finds(tiny_chat, text, stop, min_tokens):
-    texts = StopTexts(tiny_chat, 260)
+    texts = StopStrings(tiny_chat, 260)
     ids = tiny_chat.tokenizer.encode(text, add_special_tokens=False)
     how = Sampling(1.0, 1.0, 0, 99, stop=stop, min_tokens=min_tokens)
     watch = texts.watch([Sampling(1.0, 1.0, 0, 99), how], torch.device("cpu"))

@@ -19,8 +19,8 @@ from prefdata.explore.curves.curves import LARGEST, SCHEMA, curves
 from prefdata.explore.curves.groups import group
 from prefdata.specs import IngestSpec, RankSpec, SampleSpec
 from prefdata.stats import best_of_n
-from prefdata.stats.bootstrap import LOTS, interval, intervals, lots
-from prefdata.stats.extrapolation import continued
+from prefdata.stats.bootstrap import LOTS, bootstrap_blocks, bootstrap_interval, bootstrap_intervals
+from prefdata.stats.extrapolation import extrapolate
 from prefdata.storage.run import Run
 
 
@@ -193,7 +193,7 @@ def test_the_plan_beyond_what_is_measured(tmp_path: Path) -> None:
     # The best of 3 is 2 and three times 4: 3.5, and always 4. The two others: 3, 4.5 and 6.
     known = np.array([[(15 * 3 + 15 * 11 / 3 + 2 * 3) / 32, (15 * 3.5 + 15 * 4 + 2 * 4.5) / 32, (30 * 4 + 2 * 6) / 32]])
     assert [value(found, "max", "a", n) for n in (2, 3, 4)] == pytest.approx(known[0])
-    likely, least, most = continued(known, 6.0, 4, [16])
+    likely, least, most = extrapolate(known, 6.0, 4, [16])
     assert value(found, "max", "a", 16) == pytest.approx(likely.item())
     # The interval holds both bounds, and what resampling the prompts makes of them.
     assert value(found, "max", "a", 16, "low") < least.item() < likely.item() < most.item()
@@ -282,7 +282,7 @@ def test_the_highest_of_many_is_not_told_to_have_fallen_by_chance(tmp_path: Path
     by_n = best_of_n.value_of_best(proxy, gold, range(1, 17))
     lost = by_n[:, by_n.mean(axis=0).argmax()] - by_n[:, -1]
     assert fall == pytest.approx(lost.mean())
-    one_low, one_high = interval(lost)
+    one_low, one_high = bootstrap_interval(lost)
     assert low < 0 < one_low < fall < one_high < high
 
 
@@ -369,8 +369,8 @@ def test_wrong_numbers(run: Run) -> None:
 
 
 def test_lots_are_of_one_size_and_few_prompts_are_their_own() -> None:
-    assert lots(7).tolist() == list(range(7))
-    sizes = np.bincount(lots(3 * LOTS + 5))
+    assert bootstrap_blocks(7).tolist() == list(range(7))
+    sizes = np.bincount(bootstrap_blocks(3 * LOTS + 5))
     assert sizes.size == LOTS
     assert set(sizes) == {3, 4}
 
@@ -378,7 +378,7 @@ def test_lots_are_of_one_size_and_few_prompts_are_their_own() -> None:
 def test_the_interval_of_many_prompts_is_that_of_the_mean() -> None:
     """Beyond LOTS prompts the interval is still 1.96 standard errors each way, though lots are resampled."""
     rates = np.sort(np.random.default_rng(5).exponential(size=50_000))  # sorted: lots must not be neighbours
-    low, high = interval(rates)
+    low, high = bootstrap_interval(rates)
     error = rates.std() / math.sqrt(rates.size)
     assert (high - low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.06)
     assert low < rates.mean() < high
@@ -386,10 +386,10 @@ def test_the_interval_of_many_prompts_is_that_of_the_mean() -> None:
 
 def test_intervals_are_each_one_s_interval() -> None:
     values = np.random.default_rng(6).random((40, 3))
-    low, high = intervals(values)
+    low, high = bootstrap_intervals(values)
     for column in range(3):
-        assert interval(values[:, column]) == pytest.approx((low[column], high[column]))
-    assert np.isnan(intervals(values[:1])).all()
+        assert bootstrap_interval(values[:, column]) == pytest.approx((low[column], high[column]))
+    assert np.isnan(bootstrap_intervals(values[:1])).all()
 
 
 def test_the_page(prefdata, run: Run) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdata.stats import best_of_n as e
-from prefdata.stats.extrapolation import anchors, continued, reach
+from prefdata.stats.extrapolation import extrapolate, fit_points, max_n
 
 NORMAL, UNIFORM, EXPONENTIAL, RARE, RARE_BY_PROMPT = (
     e.normal_maxima,
@@ -21,18 +21,18 @@ NORMAL, UNIFORM, EXPONENTIAL, RARE, RARE_BY_PROMPT = (
 
 
 def test_how_far_it_goes() -> None:
-    assert reach(60, 3) == 3  # fewer than 4 tell nothing
-    assert reach(1000, 4) == 32
-    assert reach(1000, 16) == 128
-    assert reach(32, 4) == 16  # 128 scores, 8 for each
-    assert reach(5, 8) == 8
+    assert max_n(60, 3) == 3  # fewer than 4 tell nothing
+    assert max_n(1000, 4) == 32
+    assert max_n(1000, 16) == 128
+    assert max_n(32, 4) == 16  # 128 scores, 8 for each
+    assert max_n(5, 8) == 8
 
 
 def test_what_it_goes_on_from() -> None:
-    assert anchors(4) == (2, 3, 4)
-    assert anchors(7) == (5, 6, 7)
-    assert anchors(8) == (4, 6, 8)
-    assert anchors(16) == (8, 12, 16)
+    assert fit_points(4) == (2, 3, 4)
+    assert fit_points(7) == (5, 6, 7)
+    assert fit_points(8) == (4, 6, 8)
+    assert fit_points(16) == (8, 12, 16)
 
 
 def test_three_continuations_by_hand() -> None:
@@ -40,29 +40,29 @@ def test_three_continuations_by_hand() -> None:
 
     At least: gains 2 and 1, then 1/2 and 1/4. At most: of 3 there remain 3/4, and 3/4 of that.
     """
-    likely, least, most = continued(np.array([0.0, 2, 3]), 6.0, 4, [5, 6])
+    likely, least, most = extrapolate(np.array([0.0, 2, 3]), 6.0, 4, [5, 6])
     assert likely == pytest.approx([3.6, 4], abs=1e-6)
     assert least == pytest.approx([3.5, 3.75])
     assert most == pytest.approx([6 - 9 / 4, 6 - 27 / 16])
     # With 8 known a step is 2.
-    assert continued(np.array([0.0, 2, 3]), 6.0, 8, [10, 12])[0] == pytest.approx(likely)
+    assert extrapolate(np.array([0.0, 2, 3]), 6.0, 8, [10, 12])[0] == pytest.approx(likely)
 
 
 def test_chances_that_all_prompts_share_leave_nothing_open() -> None:
     # What remains is 2, 1 and 1/2: it halves.
-    for found in continued(np.array([0.0, 1, 1.5]), 2.0, 4, [5, 6]):
+    for found in extrapolate(np.array([0.0, 1, 1.5]), 2.0, 4, [5, 6]):
         assert found == pytest.approx([1.75, 1.875], abs=1e-6)
 
 
 def test_gains_that_grow_are_noise() -> None:
     # 4, 3.9 and 1 remain: from 4 to 1 in two steps is a half in each.
-    for found in continued(np.array([0.0, 0.1, 3]), 4.0, 4, [5]):
+    for found in extrapolate(np.array([0.0, 0.1, 3]), 4.0, 4, [5]):
         assert found == pytest.approx([3.5], abs=1e-6)
 
 
 def test_what_gains_nothing_goes_on_so() -> None:
     for means, ceiling in (([3.0, 3, 3], 3.0), ([3.0, 3, 3], 9.0), ([1.0, 2, 3], 3.0), ([0.1, 0.1, 0.3], 0.3)):
-        for found in continued(np.array(means), ceiling, 4, [5, 32]):
+        for found in extrapolate(np.array(means), ceiling, 4, [5, 32]):
             assert found == pytest.approx([means[-1]] * 2)
 
 
@@ -79,7 +79,7 @@ def test_what_gains_nothing_goes_on_so() -> None:
 )
 def test_laws_that_are_known(law, ceiling: float, within: float, known: int, far: int) -> None:
     """A ceiling as 1,000 prompts see it for the two laws that have none. `within` is a share of the gain over one."""
-    likely, least, most = continued(law(anchors(known)), ceiling, known, [far])
+    likely, least, most = extrapolate(law(fit_points(known)), ceiling, known, [far])
     (first, exact) = law([1, far])
     assert least[0] - 1e-9 <= exact <= most[0] + 1e-9
     assert likely[0] == pytest.approx(exact, abs=within * (exact - first))
@@ -87,7 +87,7 @@ def test_laws_that_are_known(law, ceiling: float, within: float, known: int, far
 
 def test_half_of_the_prompts_never_succeed() -> None:
     """Nothing tells them from those that seldom do: the likely curve is too high, and the interval is for that."""
-    likely, least, most = continued(np.array([(1 - 0.9**n) / 2 for n in anchors(8)]), 1.0, 8, [32])
+    likely, least, most = extrapolate(np.array([(1 - 0.9**n) / 2 for n in fit_points(8)]), 1.0, 8, [32])
     exact = (1 - 0.9**32) / 2
     assert least[0] - 1e-9 <= exact < likely[0] < most[0]
 
@@ -106,7 +106,7 @@ def test_the_truth_lies_between_whatever_the_laws(chances: list[list[int]], know
     def exact(n: int) -> float:
         return float(5 - (below**n).mean(axis=0) @ [1, 1, 3])
 
-    likely, least, most = continued(np.array([exact(n) for n in anchors(known)]), 5.0, known, [known + more])
+    likely, least, most = extrapolate(np.array([exact(n) for n in fit_points(known)]), 5.0, known, [known + more])
     assert least[0] - 1e-6 <= exact(known + more) <= most[0] + 1e-6
     assert least[0] - 1e-9 <= likely[0] <= most[0] + 1e-9 <= 5 + 2e-9
 
@@ -114,7 +114,7 @@ def test_the_truth_lies_between_whatever_the_laws(chances: list[list[int]], know
 def test_shift_and_scale_go_along() -> None:
     means = np.array([[0, 1, 1.8], [1, 5, 7]])
     for before, after in zip(
-        continued(means, 9.0, 8, [11, 16, 64]), continued(means * 3 - 7, 20.0, 8, [11, 16, 64]), strict=True
+        extrapolate(means, 9.0, 8, [11, 16, 64]), extrapolate(means * 3 - 7, 20.0, 8, [11, 16, 64]), strict=True
     ):
         assert after == pytest.approx(before * 3 - 7)
         assert before.shape == (2, 3)

@@ -21,7 +21,7 @@ def model(fitting_reward_model):
     return fitting_reward_model
 
 
-def checked(folder, **options) -> dict[str, reward_model_checks.Check]:
+def checked(folder, **options) -> dict[str, reward_model_checks.CheckResult]:
     return {one.check: one for one in check(str(folder), engine="transformers", device="cpu", **options)}
 
 
@@ -64,18 +64,18 @@ def test_scores_that_move_with_their_neighbours_are_found(model, monkeypatch):
 
 
 def test_a_lost_end_token_is_found(model, monkeypatch):
-    from prefdata.scorers.classifier.rendering import Texts
+    from prefdata.scorers.classifier.rendering import TextRenderer
 
-    real = Texts.encode
-    monkeypatch.setattr(Texts, "encode", lambda self, texts: [ids[:-4] for ids in real(self, texts)])
+    real = TextRenderer.encode
+    monkeypatch.setattr(TextRenderer, "encode", lambda self, texts: [ids[:-4] for ids in real(self, texts)])
     assert {"end token", "text as trained"} <= failed(model)
 
 
 def test_two_begin_tokens_are_found(model, monkeypatch):
-    from prefdata.scorers.classifier.rendering import Texts
+    from prefdata.scorers.classifier.rendering import TextRenderer
 
-    real = Texts.encode
-    monkeypatch.setattr(Texts, "encode", lambda self, texts: [[1, *ids] for ids in real(self, texts)])
+    real = TextRenderer.encode
+    monkeypatch.setattr(TextRenderer, "encode", lambda self, texts: [[1, *ids] for ids in real(self, texts)])
     assert {"one begin token", "text as trained"} <= failed(model)
 
 

@@ -16,7 +16,7 @@ from prefdata.errors import InputError, UsageError
 from prefdata.explore.policies import Policy, compare, meetings, win_rates
 from prefdata.selections.select import select
 from prefdata.specs import SelectSpec
-from prefdata.stats.bootstrap import interval
+from prefdata.stats.bootstrap import bootstrap_interval
 from prefdata.storage.run import Run
 
 
@@ -217,7 +217,7 @@ def test_the_interval_covers_the_true_rate_as_often_as_it_says(fresh: int) -> No
     for _ in range(200):
         proxy = random.normal(size=(80, n + fresh))
         truth = 0.6 * proxy + 0.8 * random.normal(size=proxy.shape)
-        low, high = interval(_rates(proxy, truth, n))
+        low, high = bootstrap_interval(_rates(proxy, truth, n))
         covered += low <= true <= high
     assert 181 <= covered <= 199
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from prefdata.formats.card import Split, card
+from prefdata.formats.card import Split, dataset_card
 from prefdata.formats.dialects import DIALECTS
 from prefdata.storage.report import Report
 from prefdata.storage.run import Lineage
@@ -134,7 +134,7 @@ def test_listwise_rows() -> None:
 
 def a_card(name: str, *, license: str | None = None, spec: dict[str, Any] | None = None) -> str:
     lineage = Lineage(step="pair", spec=spec or {"strategy": "all"}, fingerprint="f0", versions={"prefdata": "1.2"})
-    return card(
+    return dataset_card(
         "films",
         DIALECTS[name],
         DIALECTS[name].schema(strict=False, tools=True),

@@ -17,7 +17,7 @@ from prefdata.errors import BadRows, InputError
 from prefdata.prompts.ingest import ingest
 from prefdata.specs import IngestSpec
 from prefdata.storage.run import Run
-from prefdata.train.data import find
+from prefdata.train.data import open_source
 from prefdata.train.parsing import Item, ItemStream, Kind, Needs
 
 USER = {"role": "user", "content": "Review a western."}
@@ -34,7 +34,7 @@ def lines(*rows: Any) -> bytes:
 
 
 def stream(path: Path, kind: Kind = "preferences") -> ItemStream:
-    return find(path, kind).items(Needs(kind))
+    return open_source(path, kind).items(Needs(kind))
 
 
 def shown(items: Iterable[Item]) -> list[tuple[Any, ...]]:

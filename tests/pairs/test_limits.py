@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdata import ids
-from prefdata.pairs.limits import balanced
-from prefdata.pairs.pair import match
+from prefdata.pairs.limits import balance_groups
+from prefdata.pairs.pair import make_pairs
 from prefdata.specs import PairSpec
 
 
@@ -44,8 +44,8 @@ def test_what_is_no_pair_anyway_takes_no_room() -> None:
 def test_caps_hold_and_nothing_more_would_fit(lines: list[list[int]], most: int | None, each: int | None) -> None:
     answers = pool(*(" ".join(map(str, line)) for line in lines))
     asked: dict[str, Any] = {"strategy": "all"}
-    every, _ = match(answers, PairSpec(**asked))
-    kept, account = match(answers, PairSpec(**asked, max_pairs_per_prompt=most, max_per_candidate=each))
+    every, _ = make_pairs(answers, PairSpec(**asked))
+    kept, account = make_pairs(answers, PairSpec(**asked, max_pairs_per_prompt=most, max_per_candidate=each))
     account.report("pair", "pairs")
     used = Counter([*kept["chosen_id"], *kept["rejected_id"]])
     taken = Counter(kept["prompt_id"])
@@ -71,9 +71,9 @@ def test_margins() -> None:
 def test_the_probability_and_what_it_weighs(temperature: float) -> None:
     answers = pool("3 1")
     p = 1 / (1 + math.exp(-2 / temperature))
-    rows, _ = match(answers, PairSpec(temperature=temperature))
+    rows, _ = make_pairs(answers, PairSpec(temperature=temperature))
     assert rows.select("probability", "weight").row(0) == (pytest.approx(p), 1.0)
-    rows, _ = match(answers, PairSpec(temperature=temperature, weight="confidence"))
+    rows, _ = make_pairs(answers, PairSpec(temperature=temperature, weight="confidence"))
     assert rows["weight"][0] == pytest.approx(2 * p - 1)
 
 
@@ -85,9 +85,9 @@ def test_how_sure_a_label_must_be() -> None:
 
 def test_margins_beyond_any_probability() -> None:
     """Margins whose sigmoid rounds to 1, or to 1/2, are still pairs, in the order of their margins."""
-    rows, _ = match(pool("9000 1 5000"), PairSpec(strategy="all"))
+    rows, _ = make_pairs(pool("9000 1 5000"), PairSpec(strategy="all"))
     assert rows["margin"].to_list() == [8999.0, 4999.0, 4000.0]
-    rows, _ = match(pool("3 1"), PairSpec(temperature=1e20))
+    rows, _ = make_pairs(pool("3 1"), PairSpec(temperature=1e20))
     assert rows.select("probability", "verdict").row(0) == (0.5, "chosen")
 
 
@@ -96,7 +96,7 @@ def balance(groups: str, seed: int = 0) -> tuple[list[str], Counter[str]]:
         {"pair_id": [ids.digest(f"{i}") for i in range(len(groups))], "n": range(len(groups))},
         schema_overrides={"pair_id": pl.String},
     )
-    kept = balanced(pairs, pl.Series(list(groups)), seed)
+    kept = balance_groups(pairs, pl.Series(list(groups)), seed)
     assert kept["n"].is_sorted()
     return kept["pair_id"].to_list(), Counter(groups[n] for n in kept["n"])
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdata import ids
-from prefdata.pairs.other_tables import advised_weights, demonstrations, groups, unpaired
+from prefdata.pairs.other_tables import demonstrations, groups, kto_weights, unpaired
 from prefdata.specs import PairSpec
 from prefdata.storage.schemas import DEMONSTRATIONS, GROUPS, UNPAIRED
 
@@ -141,8 +141,8 @@ def test_the_weights_of_kto() -> None:
     """2 good, 6 bad: a good one weighs 6 / 2 = 3 for a ratio of 1, and 4 for one of 4/3."""
     counts = unpaired(selected([9, 8, 1, 2, 3, 0, -1, -2]), asked(label_by="threshold", threshold=8.0))[1].counts
     assert (counts["good"], counts["bad"]) == (2, 6)
-    assert advised_weights(2, 6) == {"desirable_weight": 3.0, "desirable_weight_max": pytest.approx(4.0)}
-    assert advised_weights(0, 1) == {"desirable_weight": None, "desirable_weight_max": None}
+    assert kto_weights(2, 6) == {"desirable_weight": 3.0, "desirable_weight_max": pytest.approx(4.0)}
+    assert kto_weights(0, 1) == {"desirable_weight": None, "desirable_weight_max": None}
 
 
 def order(rows: pl.DataFrame, **said: Any) -> tuple[list[str], list[list[int]], dict[str, int]]:

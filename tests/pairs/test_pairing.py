@@ -85,8 +85,8 @@ def test_the_same_bytes_however_much_is_held_and_in_however_many_parts(
     monkeypatch.setattr(reader, "BATCH_ROWS", 20)
     monkeypatch.setattr(pair_step, "PROPOSALS", 30)
     for cores in (1, 3):
-        monkeypatch.setattr(reader, "cores", lambda cores=cores: cores)
-        monkeypatch.setattr(pair_step, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(reader, "usable_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(pair_step, "usable_cores", lambda cores=cores: cores)
         assert written(parts, spec) == made
 
 

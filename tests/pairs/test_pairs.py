@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdata import ids
-from prefdata.pairs.pair import match, pair_ids
+from prefdata.pairs.pair import make_pairs, pair_ids
 from prefdata.specs import PairSpec
 from prefdata.storage.report import nonzero
 
@@ -39,7 +39,7 @@ def selected(scores: list[list[float]], texts: dict[str, str] | None = None, cut
 
 
 def paired(frame: pl.DataFrame, strategy: str = "best-worst", **said) -> tuple[list[tuple[str, str]], dict[str, int]]:
-    rows, account = match(frame, PairSpec(strategy=strategy, **said))
+    rows, account = make_pairs(frame, PairSpec(strategy=strategy, **said))
     names = dict(zip(frame["candidate_id"], frame["name"], strict=True))
     return [(names[c], names[r]) for c, r in zip(rows["chosen_id"], rows["rejected_id"], strict=True)], nonzero(
         account.dropped
@@ -125,7 +125,7 @@ def test_a_cut_best_is_not_rejected_for_a_worse_one() -> None:
 
 
 def test_probability_is_the_sigmoid_of_the_margin() -> None:
-    rows, _ = match(selected([[0.2, 1.2]]), PairSpec())
+    rows, _ = make_pairs(selected([[0.2, 1.2]]), PairSpec())
     assert rows["margin"][0] == pytest.approx(1.0)
     assert rows["probability"][0] == pytest.approx(1 / (1 + math.exp(-1.0)))
     assert rows["pair_id"][0] == ids.pair_id(rows["chosen_id"][0], rows["rejected_id"][0])
@@ -150,7 +150,7 @@ grids = st.lists(st.lists(st.integers(-3, 3), min_size=1, max_size=6), min_size=
 def test_properties(grid, strategy, seed, margin) -> None:
     frame = selected(grid)
     spec = PairSpec(strategy=strategy, seed=seed, min_margin=margin)
-    rows, report = match(frame, spec)
+    rows, report = make_pairs(frame, spec)
     assert (rows["chosen_score"] - rows["rejected_score"] >= max(margin, 1e-9)).all()
     assert (rows["chosen_id"] != rows["rejected_id"]).all()
     assert rows["pair_id"].is_unique().all()
@@ -158,7 +158,7 @@ def test_properties(grid, strategy, seed, margin) -> None:
     place = pl.col("prompt_id").replace_strict(order, range(len(order)))
     by_margin = rows.sort(place, "margin", "chosen_id", "rejected_id", descending=[False, True, False, False])
     assert rows.equals(by_margin)
-    shuffled, _ = match(frame.sample(fraction=1.0, shuffle=True, seed=seed), spec)
+    shuffled, _ = make_pairs(frame.sample(fraction=1.0, shuffle=True, seed=seed), spec)
     assert shuffled.sort("prompt_id", maintain_order=True).equals(rows.sort("prompt_id", maintain_order=True))
     prompt_of = dict(zip(frame["candidate_id"], frame["prompt_id"], strict=True))
     assert all(

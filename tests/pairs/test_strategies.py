@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from prefdata.pairs.pair import judge, match
+from prefdata.pairs.pair import evaluate_proposals, make_pairs
 from prefdata.specs import PairSpec
 
 ASKED: dict[str, dict[str, Any]] = {
@@ -207,7 +207,7 @@ def test_against_reference() -> None:
 
 def test_a_trusted_reference_has_no_scores_and_is_sure() -> None:
     answers = pool("5 1 3@hot")
-    rows, _ = match(answers, PairSpec(strategy="against-reference", reference="hot", trust_reference=True))
+    rows, _ = make_pairs(answers, PairSpec(strategy="against-reference", reference="hot", trust_reference=True))
     assert rows.select("chosen_score", "rejected_score", "margin").null_count().row(0) == (2, 2, 2)
     assert rows.select("probability", "weight", "verdict").rows() == [(1.0, 1.0, "chosen")] * 2
     cut = pool("5 1 3c@hot")
@@ -248,7 +248,7 @@ def test_what_holds_for_every_strategy(
     answers = pool(*lines)
     asked: dict[str, Any] = {**ASKED[strategy], "truncated": truncated, "min_margin": margin, "seed": seed}
     spec = PairSpec(strategy=strategy, **asked)  # type: ignore[arg-type]
-    rows, account = match(answers, spec)
+    rows, account = make_pairs(answers, spec)
     of = {row["candidate_id"]: row for row in answers.iter_rows(named=True)}
     for pair in rows.iter_rows(named=True):
         chosen, rejected = of[pair["chosen_id"]], of[pair["rejected_id"]]
@@ -262,7 +262,7 @@ def test_what_holds_for_every_strategy(
     assert rows["pair_id"].is_unique().all()
 
     # Each two at most once, whichever way round; what is in is out or has a reason; nothing is proposed for nobody.
-    proposals = judge(answers, spec).proposals
+    proposals = evaluate_proposals(answers, spec).proposals
     twos = {frozenset(two) for two in proposals.select("chosen_id", "rejected_id").rows()}
     assert len(twos) == proposals.height
     assert all(len(two) == 2 for two in twos)
@@ -271,14 +271,14 @@ def test_what_holds_for_every_strategy(
     assert counts["possible_pairs"] == counts["pairs_not_proposed"] + proposals.height
     if strategy != "length-matched":  # which counts answers
         prompts = answers["prompt_id"].n_unique() - proposals["prompt_id"].n_unique()
-        assert prompts == sum(judge(answers, spec).missing.values())
+        assert prompts == sum(evaluate_proposals(answers, spec).missing.values())
 
     places = list(range(answers.height))
     at.shuffle(places)
-    again, same = match(answers[places], spec)
+    again, same = make_pairs(answers[places], spec)
     assert again.sort("prompt_id", maintain_order=True).equals(rows.sort("prompt_id", maintain_order=True))
     assert same == account
-    alone = [match(one, spec)[0] for one in answers.partition_by("prompt_id")]
+    alone = [make_pairs(one, spec)[0] for one in answers.partition_by("prompt_id")]
     assert pl.concat(alone).equals(rows)  # prompts in the order in which they came
 
 
@@ -291,8 +291,8 @@ def test_scores_may_be_shifted_and_stretched(strategy: str) -> None:
     answers = pool(*lines)
     spec = PairSpec(strategy=strategy, **ASKED[strategy])  # type: ignore[arg-type]
     moved = answers.with_columns(pl.col("score") * 4 - 8)
-    assert sorted(named(answers, match(answers, spec)[0]).split()) == sorted(
-        named(answers, match(moved, spec)[0]).split()
+    assert sorted(named(answers, make_pairs(answers, spec)[0]).split()) == sorted(
+        named(answers, make_pairs(moved, spec)[0]).split()
     )
 
 

@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 from batches_by_hand import paired, pool
 
-from prefdata.pairs.from_comparisons import verdicts
-from prefdata.pairs.pair import match
+from prefdata.pairs.from_comparisons import mean_verdicts
+from prefdata.pairs.pair import make_pairs
 from prefdata.specs import PairSpec
 
 ANSWERS = pool("? ? ? ?c", "? ?")
@@ -29,7 +29,7 @@ def said(*verdicts_said: str, answers: pl.DataFrame = ANSWERS) -> pl.DataFrame:
             }
         )
     schema = {"prompt_id": pl.String, "first_id": pl.String, "second_id": pl.String, "probability": pl.Float64}
-    return verdicts(pl.DataFrame(rows, schema=schema))
+    return mean_verdicts(pl.DataFrame(rows, schema=schema))
 
 
 def test_the_better_one_is_chosen_whichever_came_first() -> None:
@@ -37,7 +37,7 @@ def test_the_better_one_is_chosen_whichever_came_first() -> None:
 
 
 def test_both_orders_count_half_each() -> None:
-    rows, _ = match(ANSWERS, PairSpec(strategy="comparisons"), said("0a 0b 0.9", "0b 0a 0.3"))
+    rows, _ = make_pairs(ANSWERS, PairSpec(strategy="comparisons"), said("0a 0b 0.9", "0b 0a 0.3"))
     assert rows["probability"][0] == pytest.approx((0.9 + 0.7) / 2)
     assert rows.select("chosen_score", "rejected_score", "margin").row(0) == (None, None, None)
 
@@ -62,7 +62,7 @@ def test_no_verdict_is_no_verdict() -> None:
 
 def test_a_kept_tie_is_a_row_whose_verdict_is_tie() -> None:
     spec = PairSpec(strategy="comparisons", ties="keep", weight="confidence")
-    rows, account = match(ANSWERS, spec, said("0a 0b 0.5", "0a 0c 0.75"))
+    rows, account = make_pairs(ANSWERS, spec, said("0a 0b 0.5", "0a 0c 0.75"))
     assert account.dropped == {}
     assert rows.select("verdict", "probability", "weight").rows() == [("chosen", 0.75, 0.5), ("tie", 0.5, 0.0)]
 

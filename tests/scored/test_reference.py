@@ -15,10 +15,10 @@ import pytest
 from scored_runs import answer, scored_run, write
 
 from prefdata.pairs import pair as pair_step
-from prefdata.pairs.from_comparisons import verdicts
-from prefdata.pairs.pair import match, pair
+from prefdata.pairs.from_comparisons import mean_verdicts
+from prefdata.pairs.pair import make_pairs, pair
 from prefdata.scored import reader
-from prefdata.selections.select import keep, select
+from prefdata.selections.select import select, select_from
 from prefdata.specs import FilterSpec, PairSpec, SelectSpec
 from prefdata.storage.report import nonzero
 from prefdata.storage.run import Run
@@ -167,7 +167,7 @@ def test_what_is_selected(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, asked in SELECT.items():
         spec = SelectSpec(name=name, **asked)
         frame = reference(run, spec, "scores")
-        wanted, account = keep(frame, spec)
+        wanted, account = select_from(frame, spec)
         if spec.method == "top-k-overall":
             wanted = wanted.sort("score", "rank", "candidate_id", descending=[True, False, False]).head(spec.k)
         report = select(run, spec, replace=True).report
@@ -183,11 +183,11 @@ def test_what_is_paired(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pair_step, "PROPOSALS", 7)
     for name, asked in PAIR.items():
         by_verdicts = asked.get("strategy") == "comparisons"
-        judged = verdicts(table(run, "comparisons")) if by_verdicts else None
+        judged = mean_verdicts(table(run, "comparisons")) if by_verdicts else None
         for source, selector in {"comparisons": None}.items() if by_verdicts else SOURCES.items():
             spec = PairSpec(name=name, selector=selector, **asked)
             extra = (spec.reference,) if spec.reference else ()
-            wanted, account = match(reference(run, spec, source, extra), spec, judged)
+            wanted, account = make_pairs(reference(run, spec, source, extra), spec, judged)
             report = pair(run, spec, replace=True).report
             made = pl.DataFrame(run.partition("pairs", name).read()).drop("details")
             assert comparable(made, "pair_id").equals(comparable(wanted, "pair_id")), (name, source)

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefdata.stats.agreement import (
-    among_all,
-    between_annotators,
     cohen_kappa,
-    consistency,
     fleiss_kappa,
     gwet_ac1,
+    overall_agreement,
+    pairwise_agreement,
     rating_counts,
     raw_agreement,
+    self_consistency,
     verdicts,
 )
 
@@ -34,7 +34,7 @@ def table(rows) -> pl.DataFrame:
 
 
 def only(rows) -> dict:
-    (row,) = consistency(table(rows)).to_dicts()
+    (row,) = self_consistency(table(rows)).to_dicts()
     return row
 
 
@@ -78,7 +78,7 @@ def test_told_from_the_other_side_all_is_the_same(rows):
         (p, b, a, SECOND if order == FIRST else FIRST, who, None if x is None else 1 - x)
         for p, a, b, order, who, x in rows
     ]
-    assert consistency(table(rows)).equals(consistency(table(turned)))
+    assert self_consistency(table(rows)).equals(self_consistency(table(turned)))
     assert verdicts(table(rows)).equals(verdicts(table(turned)))
 
 
@@ -90,9 +90,9 @@ def test_nothing_was_said():
         None,
         None,
     )
-    assert consistency(table([])).height == 0
-    assert between_annotators(table([])).height == 0
-    assert among_all(table([])) == {"pairs": 0, "agreement": None, "fleiss_kappa": None, "gwet_ac1": None}
+    assert self_consistency(table([])).height == 0
+    assert pairwise_agreement(table([])).height == 0
+    assert overall_agreement(table([])) == {"pairs": 0, "agreement": None, "fleiss_kappa": None, "gwet_ac1": None}
 
 
 def test_a_verdict_is_that_of_both_orders():
@@ -168,12 +168,12 @@ def test_between_annotators():
     rows = [
         (p, "a", "b", FIRST, who, x) for who, all_said in said.items() for p, x in zip("pqr", all_said, strict=False)
     ]
-    found = {(r["annotator"], r["other"]): r for r in between_annotators(table(rows)).to_dicts()}
+    found = {(r["annotator"], r["other"]): r for r in pairwise_agreement(table(rows)).to_dicts()}
     assert found["x", "y"]["agreement"] == pytest.approx(2 / 3)
     # Chance: x says a in 2/3, y in 1/3: 2/9 + 2/9 = 4/9; (6/9 - 4/9) / (5/9) = .4.
     assert found["x", "y"]["kappa"] == pytest.approx(0.4)
     assert (found["x", "z"]["pairs"], found["x", "z"]["agreement"]) == (1, 1.0)
-    everyone = among_all(table(rows))
+    everyone = overall_agreement(table(rows))
     assert everyone["pairs"] == 3
     # p: all three alike; q: apart; r: alike: (1 + 0 + 1) / 3.
     assert everyone["agreement"] == pytest.approx(2 / 3)

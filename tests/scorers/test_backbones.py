@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from prefdata.scorers.classifier.backbones import Cached
+from prefdata.scorers.classifier.backbones import CachedBackbone
 
 SIZES = {"vocab_size": 50, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "pad_token_id": 0}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.1}
@@ -54,8 +54,8 @@ def rows_of(lengths: list[int], draw: random.Random) -> tuple[torch.Tensor, torc
 def test_the_states_are_those_of_whole_rows_in_transformers(name: str) -> None:
     kind, settings = FITTING[name]
     net = network(kind, **settings)
-    assert Cached.unfit(net, 0, torch.device("cpu")) is None
-    cached, draw = Cached(net), random.Random(name)
+    assert CachedBackbone.unfit(net, 0, torch.device("cpu")) is None
+    cached, draw = CachedBackbone(net), random.Random(name)
     for _ in range(5):
         beginnings, begun = rows_of([draw.randint(1, 20) for _ in range(3)], draw)
         kept = cached.begin(beginnings, begun)
@@ -79,6 +79,6 @@ def test_no_weight_of_the_network_is_changed() -> None:
     net = network("Llama")
     before = {name: weight.clone() for name, weight in net.named_parameters()}
     ids, ends = rows_of([3, 7], random.Random(0))
-    cached = Cached(net)
+    cached = CachedBackbone(net)
     cached.go_on(ids, ends, ends, cached.begin(ids, ends))
     assert all(torch.equal(weight, before[name]) for name, weight in net.named_parameters())

@@ -12,19 +12,19 @@ import torch
 
 from prefdata.models.files import identify
 from prefdata.scorers.classifier import cores as cores_module
-from prefdata.scorers.classifier.cores import each, is_small
+from prefdata.scorers.classifier.cores import each, fits_one_core
 from prefdata.scorers.classifier.hf import RewardModel
-from prefdata.scorers.protocol import Item
+from prefdata.scorers.protocol import ScoringItem
 
 CPU = torch.device("cpu")
 
 
 def test_a_small_network_on_a_cpu_gains(monkeypatch) -> None:
     net = torch.nn.Linear(10, 10)
-    assert is_small(net, CPU)
-    assert not is_small(net, torch.device("cuda"))
+    assert fits_one_core(net, CPU)
+    assert not fits_one_core(net, torch.device("cuda"))
     monkeypatch.setattr(cores_module, "SMALL", 109)  # it has 110
-    assert not is_small(net, CPU)
+    assert not fits_one_core(net, CPU)
 
 
 def test_results_come_in_the_order_of_tasks_whichever_ends_first(cores) -> None:
@@ -86,7 +86,11 @@ def test_a_failure_is_raised_and_nothing_is_left_running(cores) -> None:
 @pytest.mark.parametrize("share", [True, False])
 def test_scores_are_the_same_on_any_number_of_cores(tiny_reward_model, cores, share: bool) -> None:
     asked = [({"role": "user", "content": f"{i}: " + "Say more. " * (1 + i % 4)},) for i in range(40)]
-    items = [Item(f"{i}/{k}", m, "word " * (1 + (7 * i + k) % 9), False) for i, m in enumerate(asked) for k in range(6)]
+    items = [
+        ScoringItem(f"{i}/{k}", m, "word " * (1 + (7 * i + k) % 9), False)
+        for i, m in enumerate(asked)
+        for k in range(6)
+    ]
     found = []
     for threads in (1, 4, 4):
         cores(threads)

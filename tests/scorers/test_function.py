@@ -8,7 +8,7 @@ import pytest
 
 from prefdata import ids
 from prefdata.errors import EngineError, InputError
-from prefdata.scorers.protocol import Item, Scored
+from prefdata.scorers.protocol import Score, ScoringItem
 from prefdata.scorers.rules import subprocess_pool
 from prefdata.scorers.rules.function import FunctionScorer
 
@@ -31,14 +31,14 @@ def function(tmp_path):
         scorer.close()
 
 
-def score(scorer: FunctionScorer, response: str = "yes") -> Scored:
-    (found,) = scorer.score([Item("k", PROMPT, response, False)])
+def score(scorer: FunctionScorer, response: str = "yes") -> Score:
+    (found,) = scorer.score([ScoringItem("k", PROMPT, response, False)])
     return found
 
 
 def test_a_number(function):
     scorer = function("def reward(prompt, response): return len(prompt) * 100 + len(response)")
-    assert score(scorer, "vier") == Scored("k", 204.0, None, ids.text_hash("vier"), None)
+    assert score(scorer, "vier") == Score("k", 204.0, None, ids.text_hash("vier"), None)
     assert set(scorer.versions) == {"python"}
 
 
@@ -118,13 +118,13 @@ def test_whatever_a_function_does_is_a_null_with_a_reason(function, source, reas
 
 def test_a_function_that_forks_answers_once(function):
     scorer = function("import os\ndef reward(p, r): os.fork(); return len(r)")
-    found = list(scorer.score(Item(str(i), PROMPT, "x" * i, False) for i in range(5)))
+    found = list(scorer.score(ScoringItem(str(i), PROMPT, "x" * i, False) for i in range(5)))
     assert [(one.key, one.score) for one in found] == [(str(i), float(i)) for i in range(5)]
 
 
 def test_a_process_that_ends_costs_one_response(function):
     scorer = function("import os\ndef reward(p, r): return len(r) if len(r) != 2 else os._exit(3)")
-    found = list(scorer.score(Item(str(i), PROMPT, "x" * i, False) for i in range(4)))
+    found = list(scorer.score(ScoringItem(str(i), PROMPT, "x" * i, False) for i in range(4)))
     assert [(one.score, one.reason) for one in found] == [(0.0, None), (1.0, None), (None, "worker_died"), (3.0, None)]
     assert found[2].details == {"exit_code": 3}
 
@@ -133,7 +133,7 @@ def test_a_function_that_always_ends_its_process_is_given_up(function, monkeypat
     monkeypatch.setattr(subprocess_pool, "DEATHS", 3)
     scorer = function("import os\ndef reward(p, r): os._exit(3)")
     with pytest.raises(EngineError, match=r"rewards\.py:reward ended its process 3 times .* \(exit code 3\)"):
-        list(scorer.score(Item(str(i), PROMPT, "x", False) for i in range(10)))
+        list(scorer.score(ScoringItem(str(i), PROMPT, "x", False) for i in range(10)))
 
 
 def test_a_file_that_ends_the_process_while_it_is_imported(function):
@@ -158,7 +158,7 @@ def test_what_it_prints_is_no_part_of_the_output(function, capfd):
 
 def test_one_bad_answer_does_not_stop_the_others(function):
     scorer = function("def reward(p, r): return 1 / len(r)")
-    found = list(scorer.score(Item(str(i), PROMPT, text, False) for i, text in enumerate(["ab", "", "abcd"])))
+    found = list(scorer.score(ScoringItem(str(i), PROMPT, text, False) for i, text in enumerate(["ab", "", "abcd"])))
     assert [(s.key, s.score, s.reason) for s in found] == [
         ("0", 0.5, None),
         ("1", None, "ZeroDivisionError"),

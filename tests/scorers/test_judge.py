@@ -19,7 +19,7 @@ from prefdata.errors import UsageError
 from prefdata.models.files import ModelFiles, identify
 from prefdata.scorers.judge.judge import RETRY_TEMPERATURE, AbsoluteJudge, PairwiseJudge
 from prefdata.scorers.judge.rubrics import Rubric, load_rubric
-from prefdata.scorers.protocol import Item, Match
+from prefdata.scorers.protocol import Comparison, ScoringItem
 from prefdata.specs import EngineSpec
 
 ABSOLUTE = Rubric.parse(
@@ -75,8 +75,8 @@ class Scripted:
         self.closed = True
 
 
-def items(*answers: str) -> list[Item]:
-    return [Item(f"k{i}", PROMPT, text, False) for i, text in enumerate(answers)]
+def items(*answers: str) -> list[ScoringItem]:
+    return [ScoringItem(f"k{i}", PROMPT, text, False) for i, text in enumerate(answers)]
 
 
 def rate(useful: object, true: object = 5, **more: object) -> str:
@@ -134,7 +134,7 @@ def test_a_verdict_of_none_does_not_crash_the_rest() -> None:
     found = scored(lambda text, time: "null" if "bad" in text else rate(8), "good", "bad", "fine")
     assert [found[f"k{n}"].score for n in range(3)] == [7.25, None, 7.25]
     engine = Scripted(lambda text, time: json.dumps({"verdict": None, "strength": None}))
-    (verdict,) = PairwiseJudge(engine, PAIRWISE).compare([Match("m", PROMPT, "a", "b")])
+    (verdict,) = PairwiseJudge(engine, PAIRWISE).compare([Comparison("m", PROMPT, "a", "b")])
     assert (verdict.probability, verdict.verdict) == (None, "unparsable")
     assert verdict.rationale == '{"verdict": null, "strength": null}'
 
@@ -153,7 +153,7 @@ def test_many_that_cannot_be_read_are_all_asked_so_often_and_no_more() -> None:
 def test_items_are_pulled_as_they_are_needed() -> None:
     pulled = []
 
-    def stream() -> Iterator[Item]:
+    def stream() -> Iterator[ScoringItem]:
         for item in items(*map(str, range(50))):
             pulled.append(item.key)
             yield item
@@ -171,7 +171,7 @@ def test_what_the_engine_turns_down_is_not_asked_again(status: str, reason: str,
     engine = Scripted(lambda text, time: status)
     (one,) = AbsoluteJudge(engine, ABSOLUTE).score(items("a"))
     assert (one.score, one.reason, one.details) == (None, reason, {"reply": "why", "tries": 1})
-    (other,) = PairwiseJudge(engine, PAIRWISE).compare([Match("m", PROMPT, "a", "b")])
+    (other,) = PairwiseJudge(engine, PAIRWISE).compare([Comparison("m", PROMPT, "a", "b")])
     assert (other.probability, other.verdict, other.rationale) == (None, verdict, "why")
     assert len(engine.asked) == 2
 
@@ -185,7 +185,7 @@ def test_what_the_template_does_not_take_has_a_reason() -> None:
 
 def test_a_rubric_with_a_reference_needs_one() -> None:
     rubric = Rubric.parse({**ABSOLUTE.model_dump(), "text": "{prompt} {response} ({reference})"})
-    asked = [Item("with", PROMPT, "a", False, reference="gold"), Item("without", PROMPT, "a", False)]
+    asked = [ScoringItem("with", PROMPT, "a", False, reference="gold"), ScoringItem("without", PROMPT, "a", False)]
     engine = Scripted(lambda *_: rate(5))
     found = {s.key: s for s in AbsoluteJudge(engine, rubric).score(asked)}
     assert (found["with"].score, found["without"].score, found["without"].reason) == (5.0, None, "no_reference")
@@ -204,7 +204,7 @@ def choose(verdict: str, strength: str = "lot") -> str:
 
 
 def compared(say, *pairs: tuple[str, str]):
-    matches = [Match(f"m{i}", PROMPT, *pair) for i, pair in enumerate(pairs)]
+    matches = [Comparison(f"m{i}", PROMPT, *pair) for i, pair in enumerate(pairs)]
     return {v.key: v for v in PairwiseJudge(Scripted(say), PAIRWISE).compare(matches)}
 
 
@@ -280,7 +280,7 @@ def test_under_the_schema_a_model_that_cannot_judge_gives_ratings_that_can_be_re
 @pytest.mark.vllm
 def test_under_the_schema_a_model_that_cannot_judge_gives_verdicts_that_can_be_read(vllm_policy) -> None:
     rubric = Rubric.parse({**PAIRWISE.model_dump(), "rationale_chars": 40})
-    matches = [Match(f"m{i}", PROMPT, f"a{i}", "b") for i in range(4)]
+    matches = [Comparison(f"m{i}", PROMPT, f"a{i}", "b") for i in range(4)]
     found = list(PairwiseJudge(vllm_policy, rubric, max_tokens=120, tries=1).compare(matches))
     assert {v.verdict for v in found} <= {"first", "second", "tie"}
     assert all(v.probability is not None for v in found)

@@ -13,15 +13,15 @@ from prefdata.chat.encoder import Chat
 from prefdata.errors import ModelError
 from prefdata.models.files import identify
 from prefdata.scorers.causal_lm.likelihood import Continuation, ImplicitReward, LanguageModel, MeanLogprob
-from prefdata.scorers.protocol import Item
+from prefdata.scorers.protocol import ScoringItem
 
 PROMPT = ({"role": "user", "content": "Say something."},)
 RENDERED = "<bos>[user] Say something.<eot>[assistant] "
 ANSWERS = ["", " ", "yes", "no, never", "é 🎬", "long " * 12, "<pad>", "a", "ab", "abc"]
 
 
-def items(answers: list[str]) -> list[Item]:
-    return [Item(str(i), PROMPT, text, False) for i, text in enumerate(answers)]
+def items(answers: list[str]) -> list[ScoringItem]:
+    return [ScoringItem(str(i), PROMPT, text, False) for i, text in enumerate(answers)]
 
 
 def files(folder):
@@ -199,7 +199,7 @@ def test_models_with_different_tokenizers_are_refused(tmp_path, tiny_policy, edi
 
 
 def test_what_cannot_be_scored_has_a_reason(tiny_policy):
-    odd = Item("odd", ({"role": "critic", "content": "x"},), "y", False)
+    odd = ScoringItem("odd", ({"role": "critic", "content": "x"},), "y", False)
     found = {s.key: s for s in MeanLogprob(files(tiny_policy), device="cpu").score([odd, *items(["x" * 128, "yes"])])}
     assert (found["odd"].score, found["odd"].reason) == (None, "refused_by_template")
     assert (found["0"].score, found["0"].reason) == (None, "too_long")

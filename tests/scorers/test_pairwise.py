@@ -11,15 +11,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prefdata.models.files import identify
 from prefdata.scorers.causal_lm.pairwise import Pairwise
 from prefdata.scorers.judge.rubrics import Question
-from prefdata.scorers.protocol import Match
+from prefdata.scorers.protocol import Comparison
 
 PROMPT = ({"role": "user", "content": "Hi."},)
 PAIRS = [("yes", "no"), ("no", "yes"), ("same", "same"), ("é 🎬", "long " * 6), ("{second}", "{first}")]
 QUESTION = {"kind": "pairwise-labels", "text": "{prompt} 1:{first} 2:{second} which?", "labels": ["A", "B"]}
 
 
-def matches(pairs) -> list[Match]:
-    return [Match(str(i), PROMPT, *pair) for i, pair in enumerate(pairs)]
+def matches(pairs) -> list[Comparison]:
+    return [Comparison(str(i), PROMPT, *pair) for i, pair in enumerate(pairs)]
 
 
 def next_token(folder, before: str, labels: str) -> list[float]:
@@ -63,7 +63,7 @@ def test_the_verdicts_go_under_a_name(tiny_policy):
 
 
 def test_what_cannot_be_compared_has_no_probability(tiny_policy):
-    odd = Match("odd", PROMPT, "y", "n")
+    odd = Comparison("odd", PROMPT, "y", "n")
     found = {v.key: v for v in open_model(tiny_policy).compare([*matches([("x" * 128, "y"), ("y", "n")]), odd])}
     assert (found["0"].probability, found["0"].verdict) == (None, "too_long")
     assert found["1"].probability is not None

@@ -18,7 +18,7 @@ from prefdata.models.files import identify
 from prefdata.prompts.ingest import ingest
 from prefdata.scorers.classifier.hf import RewardModel
 from prefdata.scorers.classifier.pairwise import PairwiseReward
-from prefdata.scorers.protocol import Match
+from prefdata.scorers.protocol import Comparison
 from prefdata.specs import IngestSpec, RankSpec
 from prefdata.storage.run import Run
 
@@ -28,8 +28,8 @@ PAIRS = [*((a, b) for a in ANSWERS[:5] for b in ANSWERS), ("same", "same")]
 LAYOUT = "user: Hi.\n\nAnswer A:\n{0}\n\nAnswer B:\n{1}"
 
 
-def matches(pairs) -> list[Match]:
-    return [Match(str(i), PROMPT, *pair) for i, pair in enumerate(pairs)]
+def matches(pairs) -> list[Comparison]:
+    return [Comparison(str(i), PROMPT, *pair) for i, pair in enumerate(pairs)]
 
 
 def open_model(folder, label=None, text_format=None, **more) -> PairwiseReward:
@@ -136,7 +136,7 @@ def test_a_text_format_takes_the_templates_place(tiny_reward_model, tmp_path):
 
 def test_what_cannot_be_compared_has_no_probability(tiny_reward_model):
     model = open_model(tiny_reward_model)
-    odd = Match("odd", ({"role": "critic", "content": "x"},), "y", "\ud800")
+    odd = Comparison("odd", ({"role": "critic", "content": "x"},), "y", "\ud800")
     found = {v.key: v for v in model.compare([*matches([("x" * 128, "y"), ("y", "n")]), odd])}
     assert (found["0"].probability, found["0"].verdict) == (None, "too_long")
     assert (found["odd"].probability, found["odd"].verdict) == (None, "error")

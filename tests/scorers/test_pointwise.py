@@ -10,9 +10,9 @@ import torch
 
 from prefdata import ids
 from prefdata.models.files import identify
-from prefdata.scorers.causal_lm.pointwise import Pointwise, Weighed
+from prefdata.scorers.causal_lm.pointwise import LabelOdds, Pointwise
 from prefdata.scorers.judge.rubrics import Question
-from prefdata.scorers.protocol import Item
+from prefdata.scorers.protocol import ScoringItem
 
 PROMPT = ({"role": "user", "content": "Hi."},)
 ANSWERS = ["", "yes", "no, never", "é 🎬", "long " * 8, "{prompt}"]
@@ -23,8 +23,8 @@ def question(**changes) -> Question:
     return Question.parse({**values, **changes})
 
 
-def items(answers: list[str], **more) -> list[Item]:
-    return [Item(str(i), PROMPT, text, False, **more) for i, text in enumerate(answers)]
+def items(answers: list[str], **more) -> list[ScoringItem]:
+    return [ScoringItem(str(i), PROMPT, text, False, **more) for i, text in enumerate(answers)]
 
 
 def logp(folder, before: str, label: str) -> float:
@@ -79,15 +79,15 @@ def test_plain_text_goes_on_without_the_chat_template(tiny_policy):
 
 
 def test_a_share_that_has_lost_its_digits_keeps_its_log_odds():
-    sure = Weighed("k", "h", (-1.0, -900.0))
+    sure = LabelOdds("k", "h", (-1.0, -900.0))
     assert (sure.share, sure.log_odds) == (1.0, 899.0)
-    assert Weighed("k", "h", (-900.0, -1.0)).share == 0.0
-    assert math.isnan(Weighed("k", "h", (-math.inf, -math.inf)).share)
+    assert LabelOdds("k", "h", (-900.0, -1.0)).share == 0.0
+    assert math.isnan(LabelOdds("k", "h", (-math.inf, -math.inf)).share)
 
 
 def test_what_cannot_be_scored_has_a_reason(tiny_policy):
     asked = question(text="{prompt} {response} {reference}")
-    odd = Item("none", PROMPT, "y", False)
+    odd = ScoringItem("none", PROMPT, "y", False)
     found = {s.key: s for s in open_model(tiny_policy, asked).score([odd, *items(["x" * 128, "yes"], reference="r")])}
     assert (found["none"].score, found["none"].reason) == (None, "no_reference")
     assert (found["0"].score, found["0"].reason) == (None, "too_long")

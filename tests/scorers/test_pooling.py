@@ -6,13 +6,13 @@ import pytest
 
 from prefdata.models.files import identify
 from prefdata.scorers.classifier.hf import RewardModel
-from prefdata.scorers.protocol import Item
+from prefdata.scorers.protocol import ScoringItem
 from prefdata.specs import EngineSpec
 
 pytestmark = pytest.mark.vllm
 
 ASKED = [
-    Item(f"{i}/{k}", ({"role": "user", "content": question},), answer, False)
+    ScoringItem(f"{i}/{k}", ({"role": "user", "content": question},), answer, False)
     for i, question in enumerate(("Say something.", "Say more. " * 3))
     for k, answer in enumerate(("", "yes", "no, never", "é 🎬", "long " * 12, "<eos>", "yes<pad>", "x" * 300, "yes"))
 ]

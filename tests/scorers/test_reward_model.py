@@ -14,13 +14,13 @@ from prefdata import ids
 from prefdata.errors import ModelError, UsageError
 from prefdata.models.files import identify
 from prefdata.scorers.classifier.hf import RewardModel
-from prefdata.scorers.protocol import Item
+from prefdata.scorers.protocol import ScoringItem
 
 PROMPT = ({"role": "user", "content": "Say something."},)
 
 
-def items(answers: list[str]) -> list[Item]:
-    return [Item(str(i), PROMPT, text, False) for i, text in enumerate(answers)]
+def items(answers: list[str]) -> list[ScoringItem]:
+    return [ScoringItem(str(i), PROMPT, text, False) for i, text in enumerate(answers)]
 
 
 ANSWERS = ["", " ", "yes", "no, never", "é 🎬", "long " * 12, "<eos>", "<pad>", "yes<pad>", "a", "ab", "abc"]
@@ -30,7 +30,7 @@ def open_model(folder, **options) -> RewardModel:
     return RewardModel(identify(str(folder), "reward-model"), device="cpu", **options)
 
 
-def scored(model: RewardModel, asked: list[Item]) -> dict[str, float | None]:
+def scored(model: RewardModel, asked: list[ScoringItem]) -> dict[str, float | None]:
     found = list(model.score(iter(asked)))
     assert sorted(s.key for s in found) == sorted(item.key for item in asked)
     return {s.key: s.score for s in found}
@@ -101,7 +101,7 @@ def test_a_text_that_does_not_fit_has_no_score(tiny_reward_model):
 
 
 def test_a_conversation_that_the_template_refuses_has_no_score(tiny_reward_model):
-    odd = Item("odd", ({"role": "critic", "content": "x"},), "y", False)
+    odd = ScoringItem("odd", ({"role": "critic", "content": "x"},), "y", False)
     found = {s.key: s for s in open_model(tiny_reward_model).score([odd, *items(["yes"])])}
     assert (found["odd"].score, found["odd"].reason, found["odd"].text_hash) == (None, "refused_by_template", None)
     assert "unknown role critic" in found["odd"].details["error"]
@@ -224,10 +224,10 @@ def test_a_text_format_takes_the_templates_place(tiny_reward_model, tmp_path):
     assert (row[0], row[-1], row.count(1)) == (1, 2, 1)  # the tokenizer's begin token, the format's end token
 
 
-def prompted(prompts: int, answers: list[str]) -> list[Item]:
+def prompted(prompts: int, answers: list[str]) -> list[ScoringItem]:
     """Answers of several prompts, those of one prompt together."""
     asked = [({"role": "user", "content": f"{i}: " + "Say more. " * (i + 1)},) for i in range(prompts)]
-    return [Item(f"{i}/{k}", m, text, False) for i, m in enumerate(asked) for k, text in enumerate(answers)]
+    return [ScoringItem(f"{i}/{k}", m, text, False) for i, m in enumerate(asked) for k, text in enumerate(answers)]
 
 
 @pytest.mark.parametrize("budget", [1, 200, 100_000])
@@ -295,7 +295,9 @@ def test_a_long_text_does_not_stretch_the_positions_of_others(tiny_reward_model,
     net.save_pretrained(folder)
     cores(4)
     model = open_model(folder)
-    asked = [Item(str(i), PROMPT, f"{i:02}", False) for i in range(62)] + [Item("long", PROMPT, "y" * 80, False)]
+    asked = [ScoringItem(str(i), PROMPT, f"{i:02}", False) for i in range(62)] + [
+        ScoringItem("long", PROMPT, "y" * 80, False)
+    ]
     found = scored(model, asked)
     for row in model.texts.prepare(asked).rows:
         with torch.inference_mode():
@@ -313,8 +315,8 @@ def test_the_padding_of_a_short_answer_to_a_long_prompt_stays_within_the_context
     folder = shutil.copytree(tiny_reward_model, tmp_path / "m")
     GPT2ForSequenceClassification(config).save_pretrained(folder)
     long, short = (({"role": "user", "content": "p" * length},) for length in (90, 10))
-    asked = [Item(f"long {k}", long, str(k), False) for k in range(9)]
-    asked += [Item(f"short {k}", short, str(k) * (1 + 60 * k), False) for k in range(2)]
+    asked = [ScoringItem(f"long {k}", long, str(k), False) for k in range(9)]
+    asked += [ScoringItem(f"short {k}", short, str(k) * (1 + 60 * k), False) for k in range(2)]
     model = open_model(folder)
     found = scored(model, asked)
     assert (bool(model._branching), model.notes) == (True, ())
@@ -354,7 +356,9 @@ def test_a_network_that_padding_moves_scores_texts_of_one_length_together(tiny_r
 def test_padding_is_little(tiny_reward_model):
     draw = random.Random(0)
     answers = ["x" * draw.randint(1, 60) for _ in range(400)]
-    asked = [Item(f"{i}", ({"role": "user", "content": f"Q{i % 25}"},), text, False) for i, text in enumerate(answers)]
+    asked = [
+        ScoringItem(f"{i}", ({"role": "user", "content": f"Q{i % 25}"},), text, False) for i, text in enumerate(answers)
+    ]
     model = open_model(tiny_reward_model)
     scored(model, asked)
     assert 0 < model.padding < 0.03
@@ -388,7 +392,7 @@ def test_items_are_pulled_in_windows(tiny_reward_model, monkeypatch):
         nonlocal pulled
         while True:
             pulled += 1
-            yield Item(str(pulled), PROMPT, f"answer {pulled}", False)
+            yield ScoringItem(str(pulled), PROMPT, f"answer {pulled}", False)
 
     stream = open_model(tiny_reward_model).score(endless())
     for _ in range(6):

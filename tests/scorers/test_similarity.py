@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefdata import ids
-from prefdata.scorers.protocol import Item
+from prefdata.scorers.protocol import ScoringItem
 from prefdata.scorers.rules.reference import (
     ReferenceScorer,
     exact_match,
@@ -114,7 +114,7 @@ def test_span_f_against_spans_written_out(answer, target, n):
 
 def test_as_a_scorer():
     scorer = ReferenceScorer(exact_match)
-    items = [Item(str(i), (), "Yes", False, reference) for i, reference in enumerate(["yes", "no", None, " "])]
+    items = [ScoringItem(str(i), (), "Yes", False, reference) for i, reference in enumerate(["yes", "no", None, " "])]
     found = [(s.key, s.score, s.reason, s.text_hash) for s in scorer.score(items)]
     text = ids.text_hash("Yes")
     assert found == [

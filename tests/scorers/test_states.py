@@ -11,15 +11,15 @@ import torch
 from prefdata import ids
 from prefdata.models.files import identify
 from prefdata.scorers.causal_lm.hidden_states import AnswerStates, StateSimilarity
-from prefdata.scorers.protocol import Item, Scored
+from prefdata.scorers.protocol import Score, ScoringItem
 
 PROMPT = ({"role": "user", "content": "Say something."},)
 RENDERED = "<bos>[user] Say something.<eot>[assistant] "
 ANSWERS = [" ", "yes", "no, never", "é 🎬", "long " * 12, "yes"]
 
 
-def items(answers: list[str], reference: str | None = None) -> list[Item]:
-    return [Item(str(i), PROMPT, text, False, reference) for i, text in enumerate(answers)]
+def items(answers: list[str], reference: str | None = None) -> list[ScoringItem]:
+    return [ScoringItem(str(i), PROMPT, text, False, reference) for i, text in enumerate(answers)]
 
 
 def one_by_one(folder, answer: str) -> np.ndarray:
@@ -55,10 +55,10 @@ def test_equal_to_one_by_one_whatever_the_batch_and_order(tiny_policy, budget):
 
 
 def test_what_has_no_states_says_why(tiny_policy):
-    odd = Item("odd", ({"role": "critic", "content": "x"},), "y", False)
+    odd = ScoringItem("odd", ({"role": "critic", "content": "x"},), "y", False)
     empty, long, fine, refused = open_states(tiny_policy).of([*items(["", "x" * 128, "y"]), odd])
     assert [one.reason for one in (empty, long, refused)] == ["empty", "too_long", "refused_by_template"]
-    assert all(isinstance(one, Scored) and one.score is None for one in (empty, long, refused))
+    assert all(isinstance(one, Score) and one.score is None for one in (empty, long, refused))
     assert fine.shape == (1, 64)
 
 
@@ -82,7 +82,11 @@ def test_the_similarity_gets_the_answers_states_and_then_the_references(tiny_pol
 
 def test_without_a_reference_there_is_no_score(tiny_policy):
     scorer = StateSimilarity(identify(str(tiny_policy), "causal-lm"), cosine_of_means, device="cpu")
-    asked = [Item("none", PROMPT, "y", False), *items(["y"], reference=""), Item("fine", PROMPT, "y", False, "y")]
+    asked = [
+        ScoringItem("none", PROMPT, "y", False),
+        *items(["y"], reference=""),
+        ScoringItem("fine", PROMPT, "y", False, "y"),
+    ]
     found = {s.key: s for s in scorer.score(asked)}
     assert {key: s.reason for key, s in found.items()} == {"none": "no_reference", "0": "reference_empty", "fine": None}
 

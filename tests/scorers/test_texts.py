@@ -7,8 +7,8 @@ import pytest
 from prefdata.chat.encoder import Chat
 from prefdata.chat.template import TemplateRefusal
 from prefdata.errors import InputError
-from prefdata.scorers.classifier.rendering import Texts, fill, read_format, windows
-from prefdata.scorers.protocol import Item
+from prefdata.scorers.classifier.rendering import TextRenderer, fill, read_format, windows
+from prefdata.scorers.protocol import ScoringItem
 
 USER = ({"role": "user", "content": "Q {response}"},)
 SYSTEM = ({"role": "system", "content": "S"}, *USER)
@@ -53,11 +53,11 @@ def test_a_format_of_two_answers_needs_all_places(tmp_path):
 def test_many_at_once_have_the_token_ids_of_each_alone(tiny_reward_model, raw):
     chat = Chat.load(tiny_reward_model, raw=raw)
     said = ["", " ", "<bos>", "<bos><bos>x", "a<eos>", "é 🎬", "<bos>y"]
-    assert Texts(chat).encode(said) == [chat.encode([text], complete=True)[0] for text in said]
+    assert TextRenderer(chat).encode(said) == [chat.encode([text], complete=True)[0] for text in said]
 
 
 def test_one_text_is_one_row_and_what_cannot_be_rendered_has_a_reason(tiny_reward_model):
-    texts = Texts(Chat.load(tiny_reward_model))
+    texts = TextRenderer(Chat.load(tiny_reward_model))
     odd = ({"role": "critic", "content": "x"},)
     asked = [
         ("a", USER, "1"),
@@ -67,7 +67,7 @@ def test_one_text_is_one_row_and_what_cannot_be_rendered_has_a_reason(tiny_rewar
         ("e", odd, "1"),
         ("f", USER, "\ud800"),
     ]
-    found = texts.prepare([Item(key, messages, response, False) for key, messages, response in asked])
+    found = texts.prepare([ScoringItem(key, messages, response, False) for key, messages, response in asked])
     assert [(row.keys, row.prompt) for row in found.rows] == [(["a", "d"], 0), (["b"], 0), (["c"], 1)]
     assert [(s.key, s.reason) for s in found.refused] == [("e", "refused_by_template"), ("f", "not_unicode")]
 

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 
 from prefdata import ids
 from prefdata.errors import InputError
-from prefdata.scorers.protocol import Item
+from prefdata.scorers.protocol import ScoringItem
 from prefdata.scorers.rules.number_parsing import final_number, numbers
 from prefdata.scorers.rules.verifiers import chosen_letter, open_verifier
 
 QUESTION = ({"role": "user", "content": "How many?"},)
 
 
-def item(response: str, reference: str | None = None, key: str = "k") -> Item:
-    return Item(key, QUESTION, response, False, reference)
+def item(response: str, reference: str | None = None, key: str = "k") -> ScoringItem:
+    return ScoringItem(key, QUESTION, response, False, reference)
 
 
 def verdict(named: str, response: str, reference: str | None = None, **settings):

@@ -14,7 +14,7 @@ from scored_runs import kept, pool
 
 from prefdata.errors import InputError
 from prefdata.selections.diverse import Distance, spread
-from prefdata.selections.select import keep
+from prefdata.selections.select import select_from
 from prefdata.specs import SelectSpec
 
 
@@ -81,12 +81,12 @@ def test_top_k_far_apart() -> None:
 def test_k_of_n_best_first_and_the_order_of_rows_changes_nothing(texts, weight: float, k: int) -> None:
     frame = pool([[float(len(t)) for t in row] for row in texts], texts=texts)
     spec = SelectSpec(method="top-k", k=k, diverse=weight, duplicates="keep")
-    rows, account = keep(frame, spec)
+    rows, account = select_from(frame, spec)
     assert rows.height == sum(min(k, len(row)) for row in texts)
     assert account.rows_in == account.rows_out + sum(account.dropped.values())
     first = rows.filter(pl.col("rank") == 1)
     assert first["score"].to_list() == [max(map(len, row)) for row in texts]
-    shuffled = keep(frame.sample(fraction=1, shuffle=True, seed=2), spec)[0]
+    shuffled = select_from(frame.sample(fraction=1, shuffle=True, seed=2), spec)[0]
     assert shuffled.sort("prompt_id", maintain_order=True).equals(rows)
 
 
@@ -106,7 +106,7 @@ def test_distance_of_embeddings_is_one_minus_the_cosine(tmp_path: Path) -> None:
     between = distance.between(frame)
     assert between[0, 1] == pytest.approx(0.0)
     assert between[0, 2] == pytest.approx(1 - math.sqrt(0.5))
-    rows, _ = keep(frame, by_embedding(file), distance=distance)
+    rows, _ = select_from(frame, by_embedding(file), distance=distance)
     # .9 * .293 is more than .1 * .5: the third and not the second
     assert rows["score"].to_list() == [3.0, 1.0]
 
@@ -157,4 +157,4 @@ def test_a_candidate_without_an_embedding(tmp_path: Path) -> None:
     frame = pool([[1.0, 2.0]])
     file = embeddings(tmp_path / "e.parquet", frame.head(1), [[1.0]])
     with pytest.raises(InputError, match=frame["candidate_id"][1]):
-        keep(frame, by_embedding(file))
+        select_from(frame, by_embedding(file))

@@ -14,7 +14,7 @@ from scored_runs import kept, pool
 from prefdata import ids
 from prefdata.errors import UsageError
 from prefdata.selections.exclusions import parse_quotas
-from prefdata.selections.select import keep
+from prefdata.selections.select import select_from
 from prefdata.specs import SelectSpec
 
 
@@ -47,10 +47,10 @@ def test_an_answer_without_a_finish_reason_was_not_cut_off() -> None:
 
 def test_duplicates_are_one_candidate_with_its_copies() -> None:
     frame = pool([[1.0, 2.0, 1.0, 1.0], [1.0]], texts=[["a", "b", "a", "a"], ["a"]])
-    rows, account = keep(frame, SelectSpec(method="top-k"))
+    rows, account = select_from(frame, SelectSpec(method="top-k"))
     assert rows["copies"].to_list() == [1, 3, 1]
     assert account.dropped == {"duplicate": 2}
-    rows, account = keep(frame, SelectSpec(method="top-k", duplicates="keep"))
+    rows, account = select_from(frame, SelectSpec(method="top-k", duplicates="keep"))
     assert rows["copies"].to_list() == [1] * 5
     assert not account.dropped
 
@@ -64,7 +64,7 @@ def test_the_copy_that_stands_is_the_earliest_rounds() -> None:
 def test_a_copy_that_stands_knows_the_others_and_whether_they_score_alike() -> None:
     """Of 0.1, 0.9 and 0.1 for one text the first stands with its own score, whatever the others have."""
     frame = pool([[0.1, 0.9, 0.4, 0.1], [1.0]], texts=[["same", "same", "else", "same"], ["same"]])
-    rows, account = keep(frame, SelectSpec(method="top-k", k=4))
+    rows, account = select_from(frame, SelectSpec(method="top-k", k=4))
     named = dict(frame.select("candidate_id", "name").iter_rows())
     found = {
         named[row["candidate_id"]]: (
@@ -76,9 +76,9 @@ def test_a_copy_that_stands_knows_the_others_and_whether_they_score_alike() -> N
     }
     assert found == {"0-0": (0.1, 3, ["0-1", "0-3"]), "0-2": (0.4, 1, None), "1-0": (1.0, 1, None)}
     assert account.counts["copies_scored_otherwise"] == 1
-    _, account = keep(frame.with_columns(score=pl.lit(1.0)), SelectSpec(method="top-k", k=4))
+    _, account = select_from(frame.with_columns(score=pl.lit(1.0)), SelectSpec(method="top-k", k=4))
     assert "copies_scored_otherwise" not in account.counts
-    later = keep(frame.with_columns(round=pl.Series([1, 0, 0, 0, 0])), SelectSpec(method="best-of-n"))[0]
+    later = select_from(frame.with_columns(round=pl.Series([1, 0, 0, 0, 0])), SelectSpec(method="best-of-n"))[0]
     assert [[named[i] for i in ids] for ids in later["copy_ids"].drop_nulls()] == [["0-3", "0-0"]]
 
 
@@ -90,12 +90,12 @@ def test_a_copy_that_stands_knows_the_others_and_whether_they_score_alike() -> N
 def test_copies_add_up(texts, rounds) -> None:
     frame = pool([[float(ord(t)) for t in row] for row in texts], texts=texts)
     frame = frame.with_columns(round=pl.Series(rounds[: frame.height]))
-    rows, account = keep(frame, SelectSpec(method="top-k", k=9))
+    rows, account = select_from(frame, SelectSpec(method="top-k", k=9))
     assert rows["copies"].to_list() == [
         n for row in texts for _, n in sorted(Counter(row).items(), reverse=True)
     ]  # the score is the text's place in the alphabet
     assert account.dropped["duplicate"] == frame.height - rows.height
-    shuffled, _ = keep(frame.sample(fraction=1, shuffle=True, seed=1), SelectSpec(method="top-k", k=9))
+    shuffled, _ = select_from(frame.sample(fraction=1, shuffle=True, seed=1), SelectSpec(method="top-k", k=9))
     assert shuffled.sort("prompt_id", maintain_order=True).equals(rows)
 
 
@@ -111,7 +111,7 @@ def test_threshold_raw_and_min_max() -> None:
 def test_the_latest_round() -> None:
     frame = pool([[9.0, 1.0], [5.0]], round=[0, 1, 0])
     assert kept(frame, method="best-of-n", pool="latest") == (["0-1"], {"earlier_round": 2})
-    rows, _ = keep(frame, SelectSpec(method="best-of-n", pool="latest"), latest_round=2)
+    rows, _ = select_from(frame, SelectSpec(method="best-of-n", pool="latest"), latest_round=2)
     assert rows.height == 0
     out = frame.with_columns(excluded=pl.Series([None, "where", None]))  # round 1 takes no part: 0 is the latest
     assert kept(out, method="best-of-n", pool="latest") == (["0-0", "1-0"], {"where": 1})
@@ -184,7 +184,7 @@ def mixed(samplers: list[str], prompts: int = 2_000) -> pl.DataFrame:
 )
 def test_a_mix_has_its_shares(quota: tuple[str, ...], shares: dict[str, float]) -> None:
     frame = mixed(["a", "b", "c"])
-    rows, account = keep(frame, SelectSpec(method="top-k", pool="mix", quota=quota))
+    rows, account = select_from(frame, SelectSpec(method="top-k", pool="mix", quota=quota))
     of = dict(rows.join(frame, on="candidate_id")["sampler"].value_counts().iter_rows())
     assert set(of) == set(shares)
     assert chisquare([of[name] for name in shares], [2_000 * p for p in shares.values()]).pvalue > 1e-4
@@ -202,10 +202,10 @@ def test_a_mix_draws_among_the_samplers_that_a_prompt_has() -> None:
 
 def test_a_mix_is_drawn_once_a_prompt_whatever_the_seed_of_the_others() -> None:
     frame = mixed(["a", "b"], 50)
-    one, _ = keep(frame, SelectSpec(method="top-k", pool="mix"))
-    alone, _ = keep(frame.filter(pl.col("prompt_id") == ids.digest(7)), SelectSpec(method="top-k", pool="mix"))
+    one, _ = select_from(frame, SelectSpec(method="top-k", pool="mix"))
+    alone, _ = select_from(frame.filter(pl.col("prompt_id") == ids.digest(7)), SelectSpec(method="top-k", pool="mix"))
     assert one.filter(pl.col("prompt_id") == ids.digest(7)).equals(alone)
-    other, _ = keep(frame, SelectSpec(method="top-k", pool="mix", seed=1))
+    other, _ = select_from(frame, SelectSpec(method="top-k", pool="mix", seed=1))
     assert not other.equals(one)
 
 

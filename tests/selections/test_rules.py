@@ -22,7 +22,7 @@ from scored_runs import kept, pool
 from prefdata import ids
 from prefdata.keyed_random import uniforms
 from prefdata.selections.rules import acceptance, algorithm1_ranks, boltzmann_draws, gumbel_ranks
-from prefdata.selections.select import keep
+from prefdata.selections.select import select_from
 from prefdata.specs import SelectSpec
 
 DRAWS = 40_000
@@ -146,7 +146,7 @@ def test_algorithm1_with_shuffle(k: int, exact: tuple[float, ...]) -> None:
         for one, p in sets(in_order(list(order), exact_algorithm1([REWARDS[i] for i in order], 1.0, k))).items():
             mean[one] += p / 6
     assert [mean[one] for one in outcomes] == pytest.approx(exact, abs=1e-6)
-    rows, _ = keep(many([REWARDS] * DRAWS), SelectSpec(method="rso-algorithm1", k=k, beta=1.0, shuffle=True))
+    rows, _ = select_from(many([REWARDS] * DRAWS), SelectSpec(method="rso-algorithm1", k=k, beta=1.0, shuffle=True))
     chosen = rows.sort("score").group_by("prompt_id").agg("score")["score"].to_list()
     found = Counter(tuple(int(score) for score in scores) for scores in chosen)
     assert fits(found, dict(zip(outcomes, exact, strict=True)))
@@ -187,7 +187,7 @@ def test_how_often_algorithm1_with_shuffle_keeps_the_best() -> None:
 
     assert kept_best(REWARDS, 1) == pytest.approx(0.764988, abs=1e-6)
     for rewards, k in ((REWARDS, 2), (EIGHT, 1), (EIGHT, 3)):
-        rows, _ = keep(many([rewards] * DRAWS), SelectSpec(method="rso-algorithm1", k=k, beta=1.0, shuffle=True))
+        rows, _ = select_from(many([rewards] * DRAWS), SelectSpec(method="rso-algorithm1", k=k, beta=1.0, shuffle=True))
         share = rows.filter(pl.col("score") == max(rewards)).height / DRAWS
         assert share == pytest.approx(kept_best(rewards, k), abs=5 * math.sqrt(0.25 / DRAWS))
 
@@ -257,7 +257,7 @@ def test_boltzmann_draws_are_independent_of_each_other(k: int) -> None:
     exact: Counter = Counter()
     for drawn in itertools.product(range(3), repeat=k):
         exact[tuple(drawn.count(i) for i in range(3))] += math.prod(p[i] for i in drawn)
-    rows, _ = keep(many([REWARDS] * DRAWS), SelectSpec(method="boltzmann", k=k, beta=1.0))
+    rows, _ = select_from(many([REWARDS] * DRAWS), SelectSpec(method="boltzmann", k=k, beta=1.0))
     counts = rows.group_by("prompt_id").agg(
         ((pl.col("score") == r) * pl.col("draws")).sum().alias(str(r)) for r in REWARDS
     )
@@ -268,7 +268,7 @@ def test_boltzmann_draws_are_independent_of_each_other(k: int) -> None:
 
 
 def test_boltzmann_counts_draws_and_puts_the_most_drawn_first() -> None:
-    rows, account = keep(pool([[0.0, 1.0, 0.5], [2.0]]), SelectSpec(method="boltzmann", k=20, beta=2.0))
+    rows, account = select_from(pool([[0.0, 1.0, 0.5], [2.0]]), SelectSpec(method="boltzmann", k=20, beta=2.0))
     first = rows.filter(pl.col("prompt_id") == f"{0:020x}")
     assert first["draws"].sum() == 20
     assert first["draws"].to_list() == sorted(first["draws"], reverse=True)
@@ -279,7 +279,7 @@ def test_boltzmann_counts_draws_and_puts_the_most_drawn_first() -> None:
 
 def test_boltzmann_at_the_ends_of_beta() -> None:
     assert kept(pool([[0.1, 0.9, 0.9, 0.5]]), method="boltzmann", k=5, beta=0.0)[0] == ["0-1"]
-    rows, _ = keep(pool([[0.1, 0.9]]), SelectSpec(method="boltzmann", k=400, beta=math.inf))
+    rows, _ = select_from(pool([[0.1, 0.9]]), SelectSpec(method="boltzmann", k=400, beta=math.inf))
     assert rows["draws"].min() > 150
 
 
@@ -296,7 +296,7 @@ def test_acceptance_by_hand() -> None:
 
 
 def test_the_report_has_the_means_over_prompts() -> None:
-    _, account = keep(pool([[0.0, 1.0, 2.0], [3.0, 3.0]]), SelectSpec(k=1, beta=1.0))
+    _, account = select_from(pool([[0.0, 1.0, 2.0], [3.0, 3.0]]), SelectSpec(k=1, beta=1.0))
     figures = account.report("select", "rows").figures
     assert figures["acceptance_rate"] == pytest.approx((0.501072 + 1) / 2, abs=1e-6)
     assert figures["effective_candidates"] == pytest.approx((1.958699 + 2) / 2, abs=1e-5)
@@ -324,10 +324,10 @@ def test_top_k_overall_is_of_the_run() -> None:
     `keep` gives each prompt's own k; the rest is done over all batches, as tests/selections/test_select.py shows.
     """
     from prefdata.selections.select import _top_k_overall
-    from prefdata.storage.report import Account
+    from prefdata.storage.report import ReportBuilder
 
-    rows, account = keep(pool(RLHF_BOOK), SelectSpec(method="top-k-overall", k=5))
-    whole = Account(account.rows_in, account.rows_out, account.dropped)
+    rows, account = select_from(pool(RLHF_BOOK), SelectSpec(method="top-k-overall", k=5))
+    whole = ReportBuilder(account.rows_in, account.rows_out, account.dropped)
     (best,) = _top_k_overall([rows], 5, whole)
     names = {ids.digest(f"{p}-{i}"): 4 * p + i for p in range(5) for i in range(4)}
     assert {names[one] for one in best["candidate_id"]} == {8, 5, 14, 0, 11}
@@ -353,7 +353,7 @@ def test_limits_of_beta(method: str) -> None:
 def test_beta_inf_is_uniform() -> None:
     third = {(i,): 1 / 3 for i in range(3)}
     assert fits(counted(orders((0.0, 5.0, 50.0), math.inf, 1, "rso")), third)
-    rows, _ = keep(
+    rows, _ = select_from(
         many([[0.0, 5.0, 50.0]] * 5_000), SelectSpec(method="rso-algorithm1", k=1, beta=math.inf, shuffle=True)
     )
     assert fits(Counter({((0.0, 5.0, 50.0).index(s),): n for s, n in rows["score"].value_counts().iter_rows()}), third)
@@ -365,7 +365,7 @@ def test_a_very_small_beta_keeps_the_highest(beta: float) -> None:
     two = ["0-1", "0-2", "1-0", "2-0", "2-2"]
     assert kept(pool(scores), method="rso", k=2, beta=beta)[0] == two
     assert kept(pool(scores), method="rso-algorithm1", k=2, beta=beta)[0] == two
-    rows, _ = keep(pool(scores), SelectSpec(method="boltzmann", k=2, beta=beta))
+    rows, _ = select_from(pool(scores), SelectSpec(method="boltzmann", k=2, beta=beta))
     assert kept(pool(scores), method="boltzmann", k=2, beta=beta)[0] == ["0-1", "1-0", "2-0"]
     assert rows["draws"].to_list() == [2, 2, 2]
 
@@ -380,7 +380,7 @@ def test_a_very_large_beta_keeps_any(beta: float) -> None:
     names = {-1e6: 0, 1e6: 1, 0.0: 2}
 
     def kept_of_each(method: str) -> Counter:
-        rows, _ = keep(frame, SelectSpec(method=method, k=2, beta=beta))
+        rows, _ = select_from(frame, SelectSpec(method=method, k=2, beta=beta))
         each = rows.group_by("prompt_id").agg(pl.col("score").sort_by("rank"), pl.col("draws").sort_by("rank"))
         of = [[names[score] for score in scores] for scores in each["score"].to_list()]
         draws = [tuple(sorted(zip(o, d, strict=True))) for o, d in zip(of, each["draws"].to_list(), strict=True)]
@@ -406,7 +406,7 @@ def test_the_order_of_generation_is_nothing_to_rso_and_something_to_the_sweep() 
     other = frame.with_columns(sample_index=5 - pl.col("sample_index"))
     for law, same in (("rso", True), ("rso-algorithm1", False)):
         one, two = (
-            keep(rows, SelectSpec(method=law, k=2, beta=1.0))[0].sort("prompt_id", "rank")["candidate_id"]
+            select_from(rows, SelectSpec(method=law, k=2, beta=1.0))[0].sort("prompt_id", "rank")["candidate_id"]
             for rows in (frame, other)
         )
         assert one.equals(two) == same

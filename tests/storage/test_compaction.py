@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scored_runs import DONE, Made, answer, score_of
 
-from prefdata.keyed_random import leading_bits
+from prefdata.keyed_random import id_prefix64
 from prefdata.storage import compaction
 from prefdata.storage.compaction import compact, is_clustered, prompt_runs
 from prefdata.storage.run import Lineage, Partition, Run
@@ -137,7 +137,7 @@ def test_killed_before_the_old_parts_were_removed(tmp_path: Path, monkeypatch: p
 
 def test_runs_of_a_prompt_go_on_in_the_next_part(tmp_path: Path) -> None:
     def runs(*prompts: str) -> Any:
-        return leading_bits(pl.Series([f"{prompt:0<20}" for prompt in prompts], dtype=pl.String))
+        return id_prefix64(pl.Series([f"{prompt:0<20}" for prompt in prompts], dtype=pl.String))
 
     assert is_clustered([])
     assert is_clustered([runs("a", "b"), runs("b"), runs(), runs("b", "c")])

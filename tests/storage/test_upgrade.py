@@ -28,7 +28,7 @@ from prefdata.selections.select import select
 from prefdata.specs import PairSpec, RankSpec, SelectSpec
 from prefdata.storage import upgrade as module
 from prefdata.storage.compaction import compact, is_clustered, prompt_runs
-from prefdata.storage.leases import Claims
+from prefdata.storage.leases import WorkLeases
 from prefdata.storage.run import Partition, Run
 
 OLD = ["candidate_id", "prompt_id", "score", "reason", "text_hash", "details"]
@@ -228,7 +228,7 @@ def test_two_at_once(run: Run) -> None:
 
 
 def test_not_while_another_process_scores(run: Run) -> None:
-    with Claims(run.partition("scores", "reward").path), pytest.raises(SpecConflict, match="is at work on it"):
+    with WorkLeases(run.partition("scores", "reward").path), pytest.raises(SpecConflict, match="is at work on it"):
         select(run, SPEC)
     assert versions(run) == {"1"}
 

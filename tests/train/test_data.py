@@ -15,7 +15,7 @@ from prefdata.specs import Spec
 from prefdata.storage.report import Report
 from prefdata.storage.run import Lineage, Run
 from prefdata.storage.schemas import CANDIDATES, DEMONSTRATIONS, PAIRS, PROMPTS, SELECTIONS, TABLES
-from prefdata.train.data import find
+from prefdata.train.data import open_source
 from prefdata.train.parsing import Item, Row, parse
 from prefdata.train.specs import DpoSpec, SftSpec
 from prefdata.train.train import train_dpo, train_sft
@@ -81,7 +81,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def read(run: Run, kind: Any, part: str | None = None) -> list[Item]:
-    source = find(run.path, kind, part=part)
+    source = open_source(run.path, kind, part=part)
     return parse(source.read(), kind, source.name)
 
 
@@ -151,7 +151,7 @@ def demonstrated(run: Run, name: str) -> None:
 def test_sft_imitates_every_demonstration_that_is_named(run: Run, tmp_path: Path) -> None:
     demonstrated(run, "drawn")
     assert len(read(run, "demonstrations")) == 10  # the selection, as before
-    source = find(run.path, "demonstrations", demonstrations="drawn")
+    source = open_source(run.path, "demonstrations", demonstrations="drawn")
     items = parse(source.read(), "demonstrations", source.name)
     said = {(number(item), item.answers[0][0]["content"], item.weight) for item in items}  # type: ignore[index]
     assert said == {(i, f"answer {k} to {i}", k + 1.0) for i in range(10) for k in range(4)}
@@ -159,7 +159,7 @@ def test_sft_imitates_every_demonstration_that_is_named(run: Run, tmp_path: Path
     shutil.rmtree(run.path / "selections")
     assert len(read(run, "demonstrations")) == 40
     with pytest.raises(UsageError, match="has no demonstrations named 'drwan'"):
-        find(run.path, "demonstrations", demonstrations="drwan")
+        open_source(run.path, "demonstrations", demonstrations="drwan")
 
 
 def test_training_on_demonstrations(run: Run, tiny_policy: Path) -> None:
@@ -187,17 +187,17 @@ def test_ties_are_not_trained_on(run: Run, tiny_policy: Path) -> None:
 def test_the_set_is_named_where_there_are_several(run: Run) -> None:
     fill(run, "pairs", "other", run.only("pairs").read().to_pylist()[:3])
     with pytest.raises(UsageError, match="2 sets of pairs"):
-        find(run.path, "preferences")
+        open_source(run.path, "preferences")
     assert len(read(run, "preferences", "other")) == 3
 
 
 def test_not_ready(run: Run, tmp_path: Path) -> None:
     fill(Run(tmp_path / "early"), "prompts", "a", run.only("prompts", "a").read().to_pylist())
     with pytest.raises(NotReady, match="has no pairs yet: run `prefdata pair"):
-        find(tmp_path / "early", "preferences")
+        open_source(tmp_path / "early", "preferences")
     fill(run, "pairs", "half", [], finish=False)
     with pytest.raises(NotReady, match="pairs/half is unfinished"):
-        find(run.path, "preferences", part="half")
+        open_source(run.path, "preferences", part="half")
 
 
 def test_a_pair_whose_candidate_is_gone(run: Run) -> None:

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from prefdata import ids
 from prefdata.chat.encoder import Chat
-from prefdata.chat.transforms import SampleView
+from prefdata.chat.transforms import PromptTransform
 from prefdata.exports.export import export
 from prefdata.pairs.pair import pair
 from prefdata.prompts.ingest import ingest
@@ -26,7 +26,7 @@ from prefdata.specs import ExportSpec, IngestSpec, PairSpec, SampleSpec, SelectS
 from prefdata.storage.report import Report
 from prefdata.storage.run import Lineage, Run
 from prefdata.storage.schemas import CANDIDATES, SCORES, Table
-from prefdata.train.data import find
+from prefdata.train.data import open_source
 from prefdata.train.encode import Encoder
 from prefdata.train.parsing import Kind, parse
 from prefdata.train.specs import SftSpec
@@ -80,7 +80,7 @@ def run(tmp_path: Path) -> Run:
     rows = [{"messages": [{"role": r, "content": f"q{i}{t}"} for t, r in enumerate(rs)]} for i, rs in enumerate(turns)]
     dialogues.write_text("".join(json.dumps({**row, "split": "train"}) + "\n" for row in rows))
     ingest(made, [str(dialogues)], IngestSpec(instructions=str(told)))
-    view = SampleView.of(SampleSpec(model="m", ghost_attention=True))
+    view = PromptTransform.of(SampleSpec(model="m", ghost_attention=True))
     prompts = made.only("prompts").read().to_pylist()
     view.check(prompts)
     drawn = [
@@ -131,7 +131,7 @@ def test_only_the_last_answer_and_its_end_are_trained(
     if way != "run":
         data = tmp_path / way
         export(run, ExportSpec(dialect=way), data)  # type: ignore[arg-type]
-    source = find(data, kind)
+    source = open_source(data, kind)
     items = parse(source.read(), kind, source.name)
     examples = Encoder(Chat(tokenizer, name="tiny")).encode(items).examples
     assert len(examples) == 4

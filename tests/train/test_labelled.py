@@ -14,12 +14,12 @@ from prefdata.specs import Spec
 from prefdata.storage.report import Report
 from prefdata.storage.run import Lineage, Run
 from prefdata.storage.schemas import CANDIDATES, GROUPS, PROMPTS, TABLES, UNPAIRED
-from prefdata.train.data import find
+from prefdata.train.data import open_source
 from prefdata.train.parsing import Item, ItemStream, Kind, Needs
 
 
 def read(path: Path | Run, kind: Kind, **needs: Any) -> tuple[list[Item], ItemStream]:
-    stream = find(path.path if isinstance(path, Run) else path, kind).items(Needs(kind, **needs))
+    stream = open_source(path.path if isinstance(path, Run) else path, kind).items(Needs(kind, **needs))
     return list(stream), stream
 
 
@@ -97,7 +97,7 @@ def test_safety_of_sides(tmp_path: Path, write_jsonl: Any) -> None:
         "prompt": "p", "response_0": "a", "response_1": "b", "is_response_0_safe": False, "is_response_1_safe": True,
         "better_response_id": 1, "safer_response_id": 1,
     }  # fmt: skip
-    source = find(write_jsonl(tmp_path / "k.jsonl", [pku]), "preferences")
+    source = open_source(write_jsonl(tmp_path / "k.jsonl", [pku]), "preferences")
     from prefdata.formats.reading import ReadOptions
 
     (item,) = source.items(Needs("preferences", safety=True), ReadOptions(verdict="better"))

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefdata.errors import BadRows, InputError
-from prefdata.train.data import find
+from prefdata.train.data import open_source
 from prefdata.train.parsing import Item, parse
 
 
@@ -24,7 +24,7 @@ def assistant(text: str) -> dict[str, str]:
 
 
 def read(path: Path | str, kind: Any, **options: Any) -> list[Item]:
-    source = find(path, kind)
+    source = open_source(path, kind)
     return parse(source.read(), kind, source.name, **options)
 
 
@@ -203,11 +203,11 @@ def test_bad_files(tmp_path: Path, name: str, text: str, said: str) -> None:
 
 def test_missing_file_and_strange_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none: no such file"):
-        find(tmp_path / "none", "preferences")
+        open_source(tmp_path / "none", "preferences")
     with pytest.raises(InputError, match=r"nothing\.jsonl: no such file"):
-        find("nothing.jsonl", "preferences")
+        open_source("nothing.jsonl", "preferences")
     with pytest.raises(InputError, match=r"neither a run directory .* nor an export"):
-        find(tmp_path, "preferences")
+        open_source(tmp_path, "preferences")
 
 
 def test_a_hub_name_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_a_hub_name_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(InputError, match=r"cannot be reached \(no network\)"):
-        find("nobody/nothing", "preferences")
+        open_source("nobody/nothing", "preferences")
 
 
 def test_a_dataset_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +238,6 @@ def test_an_export_folder_has_both_splits(tmp_path: Path) -> None:
     items = read(tmp_path, "preferences")
     assert sorted(item.row.split for item in items) == ["test"] * 2 + ["train"] * 4
     assert {(str(item.prompt), str(item.answers)) for item in items} == {(str(CHAT[0]), str(CHAT[1]))}
-    before = find(tmp_path, "preferences").parents
+    before = open_source(tmp_path, "preferences").parents
     pq.write_table(pa.Table.from_pylist([GOOD]), tmp_path / "data" / "test-00000-of-00001.parquet")
-    assert find(tmp_path, "preferences").parents != before
+    assert open_source(tmp_path, "preferences").parents != before

@@ -287,7 +287,7 @@ def test_a_policy_of_plain_texts_is_scored_as_it_was_trained(model, tmp_path):
     (example,) = Encoder(Chat.load(folder)).encode(parse([Row("x", 1, "train", row)], "preferences", "x")).examples
     import torch
 
-    from prefdata.scorers.protocol import Item
+    from prefdata.scorers.protocol import ScoringItem
 
     net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.tensor([[*example.prompt, *example.responses[0]]])
@@ -295,7 +295,7 @@ def test_a_policy_of_plain_texts_is_scored_as_it_was_trained(model, tmp_path):
         logps = net(ids).logits[0].double().log_softmax(-1)
     expected = sum(float(logps[place - 1, ids[0, place]]) for place in range(len(example.prompt), ids.shape[1]))
     (found,) = MeanLogprob(identify(str(folder), "causal-lm"), device="cpu").score(
-        [Item("k", tuple(row["prompt"]), "yes", False)]
+        [ScoringItem("k", tuple(row["prompt"]), "yes", False)]
     )
     assert found.details == {"sum": pytest.approx(expected, abs=1e-5), "tokens": 4}
 

@@ -14,7 +14,7 @@ ROOM = 64
 """Positions that a cache keeps free for coming tokens."""
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A cache layer in buffers with room to spare: a new token copies nothing, rows that go only what fills their gaps.
 
     What `keys` and `values` show are the first rows and positions of the buffers.
@@ -64,7 +64,7 @@ def _roomy(like: Tensor, rows: int, end: int) -> Tensor:
     return like.new_empty(rows, like.shape[1], end + ROOM, like.shape[3])
 
 
-class Rows:
+class BatchState:
     """The rows of a batch.
 
     Attributes:
@@ -83,7 +83,9 @@ class Rows:
             mask[row, width - len(prompt) :] = 1
         self._cache = DynamicCache(config=net.config)
         # Layers of another kind (sliding windows, recurrent states) manage their own room.
-        self._cache.layers = [RoomyLayer() if type(one) is DynamicLayer else one for one in self._cache.layers]
+        self._cache.layers = [
+            PreallocatedCacheLayer() if type(one) is DynamicLayer else one for one in self._cache.layers
+        ]
         self._mask = mask.to(device)
         self.logits = self._forward(ids.to(device), (self._mask.cumsum(1) - 1).clamp(min=0))
         if len(distinct) < len(prompts):

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefdata.engines.hf.batch_state import Rows
+from prefdata.engines.hf.batch_state import BatchState
 from prefdata.engines.hf.penalties import Penalties
 from prefdata.engines.protocol import Request, Sampling, room
-from prefdata.engines.stop_strings import StopTexts
+from prefdata.engines.stop_strings import StopStrings
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Beam:
 
 
 @dataclass
-class Group:
+class BeamGroup:
     """The beams of one prompt that compete with each other.
 
     Attributes:
@@ -99,7 +99,7 @@ class Group:
 
 @torch.inference_mode()
 def search(
-    net: Any, requests: Sequence[BeamRequest], ends: Tensor, stops: StopTexts, context_length: int
+    net: Any, requests: Sequence[BeamRequest], ends: Tensor, stops: StopStrings, context_length: int
 ) -> list[list[Beam]]:
     """The beams that were found for each request, the best first; fewer than asked for where no more exist.
 
@@ -111,10 +111,13 @@ def search(
         context_length: the most tokens of prompt and answer together.
     """
     beams, plain = len(requests[0].keys), requests[0].diversity_penalty is None
-    groups = [[Group(beams, [Beam(0.0)])] if plain else [Group(1, [Beam(0.0)]) for _ in range(beams)] for _ in requests]
+    groups = [
+        [BeamGroup(beams, [Beam(0.0)])] if plain else [BeamGroup(1, [Beam(0.0)]) for _ in range(beams)]
+        for _ in requests
+    ]
     each = [request for request in requests for _ in range(beams)]
     prompts = [request.prompt_ids for request in each]
-    rows = Rows(net, prompts, context_length)
+    rows = BatchState(net, prompts, context_length)
     penalties = Penalties.of([r.sampling for r in each], prompts, ends, rows.logits.shape[-1])
     step = _Step(requests, beams, frozenset(ends.tolist()), stops, context_length)
     live = list(range(len(requests)))
@@ -143,12 +146,12 @@ class _Step:
     requests: Sequence[BeamRequest]
     beams: int
     ends: frozenset[int]
-    stops: StopTexts
+    stops: StopStrings
     context_length: int
     number: int = 0
 
     def take(
-        self, groups: list[list[Group]], live: list[int], logits: Tensor, penalised: Tensor | None
+        self, groups: list[list[BeamGroup]], live: list[int], logits: Tensor, penalised: Tensor | None
     ) -> list[list[tuple[int, int]]]:
         """Move all groups on by one token; returns (row, token) of the next step's rows, `beams` a prompt."""
         asked = [self.requests[i] for i in live]
@@ -171,7 +174,9 @@ class _Step:
                 chosen[place] += [(row + parent, token) for parent, token in on]
         return chosen
 
-    def _ranked(self, groups: list[Group], logp: Tensor, raw: Tensor, lowering: Tensor) -> list[list[tuple[int, Beam]]]:
+    def _ranked(
+        self, groups: list[BeamGroup], logp: Tensor, raw: Tensor, lowering: Tensor
+    ) -> list[list[tuple[int, Beam]]]:
         """The best continuations of each group's beams (the beam's number, and the continuation), the best first.
 
         Args:
@@ -195,7 +200,7 @@ class _Step:
             for group, *row in zip(groups, order.tolist(), *found, strict=True)
         ]
 
-    def _go_on(self, group: Group, request: BeamRequest, moved: list[tuple[int, Beam]]) -> list[tuple[int, int]]:
+    def _go_on(self, group: BeamGroup, request: BeamRequest, moved: list[tuple[int, Beam]]) -> list[tuple[int, int]]:
         """Close the group's step; returns (beam, token) of those that go on, filled up with some that nobody reads."""
         over = self.number + 1 >= room(request.asked()[0], self.context_length)
         ended = [over or self._ended(beam, request.sampling) for _, beam in moved]

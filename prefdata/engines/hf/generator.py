@@ -19,12 +19,12 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from prefdata.chat.encoder import Chat
-from prefdata.engines.hf.batch_state import Rows, packed
+from prefdata.engines.hf.batch_state import BatchState, packed
 from prefdata.engines.hf.beam_search import BeamRequest, search
 from prefdata.engines.hf.penalties import Penalties
 from prefdata.engines.hf.token_sampling import Settings, draw, stream_keys
 from prefdata.engines.protocol import Completion, Rejection, Request, Sampling, refusal, room
-from prefdata.engines.stop_strings import StopTexts
+from prefdata.engines.stop_strings import StopStrings
 from prefdata.errors import EngineError
 from prefdata.ids import Message
 from prefdata.models.files import ModelFiles
@@ -98,7 +98,7 @@ class TransformersGenerator:
         self._vocabulary = int(self._net.get_input_embeddings().num_embeddings)
         ends = [end for end in self.chat.end_ids if end < self._vocabulary]
         self._ends = torch.tensor(ends, dtype=torch.int64, device=self.device)
-        self._stops = StopTexts(self.chat, self._vocabulary)
+        self._stops = StopStrings(self.chat, self._vocabulary)
 
     def render(
         self, messages: Sequence[Message], tools: str | None = None, holds: Sequence[str] = ()
@@ -219,7 +219,7 @@ class TransformersGenerator:
         settings = Settings.of(samplings, self._vocabulary, device)
         penalties = Penalties.of(samplings, prompts, self._ends, self._vocabulary)
         stops = self._stops.watch(samplings, device)
-        rows = Rows(self._net, prompts, self.context_length)
+        rows = BatchState(self._net, prompts, self.context_length)
         live = torch.arange(len(batch), device=device)
         for step in range(longest):
             penalised = None if penalties is None else penalties(rows.logits, step)

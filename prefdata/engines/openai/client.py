@@ -1,7 +1,7 @@
 """Talking to a server over HTTP: patient where it is busy, plain where it refuses, silent about the key.
 
 A server may send anything. What it sends is read within a time and a size (`exchange`); a response that cannot be used
-is a `Refused` of one request, and what the server says is one line in messages.
+is a `RequestRefused` of one request, and what the server says is one line in messages.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DROPPED = ("abort", "error", "insufficient_system_resource", "ERROR")
 """How a response ends that the server gave up on its own account."""
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """The server will not do this: its status, its code for it, and what it said."""
 
     def __init__(self, status: int, code: str, said: str) -> None:
@@ -132,7 +132,7 @@ class Server:
         return response.json_object() if response.status == 200 else None
 
     def post(
-        self, path: str, body: dict[str, Any], is_refusal: Callable[[Refused], bool], left: Event
+        self, path: str, body: dict[str, Any], is_refusal: Callable[[RequestRefused], bool], left: Event
     ) -> dict[str, Any]:
         """Return the JSON object that the server answers; the request is sent again while the server is busy.
 
@@ -145,13 +145,13 @@ class Server:
         """
         for attempt in range(self._retries + 1):
             pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt))
-            unread: Refused | None = None
+            unread: RequestRefused | None = None
             try:
                 response = exchange(self._client, "POST", self._address.at(path), self._timeout, body)
             except httpx.TransportError as error:
                 said = _described(error)
             except Unreadable as error:
-                unread = Refused(200, "", f"the response {error}")
+                unread = RequestRefused(200, "", f"the response {error}")
                 if not error.again:
                     raise unread from None
             else:
@@ -165,7 +165,7 @@ class Server:
                     raise refused
                 if response.status == 200 and not (answer and answer.get("error")):
                     what = problem if answer else f"is no JSON object: {refused.said[:100]}"
-                    unread = Refused(200, "", f"the response {what}")
+                    unread = RequestRefused(200, "", f"the response {what}")
                 pause += min(_retry_after(response), LONGEST_RETRY_AFTER)
             if attempt < self._retries and left.wait(pause):
                 break
@@ -177,7 +177,7 @@ class Server:
             "it continues where this one stopped."
         )
 
-    def wrong_key(self, refused: Refused) -> EngineError:
+    def wrong_key(self, refused: RequestRefused) -> EngineError:
         """The error for a key that is missing or not taken."""
         if self._address.auth:
             return EngineError(
@@ -203,14 +203,14 @@ class Server:
                 "If that is the server, give its address as --base-url."
             )
 
-    def _refused(self, response: Response) -> Refused:
+    def _refused(self, response: Response) -> RequestRefused:
         answer = response.json_object() or {}
         error = answer.get("error") or answer
         if not isinstance(error, dict):
-            return Refused(response.status, "", self.line(_words(error)))
+            return RequestRefused(response.status, "", self.line(_words(error)))
         message = error.get("message") or error.get("detail") or response.text or HTTP_WORDS.get(response.status, "")
         codes = " ".join(_words(error[name]) for name in ("code", "type") if error.get(name))
-        return Refused(response.status, self.line(codes), self.line(_words(message)))
+        return RequestRefused(response.status, self.line(codes), self.line(_words(message)))
 
     def sent_key_in(self, text: str) -> bool:
         """Return whether a text holds the key; a short one (EMPTY, for a server that wants none) is no secret."""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from prefdata.chat.encoder import Chat
 from prefdata.chat.messages import for_server
-from prefdata.engines.openai.client import Refused, Server
+from prefdata.engines.openai.client import RequestRefused, Server
 from prefdata.engines.openai.reading import (
     Odd,
     count,
@@ -30,7 +30,7 @@ from prefdata.engines.openai.reading import (
     usage_of,
 )
 from prefdata.engines.protocol import Completion, Rejection, Request, refusal, room
-from prefdata.engines.stop_strings import StopTexts
+from prefdata.engines.stop_strings import StopStrings
 from prefdata.errors import EngineError, UsageError, did_you_mean
 from prefdata.ids import Message
 from prefdata.models.files import ModelFiles, identify
@@ -191,7 +191,7 @@ class OpenAIGenerator:
             try:
                 given = {name: value for name, value in sent.items() if value is not None}
                 return request, self._server.post(path, given, _too_long, left)
-            except Refused as refused:
+            except RequestRefused as refused:
                 if not self._gives_way(request, refused, sent) and not _without_limit(path, body, refused):
                     return request, self._rejection(request, refused)
 
@@ -225,7 +225,7 @@ class OpenAIGenerator:
             body |= {"tools": json.loads(request.tools), "tool_choice": "none"}  # shown to the model; answers are text
         return "chat/completions", body
 
-    def _gives_way(self, request: Request, refused: Refused, sent: dict[str, Any]) -> bool:
+    def _gives_way(self, request: Request, refused: RequestRefused, sent: dict[str, Any]) -> bool:
         """Whether to ask again without what this server does not know, or under another name."""
         if refused.status not in (400, 422):
             return False
@@ -237,7 +237,7 @@ class OpenAIGenerator:
         self._spared.update(spared)
         return any(name in sent for name in self._spared.intersection(sparable))
 
-    def _rejection(self, request: Request, refused: Refused) -> Rejection:
+    def _rejection(self, request: Request, refused: RequestRefused) -> Rejection:
         """The row for a request that the server refuses.
 
         Raises:
@@ -303,7 +303,7 @@ class OpenAIGenerator:
         ours = self.chat.decode(ids)
         if not isinstance(choice.get("stop_reason"), str):
             return ours
-        before = StopTexts(self.chat, 0).cut(ids, request.sampling.stop, request.sampling.min_tokens)
+        before = StopStrings(self.chat, 0).cut(ids, request.sampling.stop, request.sampling.min_tokens)
         return text if before is None else before
 
 
@@ -312,7 +312,7 @@ def _any_temperature(request: Request) -> bool:
     return request.sampling.any_temperature or request.sampling.temperature == 1.0
 
 
-def _too_long(refused: Refused) -> bool:
+def _too_long(refused: RequestRefused) -> bool:
     return refused.status == 413 or TOO_LONG.search(f"{refused.code} {refused.said}".lower()) is not None
 
 
@@ -321,7 +321,7 @@ def _response_format(schema: str) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": json.loads(schema)}}
 
 
-def _without_limit(path: str, body: dict[str, Any], refused: Refused) -> bool:
+def _without_limit(path: str, body: dict[str, Any], refused: RequestRefused) -> bool:
     """Whether to ask again for as much as fits: a chat server alone knows how much of its context a prompt takes."""
     return _too_long(refused) and path == "chat/completions" and body.pop("max_tokens", None) is not None
 

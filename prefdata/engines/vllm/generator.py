@@ -21,7 +21,7 @@ from typing import Any
 
 from prefdata.chat.encoder import Chat
 from prefdata.engines.protocol import Completion, Rejection, Request, refusal, room
-from prefdata.engines.stop_strings import StopTexts
+from prefdata.engines.stop_strings import StopStrings
 from prefdata.engines.vllm.launch import import_vllm, start
 from prefdata.engines.vllm.settings import lora_rank
 from prefdata.ids import Message
@@ -90,7 +90,7 @@ class VllmGenerator:
         self.versions = self._running.versions
         self.notes = (*notes, *self._running.notes, *self.chat.notes)
         self._vocabulary = int(config.model_config.get_vocab_size())
-        self._stops = StopTexts(self.chat, self._vocabulary)
+        self._stops = StopStrings(self.chat, self._vocabulary)
         self._most = IN_FLIGHT * int(config.scheduler_config.max_num_seqs)
 
     def render(

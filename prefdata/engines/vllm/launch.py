@@ -18,7 +18,7 @@ from operator import attrgetter
 from threading import Thread
 from typing import Any, TypeVar
 
-from prefdata.engines.vllm.orphan_guard import Guard
+from prefdata.engines.vllm.orphan_guard import OrphanGuard
 from prefdata.engines.vllm.settings import parse_options
 from prefdata.errors import EngineError, UsageError
 from prefdata.models.files import ModelFiles
@@ -81,7 +81,7 @@ def import_vllm() -> Any:
     return vllm
 
 
-def start(vllm: Any, model: ModelFiles, spec: VllmSpec, **settings: Any) -> Running:
+def start(vllm: Any, model: ModelFiles, spec: VllmSpec, **settings: Any) -> VllmEngine:
     """An engine that runs `model`.
 
     Args:
@@ -117,12 +117,12 @@ def start(vllm: Any, model: ModelFiles, spec: VllmSpec, **settings: Any) -> Runn
         with ExitStack() as started:
             if spec.batch_invariant:
                 started.enter_context(_batch_invariant())
-            started.callback(Guard().release)
+            started.callback(OrphanGuard().release)
             given = {key: value for key, value in wanted.items() if value is not None}
             engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**given))
             engine.get_supported_tasks()  # which add_request would ask for, and wait for in vain of a dead engine
             _wake_when_dead(engine.engine_core)
-            return Running(engine, started.pop_all(), vllm.__version__)
+            return VllmEngine(engine, started.pop_all(), vllm.__version__)
     except Exception as error:
         raise EngineError(
             f"vLLM {vllm.__version__} cannot start: {first_line(error)}.{_warning(vllm.__version__)} "
@@ -153,7 +153,7 @@ def _batch_invariant() -> Iterator[None]:
             os.environ[BATCH_INVARIANT] = before
 
 
-class Running:
+class VllmEngine:
     """An engine of vLLM with its processes.
 
     Attributes:

@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.5
 _PASSES = 6
 
 
-class Guard:
+class OrphanGuard:
     """Watches over the processes that are started between its creation and its release."""
 
     def __init__(self) -> None:

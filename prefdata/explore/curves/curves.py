@@ -18,12 +18,12 @@ import polars as pl
 
 from prefdata import ids
 from prefdata.errors import UsageError
-from prefdata.explore.curves.groups import By, Draws, Floats, Ints, group, read, read_texts
-from prefdata.explore.curves.leaders import leads, shared
-from prefdata.explore.curves.points import points, reach, row, steps
-from prefdata.keyed_random import mixed
+from prefdata.explore.curves.groups import By, CandidateGroup, Floats, Ints, group, read, read_texts
+from prefdata.explore.curves.leaders import leaders, shared
+from prefdata.explore.curves.points import max_n, n_grid, points, row
+from prefdata.keyed_random import mix64
 from prefdata.stats import text_diversity
-from prefdata.stats.bootstrap import interval
+from prefdata.stats.bootstrap import bootstrap_interval
 from prefdata.stats.extrapolation import FARTHEST, LEAST, POOL
 from prefdata.storage.queries import chosen_samplers
 from prefdata.storage.report import Report
@@ -90,20 +90,20 @@ def curves(
         raise UsageError(f"{beyond[0]} candidates a prompt are too many to plan for: the most is {LARGEST:,}.")
     candidates, name = read(run, scorer, gold, samplers, partial)
     groups, report, kept = group(candidates, by, n, name, gold)
-    rows = [point for draws in groups for point in points(draws, steps(draws.known, plan), seed)]
-    rows += leads(groups, plan, seed)
+    rows = [point for draws in groups for point in points(draws, n_grid(draws.known, plan), seed)]
+    rows += leaders(groups, plan, seed)
     rows += _diversity(run, kept, groups, plan, seed)
     table = pl.DataFrame(rows, schema={**SCHEMA, "scorer": pl.String()}, orient="row")
     return Curves(table.with_columns(scorer=pl.lit(name)), report, _notes(run, groups, kept, by, plan))
 
 
 def _diversity(
-    run: Run, kept: pl.DataFrame, groups: Sequence[Draws], plan: Sequence[int], seed: int
+    run: Run, kept: pl.DataFrame, groups: Sequence[CandidateGroup], plan: Sequence[int], seed: int
 ) -> list[tuple[object, ...]]:
     """The rows of how different the answers are: of the first N candidates of each prompt, so that all have as many."""
     rows = []
     for draws in groups:
-        coin = mixed(draws.prompts.to_numpy(), ids.seed(seed, "diversity"))
+        coin = mix64(draws.prompts.to_numpy(), ids.seed(seed, "diversity"))
         chosen = draws.prompts.gather(np.sort(np.argsort(coin)[:TEXTS]))
         mine = kept.filter((pl.col("group") == draws.group) & pl.col("prompt_id").is_in(chosen.implode()))
         mine = mine.filter(pl.int_range(pl.len()).over("prompt_id") < draws.known)
@@ -112,7 +112,7 @@ def _diversity(
         for (curve, n), values in found.items():
             there = values[~np.isnan(values)]
             if there.size:
-                low, high = interval(there, seed) if there.size > 1 else (math.nan, math.nan)
+                low, high = bootstrap_interval(there, seed) if there.size > 1 else (math.nan, math.nan)
                 rows.append(row(draws, curve, n, [float(there.mean()), low, high], there.size))
     return rows
 
@@ -121,12 +121,12 @@ def diverse(texts: list[str], prompt: Ints, known: int) -> dict[tuple[str, int],
     """Each prompt's diversity, by curve and n, from `known` answers of each; the unique share also for fewer."""
     made = {(f"distinct_{order}", known): text_diversity.distinct(texts, prompt, order) for order in (1, 2, 3)}
     made[("self_bleu", known)] = text_diversity.self_bleu(texts, prompt)
-    ns = steps(known)
+    ns = n_grid(known)
     shares = text_diversity.unique_share(texts, prompt, ns)
     return made | {("unique_share", n): shares[:, column] for column, n in enumerate(ns)}
 
 
-def _notes(run: Run, groups: Sequence[Draws], kept: pl.DataFrame, by: By, plan: Sequence[int]) -> list[str]:
+def _notes(run: Run, groups: Sequence[CandidateGroup], kept: pl.DataFrame, by: By, plan: Sequence[int]) -> list[str]:
     """What a reader has to know that no number says."""
     notes = []
     same = shared(groups)
@@ -135,8 +135,8 @@ def _notes(run: Run, groups: Sequence[Draws], kept: pl.DataFrame, by: By, plan: 
     for draws in groups:
         if draws.sizes.size == 1:
             notes.append(f"{draws.group} has one prompt: there is no interval.")
-        if max(plan, default=0) > reach(draws):
-            notes.append(f"{draws.group}: what more than {reach(draws):,} would bring is not told, as {_why(draws)}.")
+        if max(plan, default=0) > max_n(draws):
+            notes.append(f"{draws.group}: what more than {max_n(draws):,} would bring is not told, as {_why(draws)}.")
         if "tokens" not in draws.values and plan:
             notes.append(f"Nobody counted the tokens of {draws.group}: the cost of its plan is not known.")
     for sampler in chosen_samplers(run, tuple(kept["sampler"].unique().cast(pl.String).sort())):
@@ -155,11 +155,11 @@ def _notes(run: Run, groups: Sequence[Draws], kept: pl.DataFrame, by: By, plan: 
     return notes
 
 
-def _why(draws: Draws) -> str:
+def _why(draws: CandidateGroup) -> str:
     """Why the best of n is told up to `reach` and no further."""
     if draws.known < LEAST:
         return f"there are fewer than {LEAST} candidates a prompt"
-    if reach(draws) == FARTHEST * draws.known:
+    if max_n(draws) == FARTHEST * draws.known:
         return f"that is {FARTHEST} times what there is"
     if draws.values["score"].min() == draws.values["score"].max():
         return "all scores are alike"

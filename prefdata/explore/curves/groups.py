@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prefdata.errors import InputError
-from prefdata.keyed_random import leading_bits
+from prefdata.keyed_random import id_prefix64
 from prefdata.scored.filters import LARGEST_SCORE
 from prefdata.stats import ragged
 from prefdata.storage.queries import chosen_samplers
@@ -34,7 +34,7 @@ _SETTINGS = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, 
 
 
 @dataclass(frozen=True)
-class Draws:
+class CandidateGroup:
     """The candidates of one group, prompt after prompt: `sizes` of P prompts, and values of all their R candidates.
 
     `known` is the N of the group: every prompt has that many candidates or more. `values` may have gold, tokens (of the
@@ -53,7 +53,7 @@ class Draws:
         for block in ragged.blocks(self.sizes, exact=True, max_rows=_BLOCK):
             yield lot[block.prompts], {name: block.scatter(column, 0.0) for name, column in self.values.items()}
 
-    def of(self, prompts: pl.Series) -> Draws:
+    def of(self, prompts: pl.Series) -> CandidateGroup:
         """The same of some prompts only."""
         kept = self.prompts.is_in(prompts.implode()).to_numpy()
         rows = np.repeat(kept, self.sizes)
@@ -106,7 +106,7 @@ def _compact(partition: Partition, columns: list[str], kept: Sequence[str | pl.E
     columns = ["candidate_id", *columns]
     none = pl.from_arrow(partition.table.empty().select(columns))
     assert isinstance(none, pl.DataFrame)
-    parts = (read_part(part, columns) for part in partition.readable())
+    parts = (read_part(part, columns) for part in partition.checked_parts())
     made = [_keyed(frame).select(kept) for frame in (none, *parts)]
     rows = pl.concat(made)
     return rows.unique("candidate_id", keep="last") if len(made) > 2 else rows
@@ -114,12 +114,12 @@ def _compact(partition: Partition, columns: list[str], kept: Sequence[str | pl.E
 
 def _keyed(frame: pl.DataFrame) -> pl.DataFrame:
     there = [name for name in ("candidate_id", "prompt_id") if name in frame.columns]
-    return frame.with_columns(pl.Series(name, leading_bits(frame[name]), pl.UInt64) for name in there)
+    return frame.with_columns(pl.Series(name, id_prefix64(frame[name]), pl.UInt64) for name in there)
 
 
 def group(
     candidates: pl.DataFrame, by: By, n: int | None, scorer: str, gold: str | None = None
-) -> tuple[list[Draws], Report, pl.DataFrame]:
+) -> tuple[list[CandidateGroup], Report, pl.DataFrame]:
     """The groups of candidates that take part, the account of all, and the rows that take part.
 
     Args:
@@ -197,7 +197,7 @@ def _known(name: object, counts: pl.Series, n: int | None) -> int:
     return n
 
 
-def _draws(name: str, mine: pl.DataFrame, known: int) -> Draws:
+def _draws(name: str, mine: pl.DataFrame, known: int) -> CandidateGroup:
     sizes = mine.group_by("prompt_id", maintain_order=True).len()
     heat = mine["temperature"]
     values = {"score": mine["score"].to_numpy()}
@@ -205,7 +205,9 @@ def _draws(name: str, mine: pl.DataFrame, known: int) -> Draws:
         if column in mine.columns and mine[column].null_count() == 0:
             values[column] = mine[column].cast(pl.Float64).to_numpy()
     temperature = None if heat.null_count() or heat.n_unique() > 1 else float(heat[0])
-    return Draws(name, temperature, known, sizes["prompt_id"], sizes["len"].to_numpy().astype(np.int64), values)
+    return CandidateGroup(
+        name, temperature, known, sizes["prompt_id"], sizes["len"].to_numpy().astype(np.int64), values
+    )
 
 
 def read_texts(run: Run, wanted: pl.DataFrame) -> list[str]:
@@ -213,7 +215,7 @@ def read_texts(run: Run, wanted: pl.DataFrame) -> list[str]:
     ids = wanted.select("candidate_id")
     found = [ids.clear().with_columns(text=pl.lit("", pl.String))]
     for sampler in chosen_samplers(run, tuple(wanted["sampler"].unique().cast(pl.String).sort())):
-        for part in sampler.readable():
+        for part in sampler.checked_parts():
             frame = _keyed(read_part(part, ["candidate_id", "text"]))
             found.append(frame.join(ids, on="candidate_id", how="semi"))
     texts = pl.concat(found).unique("candidate_id", keep="last")

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from prefdata.explore.curves.groups import Draws, Floats, Ints
-from prefdata.explore.curves.points import Row, add, going_on, measured, reach, row, steps, without_rounding
+from prefdata.explore.curves.groups import CandidateGroup, Floats, Ints
+from prefdata.explore.curves.points import Row, add, extrapolate, max_n, measured_ns, n_grid, row, without_rounding
 from prefdata.stats import best_of_n
-from prefdata.stats.bootstrap import intervals, lots
+from prefdata.stats.bootstrap import bootstrap_blocks, bootstrap_intervals
 
 
-def leads(groups: Sequence[Draws], plan: Sequence[int], seed: int) -> list[Row]:
+def leaders(groups: Sequence[CandidateGroup], plan: Sequence[int], seed: int) -> list[Row]:
     """For each n the group whose best of n is best, and how far it leads the next, on the prompts that all have.
 
     By the score that chooses (`lead`) and, where there is one, by the gold score of what it chooses (`gold_lead`).
@@ -22,15 +22,15 @@ def leads(groups: Sequence[Draws], plan: Sequence[int], seed: int) -> list[Row]:
     if len(groups) < 2 or not len(prompts):
         return []
     same = [draws.of(prompts) for draws in groups]
-    ns = steps(min(draws.known for draws in groups), plan)
-    farthest, least = min(reach(draws) for draws in same), min(draws.known for draws in same)
+    ns = n_grid(min(draws.known for draws in groups), plan)
+    farthest, least = min(max_n(draws) for draws in same), min(draws.known for draws in same)
     rows = _lead("lead", same, [n for n in ns if n <= farthest], seed)
     if all("gold" in draws.values for draws in groups):
         rows += _lead("gold_lead", same, [n for n in ns if n <= least], seed)
     return rows
 
 
-def shared(groups: Sequence[Draws]) -> pl.Series:
+def shared(groups: Sequence[CandidateGroup]) -> pl.Series:
     """The prompts that all groups have."""
     prompts = groups[0].prompts
     for draws in groups[1:]:
@@ -38,12 +38,12 @@ def shared(groups: Sequence[Draws]) -> pl.Series:
     return prompts
 
 
-def _lead(curve: str, groups: Sequence[Draws], ns: Sequence[int], seed: int) -> list[Row]:
+def _lead(curve: str, groups: Sequence[CandidateGroup], ns: Sequence[int], seed: int) -> list[Row]:
     """The rows of one curve.
 
     Beyond what is measured the low end takes the least of the first and the most of the next, the high end the reverse.
     """
-    lot = lots(groups[0].sizes.size, seed)
+    lot = bootstrap_blocks(groups[0].sizes.size, seed)
     sizes = np.bincount(lot).astype(np.float64)
     sums = [_best_sums(draws, curve, ns, lot) for draws in groups]
     edges = np.cumsum([mine.shape[1] for mine in sums])[:-1]
@@ -53,7 +53,7 @@ def _lead(curve: str, groups: Sequence[Draws], ns: Sequence[int], seed: int) -> 
     def of(means: Floats) -> Floats:
         """The curve of each group: likely, at least and at most, (groups, 3, R, K)."""
         split = np.split(means, edges, axis=1)
-        return np.stack([going_on(mine, draws, ns) for mine, draws in zip(split, groups, strict=True)])
+        return np.stack([extrapolate(mine, draws, ns) for mine, draws in zip(split, groups, strict=True)])
 
     value = of((stacked.sum(axis=0) / sizes.sum())[None, :])[:, 0, 0]
     behind = without_rounding(value - value.max(axis=0), scale)
@@ -65,7 +65,7 @@ def _lead(curve: str, groups: Sequence[Draws], ns: Sequence[int], seed: int) -> 
         ahead = [one[first, :, every] - other[second, :, every] for one, other in ((least, most), (most, least))]
         return without_rounding(np.concatenate(ahead).T, scale)
 
-    low, high = intervals(stacked, sizes, seed, ends)
+    low, high = bootstrap_intervals(stacked, sizes, seed, ends)
     ahead = without_rounding(value[first, every] - value[second, every], scale)
     rows = []
     for n, leader, next_, *numbers in zip(ns, first, second, ahead, low[: len(ns)], high[len(ns) :], strict=True):
@@ -74,9 +74,9 @@ def _lead(curve: str, groups: Sequence[Draws], ns: Sequence[int], seed: int) -> 
     return rows
 
 
-def _best_sums(draws: Draws, curve: str, ns: Sequence[int], lot: Ints) -> Floats:
+def _best_sums(draws: CandidateGroup, curve: str, ns: Sequence[int], lot: Ints) -> Floats:
     """Sums over each lot of the best of n, or of its gold score, at `measured`, (lots, n measured)."""
-    places = measured(draws, ns)
+    places = measured_ns(draws, ns)
     sums = np.zeros((int(lot.max()) + 1, len(places)))
     for which, values in draws.blocks(lot):
         if curve == "gold_lead":

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from prefdata.explore.curves.groups import Draws, Floats, Ints
+from prefdata.explore.curves.groups import CandidateGroup, Floats, Ints
 from prefdata.stats import best_of_n, extrapolation
-from prefdata.stats.bootstrap import intervals, lots
+from prefdata.stats.bootstrap import bootstrap_blocks, bootstrap_intervals
 
 Row = tuple[object, ...]
 
@@ -20,13 +20,13 @@ ROUNDING = 1e-9
 """Differences of means that are smaller than this share of the largest score come from rounding: they are none."""
 
 
-def steps(known: int, plan: Sequence[int] = ()) -> list[int]:
+def n_grid(known: int, plan: Sequence[int] = ()) -> list[int]:
     """The n of a curve: all up to 64, then eight a doubling, the last, and those that are planned for."""
     beyond = [round(64 * 2 ** (i / 8)) for i in range(1, 8 * 20)]
     return sorted({*range(1, min(known, 64) + 1), *(n for n in beyond if n < known), known, *plan})
 
 
-def row(draws: Draws, curve: str, n: int, numbers: Sequence[float], prompts: int | None = None) -> Row:
+def row(draws: CandidateGroup, curve: str, n: int, numbers: Sequence[float], prompts: int | None = None) -> Row:
     """A row of the long table from a value, its low and its high end; NaN is null."""
     beyond = n > draws.known and curve in ("max", "pass")
     shown = [None if math.isnan(number) else float(number) for number in numbers]
@@ -34,10 +34,10 @@ def row(draws: Draws, curve: str, n: int, numbers: Sequence[float], prompts: int
     return (None, draws.group, draws.temperature, curve, n, *shown, count, beyond)
 
 
-def reach(draws: Draws) -> int:
+def max_n(draws: CandidateGroup) -> int:
     """The largest n that a group's best of n is told for: its own N where all scores are alike, which tells nothing."""
     score = draws.values["score"]
-    return draws.known if score.min() == score.max() else extrapolation.reach(draws.sizes.size, draws.known)
+    return draws.known if score.min() == score.max() else extrapolation.max_n(draws.sizes.size, draws.known)
 
 
 def without_rounding(differences: Floats, values: Floats) -> Floats:
@@ -45,13 +45,13 @@ def without_rounding(differences: Floats, values: Floats) -> Floats:
     return np.where(np.abs(differences) <= ROUNDING * np.abs(values).max(initial=0.0), 0.0, differences)
 
 
-def measured(draws: Draws, ns: Sequence[int]) -> list[int]:
+def measured_ns(draws: CandidateGroup, ns: Sequence[int]) -> list[int]:
     """The n up to the group's N at which its best of n is needed: those of `ns`, and those that it goes on from."""
-    more = extrapolation.anchors(draws.known) if draws.known >= extrapolation.LEAST else ()
+    more = extrapolation.fit_points(draws.known) if draws.known >= extrapolation.LEAST else ()
     return sorted({*more, *(n for n in ns if n <= draws.known)})
 
 
-def going_on(means: Floats, draws: Draws, ns: Sequence[int]) -> Floats:
+def extrapolate(means: Floats, draws: CandidateGroup, ns: Sequence[int]) -> Floats:
     """The best of n at all `ns` (within `reach`): likely, at least and at most, shape (3, R, K).
 
     Args:
@@ -59,13 +59,13 @@ def going_on(means: Floats, draws: Draws, ns: Sequence[int]) -> Floats:
         draws: whose.
         ns: K numbers; up to the group's N the three are one.
     """
-    place = {n: column for column, n in enumerate(measured(draws, ns))}
+    place = {n: column for column, n in enumerate(measured_ns(draws, ns))}
     there = means[:, [place[n] for n in ns if n <= draws.known]]
     beyond = [n for n in ns if n > draws.known]
     if not beyond:
         return np.stack([there] * 3)
-    anchors = means[:, [place[n] for n in extrapolation.anchors(draws.known)]]
-    more = extrapolation.continued(anchors, draws.values["score"].max(), draws.known, beyond)
+    anchors = means[:, [place[n] for n in extrapolation.fit_points(draws.known)]]
+    more = extrapolation.extrapolate(anchors, draws.values["score"].max(), draws.known, beyond)
     return np.stack([np.concatenate([there, part], axis=1) for part in more])
 
 
@@ -76,21 +76,21 @@ def add(sums: Floats, lot: Ints, values: Floats) -> None:
     sums[there] += np.add.reduceat(values[order], starts, axis=0)
 
 
-def points(draws: Draws, ns: Sequence[int], seed: int) -> list[Row]:
+def points(draws: CandidateGroup, ns: Sequence[int], seed: int) -> list[Row]:
     """The rows of one group."""
     places, sums, sizes = _sums(draws, ns, seed)
     labels = [(curve, n) for curve, found in places.items() for n in found]
     best, count = len(places["max"]), len(labels)  # `max` is the first
-    farthest = reach(draws)
+    farthest = max_n(draws)
     told = [n for n in ns if n <= farthest]
 
     def of(means: Floats) -> Floats:
-        _, least, most = going_on(means[:, :best], draws, told)
+        _, least, most = extrapolate(means[:, :best], draws, told)
         return np.concatenate([means, least, most], axis=1)
 
     mean = sums.sum(axis=0) / sizes.sum()
-    low, high = intervals(sums, sizes, seed, of)
-    likely = going_on(mean[None, :best], draws, told)[0, 0]
+    low, high = bootstrap_intervals(sums, sizes, seed, of)
+    likely = extrapolate(mean[None, :best], draws, told)[0, 0]
     rows = _best(draws, ns, told, np.stack([likely, low[count : count + len(told)], high[count + len(told) :]], axis=1))
     numbers = np.stack([mean, low[:count], high[:count]], axis=1)
     rows += [row(draws, curve, n, found) for (curve, n), found in zip(labels[best:], numbers[best:], strict=True)]
@@ -100,9 +100,9 @@ def points(draws: Draws, ns: Sequence[int], seed: int) -> list[Row]:
     return rows + [row(draws, "kl_bound", n, [bound, math.nan, math.nan]) for n, bound in bounds]
 
 
-def _sums(draws: Draws, ns: Sequence[int], seed: int) -> tuple[dict[str, list[int]], Floats, Floats]:
+def _sums(draws: CandidateGroup, ns: Sequence[int], seed: int) -> tuple[dict[str, list[int]], Floats, Floats]:
     """The n of each curve, their sums over the prompts of each lot (lots, points), and the lots' sizes."""
-    lot = lots(draws.sizes.size, seed)
+    lot = bootstrap_blocks(draws.sizes.size, seed)
     sizes = np.bincount(lot).astype(np.float64)
     places: dict[str, list[int]] = {}
     sums = np.empty((0, 0))
@@ -115,12 +115,14 @@ def _sums(draws: Draws, ns: Sequence[int], seed: int) -> tuple[dict[str, list[in
     return places, sums, sizes
 
 
-def _estimates(values: Mapping[str, Floats], draws: Draws, ns: Sequence[int]) -> dict[str, tuple[list[int], Floats]]:
+def _estimates(
+    values: Mapping[str, Floats], draws: CandidateGroup, ns: Sequence[int]
+) -> dict[str, tuple[list[int], Floats]]:
     """Every curve of some prompts with equally many candidates: its n, and each prompt's values, (P, K).
 
     `max` is at `measured`, which has all n up to the group's N.
     """
-    scores, within, wide = values["score"], [n for n in ns if n <= draws.known], measured(draws, ns)
+    scores, within, wide = values["score"], [n for n in ns if n <= draws.known], measured_ns(draws, ns)
     best = best_of_n.expected_max(scores, wide)
     median = best_of_n.expected_median(scores, within)
     others = [n for n in within if n < draws.known]
@@ -147,7 +149,7 @@ def _estimates(values: Mapping[str, Floats], draws: Draws, ns: Sequence[int]) ->
     return made
 
 
-def _best(draws: Draws, ns: Sequence[int], told: Sequence[int], numbers: Floats) -> list[Row]:
+def _best(draws: CandidateGroup, ns: Sequence[int], told: Sequence[int], numbers: Floats) -> list[Row]:
     """The rows of the best of n from its value, low and high end at the n that are `told`, (K, 3); the others are null.
 
     Beyond the group's N the ends are the low end of the least and the high end of the most that can be.
@@ -160,7 +162,7 @@ def _best(draws: Draws, ns: Sequence[int], told: Sequence[int], numbers: Floats)
     return [row(draws, curve, n, found.get(n, np.full(3, math.nan))) for curve in curves for n in ns]
 
 
-def _fall(draws: Draws, sums: Floats, sizes: Floats, seed: int) -> Row:
+def _fall(draws: CandidateGroup, sums: Floats, sizes: Floats, seed: int) -> Row:
     """The row of how far what the proxy chooses has fallen at the last n, from where it was best.
 
     That n is the best of many, and would seem to have fallen if nothing has. So the interval is one that holds for all
@@ -182,5 +184,5 @@ def _fall(draws: Draws, sums: Floats, sizes: Floats, seed: int) -> Row:
         error = np.divide(error, spread, out=np.zeros_like(error), where=spread > 0) * spread[best]
         return np.stack([error.max(axis=1), error.min(axis=1)], axis=1)
 
-    low, high = intervals(sums, sizes, seed, errors)
+    low, high = bootstrap_intervals(sums, sizes, seed, errors)
     return row(draws, "gold_fall", draws.known, [fallen[best], fallen[best] - high[0], fallen[best] - low[1]])

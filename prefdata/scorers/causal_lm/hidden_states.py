@@ -16,9 +16,9 @@ import numpy as np
 from prefdata import ids
 from prefdata.chat.template import TemplateRefusal
 from prefdata.models.files import ModelFiles
-from prefdata.scorers.causal_lm.likelihood import Continuation, LanguageModel, finite
+from prefdata.scorers.causal_lm.likelihood import Continuation, LanguageModel, finite_score
 from prefdata.scorers.classifier.rendering import windows
-from prefdata.scorers.protocol import Item, Scored
+from prefdata.scorers.protocol import Score, ScoringItem
 
 WINDOW = 200
 """Items whose states are held at a time: 200 answers of 500 tokens of a model of size 4096 take 1.6 GiB."""
@@ -35,29 +35,29 @@ class AnswerStates:
         self.model = LanguageModel(files, **settings)
         self.versions = self.model.versions
 
-    def of(self, items: Sequence[Item]) -> list[States | Scored]:
+    def of(self, items: Sequence[ScoringItem]) -> list[States | Score]:
         """The states of each item's answer, in their order; where there are none, a null score that says why.
 
         Equal answers to one prompt are computed once. All of them are held: give some hundreds at a time.
         """
-        asked: list[Continuation | Scored] = [self._asked(item) for item in items]
+        asked: list[Continuation | Score] = [self._asked(item) for item in items]
         distinct = list(dict.fromkeys(one for one in asked if isinstance(one, Continuation)))
         states = dict(zip(distinct, (state.numpy() for state in self.model.states(distinct)), strict=True))
-        return [one if isinstance(one, Scored) else states[one] for one in asked]
+        return [one if isinstance(one, Score) else states[one] for one in asked]
 
     def close(self) -> None:
         """Give back the model's memory."""
         self.model.close()
 
-    def _asked(self, item: Item) -> Continuation | Scored:
+    def _asked(self, item: ScoringItem) -> Continuation | Score:
         try:
             text, tokens = self.model.answer(item.messages, item.response, item.tools, end=False)
         except TemplateRefusal as error:
-            return Scored(item.key, None, error.reason, None, {"error": str(error)})
+            return Score(item.key, None, error.reason, None, {"error": str(error)})
         if (problem := self.model.problem(tokens)) is None:
             return tokens
         length = {"tokens": len(tokens.prompt) + len(tokens.ids)}
-        return Scored(item.key, None, problem, ids.text_hash(text), length)
+        return Score(item.key, None, problem, ids.text_hash(text), length)
 
 
 class StateSimilarity:
@@ -82,11 +82,11 @@ class StateSimilarity:
         self.similarity = similarity
         self.versions = self.states.versions
 
-    def score(self, items: Iterable[Item]) -> Iterator[Scored]:
+    def score(self, items: Iterable[ScoringItem]) -> Iterator[Score]:
         """Score every item once, a window at a time; see the protocol."""
         for window in windows(items, WINDOW):
             known = [item for item in window if item.reference is not None]
-            yield from (Scored(item.key, None, "no_reference", None, None) for item in window if item.reference is None)
+            yield from (Score(item.key, None, "no_reference", None, None) for item in window if item.reference is None)
             answers, references = known, [replace(item, response=str(item.reference)) for item in known]
             states = self.states.of([*answers, *references])
             for item, answer, reference in zip(known, states, states[len(known) :], strict=False):
@@ -96,11 +96,11 @@ class StateSimilarity:
         """Give back the model's memory."""
         self.states.close()
 
-    def _scored(self, item: Item, answer: States | Scored, reference: States | Scored) -> Scored:
-        if isinstance(answer, Scored):
+    def _scored(self, item: ScoringItem, answer: States | Score, reference: States | Score) -> Score:
+        if isinstance(answer, Score):
             return answer
-        if isinstance(reference, Scored):
+        if isinstance(reference, Score):
             return replace(reference, reason=f"reference_{reference.reason}", text_hash=None)
         text = self.states.model.chat.conversation(item.messages, item.response, item.tools)
         details = {"tokens": len(answer), "reference_tokens": len(reference)}
-        return finite(item.key, float(self.similarity(answer, reference)), ids.text_hash(text), details)
+        return finite_score(item.key, float(self.similarity(answer, reference)), ids.text_hash(text), details)

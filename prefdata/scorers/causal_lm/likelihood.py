@@ -29,7 +29,7 @@ from prefdata.ids import Message
 from prefdata.models.files import ModelFiles
 from prefdata.models.loading import load, pick_device, pick_dtype
 from prefdata.scorers.classifier.rendering import windows
-from prefdata.scorers.protocol import Item, Scored
+from prefdata.scorers.protocol import Score, ScoringItem
 from prefdata.specs.chat import TemplateChoice
 
 WINDOW = 1000
@@ -246,7 +246,7 @@ class _AnswerScorer:
         self.model = model
         self.versions = model.versions
 
-    def score(self, items: Iterable[Item]) -> Iterator[Scored]:
+    def score(self, items: Iterable[ScoringItem]) -> Iterator[Score]:
         """Score every item once, a window at a time; see the protocol."""
         for window in windows(items, WINDOW):
             yield from self._window(window)
@@ -259,23 +259,23 @@ class _AnswerScorer:
         """The place, the score and the details of each continuation, in any order."""
         raise NotImplementedError
 
-    def _window(self, window: Sequence[Item]) -> Iterator[Scored]:
+    def _window(self, window: Sequence[ScoringItem]) -> Iterator[Score]:
         asked: dict[Continuation, list[tuple[str, str]]] = {}
         for item in window:
             try:
                 text, tokens = self.model.answer(item.messages, item.response, item.tools, end=self.end)
             except TemplateRefusal as error:
-                yield Scored(item.key, None, error.reason, None, {"error": str(error)})
+                yield Score(item.key, None, error.reason, None, {"error": str(error)})
                 continue
             if (problem := self._problem(tokens)) is None:
                 asked.setdefault(tokens, []).append((item.key, ids.text_hash(text)))
                 continue
             length = {"tokens": len(tokens.prompt) + len(tokens.ids)}
-            yield Scored(item.key, None, problem, ids.text_hash(text), length)
+            yield Score(item.key, None, problem, ids.text_hash(text), length)
         continuations = list(asked)
         for place, score, details in self._numbers(continuations):
             for key, text_hash in asked[continuations[place]]:
-                yield finite(key, score, text_hash, details)
+                yield finite_score(key, score, text_hash, details)
 
     def _problem(self, tokens: Continuation) -> str | None:
         return self.model.problem(tokens)
@@ -356,8 +356,8 @@ class ImplicitReward(_AnswerScorer):
             yield place, self.beta * (logp - of_reference), {"logp": logp, "logp_reference": of_reference}
 
 
-def finite(key: str, score: float, text_hash: str, details: dict[str, Any]) -> Scored:
+def finite_score(key: str, score: float, text_hash: str, details: dict[str, Any]) -> Score:
     """The score, or null with the reason `nan` or `infinite`, and then without details: JSON has no such numbers."""
     if math.isfinite(score):
-        return Scored(key, score, None, text_hash, details)
-    return Scored(key, None, "nan" if math.isnan(score) else "infinite", text_hash, None)
+        return Score(key, score, None, text_hash, details)
+    return Score(key, None, "nan" if math.isnan(score) else "infinite", text_hash, None)

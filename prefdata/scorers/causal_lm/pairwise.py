@@ -14,10 +14,10 @@ from typing import Any
 from prefdata.chat.template import VERDICTS
 from prefdata.models.files import ModelFiles
 from prefdata.scorers.causal_lm.likelihood import WINDOW, LanguageModel
-from prefdata.scorers.causal_lm.pointwise import Shown, Weighed, weigh
+from prefdata.scorers.causal_lm.pointwise import LabelOdds, Shown, label_odds
 from prefdata.scorers.classifier.rendering import windows
 from prefdata.scorers.judge.rubrics import Question
-from prefdata.scorers.protocol import Match, Verdict
+from prefdata.scorers.protocol import Comparison, Verdict
 
 
 class Pairwise:
@@ -47,30 +47,30 @@ class Pairwise:
         self.annotator = annotator or files.name
         self.versions = self.model.versions
 
-    def compare(self, matches: Iterable[Match]) -> Iterator[Verdict]:
+    def compare(self, matches: Iterable[Comparison]) -> Iterator[Verdict]:
         """Judge every match once, a window at a time; see the protocol."""
         for window in windows(matches, WINDOW):
             shown = [Shown(match.key, self._asked(match), (match.shown, match.other)) for match in window]
-            yield from map(_verdict, weigh(self.model, self.question.labels, shown))
+            yield from map(_verdict, label_odds(self.model, self.question.labels, shown))
 
     def close(self) -> None:
         """Give back the model's memory."""
         self.model.close()
 
-    def _asked(self, match: Match) -> tuple[dict[str, str], ...]:
+    def _asked(self, match: Comparison) -> tuple[dict[str, str], ...]:
         return self.question.messages(match.messages, first=match.shown, second=match.other)
 
 
 _WORDS = {**VERDICTS, "too_long": "too_long"}
 
 
-def _verdict(one: Weighed) -> Verdict:
+def _verdict(one: LabelOdds) -> Verdict:
     if one.problem is not None:
         return Verdict(one.key, None, _WORDS.get(one.problem, "error"), rationale=one.detail)
-    return verdict_of(one.key, one.log_odds)
+    return verdict_from_log_odds(one.key, one.log_odds)
 
 
-def verdict_of(key: str, log_odds: float) -> Verdict:
+def verdict_from_log_odds(key: str, log_odds: float) -> Verdict:
     """The verdict that ln p(first) - ln p(second) amounts to; none where that is no finite number."""
     if not math.isfinite(log_odds):
         said = "not a number (NaN)" if math.isnan(log_odds) else "infinite"

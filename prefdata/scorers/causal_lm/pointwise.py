@@ -15,10 +15,10 @@ from prefdata import ids
 from prefdata.chat.template import TemplateRefusal
 from prefdata.ids import Message
 from prefdata.models.files import ModelFiles
-from prefdata.scorers.causal_lm.likelihood import WINDOW, Continuation, LanguageModel, finite
+from prefdata.scorers.causal_lm.likelihood import WINDOW, Continuation, LanguageModel, finite_score
 from prefdata.scorers.classifier.rendering import windows
 from prefdata.scorers.judge.rubrics import Question
-from prefdata.scorers.protocol import Item, Scored
+from prefdata.scorers.protocol import Score, ScoringItem
 
 
 class Pointwise:
@@ -40,28 +40,28 @@ class Pointwise:
         self.question = question
         self.versions = self.model.versions
 
-    def score(self, items: Iterable[Item]) -> Iterator[Scored]:
+    def score(self, items: Iterable[ScoringItem]) -> Iterator[Score]:
         """Score every item once, a window at a time; see the protocol."""
         for window in windows(items, WINDOW):
             shown = []
             for item in window:
                 if self.question.needs_reference and item.reference is None:
-                    yield Scored(item.key, None, "no_reference", None, None)
+                    yield Score(item.key, None, "no_reference", None, None)
                     continue
                 said = {"response": item.response, "reference": item.reference}
                 shown.append(Shown(item.key, self.question.messages(item.messages, **said), (item.response,)))
-            for one in weigh(self.model, self.question.labels, shown):
+            for one in label_odds(self.model, self.question.labels, shown):
                 yield self._scored(one)
 
     def close(self) -> None:
         """Give back the model's memory."""
         self.model.close()
 
-    def _scored(self, one: Weighed) -> Scored:
+    def _scored(self, one: LabelOdds) -> Score:
         if one.problem is not None or one.text_hash is None:
-            return Scored(one.key, None, one.problem, one.text_hash, {"error": one.detail} if one.detail else None)
+            return Score(one.key, None, one.problem, one.text_hash, {"error": one.detail} if one.detail else None)
         logps = dict(zip(self.question.labels, one.logps, strict=True))
-        return finite(one.key, one.share, one.text_hash, {"logps": logps, "log_odds": one.log_odds})
+        return finite_score(one.key, one.share, one.text_hash, {"logps": logps, "log_odds": one.log_odds})
 
 
 class Shown(NamedTuple):
@@ -73,7 +73,7 @@ class Shown(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Weighed:
+class LabelOdds:
     """What a model finds of two labels.
 
     Attributes:
@@ -104,18 +104,18 @@ class Weighed:
         return 1 / (1 + math.exp(-odds)) if odds >= 0 else math.exp(odds) / (1 + math.exp(odds))
 
 
-def weigh(model: LanguageModel, labels: tuple[str, str], shown: Sequence[Shown]) -> Iterator[Weighed]:
+def label_odds(model: LanguageModel, labels: tuple[str, str], shown: Sequence[Shown]) -> Iterator[LabelOdds]:
     """How likely either label comes next after each of what is shown, by key; equal texts are computed once."""
     asked: dict[str, tuple[list[Continuation], list[str]]] = {}
     for key, messages, responses in shown:
         try:
             text, choices = model.choices(messages, labels, holds=responses)
         except TemplateRefusal as error:
-            yield Weighed(key, None, problem=error.reason, detail=str(error))
+            yield LabelOdds(key, None, problem=error.reason, detail=str(error))
             continue
         if problem := next((found for one in choices if (found := model.problem(one))), None):
             length = max(len(one.prompt) + len(one.ids) for one in choices)
-            yield Weighed(key, ids.text_hash(text), problem=problem, detail=f"{length} tokens")
+            yield LabelOdds(key, ids.text_hash(text), problem=problem, detail=f"{length} tokens")
             continue
         asked.setdefault(text, (choices, []))[1].append(key)
     texts = list(asked)
@@ -127,4 +127,4 @@ def weigh(model: LanguageModel, labels: tuple[str, str], shown: Sequence[Shown])
             continue
         logps = (logp, half.pop(number)) if side == 0 else (half.pop(number), logp)
         for key in asked[texts[number]][1]:
-            yield Weighed(key, ids.text_hash(texts[number]), logps)
+            yield LabelOdds(key, ids.text_hash(texts[number]), logps)

@@ -16,7 +16,7 @@ KeysValues: TypeAlias = Sequence[tuple[Tensor, Tensor]]
 """Each layer's keys and values, shape (rows, heads, width, size)."""
 
 
-class Cached:
+class CachedBackbone:
     """transformers' own network, whose cache must hold every position (`DynamicCache` of plain layers).
 
     Sliding windows, recurrent states and encoders keep something else: `unfit` says so. The methods are called in

@@ -13,10 +13,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from prefdata import ids
-from prefdata.parallel import ahead
+from prefdata.parallel import prefetch_map
 from prefdata.scorers.classifier.labels import Labels
-from prefdata.scorers.classifier.rendering import Row, Texts, Window, windows
-from prefdata.scorers.protocol import Item, Scored
+from prefdata.scorers.classifier.rendering import PreparedBatch, RenderedText, TextRenderer, windows
+from prefdata.scorers.protocol import Score, ScoringItem
 
 
 class Classifier(ABC):
@@ -38,23 +38,23 @@ class Classifier(ABC):
     outputs: tuple[str, ...]
     notes: tuple[str, ...]
     context_length: int
-    texts: Texts
+    texts: TextRenderer
     labels: Labels
 
-    def score(self, items: Iterable[Item]) -> Iterator[Scored]:
+    def score(self, items: Iterable[ScoringItem]) -> Iterator[Score]:
         """Score every item once, a batch at a time; see the protocol."""
-        for window in ahead(windows(items, self.WINDOW), self.texts.prepare):
+        for window in prefetch_map(windows(items, self.WINDOW), self.texts.prepare):
             yield from self._window(window)
 
     @abstractmethod
-    def logits(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
+    def logits(self, rows: list[RenderedText]) -> Iterator[tuple[list[RenderedText], Tensor]]:
         """The rows in any order, some at a time, with their raw logits, shape (rows, labels)."""
 
     @abstractmethod
     def close(self) -> None:
         """Give back the memory. The scorer cannot be used afterwards."""
 
-    def _window(self, window: Window) -> Iterator[Scored]:
+    def _window(self, window: PreparedBatch) -> Iterator[Score]:
         for scored in window.refused:
             yield from self._for_each_output(scored)
         fits = []
@@ -64,18 +64,18 @@ class Classifier(ABC):
                 continue
             reason, text_hash = "too_long" if row.ids else "empty", ids.text_hash(row.text)
             for key in row.keys:
-                yield from self._for_each_output(Scored(key, None, reason, text_hash, {"tokens": len(row.ids)}))
+                yield from self._for_each_output(Score(key, None, reason, text_hash, {"tokens": len(row.ids)}))
         for rows, logits in self.logits(fits):
             for row, values in zip(rows, self.labels.read(logits).tolist(), strict=True):
                 yield from self._scored(row, values)
 
-    def _for_each_output(self, none: Scored) -> Iterator[Scored]:
+    def _for_each_output(self, none: Score) -> Iterator[Score]:
         for output in self.outputs:
-            yield Scored(none.key, None, none.reason, none.text_hash, none.details, output)
+            yield Score(none.key, None, none.reason, none.text_hash, none.details, output)
 
-    def _scored(self, row: Row, values: list[float]) -> Iterator[Scored]:
+    def _scored(self, row: RenderedText, values: list[float]) -> Iterator[Score]:
         text_hash = ids.text_hash(row.text)
         for output, value in zip(self.outputs, values, strict=True):
             reason = None if math.isfinite(value) else "nan" if math.isnan(value) else "infinite"
             for key in row.keys:
-                yield Scored(key, None if reason else value, reason, text_hash, None, output)
+                yield Score(key, None if reason else value, reason, text_hash, None, output)

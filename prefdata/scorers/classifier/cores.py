@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from prefdata.parallel import ahead
+from prefdata.parallel import prefetch_map
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ SMALL = 100_000_000
 """Parameters up to which a network is small: a batch takes seconds at most, which is what Ctrl-C waits for."""
 
 
-def is_small(net: torch.nn.Module, device: torch.device) -> bool:
+def fits_one_core(net: torch.nn.Module, device: torch.device) -> bool:
     """Whether a network on this device gains from several batches at a time."""
     return device.type == "cpu" and sum(parameter.numel() for parameter in net.parameters()) <= SMALL
 
@@ -45,7 +45,7 @@ def each(tasks: Iterable[Callable[[], T]], *, several: bool) -> Iterator[T]:
         return
     alone = partial(torch.set_num_threads, threads // at_a_time)
     try:
-        yield from ahead(chain(first, stream), _done, at_a_time, most=2 * at_a_time, begin=alone)
+        yield from prefetch_map(chain(first, stream), _done, at_a_time, most=2 * at_a_time, begin=alone)
     finally:
         torch.set_num_threads(threads)  # what a thread sets for itself is every later thread's default
 

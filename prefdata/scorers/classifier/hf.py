@@ -21,12 +21,20 @@ from transformers import AutoModelForSequenceClassification
 from prefdata.chat.encoder import Chat
 from prefdata.models.files import ModelFiles
 from prefdata.models.loading import load, pick_device, pick_dtype
-from prefdata.scorers.classifier.backbones import Cached
+from prefdata.scorers.classifier.backbones import CachedBackbone
 from prefdata.scorers.classifier.base import Classifier
-from prefdata.scorers.classifier.cores import each, is_small
+from prefdata.scorers.classifier.cores import each, fits_one_core
 from prefdata.scorers.classifier.labels import Activation, Labels
-from prefdata.scorers.classifier.prefixes import Branching, Computed, Family, batches, chunks, families, padded
-from prefdata.scorers.classifier.rendering import Row, Texts
+from prefdata.scorers.classifier.prefixes import (
+    PrefixGroup,
+    PrefixRunner,
+    TokenCount,
+    batches,
+    group_batches,
+    padded,
+    prefix_groups,
+)
+from prefdata.scorers.classifier.rendering import RenderedText, TextRenderer
 from prefdata.specs.chat import TemplateChoice
 
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
@@ -81,7 +89,7 @@ class RewardModel(Classifier):
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         chat = Chat.load(files.folder(), name=files.name, raw=text_format is not None, choice=choice)
-        self.texts = Texts(chat, text_format)
+        self.texts = TextRenderer(chat, text_format)
         self.chat = self.texts.chat
         self.context_length = min(context_length or 1 << 20, files.context_length or 1 << 20)
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
@@ -91,12 +99,12 @@ class RewardModel(Classifier):
         self._pad = self.chat.tokenizer.pad_token_id or 0
         self._head: Any = getattr(self._net, "score", None)
         self._stretches = _stretches(self._net)
-        self._several = is_small(self._net, self.device) and not self._stretches
+        self._several = fits_one_core(self._net, self.device) and not self._stretches
         self._unchecked = self._pads = not self._stretches
-        self._computed = Computed()
+        self._computed = TokenCount()
         if self._stretches:
             self.notes += ("Only whole texts of one length are computed together: positions stretch with the longest.",)
-        self._branching: Branching | None = None
+        self._branching: PrefixRunner | None = None
         if share_prompts and self._head is not None and not self._stretches:
             self._branching = self._shared_prompts()
 
@@ -105,11 +113,11 @@ class RewardModel(Classifier):
         """The share of padding among the tokens that were computed so far, after the check of the first prompts."""
         return self._computed.padding
 
-    def logits(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
+    def logits(self, rows: list[RenderedText]) -> Iterator[tuple[list[RenderedText], Tensor]]:
         """The rows with their logits, some at a time; see `Classifier.logits`."""
         if rows and self._unchecked:
             self._check(rows)
-        shared, whole = families(rows) if self._branching else ([], rows)
+        shared, whole = prefix_groups(rows) if self._branching else ([], rows)
         yield from self._branched(shared)
         yield from self._padded(whole)
 
@@ -119,32 +127,32 @@ class RewardModel(Classifier):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _shared_prompts(self) -> Branching | None:
+    def _shared_prompts(self) -> PrefixRunner | None:
         """What computes a prompt once for its candidates, where the network allows it."""
         net = self._net.base_model
-        if why := Cached.unfit(net, self._pad, self.device):
+        if why := CachedBackbone.unfit(net, self._pad, self.device):
             self._note_whole(why)
             return None
-        return Branching(Cached(net), self._pad, self.device, self._computed, several=self._several)
+        return PrefixRunner(CachedBackbone(net), self._pad, self.device, self._computed, several=self._several)
 
-    def _branched(self, found: list[Family]) -> Iterator[tuple[list[Row], Tensor]]:
+    def _branched(self, found: list[PrefixGroup]) -> Iterator[tuple[list[RenderedText], Tensor]]:
         if self._branching is None:
             return
-        for group in chunks(found, self.batch_tokens):
+        for group in group_batches(found, self.batch_tokens):
             for rows, states in self._branching.states(group, self.batch_tokens):
                 yield rows, self._read(states)
 
-    def _padded(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
+    def _padded(self, rows: list[RenderedText]) -> Iterator[tuple[list[RenderedText], Tensor]]:
         planned = batches(rows, lambda row: len(row.ids), self.batch_tokens)
         parts = planned if self._pads else (part for batch in planned for part in _of_one_length(batch))
         tasks = (partial(self._with_rows, part) for part in parts)
         yield from each(tasks, several=self._several)
 
-    def _with_rows(self, rows: list[Row]) -> tuple[list[Row], Tensor]:
+    def _with_rows(self, rows: list[RenderedText]) -> tuple[list[RenderedText], Tensor]:
         return rows, self._forward(rows)
 
     @torch.inference_mode()
-    def _forward(self, rows: list[Row]) -> Tensor:
+    def _forward(self, rows: list[RenderedText]) -> Tensor:
         """The logits of whole rows, padded on the right to the longest, shape (rows, labels)."""
         ids, lengths = padded([row.ids for row in rows], self._pad, self.device)
         at = torch.arange(len(rows), device=self.device)
@@ -164,11 +172,11 @@ class RewardModel(Classifier):
         logits: Tensor = self._head(states)
         return logits
 
-    def _check(self, rows: list[Row]) -> None:
+    def _check(self, rows: list[RenderedText]) -> None:
         """Compare padded and branched rows with rows that are computed alone, and give up what differs."""
         self._unchecked = False
-        found = families(rows)[0][:SELF_CHECKED] if self._branching else []
-        shared = [Family(one.prefix, one.branches[:2]) for one in found]
+        found = prefix_groups(rows)[0][:SELF_CHECKED] if self._branching else []
+        shared = [PrefixGroup(one.prefix, one.branches[:2]) for one in found]
         pairs = [row for family in shared for row, _ in family.branches]
         ordered = sorted(rows, key=lambda row: len(row.ids))
         some = [*pairs, *ordered[:: max(1, len(ordered) // SELF_CHECKED)]][: 4 * SELF_CHECKED]
@@ -203,8 +211,8 @@ def _stretches(net: torch.nn.Module) -> bool:
     return any("longrope" in kind for kind in kinds)
 
 
-def _of_one_length(rows: list[Row]) -> list[list[Row]]:
-    by_length: dict[int, list[Row]] = {}
+def _of_one_length(rows: list[RenderedText]) -> list[list[RenderedText]]:
+    by_length: dict[int, list[RenderedText]] = {}
     for row in rows:
         by_length.setdefault(len(row.ids), []).append(row)
     return list(by_length.values())

@@ -19,22 +19,22 @@ from prefdata.chat.template import TemplateRefusal, require_unicode
 from prefdata.errors import ModelError
 from prefdata.ids import Message
 from prefdata.models.files import ModelFiles, label_names
-from prefdata.parallel import ahead
-from prefdata.scorers.causal_lm.pairwise import verdict_of
+from prefdata.parallel import prefetch_map
+from prefdata.scorers.causal_lm.pairwise import verdict_from_log_odds
 from prefdata.scorers.classifier.base import Classifier
 from prefdata.scorers.classifier.labels import Labels
-from prefdata.scorers.classifier.rendering import Row, fill, read_format, windows
-from prefdata.scorers.protocol import Match, Verdict
+from prefdata.scorers.classifier.rendering import RenderedText, fill, read_format, windows
+from prefdata.scorers.protocol import Comparison, Verdict
 
 LAYOUT = "{conversation}\n\nAnswer A:\n{first}\n\nAnswer B:\n{second}"
 """What is read without a text format; `{conversation}` is its turns, each as `role: content`, a blank line between."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Window:
+class _PreparedBatch:
     """Matches, prepared: their distinct texts, and those that have none."""
 
-    rows: list[Row]
+    rows: list[RenderedText]
     lost: list[Verdict]
 
 
@@ -94,9 +94,9 @@ class PairwiseReward:
         user = {"role": "user", "content": asked}
         return self._chat.text([user], answer_next=False, holds=(first, second))
 
-    def compare(self, matches: Iterable[Match]) -> Iterator[Verdict]:
+    def compare(self, matches: Iterable[Comparison]) -> Iterator[Verdict]:
         """Judge every match once, a window at a time; see the protocol."""
-        for window in ahead(windows(matches, self._classifier.WINDOW), self._prepared):
+        for window in prefetch_map(windows(matches, self._classifier.WINDOW), self._prepared):
             yield from window.lost
             fits = []
             for row in window.rows:
@@ -108,13 +108,13 @@ class PairwiseReward:
             for rows, logits in self._classifier.logits(fits):
                 for row, values in zip(rows, logits.double().tolist(), strict=True):
                     odds = values[self.first] - (0.0 if self.other is None else values[self.other])
-                    yield from (verdict_of(key, odds) for key in row.keys)
+                    yield from (verdict_from_log_odds(key, odds) for key in row.keys)
 
     def close(self) -> None:
         """Give back the model's memory."""
         self._classifier.close()
 
-    def _prepared(self, matches: list[Match]) -> _Window:
+    def _prepared(self, matches: list[Comparison]) -> _PreparedBatch:
         prompts: dict[tuple[Any, ...], int] = {}
         places: dict[str, tuple[int, list[str]]] = {}
         lost = []
@@ -127,8 +127,8 @@ class PairwiseReward:
             prompt = prompts.setdefault(tuple(tuple(message.items()) for message in match.messages), len(prompts))
             places.setdefault(text, (prompt, []))[1].append(match.key)
         ids = self._chat.encode(list(places), complete=True)
-        rows = [Row(text, row, *place) for (text, place), row in zip(places.items(), ids, strict=True)]
-        return _Window(rows, lost)
+        rows = [RenderedText(text, row, *place) for (text, place), row in zip(places.items(), ids, strict=True)]
+        return _PreparedBatch(rows, lost)
 
 
 def first_label(files: ModelFiles, label: str | None) -> int:

@@ -1,7 +1,7 @@
 """A prompt is computed once for its candidates: its keys and values are kept, and each answer attends to them.
 
-Planning is pure: rows become families (a common beginning and its branches) and batches of little padding. `Branching`
-runs them on a network.
+Planning is pure: rows become groups (a common prefix and its branches) and batches of little padding.
+`PrefixRunner` runs them on a network.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from prefdata.scorers.classifier.backbones import Cached, KeysValues
+from prefdata.scorers.classifier.backbones import CachedBackbone, KeysValues
 from prefdata.scorers.classifier.cores import each
-from prefdata.scorers.classifier.rendering import Row
+from prefdata.scorers.classifier.rendering import RenderedText
 
 T = TypeVar("T")
 
@@ -36,19 +36,19 @@ KEPT = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class PrefixGroup:
     """Rows that begin alike: what they have in common, and each row with what follows."""
 
     prefix: list[int]
-    branches: list[tuple[Row, list[int]]]
+    branches: list[tuple[RenderedText, list[int]]]
 
 
-def families(rows: Sequence[Row]) -> tuple[list[Family], list[Row]]:
+def prefix_groups(rows: Sequence[RenderedText]) -> tuple[list[PrefixGroup], list[RenderedText]]:
     """The families that save something, and the rows that are computed whole.
 
     A branch has at least one token, the one at which its score is read.
     """
-    by_prompt: dict[int, list[Row]] = {}
+    by_prompt: dict[int, list[RenderedText]] = {}
     for row in rows:
         by_prompt.setdefault(row.prompt, []).append(row)
     found, whole = [], []
@@ -57,7 +57,7 @@ def families(rows: Sequence[Row]) -> tuple[list[Family], list[Row]]:
         if common * (len(members) - 1) < LEAST_SAVED:
             whole += members
         else:
-            found.append(Family(members[0].ids[:common], [(row, row.ids[common:]) for row in members]))
+            found.append(PrefixGroup(members[0].ids[:common], [(row, row.ids[common:]) for row in members]))
     return found, whole
 
 
@@ -94,9 +94,9 @@ def batches(things: Sequence[T], length: Callable[[T], int], budget: int, beside
         yield batch
 
 
-def chunks(found: Sequence[Family], budget: int) -> Iterator[list[Family]]:
+def group_batches(found: Sequence[PrefixGroup], budget: int) -> Iterator[list[PrefixGroup]]:
     """The families, those with the longest beginnings first, in groups whose keys and values fit the budget."""
-    chunk: list[Family] = []
+    chunk: list[PrefixGroup] = []
     for family in sorted(found, key=lambda family: len(family.prefix), reverse=True):
         if chunk and (len(chunk) + 1) * len(chunk[0].prefix) > KEPT * budget:
             yield chunk
@@ -113,7 +113,7 @@ def padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[T
     return ids, torch.tensor([len(row) for row in rows], device=device)
 
 
-class Computed:
+class TokenCount:
     """What went through a network.
 
     Attributes:
@@ -138,17 +138,17 @@ class Computed:
         return 1 - self.needed / max(1, self.tokens)
 
 
-class Branching:
+class PrefixRunner:
     """Runs families on a causal backbone."""
 
     def __init__(
-        self, backbone: Cached, pad: int, device: torch.device, computed: Computed, *, several: bool = False
+        self, backbone: CachedBackbone, pad: int, device: torch.device, computed: TokenCount, *, several: bool = False
     ) -> None:
         """`pad` fills the rows, `computed` counts them, `several` batches run at a time."""
         self.backbone, self._pad, self._device, self._several = backbone, pad, device, several
         self._computed = computed
 
-    def states(self, group: list[Family], budget: int) -> Iterator[tuple[list[Row], Tensor]]:
+    def states(self, group: list[PrefixGroup], budget: int) -> Iterator[tuple[list[RenderedText], Tensor]]:
         """Rows of the families with the hidden state at each one's last token, shape (rows, hidden)."""
         group = sorted(group, key=lambda family: len(family.prefix), reverse=True)
         begun = self._beginnings(group, budget)
@@ -159,8 +159,8 @@ class Branching:
 
     @torch.inference_mode()
     def _branches(
-        self, batch: list[tuple[int, Row, list[int]]], kept: KeysValues, lengths: Tensor
-    ) -> tuple[list[Row], Tensor]:
+        self, batch: list[tuple[int, RenderedText, list[int]]], kept: KeysValues, lengths: Tensor
+    ) -> tuple[list[RenderedText], Tensor]:
         of = torch.tensor([number for number, _, _ in batch], device=self._device)
         ids, ends = padded([ids for _, _, ids in batch], self._pad, self._device)
         begun = lengths[of]
@@ -175,7 +175,7 @@ class Branching:
         return [row for _, row, _ in batch], states
 
     @torch.inference_mode()
-    def _beginnings(self, group: list[Family], budget: int) -> tuple[KeysValues, Tensor]:
+    def _beginnings(self, group: list[PrefixGroup], budget: int) -> tuple[KeysValues, Tensor]:
         """Each layer's keys and values of the families' beginnings, shape (families, heads, width, size), and lengths.
 
         The group has its longest beginning first.
@@ -196,7 +196,7 @@ class Branching:
         return kept, lengths
 
     @torch.inference_mode()
-    def _beginning(self, batch: list[Family]) -> KeysValues:
+    def _beginning(self, batch: list[PrefixGroup]) -> KeysValues:
         ids, ends = padded([family.prefix for family in batch], self._pad, self._device)
         layers = self.backbone.begin(ids, ends)
         self._computed.add(ids, int(ends.sum()))

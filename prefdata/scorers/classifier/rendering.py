@@ -18,7 +18,7 @@ from prefdata.chat.encoder import Chat
 from prefdata.chat.template import TemplateRefusal, require_unicode
 from prefdata.errors import InputError
 from prefdata.ids import Message
-from prefdata.scorers.protocol import Item, Scored
+from prefdata.scorers.protocol import Score, ScoringItem
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ _PLACE = re.compile(r"\{([a-z]+)\}")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RenderedText:
     """A distinct text of a window.
 
     Attributes:
@@ -43,14 +43,14 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class PreparedBatch:
     """Items, prepared: their distinct texts, and those that have none."""
 
-    rows: list[Row]
-    refused: list[Scored]
+    rows: list[RenderedText]
+    refused: list[Score]
 
 
-class Texts:
+class TextRenderer:
     """Items to texts and token ids, for one model."""
 
     def __init__(self, chat: Chat, text_format: Path | None = None) -> None:
@@ -72,7 +72,7 @@ class Texts:
             return self.chat.conversation(messages, response, tools)
         return require_unicode(fill(self.format, messages, tools, response=response))
 
-    def prepare(self, items: Sequence[Item]) -> Window:
+    def prepare(self, items: Sequence[ScoringItem]) -> PreparedBatch:
         """The items as distinct texts with their token ids; those that cannot be rendered with the reason."""
         places: dict[str, tuple[int, list[str]]] = {}
         prompts: dict[tuple[Any, ...], int] = {}
@@ -81,14 +81,14 @@ class Texts:
             try:
                 text = self.text(item.messages, item.response, item.tools)
             except TemplateRefusal as error:
-                refused.append(Scored(item.key, None, error.reason, None, {"error": str(error)}))
+                refused.append(Score(item.key, None, error.reason, None, {"error": str(error)}))
                 continue
             key = (item.tools, *(tuple(message.items()) for message in item.messages))
             prompt = prompts.setdefault(key, len(prompts))
             places.setdefault(text, (prompt, []))[1].append(item.key)
         ids = self.encode(list(places))
-        rows = [Row(text, row, *place) for (text, place), row in zip(places.items(), ids, strict=True)]
-        return Window(rows, refused)
+        rows = [RenderedText(text, row, *place) for (text, place), row in zip(places.items(), ids, strict=True)]
+        return PreparedBatch(rows, refused)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The token ids of texts, as `Chat.encode` gives them for complete ones."""

@@ -19,7 +19,7 @@ from prefdata.engines.vllm.launch import import_vllm, start
 from prefdata.models.files import ModelFiles
 from prefdata.scorers.classifier.base import Classifier
 from prefdata.scorers.classifier.labels import Activation, Labels
-from prefdata.scorers.classifier.rendering import Row, Texts
+from prefdata.scorers.classifier.rendering import RenderedText, TextRenderer
 from prefdata.specs import VllmSpec
 from prefdata.specs.chat import TemplateChoice
 
@@ -59,7 +59,7 @@ class PoolingRewardModel(Classifier):
         self.labels = Labels.of(files, label, activation)
         self.outputs = self.labels.outputs
         chat = Chat.load(files.folder(), name=files.name, raw=text_format is not None, choice=choice)
-        self.texts = Texts(chat, text_format)
+        self.texts = TextRenderer(chat, text_format)
         self._vllm = import_vllm()
         self._params = self._vllm.PoolingParams(use_activation=False, task="classify")
         self._running = start(self._vllm, files, spec or VllmSpec(), runner="pooling")
@@ -69,7 +69,7 @@ class PoolingRewardModel(Classifier):
         self.versions, self.notes = self._running.versions, self._running.notes
         self._most = max(HANDED, int(config.scheduler_config.max_num_seqs))
 
-    def logits(self, rows: list[Row]) -> Iterator[tuple[list[Row], Tensor]]:
+    def logits(self, rows: list[RenderedText]) -> Iterator[tuple[list[RenderedText], Tensor]]:
         """The rows with their logits, as the engine finishes them; see `Classifier.logits`."""
         # Those of one prompt come together, so that the engine finds their beginning in its cache.
         together = sorted(rows, key=lambda row: row.prompt)
@@ -82,6 +82,6 @@ class PoolingRewardModel(Classifier):
         """Stop the engine and its processes."""
         self._running.close()
 
-    def _add(self, number: str, row: Row) -> None:
+    def _add(self, number: str, row: RenderedText) -> None:
         prompt = self._vllm.TokensPrompt(prompt_token_ids=row.ids)
         self._running.engine.add_request(number, prompt, self._params)

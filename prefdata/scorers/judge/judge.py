@@ -19,7 +19,7 @@ from prefdata.engines.protocol import Completion, Generator, Rejection, Request,
 from prefdata.errors import UsageError
 from prefdata.ids import Message
 from prefdata.scorers.judge.rubrics import RATIONALE, Rubric
-from prefdata.scorers.protocol import Item, Match, Scored, Verdict
+from prefdata.scorers.protocol import Comparison, Score, ScoringItem, Verdict
 
 RETRY_TEMPERATURE = 0.7
 
@@ -171,33 +171,33 @@ class AbsoluteJudge(_Judge):
     kind = "absolute"
     outputs: tuple[str, ...] = ("",)
 
-    def score(self, items: Iterable[Item]) -> Iterator[Scored]:
+    def score(self, items: Iterable[ScoringItem]) -> Iterator[Score]:
         """Judge every item once; see the protocol. The hash is of all that the judge was shown."""
-        lacking: deque[Scored] = deque()
+        lacking: deque[Score] = deque()
         for reply in self._replies(self._cases(items, lacking)):
             yield self._scored(reply)
             while lacking:
                 yield lacking.popleft()
         yield from lacking
 
-    def _cases(self, items: Iterable[Item], lacking: deque[Scored]) -> Iterator[Case]:
+    def _cases(self, items: Iterable[ScoringItem], lacking: deque[Score]) -> Iterator[Case]:
         for item in items:
             if self.rubric.needs_reference and item.reference is None:
-                lacking.append(Scored(item.key, None, "no_reference", None, None))
+                lacking.append(Score(item.key, None, "no_reference", None, None))
                 continue
             said = {"response": item.response, "reference": item.reference}
             yield item.key, self.rubric.messages(item.messages, **said), (item.response,)
 
-    def _scored(self, reply: Reply) -> Scored:
+    def _scored(self, reply: Reply) -> Score:
         if reply.verdict is None:
             details = {"reply": reply.text, "tries": reply.tries}
-            return Scored(reply.key, None, reply.reason, reply.shown, details)
+            return Score(reply.key, None, reply.reason, reply.shown, details)
         verdict = reply.verdict
         aspects = {aspect.name: verdict[aspect.name] for aspect in self.rubric.aspects}
         weights = sum(aspect.weight for aspect in self.rubric.aspects)
         score = sum(aspect.weight * verdict[aspect.name] for aspect in self.rubric.aspects) / weights
         details = {"aspects": aspects, "rationale": verdict.get(RATIONALE), "tries": reply.tries}
-        return Scored(reply.key, score, None, reply.shown, details)
+        return Score(reply.key, score, None, reply.shown, details)
 
 
 class PairwiseJudge(_Judge):
@@ -227,11 +227,11 @@ class PairwiseJudge(_Judge):
         super().__init__(generator, rubric, max_tokens=max_tokens, tries=tries, seed=seed)
         self.annotator = annotator or generator.model.name
 
-    def compare(self, matches: Iterable[Match]) -> Iterator[Verdict]:
+    def compare(self, matches: Iterable[Comparison]) -> Iterator[Verdict]:
         """Judge every match once, in the order in which it shows its answers; see the protocol."""
         yield from map(self._verdict, self._replies(map(self._case, matches)))
 
-    def _case(self, match: Match) -> Case:
+    def _case(self, match: Comparison) -> Case:
         messages = self.rubric.messages(match.messages, first=match.shown, second=match.other)
         return match.key, messages, (match.shown, match.other)
 

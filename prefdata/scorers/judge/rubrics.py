@@ -21,7 +21,7 @@ from prefdata.chat.data_files import read_template
 from prefdata.chat.messages import as_text
 from prefdata.errors import UsageError, did_you_mean
 from prefdata.ids import Message
-from prefdata.specs import Spec, how, what
+from prefdata.specs import Spec, identity_field, runtime_field
 
 RATIONALE = "rationale"
 VERDICTS = ("A", "B", "tie")
@@ -45,8 +45,10 @@ class _Asking(Spec):
     """What rubrics and questions share: a text with places for a conversation and its answers."""
 
     kind: str
-    text: str = what(..., "What is asked, with {places} for the conversation and what else there is.", pattern=r"\S")
-    system: str | None = what(None, "A system message before it.", pattern=r"\S")
+    text: str = identity_field(
+        ..., "What is asked, with {places} for the conversation and what else there is.", pattern=r"\S"
+    )
+    system: str | None = identity_field(None, "A system message before it.", pattern=r"\S")
 
     @model_validator(mode="after")
     def _places_are_known(self) -> Self:
@@ -84,9 +86,9 @@ class Aspect(Spec):
 
     step: ClassVar[str] = "aspect"
 
-    name: str = what(..., "Its key in the verdict.", pattern=r"^[a-z][a-z0-9_]*$")
-    text: str = what(..., "What the judge is told of it.", pattern=r"\S")
-    weight: float = what(1.0, "Its share of the score, against the others.", gt=0, allow_inf_nan=False)
+    name: str = identity_field(..., "Its key in the verdict.", pattern=r"^[a-z][a-z0-9_]*$")
+    text: str = identity_field(..., "What the judge is told of it.", pattern=r"\S")
+    weight: float = identity_field(1.0, "Its share of the score, against the others.", gt=0, allow_inf_nan=False)
 
 
 class Example(Spec):
@@ -95,12 +97,12 @@ class Example(Spec):
     step: ClassVar[str] = "example"
     may_be_empty: ClassVar[tuple[str, ...]] = ("prompt", "response", "first", "second", "reference")
 
-    prompt: str = what(..., "The user's message.")
-    response: str | None = what(None, "absolute: the answer.")
-    first: str | None = what(None, "pairwise: the answer shown first (A).")
-    second: str | None = what(None, "pairwise: the answer shown second (B).")
-    reference: str | None = what(None, "absolute: the reference answer, where the text has a place for it.")
-    verdict: dict[str, Any] = what(..., "The verdict, as the JSON object that is asked for.")
+    prompt: str = identity_field(..., "The user's message.")
+    response: str | None = identity_field(None, "absolute: the answer.")
+    first: str | None = identity_field(None, "pairwise: the answer shown first (A).")
+    second: str | None = identity_field(None, "pairwise: the answer shown second (B).")
+    reference: str | None = identity_field(None, "absolute: the reference answer, where the text has a place for it.")
+    verdict: dict[str, Any] = identity_field(..., "The verdict, as the JSON object that is asked for.")
 
 
 class Rubric(_Asking):
@@ -108,13 +110,15 @@ class Rubric(_Asking):
 
     step: ClassVar[str] = "rubric"
 
-    kind: Literal["absolute", "pairwise"] = what(..., "One answer by itself, or two against each other.")
-    aspects: tuple[Aspect, ...] = what((), "absolute: what there is a number for.")
-    scale: tuple[int, int] = what((1, 10), "absolute: the lowest and the highest number.")
-    strengths: tuple[str, ...] = what((), "pairwise: words for how much better, the least first; none is not asked.")
-    rationale_chars: int = what(600, "The longest rationale, in characters; 0 asks for none.", ge=0)
-    examples: tuple[Example, ...] = what((), "Worked examples, shown before.")
-    name: str | None = how(None, "For the reader only.")
+    kind: Literal["absolute", "pairwise"] = identity_field(..., "One answer by itself, or two against each other.")
+    aspects: tuple[Aspect, ...] = identity_field((), "absolute: what there is a number for.")
+    scale: tuple[int, int] = identity_field((1, 10), "absolute: the lowest and the highest number.")
+    strengths: tuple[str, ...] = identity_field(
+        (), "pairwise: words for how much better, the least first; none is not asked."
+    )
+    rationale_chars: int = identity_field(600, "The longest rationale, in characters; 0 asks for none.", ge=0)
+    examples: tuple[Example, ...] = identity_field((), "Worked examples, shown before.")
+    name: str | None = runtime_field(None, "For the reader only.")
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:
@@ -215,10 +219,10 @@ class Question(_Asking):
 
     step: ClassVar[str] = "question"
 
-    kind: Literal["pointwise-labels", "pairwise-labels"] = what(..., "One answer by itself, or two.")
-    labels: tuple[str, str] = what(..., "What may come next: the good label and the bad one, or A's and B's.")
-    plain: bool = what(False, "Continue the text as it is, although the model has a chat template.")
-    name: str | None = how(None, "For the reader only.")
+    kind: Literal["pointwise-labels", "pairwise-labels"] = identity_field(..., "One answer by itself, or two.")
+    labels: tuple[str, str] = identity_field(..., "What may come next: the good label and the bad one, or A's and B's.")
+    plain: bool = identity_field(False, "Continue the text as it is, although the model has a chat template.")
+    name: str | None = runtime_field(None, "For the reader only.")
 
     @model_validator(mode="after")
     def _labels_part(self) -> Self:

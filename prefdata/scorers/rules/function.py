@@ -19,8 +19,8 @@ from typing import Any
 
 from prefdata import ids
 from prefdata.errors import InputError, did_you_mean
-from prefdata.scorers.protocol import Item, Scored
-from prefdata.scorers.rules.subprocess_pool import Workers
+from prefdata.scorers.protocol import Score, ScoringItem
+from prefdata.scorers.rules.subprocess_pool import SubprocessPool
 
 LONGEST_CALL = 3600.0
 """Seconds after which a call is ended."""
@@ -49,10 +49,10 @@ class FunctionScorer:
         """
         self.versions = {"python": ".".join(map(str, sys.version_info[:3]))}
         file_and_name(named)
-        self._workers = Workers(f"{__name__}:function_rule", named, limit=LONGEST_CALL, count=1)
+        self._workers = SubprocessPool(f"{__name__}:function_rule", named, limit=LONGEST_CALL, count=1)
         self._workers.start()
 
-    def score(self, items: Iterable[Item]) -> Iterator[Scored]:
+    def score(self, items: Iterable[ScoringItem]) -> Iterator[Score]:
         """Score every item, in order; see the protocol. The text's hash is that of the answer alone."""
         return self._workers.score(items)
 
@@ -61,28 +61,28 @@ class FunctionScorer:
         self._workers.close()
 
 
-def function_rule(named: str) -> Callable[[Item], Scored]:
+def function_rule(named: str) -> Callable[[ScoringItem], Score]:
     """A user's f(messages, response): a number, True or False, None, or a dict with `score` and details."""
     return partial(_judged, load_function(named))
 
 
-def combination_rule(named: str) -> Callable[[Item], Scored]:
+def combination_rule(named: str) -> Callable[[ScoringItem], Score]:
     """A user's f(scores): the response holds the scores by their names, as JSON."""
     function = load_function(named)
     return lambda item: judged(item, lambda: function(json.loads(item.response)))
 
 
-def _judged(function: Callable[..., Any], item: Item) -> Scored:
+def _judged(function: Callable[..., Any], item: ScoringItem) -> Score:
     return judged(item, lambda: function([dict(message) for message in item.messages], item.response))
 
 
-def judged(item: Item, call: Callable[[], Any]) -> Scored:
+def judged(item: ScoringItem, call: Callable[[], Any]) -> Score:
     """What a call of a user's code says of an item; for a process of its own, in which nothing else can be lost."""
     try:
         score, reason, details = _said(call())
     except BaseException as error:  # code raises what it likes: SystemExit, CancelledError, KeyboardInterrupt
         score, reason, details = None, storable(type(error).__name__), {"error": words_of(error)}
-    return Scored(item.key, score, reason, ids.text_hash(item.response), details)
+    return Score(item.key, score, reason, ids.text_hash(item.response), details)
 
 
 def _said(said: Any) -> tuple[float | None, str | None, dict[str, Any] | None]:

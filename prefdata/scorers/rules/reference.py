@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefdata import ids
-from prefdata.scorers.protocol import Item, Scored
+from prefdata.scorers.protocol import Score, ScoringItem
 from prefdata.stats.words import normalised, words
 
 SPANS = (1, 2, 4, 8)
@@ -30,7 +30,7 @@ class ReferenceScorer:
         self.versions = {"python": ".".join(map(str, sys.version_info[:3])), "unicode": unicodedata.unidata_version}
         self._measure = measure
 
-    def score(self, items: Iterable[Item]) -> Iterator[Scored]:
+    def score(self, items: Iterable[ScoringItem]) -> Iterator[Score]:
         """Score every item, in order. The text's hash is that of the answer alone."""
         for item in items:
             reference, score, reason = item.reference, None, None
@@ -40,7 +40,7 @@ class ReferenceScorer:
                 reason = "empty_reference"
             else:
                 score = self._measure(item.response, reference)
-            yield Scored(item.key, score, reason, ids.text_hash(item.response), None)
+            yield Score(item.key, score, reason, ids.text_hash(item.response), None)
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -4,7 +4,7 @@ Each worker holds one answer at a time. One that has not answered within the lim
 started, and replaced; so is one that dies. A worker ends by itself where the process that started it is gone: at once
 if it waits, by its own alarm if it hangs (without what its code started). What the code prints goes to standard error.
 
-    python -m prefdata.scorers.rules.subprocess_pool FD LIMIT MODULE:NAME ARGUMENT …   (by `Workers`, not by hand)
+    python -m prefdata.scorers.rules.subprocess_pool FD LIMIT MODULE:NAME ARGUMENT …  (by `SubprocessPool`, not by hand)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from prefdata import ids
 from prefdata.errors import EngineError, InputError
-from prefdata.scorers.protocol import Item, Scored
+from prefdata.scorers.protocol import Score, ScoringItem
 
 START_LIMIT = 120.0
 """Seconds that a worker may take to start and to load the code."""
@@ -39,11 +39,11 @@ class _Worker:
     process: subprocess.Popen[bytes]
     pipe: Connection
     deadline: float
-    item: Item | None = None
+    item: ScoringItem | None = None
     ready: bool = False
 
 
-class Workers:
+class SubprocessPool:
     """Processes that score items with `MODULE:NAME(*arguments)`, a call that gives a function Item -> Scored."""
 
     def __init__(self, maker: str, *arguments: str, limit: float, count: int = 2) -> None:
@@ -67,7 +67,7 @@ class Workers:
                 self._never_started(worker)
             self._greeted(worker)
 
-    def score(self, items: Iterable[Item]) -> Iterator[Scored]:
+    def score(self, items: Iterable[ScoringItem]) -> Iterator[Score]:
         """Score every item once, in the order of completion; at most one item a worker is pulled ahead.
 
         Raises:
@@ -89,7 +89,7 @@ class Workers:
         for worker in list(self._workers):
             self._end(worker)
 
-    def _hand_out(self, source: Iterator[Item]) -> bool:
+    def _hand_out(self, source: Iterator[ScoringItem]) -> bool:
         """Give each free worker an item, starting workers up to the count; whether there may be more items."""
         while True:
             free = next((w for w in self._workers if w.ready and w.item is None), None)
@@ -101,7 +101,7 @@ class Workers:
                 return False
             self._give(free or self._start(), item)
 
-    def _give(self, worker: _Worker, item: Item) -> None:
+    def _give(self, worker: _Worker, item: ScoringItem) -> None:
         worker.item = item
         if worker.ready:
             worker.deadline = time.monotonic() + self._limit
@@ -126,7 +126,7 @@ class Workers:
         self._workers.append(worker)
         return worker
 
-    def _collect(self) -> Iterator[Scored]:
+    def _collect(self) -> Iterator[Score]:
         """Wait until something happens, and give what is finished, late or dead."""
         busy = {w.pipe: w for w in self._workers if w.item is not None}
         if not busy:
@@ -140,7 +140,7 @@ class Workers:
                 self._never_started(worker)
             yield from self._receive(worker) if worker.pipe.poll() else self._lost(worker, "timeout")
 
-    def _receive(self, worker: _Worker) -> Iterator[Scored]:
+    def _receive(self, worker: _Worker) -> Iterator[Score]:
         item = worker.item
         assert item is not None
         if not worker.ready:
@@ -153,7 +153,7 @@ class Workers:
             yield from self._lost(worker, "worker_died")
             return
         worker.item, self._deaths = None, 0
-        yield Scored(item.key, *said)
+        yield Score(item.key, *said)
 
     def _greeted(self, worker: _Worker) -> None:
         """Take the first message of a worker: it is ready, or says why it never will be."""
@@ -172,7 +172,7 @@ class Workers:
         self._end(worker)
         raise EngineError(f"{self._code} was not loaded within {START_LIMIT:.0f} s. Run the command again.")
 
-    def _lost(self, worker: _Worker, reason: str) -> Iterator[Scored]:
+    def _lost(self, worker: _Worker, reason: str) -> Iterator[Score]:
         item = worker.item
         assert item is not None
         self._end(worker)
@@ -181,7 +181,7 @@ class Workers:
         if self._deaths == DEATHS:
             raise EngineError(f"{self._code} ended its process {DEATHS} times one after the other (exit code {code}).")
         details = {"limit_seconds": self._limit} if reason == "timeout" else {"exit_code": code}
-        yield Scored(item.key, None, reason, ids.text_hash(item.response), details)
+        yield Score(item.key, None, reason, ids.text_hash(item.response), details)
 
     def _end(self, worker: _Worker) -> None:
         self._workers.remove(worker)
@@ -205,7 +205,7 @@ def _main(fd: str, limit: str, maker: str, *arguments: str) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            item = Item(**json.loads(pipe.recv_bytes()))
+            item = ScoringItem(**json.loads(pipe.recv_bytes()))
             # The kernel ends this process even where the code holds the interpreter and nobody is left to kill it.
             signal.setitimer(signal.ITIMER_REAL, float(limit) + 5)
             found = function(item)

@@ -19,10 +19,10 @@ from typing import Any
 
 from prefdata import ids
 from prefdata.errors import InputError, did_you_mean
-from prefdata.scorers.protocol import Item, Scored, Scorer
+from prefdata.scorers.protocol import Score, Scorer, ScoringItem
 from prefdata.scorers.rules.function import file_and_name, judged, load_function, storable, words_of
 from prefdata.scorers.rules.number_parsing import final_number, unfenced
-from prefdata.scorers.rules.subprocess_pool import Workers
+from prefdata.scorers.rules.subprocess_pool import SubprocessPool
 
 Found = tuple[float | None, str | None, dict[str, Any] | None]
 """Score, reason and details of one answer."""
@@ -36,16 +36,16 @@ _SAID = re.compile(
 _LISTED = re.compile(r"\(([A-Z])\)|(?:^|\s)\**([A-Z])(?:\)|\.(?=\s|$)|:)", re.MULTILINE)
 
 
-class Check:
+class RuleScorer:
     """A Scorer on a rule Item -> Found that answers at once; see `prefdata.scorers.protocol.Scorer`."""
 
     outputs: tuple[str, ...] = ("",)
 
-    def __init__(self, rule: Callable[[Item], Found]) -> None:
+    def __init__(self, rule: Callable[[ScoringItem], Found]) -> None:
         self.versions = _python()
         self._rule = rule
 
-    def score(self, items: Iterable[Item]) -> Iterator[Scored]:
+    def score(self, items: Iterable[ScoringItem]) -> Iterator[Score]:
         """Score every item, in order."""
         for item in items:
             yield _scored(item, self._rule)
@@ -54,21 +54,21 @@ class Check:
         """Nothing to give back."""
 
 
-class ClockedCheck:
+class TimedRuleScorer:
     """A Scorer on code that may hang, in worker processes; see `prefdata.scorers.protocol.Scorer`."""
 
     outputs: tuple[str, ...] = ("",)
 
     def __init__(self, rule: str, argument: str, *, time_limit: float, workers: int) -> None:
         self.versions = _python()
-        self._workers = Workers(f"{__name__}:{rule}", argument, limit=time_limit, count=workers)
+        self._workers = SubprocessPool(f"{__name__}:{rule}", argument, limit=time_limit, count=workers)
 
-    def score(self, items: Iterable[Item]) -> Iterator[Scored]:
+    def score(self, items: Iterable[ScoringItem]) -> Iterator[Score]:
         """Score every item, in the order of completion."""
         return self._workers.score(items)
 
     def start(self) -> None:
-        """Start a process, so that what cannot be loaded is known; see `Workers.start`."""
+        """Start a process, so that what cannot be loaded is known; see `SubprocessPool.start`."""
         self._workers.start()
 
     def close(self) -> None:
@@ -92,24 +92,24 @@ def open_verifier(named: str, *, time_limit: float = 5.0, workers: int = 2) -> S
     kind, colon, rest = named.partition(":")
     if kind == "regex" and colon:
         _compiled(rest)
-        return ClockedCheck("regex_rule", rest, time_limit=time_limit, workers=workers)
+        return TimedRuleScorer("regex_rule", rest, time_limit=time_limit, workers=workers)
     if kind == "json-schema" and colon:
         json_schema_rule(rest)
-        return ClockedCheck("schema_rule", rest, time_limit=time_limit, workers=workers)
-    rules: dict[str, Callable[[Item], Found]] = {"number": number_rule, "choice": choice_rule}
+        return TimedRuleScorer("schema_rule", rest, time_limit=time_limit, workers=workers)
+    rules: dict[str, Callable[[ScoringItem], Found]] = {"number": number_rule, "choice": choice_rule}
     if named in rules:
-        return Check(rules[named])
+        return RuleScorer(rules[named])
     file, _, _ = named.rpartition(":")
     if file.endswith(".py"):
         file_and_name(named)
-        check = ClockedCheck("function_rule", named, time_limit=time_limit, workers=workers)
+        check = TimedRuleScorer("function_rule", named, time_limit=time_limit, workers=workers)
         check.start()
         return check
     known = [*rules, "regex:PATTERN", "json-schema:FILE", "FILE.py:NAME"]
     raise InputError(f"there is no verifier {named!r}.{did_you_mean(named, known)}")
 
 
-def number_rule(item: Item) -> Found:
+def number_rule(item: ScoringItem) -> Found:
     """1 where the number that the answer ends on is the reference's; see `number_parsing.final_number`."""
     if item.reference is None:
         return None, "no_reference", None
@@ -121,7 +121,7 @@ def number_rule(item: Item) -> Found:
     return float(found is not None and bool(found & wanted)), None, details
 
 
-def choice_rule(item: Item) -> Found:
+def choice_rule(item: ScoringItem) -> Found:
     """1 where the letter that the answer chooses is the reference's; see `chosen_letter`."""
     if item.reference is None:
         return None, "no_reference", None
@@ -157,13 +157,13 @@ def _letter(match: re.Match[str]) -> str | None:
     return letter.upper() if letter.upper() in _LETTERS else None
 
 
-def regex_rule(pattern: str) -> Callable[[Item], Scored]:
+def regex_rule(pattern: str) -> Callable[[ScoringItem], Score]:
     """1 where the pattern is found; where it has a group and there is a reference, where the last find equals that."""
     compiled = _compiled(pattern)
     return partial(_scored, rule=partial(_regex, compiled))
 
 
-def _regex(pattern: re.Pattern[str], item: Item) -> Found:
+def _regex(pattern: re.Pattern[str], item: ScoringItem) -> Found:
     newest = deque(pattern.finditer(item.response), maxlen=1)
     if not newest:
         return 0.0, None, {"found": None}
@@ -181,7 +181,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         raise InputError(f"the pattern {pattern!r} is not a regular expression: {error}.") from error
 
 
-def json_schema_rule(file: str) -> Callable[[Item], Found]:
+def json_schema_rule(file: str) -> Callable[[ScoringItem], Found]:
     """1 where the answer (or its last ``` block) is JSON that fits the schema in `file`; nothing is fetched for $ref.
 
     Raises:
@@ -203,12 +203,12 @@ def json_schema_rule(file: str) -> Callable[[Item], Found]:
     return partial(_json_schema, kind(schema, registry=referencing.Registry()))
 
 
-def schema_rule(file: str) -> Callable[[Item], Scored]:
+def schema_rule(file: str) -> Callable[[ScoringItem], Score]:
     """`json_schema_rule` for a worker: a pattern in a schema may take as long as any other."""
     return partial(_scored, rule=json_schema_rule(file))
 
 
-def _json_schema(validator: Any, item: Item) -> Found:
+def _json_schema(validator: Any, item: ScoringItem) -> Found:
     try:
         said = json.loads(unfenced(item.response), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -226,7 +226,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def function_rule(named: str) -> Callable[[Item], Scored]:
+def function_rule(named: str) -> Callable[[ScoringItem], Score]:
     """A user's f(messages, response): a number, True or False, None, or a dict with `score` and details.
 
     It is given `reference` and `metadata` too where it has parameters of those names.
@@ -236,7 +236,7 @@ def function_rule(named: str) -> Callable[[Item], Scored]:
     return partial(_function, function, wants)
 
 
-def _function(function: Callable[..., Any], wants: Sequence[str], item: Item) -> Scored:
+def _function(function: Callable[..., Any], wants: Sequence[str], item: ScoringItem) -> Score:
     also = {name: getattr(item, name) for name in wants}
     return judged(item, lambda: function([dict(message) for message in item.messages], item.response, **also))
 
@@ -248,9 +248,9 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
         return set()
 
 
-def _scored(item: Item, rule: Callable[[Item], Found]) -> Scored:
+def _scored(item: ScoringItem, rule: Callable[[ScoringItem], Found]) -> Score:
     score, reason, details = rule(item)
-    return Scored(item.key, score, reason, ids.text_hash(item.response), details)
+    return Score(item.key, score, reason, ids.text_hash(item.response), details)
 
 
 def _python() -> dict[str, str]:

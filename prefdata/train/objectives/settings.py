@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefdata.specs import Group, what
+from prefdata.specs import Group, identity_field
 from prefdata.train.objectives.catalog import LOSSES
 from prefdata.train.objectives.registry import Command, listed
 
@@ -25,4 +25,4 @@ def setting(command: Command, name: str, description: str, **bounds: Any) -> Any
         ((value, losses),) = others.items()
         notes = [f"Of {listed(losses)}" + ("" if value == "()" else f" (default: {value})")]
     text = " ".join([description, *([f"{', '.join(notes)}."] if notes else [])])
-    return what(own, text, group=Group.LOSS, **bounds)
+    return identity_field(own, text, group=Group.LOSS, **bounds)
