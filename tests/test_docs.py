@@ -5,6 +5,7 @@ They run in this process, by the console script's own entry point; the README's 
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -12,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from shells import console_commands
 
 DOCS = Path(__file__).parents[1] / "docs"
+README = DOCS.parent / "README.md"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 Pages = Callable[[list[str]], dict[str, str]]
@@ -34,6 +37,41 @@ def run_all(prefdata: Callable[..., tuple[int, str, str]], tmp_path: Path, monke
         return printed
 
     return run
+
+
+OF_THE_SAMPLE_DATA = {
+    "trl-lib/ultrafeedback-prompt": "sample_data/prompts.jsonl",
+    "--limit 5000": "--limit 20",
+    "Qwen/Qwen2.5-1.5B-Instruct": "sample_data/policy",
+    "Skywork/Skywork-Reward-V2-Qwen3-0.6B": "sample_data/reward_model",
+    "--engine vllm": "--engine transformers",
+    "--max-tokens 1024": "--max-tokens 64",
+}
+"""What stands in for the models and data of the hub, and for a GPU, in the README's five commands."""
+
+
+def test_the_five_commands_of_the_readme(run_all: Pages) -> None:
+    """As shown, except that models and prompts are the sample data's."""
+    text = "\n".join(console_commands(README, "gpu"))
+    assert all(name in text for name in OF_THE_SAMPLE_DATA)
+    for name, small in OF_THE_SAMPLE_DATA.items():
+        text = text.replace(name, small)
+    commands = text.splitlines()
+    assert len(commands) == 5
+    printed = run_all(commands)
+    assert "160 in, 160 out" in printed[commands[1]]
+    assert Path("runs/uf/models/dpo/model.safetensors").exists()
+
+
+def test_the_run_yaml_of_the_readme(run_all: Pages) -> None:
+    """Each step takes its section; numbers are written as people write them."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", README.read_text("utf-8"), flags=re.DOTALL)
+    Path("run.yaml").write_text(text, "utf-8")  # where the commands run
+    commands = console_commands(README, "run.yaml")
+    run_all(commands)
+    trained = json.loads(Path("runs/yaml/models/dpo/_spec.json").read_text("utf-8"))["spec"]
+    assert (trained["lr"], trained["pairing"], trained["batch_size"]) == (1e-4, "rso-4", 32)
+    assert [command.split()[1] for command in commands] == list(yaml.safe_load(text))
 
 
 def test_the_page_on_sampling(run_all: Pages) -> None:

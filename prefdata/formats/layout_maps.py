@@ -87,7 +87,7 @@ class ResponseMap(_Map):
     rank: Paths = Field((), description="Its rank, the lowest best.")
     best_first: bool = Field(False, description="With `each`: the list is in order, the best first.")
     attributes: dict[str, str] = Field(
-        {}, description="Name: what else is said of it, for --score and as its metadata."
+        {}, description="Name: its other ratings and facts, for --score and as its metadata."
     )
     names: Paths = Field((), description="What verdicts call it, besides its column and that column's last word.")
 
