@@ -1,11 +1,10 @@
 """pair: selections in, pairs out. Which candidate is chosen and which rejected.
 
-A pair is proposed by a strategy (`strategies`, or `verdicts` of judges and people) and kept if the chosen one's score
-is above the rejected one's by more than nothing and by the margin asked for, if the two texts differ, and if there is
-room (`limits`). Every proposal that is not kept is counted by reason; a tie never becomes a preference. Empty answers
-take no part (a preference over nothing teaches when to stop, not what to say), and cut-off ones as the settings say.
+A strategy (`strategies`, or the verdicts of judges and people) proposes a pair. It is kept if the chosen score exceeds
+the rejected one by the minimum margin, the texts differ, and `limits` leave room. Every other proposal is counted by
+reason; a tie never becomes a preference. Empty responses are excluded, and truncated ones as the settings say.
 
-From the same selections `listings` makes unpaired labels, groups and demonstrations.
+`other_tables` makes unpaired labels, groups and demonstrations of the same selections.
 """
 
 from __future__ import annotations
