@@ -32,7 +32,7 @@ import os, sys, time
 from prefdata.storage import atomic as disk
 from prefdata.storage import leases as claims
 from prefdata.scores import stream as scoring
-from prefdata.storage.run import Appender
+from prefdata.storage.run import PartWriter
 if {emulate}:  # where nobody may make a namespace: another id of it, and the same process number
     disk._host = lambda: "same-" + {space!r}
     os.getpid = lambda: 7
@@ -41,8 +41,8 @@ if {emulate}:  # where nobody may make a namespace: another id of it, and the sa
 real = os.fsync
 def slow(handle): time.sleep(0.02); real(handle)
 os.fsync = slow  # a slow disk: what is written lies there unfinished for some time
-claims.Claims.__init__.__kwdefaults__["expires"] = 6.0
-scoring.SHARE, Appender.__init__.__kwdefaults__["rows"] = 30, 10
+claims.WorkLeases.__init__.__kwdefaults__["expires"] = 6.0
+scoring.SHARE, PartWriter.__init__.__kwdefaults__["rows"] = 30, 10
 sys.argv[0] = "prefdata"
 from prefdata.cli.main import main
 main()

@@ -13,9 +13,9 @@ import pytest
 
 PARENT = """
 import subprocess, sys, time
-from prefdata.engines.vllm.orphan_guard import Guard
+from prefdata.engines.vllm.orphan_guard import OrphanGuard
 before = subprocess.Popen(["sleep", "600"])
-guard = Guard()
+guard = OrphanGuard()
 code = "import subprocess as s; p = s.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
 child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 grandchild = int(child.stdout.readline())

@@ -355,10 +355,10 @@ def test_unknown_verifiers_and_broken_patterns():
 def test_workers_end_by_themselves_where_the_one_who_started_them_was_killed(functions):
     """kill -9 of the parent while one worker hangs and one waits: the one ends by its alarm, the other at once."""
     code = f"""
-from prefdata.scorers.protocol import Item
+from prefdata.scorers.protocol import ScoringItem
 from prefdata.scorers.rules.verifiers import open_verifier
 scorer = open_verifier("{functions}:moody", time_limit=1.0, workers=2)
-for found in scorer.score(Item(str(i), (), text, False) for i, text in enumerate(["one", "hang"])):
+for found in scorer.score(ScoringItem(str(i), (), text, False) for i, text in enumerate(["one", "hang"])):
     print(found.key, *[w.process.pid for w in scorer._workers._workers], flush=True)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
