@@ -36,6 +36,11 @@ _WANTED: dict[Kind, str] = {
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_TEXT_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", *_HUB_TEXT_FILES]
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
+_POSITIONS_BEHIND_PADDING = frozenset({
+    "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet",
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+})  # fmt: skip
 _INDEX = "model.safetensors.index.json"
 
 
@@ -60,10 +65,10 @@ class ModelFiles:
     @property
     def context_length(self) -> int | None:
         """The positions that the model was made for, or None where its config.json sets no bound."""
-        for config in (self.config, self.config.get("text_config") or {}):
-            for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+        for config in (self.config, self.config.get("text_config")):
+            for key in _LENGTHS if isinstance(config, dict) else ():
                 if isinstance(config.get(key), int):
-                    return int(config[key])
+                    return int(config[key]) - _reserved_positions(config)
         return None
 
     @property
@@ -107,6 +112,12 @@ class ModelFiles:
             raise _hub_error(self.name, error) from error
         _weight_files(Path(folder))
         return Path(folder)
+
+
+def _reserved_positions(config: dict[str, Any]) -> int:
+    """Positions that no token can have: RoBERTa and its kin count from the one behind the padding token's id."""
+    pad = config.get("pad_token_id", 1)
+    return pad + 1 if config.get("model_type") in _POSITIONS_BEHIND_PADDING and isinstance(pad, int) else 0
 
 
 def identify(model: str, kind: Kind, *, tokenizer: bool = True, weights: bool = True) -> ModelFiles:

@@ -61,7 +61,45 @@ def load(auto_class: Any, model: ModelFiles, dtype: str, device: torch.device) -
     return read_weights(auto_class, model, _DTYPES[dtype]).to(device).eval()
 
 
-def read_weights(auto_class: Any, model: ModelFiles, dtype: torch.dtype, *, new: str = "", **settings: Any) -> Any:
+def read_config(model: ModelFiles) -> Any:
+    """Read the model's config as transformers has it; a padding token that the model does not know is left out.
+
+    Raises:
+        ModelError: transformers cannot make a network of it.
+    """
+    try:
+        with silenced():
+            config = transformers.AutoConfig.from_pretrained(model.folder())
+    except Exception as error:
+        raise _load_error(model, error) from error
+    for part in (config, config.get_text_config()):
+        pad, vocabulary = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
+        if isinstance(pad, int) and isinstance(vocabulary, int) and not 0 <= pad < vocabulary:
+            part.pad_token_id = None  # padding is masked, and the embedding has no such row
+    return config
+
+
+def attention_settings(config: Any) -> dict[str, str]:
+    """The setting of `from_pretrained` by which attention computes all that the config says."""
+    # transformers' scaled dot-product attention leaves out the cap that Gemma 2 puts on attention's logits.
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return {"attn_implementation": "eager"} if capped else {}
+
+
+def padding_id(tokenizer: Any, net: Any) -> int:
+    """The token id that fills rows: that of the network, else of the tokenizer, else 0; one that has an embedding."""
+    rows = int(net.get_input_embeddings().num_embeddings)
+    for pad in (net.config.get_text_config().pad_token_id, tokenizer.pad_token_id):
+        if isinstance(pad, int) and 0 <= pad < rows:
+            return pad
+    return 0
+
+
+def _load_error(model: ModelFiles, error: Exception) -> ModelError:
+    return ModelError(f"cannot load {model.name}: {' '.join(str(error).split()) or type(error).__name__}.")
+
+
+def read_weights(auto_class: Any, model: ModelFiles, dtype: torch.dtype, *, new: str = "", config: Any = None) -> Any:
     """Load the network of `model` with every one of its weights taken from the files.
 
     Args:
@@ -69,12 +107,13 @@ def read_weights(auto_class: Any, model: ModelFiles, dtype: torch.dtype, *, new:
         model: what `identify` found.
         dtype: of the weights.
         new: the module whose weights may be missing, because the caller initialises it: a reward model's new head.
-        settings: further keyword arguments of `from_pretrained`.
+        config: to be used instead of the model's own.
 
     Raises:
         ModelError: transformers cannot load it, or tensors are missing, have another shape, or belong to its layers
             and are not used.
     """
+    config = read_config(model) if config is None else config
     try:
         with silenced():
             net, found = auto_class.from_pretrained(
@@ -83,10 +122,11 @@ def read_weights(auto_class: Any, model: ModelFiles, dtype: torch.dtype, *, new:
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
-                **settings,
+                config=config,
+                **attention_settings(config),
             )
     except Exception as error:
-        raise ModelError(f"cannot load {model.name}: {' '.join(str(error).split())}.") from error
+        raise _load_error(model, error) from error
     _check_complete(net, found, model, new)
     return net
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from prefdata.chat.encoder import PLAIN_END, Chat, named_ends
 from prefdata.errors import ModelError
 from prefdata.ids import seed as seed_of
 from prefdata.models.files import ModelFiles
-from prefdata.models.loading import pick_device, read_weights, silenced
+from prefdata.models.loading import attention_settings, pick_device, read_config, read_weights, silenced
 from prefdata.storage.atomic import storage_errors
 from prefdata.train.batches import Layout
 from prefdata.train.encode import Encoded
@@ -77,7 +77,7 @@ def load(files: ModelFiles, spec: TrainSpec, tokenizer: Any) -> LoadedModel:
         UsageError: the device is not there.
     """
     device = pick_device(spec.device)
-    config = AutoConfig.from_pretrained(files.folder())
+    config = read_config(files)
     saved = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(spec.seed, "weights"))
@@ -100,7 +100,7 @@ def load(files: ModelFiles, spec: TrainSpec, tokenizer: Any) -> LoadedModel:
 def _causal(files: ModelFiles, spec: TrainSpec, config: Any) -> Any:
     if spec.from_scratch:
         return _from_config(AutoModelForCausalLM, config)
-    return read_weights(AutoModelForCausalLM, files, torch.float32, **_attention(config))
+    return read_weights(AutoModelForCausalLM, files, torch.float32, config=config)
 
 
 def _reward_model(files: ModelFiles, spec: RmSpec, config: Any, tokenizer: Any) -> Any:
@@ -109,7 +109,8 @@ def _reward_model(files: ModelFiles, spec: RmSpec, config: Any, tokenizer: Any) 
         config.id2label = dict(enumerate(spec.attributes))
         config.label2id = {name: number for number, name in config.id2label.items()}
     if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+        config.pad_token_id = next((pad for pad in known if pad is not None and pad < config.vocab_size), None)
     if config.pad_token_id == tokenizer.eos_token_id:
         log.warning(
             "%s: its padding token is its end token. prefdata and vLLM read the score at the end token; transformers' "
@@ -121,9 +122,7 @@ def _reward_model(files: ModelFiles, spec: RmSpec, config: Any, tokenizer: Any) 
         model = _from_config(AutoModelForSequenceClassification, config)
     else:
         new = "score" if new_head else ""
-        model = read_weights(
-            AutoModelForSequenceClassification, files, torch.float32, new=new, config=config, **_attention(config)
-        )
+        model = read_weights(AutoModelForSequenceClassification, files, torch.float32, new=new, config=config)
     if not is_reward_model(model):
         raise ModelError(f"{files.name}: {type(model).__name__} has no linear `score` head on its last hidden states.")
     if new_head:
@@ -136,13 +135,7 @@ def _reward_model(files: ModelFiles, spec: RmSpec, config: Any, tokenizer: Any) 
 
 
 def _from_config(auto: Any, config: Any) -> Any:
-    return auto.from_config(config, dtype=torch.float32, **_attention(config))
-
-
-def _attention(config: Any) -> dict[str, str]:
-    # transformers' scaled dot-product attention leaves out the cap that Gemma 2 puts on attention's logits.
-    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-    return {"attn_implementation": "eager"} if capped else {}
+    return auto.from_config(config, dtype=torch.float32, **attention_settings(config))
 
 
 def _micro_tokens(device: torch.device, spec: TrainSpec) -> int:

@@ -92,7 +92,8 @@ def test_the_batch_invariant_mode_is_asked_of_vllm_where_the_gpu_can_and_else_re
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "0")
     said = {}
 
-    def started(args: dict[str, Any]) -> Any:
+    def started(args: dict[str, Any], usage_context: str) -> Any:
+        assert usage_context == "LLM"  # by which vLLM computes as many sequences at a time as its own LLM does
         said.update(model=args["model"], dtype=args.get("dtype"), mode=os.environ["VLLM_BATCH_INVARIANT"])
         raise RuntimeError("far enough")
 
@@ -103,6 +104,7 @@ def test_the_batch_invariant_mode_is_asked_of_vllm_where_the_gpu_can_and_else_re
         platforms=SimpleNamespace(current_platform=platform),
         EngineArgs=lambda **args: args,
         LLMEngine=SimpleNamespace(from_engine_args=started),
+        usage=SimpleNamespace(usage_lib=SimpleNamespace(UsageContext=SimpleNamespace(LLM_CLASS="LLM"))),
         __version__=TESTED_VERSIONS[0],
     )
     with pytest.raises(EngineError if can else UsageError, match="far enough" if can else "compute capability 8.0"):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 ROOM = 64
 """Positions that a cache keeps free for coming tokens."""
+
+SPREAD_SHARE = 0.2
+"""How far cached logits may be from those of whole rows, in standard deviations of the logits."""
 
 
 class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -74,6 +78,8 @@ class BatchState:
     def __init__(self, net: Any, prompts: Sequence[tuple[int, ...]], most: int) -> None:
         """Compute the prompts, each distinct one once; no row is to have more than `most` positions."""
         self._net, self._most, device = net, most, net.device
+        # transformers' Mamba has another name for its cache, and ignores this one.
+        self._cache_name = "cache_params" if "cache_params" in signature(net.forward).parameters else "past_key_values"
         distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
         width = max(map(len, prompts))
         ids = torch.zeros(len(distinct), width, dtype=torch.int64)
@@ -93,7 +99,10 @@ class BatchState:
 
     def select(self, index: Tensor) -> None:
         """Keep these rows, in that order; a row may occur several times."""
-        self._cache.batch_select_indices(index)
+        for layer in self._cache.layers:
+            # Layers with recurrent states (Mamba and hybrids) move them only here.
+            recurrent = isinstance(layer, LinearAttentionCacheLayerMixin)
+            layer.reorder_cache(index) if recurrent else layer.batch_select_indices(index)
         self._mask, self.logits = self._mask[index], self.logits[index]
 
     def append(self, tokens: Tensor) -> None:
@@ -108,12 +117,62 @@ class BatchState:
             input_ids=ids,
             attention_mask=self._mask,
             position_ids=positions,
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self._cache_name: self._cache},
         )
         logits: Tensor = out.logits[:, -1]
         return logits
+
+
+class WholeRows:
+    """The rows of a batch of a network whose cache cannot be used: each is computed alone, from its first token."""
+
+    def __init__(self, net: Any, prompts: Sequence[tuple[int, ...]], most: int) -> None:
+        """As `BatchState`."""
+        self._net, self._most = net, most
+        self._rows = list(prompts)
+        self._compute()
+
+    def select(self, index: Tensor) -> None:
+        """As `BatchState.select`."""
+        self._rows, self.logits = [self._rows[i] for i in index.tolist()], self.logits[index]
+
+    def append(self, tokens: Tensor) -> None:
+        """As `BatchState.append`."""
+        self._rows = [(*row, token) for row, token in zip(self._rows, tokens.tolist(), strict=True)]
+        self._compute()
+
+    def _compute(self) -> None:
+        computed = {row: self._last(row) for row in dict.fromkeys(self._rows)}
+        self.logits = torch.stack([computed[row] for row in self._rows])
+
+    def _last(self, row: tuple[int, ...]) -> Tensor:
+        # A row that has ended stays for a while, and may run past the positions that the network knows.
+        ids = torch.tensor([row[: self._most]], device=self._net.device)
+        logits: Tensor = self._net(input_ids=ids, use_cache=False).logits[0, -1]
+        return logits
+
+
+@torch.inference_mode()
+def pick_batch_state(net: Any) -> type[BatchState] | type[WholeRows]:
+    """What computes the rows of a batch: `BatchState` where it gives the numbers of whole rows, else `WholeRows`."""
+    prompts = [(1, 2, 3), (4, 3, 2, 1, 2, 3, 4), (1, 2, 3)]
+    steps = [torch.tensor(tokens, device=net.device) for tokens in ([2, 3, 1], [4, 1, 3])]
+    whole = WholeRows(net, prompts, 16)
+    try:
+        rows = BatchState(net, prompts, 16)
+        for tokens in steps:
+            for state in (rows, whole):
+                state.append(tokens)
+                state.select(torch.tensor([2, 0, 1], device=net.device))
+            # Of a wrong state the logits differ by about their spread; roundings in bfloat16 are far below it.
+            apart = (rows.logits - whole.logits).float().abs().amax()
+            if apart > SPREAD_SHARE * whole.logits.float().std():
+                return WholeRows
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return WholeRows
+    return BatchState
 
 
 def packed(going: Tensor) -> Tensor:

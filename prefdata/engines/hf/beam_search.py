@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefdata.engines.hf.batch_state import BatchState
+from prefdata.engines.hf.batch_state import BatchState, WholeRows
 from prefdata.engines.hf.penalties import Penalties
 from prefdata.engines.protocol import Request, Sampling, room
 from prefdata.engines.stop_strings import StopStrings
@@ -99,11 +99,17 @@ class BeamGroup:
 
 @torch.inference_mode()
 def search(
-    net: Any, requests: Sequence[BeamRequest], ends: Tensor, stops: StopStrings, context_length: int
+    batch_state: type[BatchState] | type[WholeRows],
+    net: Any,
+    requests: Sequence[BeamRequest],
+    ends: Tensor,
+    stops: StopStrings,
+    context_length: int,
 ) -> list[list[Beam]]:
     """The beams that were found for each request, the best first; fewer than asked for where no more exist.
 
     Args:
+        batch_state: what computes the rows of `net`.
         net: the network.
         requests: with the same number of keys, and all plain or all diverse.
         ends: the tokens that end an answer.
@@ -117,7 +123,7 @@ def search(
     ]
     each = [request for request in requests for _ in range(beams)]
     prompts = [request.prompt_ids for request in each]
-    rows = BatchState(net, prompts, context_length)
+    rows = batch_state(net, prompts, context_length)
     penalties = Penalties.of([r.sampling for r in each], prompts, ends, rows.logits.shape[-1])
     step = _Step(requests, beams, frozenset(ends.tolist()), stops, context_length)
     live = list(range(len(requests)))

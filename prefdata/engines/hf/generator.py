@@ -19,7 +19,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from prefdata.chat.encoder import Chat
-from prefdata.engines.hf.batch_state import BatchState, packed
+from prefdata.engines.hf.batch_state import WholeRows, packed, pick_batch_state
 from prefdata.engines.hf.beam_search import BeamRequest, search
 from prefdata.engines.hf.penalties import Penalties
 from prefdata.engines.hf.token_sampling import Settings, draw, stream_keys
@@ -95,6 +95,9 @@ class TransformersGenerator:
         self._net = load(AutoModelForCausalLM, model, self.dtype, self.device)
         if lora is not None:
             self._net = merge_adapter(self._net, Path(lora))
+        self._batch_state = pick_batch_state(self._net)
+        if self._batch_state is WholeRows:
+            self.notes += ("Every token is computed from whole rows, which is slow: the model's cache cannot be used.",)
         self._vocabulary = int(self._net.get_input_embeddings().num_embeddings)
         ends = [end for end in self.chat.end_ids if end < self._vocabulary]
         self._ends = torch.tensor(ends, dtype=torch.int64, device=self.device)
@@ -176,7 +179,7 @@ class TransformersGenerator:
         return self._halving(batch[:half], compute) + self._halving(batch[half:], compute)
 
     def _found(self, batch: list[BeamRequest]) -> Answers:
-        found = search(self._net, batch, self._ends, self._stops, self.context_length)
+        found = search(self._batch_state, self._net, batch, self._ends, self._stops, self.context_length)
         return [
             Rejection(key, "rejected", f"the search found {len(beams)} answers, not {len(request.keys)}")
             if beam is None
@@ -219,7 +222,7 @@ class TransformersGenerator:
         settings = Settings.of(samplings, self._vocabulary, device)
         penalties = Penalties.of(samplings, prompts, self._ends, self._vocabulary)
         stops = self._stops.watch(samplings, device)
-        rows = BatchState(self._net, prompts, self.context_length)
+        rows = self._batch_state(self._net, prompts, self.context_length)
         live = torch.arange(len(batch), device=device)
         for step in range(longest):
             penalised = None if penalties is None else penalties(rows.logits, step)

@@ -40,6 +40,7 @@ NEEDED = (
     "platforms.current_platform",
     "sampling_params.RequestOutputKind.FINAL_ONLY",
     "sampling_params.StructuredOutputsParams",
+    "usage.usage_lib.UsageContext.LLM_CLASS",
 )
 """What is used of vLLM, looked for before anything is started."""
 
@@ -71,6 +72,7 @@ def import_vllm() -> Any:
             import vllm.lora.request
             import vllm.platforms
             import vllm.sampling_params
+            import vllm.usage.usage_lib
         attrgetter(*NEEDED)(vllm)
     except Exception as error:
         installed = versions("vllm").get("vllm", "of no known version")
@@ -119,7 +121,9 @@ def start(vllm: Any, model: ModelFiles, spec: VllmSpec, **settings: Any) -> Vllm
                 started.enter_context(_batch_invariant())
             started.callback(OrphanGuard().release)
             given = {key: value for key, value in wanted.items() if value is not None}
-            engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**given))
+            # Defaults of the offline `LLM`: without it, vLLM computes 128 sequences at a time on every GPU.
+            usage = vllm.usage.usage_lib.UsageContext.LLM_CLASS
+            engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**given), usage_context=usage)
             engine.get_supported_tasks()  # which add_request would ask for, and wait for in vain of a dead engine
             _wake_when_dead(engine.engine_core)
             return VllmEngine(engine, started.pop_all(), vllm.__version__)

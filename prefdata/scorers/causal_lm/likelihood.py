@@ -27,7 +27,7 @@ from prefdata.chat.template import TemplateRefusal
 from prefdata.errors import ModelError
 from prefdata.ids import Message
 from prefdata.models.files import ModelFiles
-from prefdata.models.loading import load, pick_device, pick_dtype
+from prefdata.models.loading import load, padding_id, pick_device, pick_dtype
 from prefdata.scorers.classifier.rendering import windows
 from prefdata.scorers.protocol import Score, ScoringItem
 from prefdata.specs.chat import TemplateChoice
@@ -97,10 +97,10 @@ class LanguageModel:
         net = load(AutoModelForCausalLM, files, self.dtype, self.device)
         self._trunk: Any = net.base_model
         self._vocabulary = int(net.get_output_embeddings().weight.shape[0])
-        self._states = _Given()
+        self._states = _Given(self._trunk)
         setattr(net, net.base_model_prefix, self._states)
         self._head: Any = net
-        self._pad = self.chat.tokenizer.pad_token_id or 0
+        self._pad = padding_id(self.chat.tokenizer, net)
 
     def answer(
         self, messages: Sequence[Message], response: str, tools: str | None = None, *, end: bool = True
@@ -231,6 +231,16 @@ class _Given(nn.Module):
     """
 
     output: Any = None
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        # Falcon-H1's head reads a factor of its trunk.
+        self.lm_head_multiplier = getattr(trunk, "lm_head_multiplier", None)
+
+    @property
+    def decoder(self) -> _Given:
+        """The same: OPT calls the decoder in its trunk."""
+        return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.output

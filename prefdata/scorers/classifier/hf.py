@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification
 
 from prefdata.chat.encoder import Chat
 from prefdata.models.files import ModelFiles
-from prefdata.models.loading import load, pick_device, pick_dtype
+from prefdata.models.loading import load, padding_id, pick_device, pick_dtype
 from prefdata.scorers.classifier.backbones import CachedBackbone
 from prefdata.scorers.classifier.base import Classifier
 from prefdata.scorers.classifier.cores import each, fits_one_core
@@ -96,7 +96,7 @@ class RewardModel(Classifier):
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         self.notes = ()
         self._net: Any = load(AutoModelForSequenceClassification, files, self.dtype, self.device)
-        self._pad = self.chat.tokenizer.pad_token_id or 0
+        self._pad = padding_id(self.chat.tokenizer, self._net)
         self._head: Any = getattr(self._net, "score", None)
         self._stretches = _stretches(self._net)
         self._several = fits_one_core(self._net, self.device) and not self._stretches

@@ -1,0 +1,118 @@
+"""Models with recurrent states, capped attention, other heads and odd padding compute what transformers computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers as T
+from conftest import save_tokenizer
+
+from prefdata.engines.hf.batch_state import BatchState, WholeRows, pick_batch_state
+from prefdata.models.files import ModelFiles, identify
+from prefdata.scorers.causal_lm.likelihood import Continuation, LanguageModel
+
+TOKENS = {"vocab_size": 260, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 96,
+    "initializer_range": 0.3,
+    **TOKENS,
+}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16}
+
+
+def gemma2():
+    return T.Gemma2ForCausalLM(T.Gemma2Config(head_dim=8, attn_logit_softcapping=1.0, query_pre_attn_scalar=1, **SIZES))
+
+
+def opt():
+    config = {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3}
+    return T.OPTForCausalLM(T.OPTConfig(**SIZES, **config))
+
+
+def falcon_h1():
+    return T.FalconH1ForCausalLM(T.FalconH1Config(mamba_d_ssm=64, head_dim=8, lm_head_multiplier=0.5, **MAMBA, **SIZES))
+
+
+def mamba():
+    return T.MambaForCausalLM(T.MambaConfig(hidden_size=32, num_hidden_layers=2, **TOKENS))
+
+
+def lfm2():
+    return T.Lfm2ForCausalLM(T.Lfm2Config(layer_types=["conv", "full_attention"], **SIZES))
+
+
+def recurrent_gemma():
+    return T.RecurrentGemmaForCausalLM(
+        T.RecurrentGemmaConfig(lru_width=32, attention_window_size=64, block_types=["recurrent", "attention"], **SIZES)
+    )
+
+
+def minimax():
+    layers = ["linear_attention", "full_attention"]
+    return T.MiniMaxForCausalLM(
+        T.MiniMaxConfig(layer_types=layers, head_dim=8, num_local_experts=2, block_size=16, **SIZES)
+    )
+
+
+@pytest.mark.parametrize("make", [mamba, lfm2, falcon_h1, recurrent_gemma, minimax])
+@torch.inference_mode()
+def test_rows_that_are_reordered_and_appended_give_what_one_pass_gives(make):
+    torch.manual_seed(0)
+    net = make().eval()
+    state = pick_batch_state(net)
+    assert state is (WholeRows if make in (recurrent_gemma, minimax) else BatchState)
+    texts = [[5, 6, 7], [9, 8, 7, 6, 5, 4], [5, 6, 7]]
+    rows = state(net, [tuple(text) for text in texts], 96)
+    for step in range(4):
+        for row, text in enumerate(texts):
+            alone = net(torch.tensor([text]), use_cache=False).logits[0, -1]
+            torch.testing.assert_close(rows.logits[row], alone, atol=1e-3, rtol=1e-3)
+        tokens = [11, 12 + step, 13][: len(texts)]
+        rows.append(torch.tensor(tokens))
+        texts = [[*text, token] for text, token in zip(texts, tokens, strict=True)]
+        index = [2, 0, 1] if step < 2 else [1, 0]
+        rows.select(torch.tensor(index))
+        texts = [texts[i] for i in index]
+
+
+@pytest.mark.parametrize("make", [gemma2, opt, falcon_h1])
+def test_a_likelihood_is_that_of_the_model_itself_with_its_caps_and_factors(make, tmp_path):
+    torch.manual_seed(0)
+    net = make().eval()
+    net.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    net.set_attn_implementation("eager")
+    asked = [Continuation((1, 5, 6), (7, 8, 9)), Continuation((1, 9), (4, 2))]
+    found = LanguageModel(identify(str(tmp_path), "causal-lm"), device="cpu").sums(asked)
+    for one, logp in zip(asked, found, strict=True):
+        with torch.inference_mode():
+            logps = net(torch.tensor([[*one.prompt, *one.ids]])).logits[0].double().log_softmax(-1)
+        start = len(one.prompt) - 1
+        assert logp == pytest.approx(sum(float(logps[start + i, t]) for i, t in enumerate(one.ids)), abs=1e-4)
+
+
+@pytest.mark.parametrize("part", ["model", "tokenizer"])
+def test_a_padding_token_outside_the_embedding_changes_no_likelihood(part, tmp_path, make_policy, edit_json):
+    folder = make_policy(tmp_path, vocab_size=259, tokenizer={"pad_token": "[PAD]"} if part == "tokenizer" else None)
+    edit_json(folder / "config.json", pad_token_id=260 if part == "model" else None)
+    model = LanguageModel(identify(str(folder), "causal-lm"), device="cpu")
+    asked = [Continuation((1, 5, 6), (7, 8, 9)), Continuation((1, 9), (4, 2))]
+    assert model.sums(asked) == pytest.approx([model.sums([one])[0] for one in asked], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "xlm-roberta", "max_position_embeddings": 514}, 512),
+        ({"model_type": "bert", "max_position_embeddings": 512, "pad_token_id": 0}, 512),
+        ({"model_type": "mpt", "max_seq_len": 2048}, 2048),
+    ],
+)
+def test_the_context_is_what_the_positions_hold(config, length):
+    assert ModelFiles("m", "r", None, config).context_length == length
