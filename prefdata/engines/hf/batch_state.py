@@ -64,6 +64,14 @@ class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return keys, values
 
 
+def _select_rows(layer: Any, index: Tensor) -> None:
+    # Layers with recurrent states (Mamba and hybrids) move them only in `reorder_cache`.
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        layer.reorder_cache(index)  # type: ignore[arg-type]
+    else:
+        layer.batch_select_indices(index)
+
+
 def _roomy(like: Tensor, rows: int, end: int) -> Tensor:
     return like.new_empty(rows, like.shape[1], end + ROOM, like.shape[3])
 
@@ -100,9 +108,7 @@ class BatchState:
     def select(self, index: Tensor) -> None:
         """Keep these rows, in that order; a row may occur several times."""
         for layer in self._cache.layers:
-            # Layers with recurrent states (Mamba and hybrids) move them only here.
-            recurrent = isinstance(layer, LinearAttentionCacheLayerMixin)
-            layer.reorder_cache(index) if recurrent else layer.batch_select_indices(index)
+            _select_rows(layer, index)
         self._mask, self.logits = self._mask[index], self.logits[index]
 
     def append(self, tokens: Tensor) -> None:
@@ -115,7 +121,8 @@ class BatchState:
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         out = self._net(
             input_ids=ids,
-            attention_mask=self._mask,
+            # Mamba would multiply the one new token by the mask of all.
+            attention_mask=None if self._cache_name == "cache_params" and ids.shape[1] == 1 else self._mask,
             position_ids=positions,
             use_cache=True,
             logits_to_keep=1,
@@ -126,7 +133,13 @@ class BatchState:
 
 
 class WholeRows:
-    """The rows of a batch of a network whose cache cannot be used: each is computed alone, from its first token."""
+    """The rows of a batch of a network whose cache cannot be used: each is computed alone, from its first token.
+
+    Attributes:
+        logits: (B, V) of each row's next token.
+    """
+
+    logits: Tensor
 
     def __init__(self, net: Any, prompts: Sequence[tuple[int, ...]], most: int) -> None:
         """As `BatchState`."""
