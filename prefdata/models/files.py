@@ -65,8 +65,9 @@ class ModelFiles:
     @property
     def context_length(self) -> int | None:
         """The positions that the model was made for, or None where its config.json sets no bound."""
-        for config in (self.config, self.config.get("text_config")):
-            for key in _LENGTHS if isinstance(config, dict) else ():
+        text = self.config.get("text_config")
+        for config in (self.config, text if isinstance(text, dict) else {}):
+            for key in _LENGTHS:
                 if isinstance(config.get(key), int):
                     return int(config[key]) - _reserved_positions(config)
         return None

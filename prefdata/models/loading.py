@@ -44,13 +44,14 @@ def pick_device(device: str | None) -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> str:
-    """The name of the type asked for; `auto` is float32 on a CPU and bfloat16 on a GPU.
+    """The name of the type asked for; `auto` is bfloat16 on a GPU that computes in it, else float32.
 
     Raises:
         UsageError: there is no such type here.
     """
     if dtype == "auto":
-        return "bfloat16" if device.type == "cuda" else "float32"
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if native else "float32"
     if dtype not in _DTYPES:
         raise UsageError(f"--dtype should be auto, {', '.join(_DTYPES)}, not {dtype!r}.")
     return dtype

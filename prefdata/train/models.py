@@ -146,7 +146,8 @@ def _micro_tokens(device: torch.device, spec: TrainSpec) -> int:
 
 def _autocast(device: torch.device, dtype: str) -> torch.dtype | None:
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else None
     return torch.bfloat16 if dtype == "bfloat16" else None
 
 

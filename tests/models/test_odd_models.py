@@ -10,6 +10,9 @@ from conftest import save_tokenizer
 from prefdata.engines.hf.batch_state import BatchState, WholeRows, pick_batch_state
 from prefdata.models.files import ModelFiles, identify
 from prefdata.scorers.causal_lm.likelihood import Continuation, LanguageModel
+from prefdata.scorers.classifier.backbones import CachedBackbone
+from prefdata.scorers.classifier.hf import RewardModel
+from prefdata.scorers.protocol import ScoringItem
 
 TOKENS = {"vocab_size": 260, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SIZES = {
@@ -103,6 +106,22 @@ def test_a_padding_token_outside_the_embedding_changes_no_likelihood(part, tmp_p
     model = LanguageModel(identify(str(folder), "causal-lm"), device="cpu")
     asked = [Continuation((1, 5, 6), (7, 8, 9)), Continuation((1, 9), (4, 2))]
     assert model.sums(asked) == pytest.approx([model.sums([one])[0] for one in asked], abs=1e-4)
+
+
+def test_a_shared_prompt_whose_computation_raises_is_computed_whole(tiny_reward_model, monkeypatch):
+    """Falcon's and MiniMax's code raises on prompts that were computed before."""
+
+    def fail(*_: object) -> None:
+        raise IndexError("tuple index out of range")
+
+    files = identify(str(tiny_reward_model), "reward-model")
+    prompt = ({"role": "user", "content": "Say something."},)
+    items = [ScoringItem(str(i), prompt, "answer " * i, False) for i in range(4)]
+    expected = {one.key: one.score for one in RewardModel(files, device="cpu", share_prompts=False).score(items)}
+    monkeypatch.setattr(CachedBackbone, "go_on", fail)
+    model = RewardModel(files, device="cpu")
+    assert {one.key: one.score for one in model.score(items)} == pytest.approx(expected, abs=1e-5)
+    assert model.notes == ("A prompt is computed again for each candidate: the model's code raises IndexError.",)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ def by_definition(folder, before: str, after: str, special: bool = False) -> lis
     """ln p of the tokens of `after` given `before`, from the full logits of one row alone, in float64."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    # Eager attention: the scaled dot-product attention of transformers leaves out the cap of Gemma 2.
+    net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer.encode(before, add_special_tokens=special)
     answer = tokenizer.encode(after, add_special_tokens=False)

@@ -95,12 +95,12 @@ class LanguageModel:
         self.chunk_elements = chunk_elements
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         net = load(AutoModelForCausalLM, files, self.dtype, self.device)
+        self._pad = padding_id(self.chat.tokenizer, net)
         self._trunk: Any = net.base_model
         self._vocabulary = int(net.get_output_embeddings().weight.shape[0])
         self._states = _Given(self._trunk)
         setattr(net, net.base_model_prefix, self._states)
         self._head: Any = net
-        self._pad = padding_id(self.chat.tokenizer, net)
 
     def answer(
         self, messages: Sequence[Message], response: str, tools: str | None = None, *, end: bool = True

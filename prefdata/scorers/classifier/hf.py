@@ -185,10 +185,16 @@ class RewardModel(Classifier):
         if worst > TOLERANCE[self.dtype]:
             self._pads = False
             self.notes += (f"Only texts of one length are computed together: padding moves scores by {worst:.2g}.",)
-        worst = self._apart(self._branched(shared), alone)
-        if worst > TOLERANCE[self.dtype]:
+        try:
+            worst = self._apart(self._branched(shared), alone)
+            why = f"the scores differ by {worst:.2g}" if worst > TOLERANCE[self.dtype] else None
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # of the model's own code, which does not take prompts that were computed before
+            why = f"the model's code raises {type(error).__name__}"
+        if why is not None:
             self._branching = None
-            self._note_whole(f"the scores differ by {worst:.2g}")
+            self._note_whole(why)
         self._computed.tokens = self._computed.needed = 0
 
     def _apart(self, found: Any, alone: dict[str, Tensor]) -> float:
