@@ -8,7 +8,7 @@ import typer
 
 from prefdata.errors import UsageError
 from prefdata.ids import pair_id
-from prefdata.printable import printable
+from prefdata.printable import printable, printable_lines
 
 from . import show
 from .options import RunArgument, option
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     import polars as pl
 
     from prefdata.explore.explain import Explanation
+    from prefdata.explore.explain_candidate import CandidateExplanation
     from prefdata.pairs.explain import PairExplanation
-    from prefdata.storage.run import Run
+    from prefdata.storage.run import Lineage, Run
 
 EXAMPLE = "Example: prefdata explain runs/demo 0f3a"
 
@@ -28,37 +29,52 @@ def explain(
     ids: Annotated[
         list[str],
         typer.Argument(
-            metavar="PAIR_ID | CANDIDATE_ID CANDIDATE_ID",
-            help="A pair's id, or those of two answers that may be none; the beginnings will do.",
+            metavar="PAIR_ID | CANDIDATE_ID [CANDIDATE_ID]",
+            help="The id of a pair or of a candidate, or two candidates' ids. The first letters of an id are enough.",
         ),
     ],
     pairing: Annotated[
         str | None,
-        option(
-            "--pairing", help="Which pairs, where several hold the pair or, for two answers, where there are several."
-        ),
+        option("--pairing", help="Which pairs to look at, where several pairings hold them."),
     ] = None,
 ) -> None:
-    """Show why one answer was chosen and the other rejected, or why two answers are no pair.
+    """Show why a response was chosen, rejected or left out.
 
-    For a pair: prompt, texts, scores, seeds, models, steps. For two answers: what the pairing's rule makes of them.
+    For a pair: prompt, texts, scores, seeds, models, steps. For a candidate: its scores, its rank among the prompt's
+    candidates, each selection and pair that it is in, or the reason why not. For two candidates: the pair that they
+    are, or the reason why they are none.
     """
-    from prefdata.explore.explain import explain as explore
-    from prefdata.pairs.explain import explain_pair
     from prefdata.storage.run import Run
 
     if len(ids) > 2:
-        raise UsageError("explain takes a pair's id, or the ids of two answers.")
-    if len(ids) == 1:
-        lines = _lines(explore(Run(run), ids[0], pairing))
-    else:
-        found = explain_pair(Run(run), ids[0], ids[1], pairing)
-        if found.reason is None:
-            lines = _lines(explore(Run(run), pair_id(found.chosen_id, found.rejected_id), found.pairing))
-        else:
-            lines = _missing(found, Run(run))
-    for line in lines:
+        raise UsageError("explain takes the id of a pair or of a candidate, or the ids of two candidates.")
+    explained = _one(Run(run), ids[0], pairing) if len(ids) == 1 else _two(Run(run), ids[0], ids[1], pairing)
+    for line in explained:
         show.line(line)
+
+
+def _one(run: Run, an_id: str, pairing: str | None) -> list[str]:
+    from prefdata.explore.explain import explain, is_pair
+    from prefdata.explore.explain_candidate import explain_candidate
+    from prefdata.explore.run_rows import is_candidate
+
+    if not is_candidate(run, an_id):
+        return _lines(explain(run, an_id, pairing))
+    if is_pair(run, an_id):
+        raise UsageError(f"a pair and a candidate begin with {an_id!r}. Give more of the id.")
+    if pairing is not None:
+        raise UsageError(f"{an_id!r} is a candidate; --pairing goes with a pair or with two candidates.")
+    return _of_candidate(explain_candidate(run, an_id))
+
+
+def _two(run: Run, first: str, second: str, pairing: str | None) -> list[str]:
+    from prefdata.explore.explain import explain
+    from prefdata.pairs.explain import explain_pair
+
+    found = explain_pair(run, first, second, pairing)
+    if found.reason is not None:
+        return _missing(found, run)
+    return _lines(explain(run, pair_id(found.chosen_id, found.rejected_id), found.pairing))
 
 
 REASONS = {
@@ -70,30 +86,30 @@ REASONS = {
     "too_short": "is shorter than --min-chars",
     "too_long": "is longer than --max-chars",
     "empty": "is empty",
-    "truncated": "was cut off by max_tokens",
+    "truncated": "was truncated by --max-tokens",
     "earlier_round": "is of an earlier round",
     "other_sampler": "is of another sampler than the one that its prompt drew",
-    "duplicate": "has the same text as another answer, which stands for it",
+    "duplicate": "has the same text as another candidate, which stands for both",
     "passed_over": "took part and was not kept by the method",
 }
-"""Why an answer takes no part."""
+"""Why a candidate takes no part."""
 
 NO_PAIR = {
     "same_text": "both have the same text",
     "tie": "both score the same: a tie is no preference",
     "no_score": "one of them has no score",
-    "best_was_truncated": "the better one was cut off and may only be rejected",
-    "chosen_truncated": "the chosen one was cut off and may only be rejected",
+    "best_was_truncated": "the better one is truncated and may only be rejected",
+    "chosen_truncated": "the chosen one is truncated and may only be rejected",
     "margin": "their margin is below --min-margin",
     "max_margin": "their margin is above --max-margin",
     "per_prompt_limit": "the prompt has --max-pairs-per-prompt better pairs",
     "per_candidate_limit": "one of them is in --max-per-candidate better pairs",
     "unsure": "the label's probability is below --min-probability",
-    "balance": "it was left out by lot, to balance sources",
+    "balance": "it was left out at random, to balance sources",
     "not_proposed": "the strategy does not bring them together",
     "changed": "they were none when the pairs were made, and would be one now: run the same `prefdata pair` again",
 }
-"""Why two answers that take part are no pair."""
+"""Why two candidates that take part are not a pair."""
 
 BY_VERDICT = {
     "tie": "the verdicts are a tie, which is no preference",
@@ -118,14 +134,14 @@ def _verdicts(run: Run, found: PairExplanation) -> list[str]:
 
     lineage = run.partition("pairs", found.pairing).lineage()
     assert lineage is not None, "an explained pairing was made"
-    return _said(verdicts_of(run, lineage, found.chosen_id, found.rejected_id))
+    return _verdict_lines(verdicts_of(run, lineage, found.chosen_id, found.rejected_id))
 
 
-def _said(verdicts: pl.DataFrame) -> list[str]:
-    """What was said of two answers, a line a verdict."""
+def _verdict_lines(verdicts: pl.DataFrame) -> list[str]:
+    """Return a line per judgment of the two candidates."""
     if not verdicts.height:
         return []
-    return ["", "what was said:", *(_verdict(row) for row in verdicts.iter_rows(named=True))]
+    return ["", "judgments:", *(_verdict(row) for row in verdicts.iter_rows(named=True))]
 
 
 def _verdict(row: dict[str, Any]) -> str:
@@ -152,51 +168,98 @@ def _absence(found: PairExplanation, candidate_id: str, run: Run) -> str:
     return f"was not selected by {selector}: it {REASONS.get(reason, reason)}"
 
 
-def _lines(told: Explanation) -> list[str]:
-    pair = told.pair
-    lines = [f"pair {pair['pair_id']} of {pair['pairing']}", "", f"prompt {pair['prompt_id']} ({told.prompt['split']})"]
-    lines += [f"  {message['role']}: {printable(message['content'])}" for message in told.prompt["messages"]]
-    for side, candidate in (("chosen", told.chosen), ("rejected", told.rejected)):
+def _lines(explained: Explanation) -> list[str]:
+    pair = explained.pair
+    lines = [f"pair {pair['pair_id']} of {pair['pairing']}", "", *_prompt(explained.prompt)]
+    for side, candidate in (("chosen", explained.chosen), ("rejected", explained.rejected)):
         lines += ["", *_candidate(side, candidate, pair[f"{side}_score"])]
-    why = _why(pair, trusted=bool(told.lineages[0][1].spec.get("trust_reference")))
+    why = _why(pair, trusted=bool(explained.lineages[0][1].spec.get("trust_reference")))
     lines += [
         "",
         f"why: {why} (probability {pair['probability']:.3f} that the label is right, weight {pair['weight']:g})",
     ]
-    lines += _said(told.verdicts)
-    if told.standing.height:
-        lines += ["", f"all {told.standing.height} scored answers to this prompt, best first:"]
-    selected = told.standing["selected"].count() > 0
-    lines += [_standing(row, pair, selected=selected) for row in told.standing.iter_rows(named=True)]
-    lines += ["", "made by:"]
-    for name, lineage in told.lineages:
-        settings = ", ".join(
-            f"{key}={value}"
-            for key, value in lineage.spec.items()
-            if value is not None and value is not False and value != []
+    lines += _verdict_lines(explained.verdicts)
+    if explained.standing.height:
+        lines += ["", f"all {explained.standing.height} scored candidates of this prompt, best first:"]
+    selected = explained.standing["selected"].count() > 0
+    lines += [_standing(row, pair, selected=selected) for row in explained.standing.iter_rows(named=True)]
+    return [*lines, *_made_by(explained.lineages)]
+
+
+def _of_candidate(explained: CandidateExplanation) -> list[str]:
+    lines = [*_candidate("candidate", explained.candidate, None), "", *_prompt(explained.prompt), "", "scores:"]
+    lines += [_score(row) for row in explained.scores.iter_rows(named=True)] or ["  none"]
+    if explained.selections:
+        lines += ["", "selections:"]
+    for selector, (rank, reason) in explained.selections.items():
+        lines.append(
+            f"  {selector}: selected, rank {rank}"
+            if rank is not None
+            else f"  {selector}: not selected, it {REASONS.get(str(reason), reason)}"
         )
-        lines.append(f"  {name}: {lineage.step} ({settings}; {lineage.versions_text()})")
+    lines += ["", "pairs:"]
+    lines += [_pair(row) for row in explained.pairs.iter_rows(named=True)] or ["  none"]
+    return [*lines, *_made_by(explained.lineages)]
+
+
+def _score(row: dict[str, Any]) -> str:
+    if row["score"] is None:
+        return f"  {row['scorer']}: none"
+    return f"  {row['scorer']}: {show.number(row['score'])}, rank {row['rank']} of {row['scored']} of this prompt"
+
+
+def _pair(row: dict[str, Any]) -> str:
+    margin = "" if row["margin"] is None else f", margin {show.number(row['margin'])}"
+    tie = ", a tie" if row["verdict"] == "tie" else ""
+    over = "over" if row["side"] == "chosen" else "beside"
+    return f"  {row['pairing']} {row['pair_id']}: {row['side']} {over} {row['other_id']}{margin}{tie}"
+
+
+def _prompt(prompt: dict[str, Any]) -> list[str]:
+    lines = [f"prompt {prompt['prompt_id']} ({prompt['split']})"]
+    return lines + [line for message in prompt["messages"] for line in _message(message, "  ")]
+
+
+def _message(message: dict[str, Any], indent: str) -> list[str]:
+    return _text(message["content"] or "", indent, f"{message['role']}: ")
+
+
+def _text(text: str, indent: str, label: str = "") -> list[str]:
+    """Indent a text's lines; its line breaks are kept, other control characters are escaped."""
+    return [f"{indent}{line}" for line in f"{label}{printable_lines(text)}".split("\n")]
+
+
+def _made_by(lineages: list[tuple[str, Lineage]]) -> list[str]:
+    from prefdata.specs.non_default import non_default_settings
+
+    lines = ["", "made by:"]
+    for name, lineage in lineages:
+        settings = non_default_settings(lineage.step, lineage.spec)
+        given = ", ".join(f"{key}={value}" for key, value in settings.items())
+        lines.append(
+            f"  {name}: {lineage.step} ({'; '.join(part for part in (given, lineage.versions_text()) if part)})"
+        )
     return lines
 
 
 def _candidate(side: str, row: dict[str, Any], score: float | None) -> list[str]:
     revision = f" @ {row['model_revision']}" if row["model_revision"] else ""
-    # What nobody knows of an answer that came from elsewhere is left out.
+    # What is not known of a response that came from elsewhere is left out.
     facts = {
-        "draw {}": row["sample_index"],
+        "sample {}": row["sample_index"],
         "seed {}": row["seed"],
         "temperature {:g}": row["temperature"],
         "{} tokens": row["completion_tokens"],
-        "ended by {}": row["finish_reason"],
-        "log-probability {:.4g}": row["logprob_sum"],
+        "finish reason {}": row["finish_reason"],
+        "log-probability {:.4g} nats": row["logprob_sum"],
     }
-    known = ", ".join(said.format(value) for said, value in facts.items() if value is not None)
-    seen = [f"    {m['role']}: {printable(m['content'])}" for m in row["sampled_messages"] or ()]
+    known = ", ".join(fact.format(value) for fact, value in facts.items() if value is not None)
+    sampled = [line for message in row["sampled_messages"] or () for line in _message(message, "    ")]
     return [
         f"{side} {row['candidate_id']}" + ("" if score is None else f"  score {show.number(score)}"),
-        f"  {printable(row['text'])}",
+        *_text(row["text"] or "", "  "),
         f"  by {row['sampler']} ({row['model']}{revision}, {row['engine']}), {known}",
-        *(["  who saw instead of the prompt:", *seen] if seen else []),
+        *(["  sampled from these messages, not from the prompt:", *sampled] if sampled else []),
     ]
 
 

@@ -48,6 +48,7 @@ _WHERE = {
     "train_kto": "train.train",
     "query": "explore.sql",
     "explain": "explore.explain",
+    "explain_candidate": "explore.explain_candidate",
     "status": "explore.status",
 }
 

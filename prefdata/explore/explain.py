@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 
 from prefdata.errors import InputError, UsageError
+from prefdata.explore.run_rows import begins, candidates_where, is_candidate, lineages_of, one_id, rows_where
 from prefdata.storage.run import MADE_BY, Lineage, Run
-from prefdata.storage.schemas import CANDIDATES, TABLES
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,8 @@ def explain(run: Run, pair_id: str, pairing: str | None = None) -> Explanation:
     """
     pair = _find(run, pair_id, pairing)
     asked = pl.col("prompt_id") == pair["prompt_id"]
-    prompts = _rows(run, "prompts", asked)
-    # Where two samplers drew by the same law, a candidate is the first one's.
-    candidates = _rows(run, "candidates", asked).unique("candidate_id", keep="first", maintain_order=True)
+    prompts = rows_where(run, "prompts", asked)
+    candidates = candidates_where(run, asked)
     by_id = {row["candidate_id"]: row for row in candidates.iter_rows(named=True)}
     lost = [] if prompts.height else [f"prompt {pair['prompt_id']}"]
     lost += [f"candidate {pair[side]}" for side in ("chosen_id", "rejected_id") if pair[side] not in by_id]
@@ -53,17 +52,17 @@ def explain(run: Run, pair_id: str, pairing: str | None = None) -> Explanation:
             f"pair {pair['pair_id']} of pairs/{pair['pairing']} names what {run} does not hold ({', '.join(lost)}). "
             f"Run `{MADE_BY['pairs']}` again."
         )
-    lineages = _lineages(run, "pairs", pair["pairing"])
+    lineages = lineages_of(run, "pairs", pair["pairing"])
     selector = next((lineage.spec.get("selector") for _, lineage in lineages if lineage.step == "pair"), None)
     # A judge may have the name of a scorer; where the label is a verdict, those scores had no part in it.
     scored = pair["margin"] is not None
-    scores = _rows(run, "scores", asked).filter(pl.lit(scored) & (pl.col("scorer") == pair["scorer"]))
+    scores = rows_where(run, "scores", asked).filter(pl.lit(scored) & (pl.col("scorer") == pair["scorer"]))
     standing = scores.join(candidates, on="candidate_id").sort("score", descending=True, nulls_last=True)
     standing = standing.join(_ranks(run, pair["prompt_id"], selector), on="candidate_id", how="left")
     for side in ("chosen", "rejected"):
         name = by_id[pair[f"{side}_id"]]["sampler"]
-        lineages += [found for found in _lineages(run, "candidates", name) if found not in lineages]
-    lineages += _lineages(run, "scores", pair["scorer"]) if scored else []
+        lineages += [found for found in lineages_of(run, "candidates", name) if found not in lineages]
+    lineages += lineages_of(run, "scores", pair["scorer"]) if scored else []
     columns = ["candidate_id", "sampler", "sample_index", "score", "selected", "finish_reason", "text"]
     return Explanation(
         pair,
@@ -76,24 +75,26 @@ def explain(run: Run, pair_id: str, pairing: str | None = None) -> Explanation:
     )
 
 
+def is_pair(run: Run, beginning: str) -> bool:
+    """Return whether some pair's id is, or begins with, a text."""
+    return rows_where(run, "pairs", begins("pair_id", beginning)).height > 0
+
+
 def verdicts_of(run: Run, lineage: Lineage, one: str, other: str) -> pl.DataFrame:
     """The comparisons of two answers that a pairing was made from, as they were said; none where scores decided."""
     both = pl.col("first_id").is_in([one, other]) & pl.col("second_id").is_in([one, other])
     judges = [parent.split("/", 1)[1] for parent in lineage.parents if parent.startswith("comparisons/")]
-    rows = _rows(run, "comparisons", both).filter(pl.col("judge").is_in(judges))
+    rows = rows_where(run, "comparisons", both).filter(pl.col("judge").is_in(judges))
     return rows.sort("judge", "annotator", "order", "first_id")
 
 
 def _find(run: Run, pair_id: str, pairing: str | None) -> dict[str, Any]:
     # One id may stand in several pairings: it is made of the two answers, and each pairing has its own label for them.
     asked = run.all("pairs", partial=True) if pairing is None else [run.only("pairs", pairing, partial=True)]
-    held = _rows(run, "pairs", pl.col("pair_id").str.starts_with(pair_id))
+    held = rows_where(run, "pairs", begins("pair_id", pair_id))
     found = held.filter(pl.col("pairing").is_in([one.name for one in asked]))
-    if found["pair_id"].n_unique() > 1:
-        some = ", ".join(found["pair_id"].unique().sort().head(3))
-        raise InputError(
-            f"{found['pair_id'].n_unique()} pairs begin with {pair_id!r} ({some}, …). Give more of the id."
-        )
+    if found.height:
+        one_id(found["pair_id"], pair_id, "pairs")
     if found.height > 1:
         names = ", ".join(found["pairing"])
         raise UsageError(
@@ -103,8 +104,8 @@ def _find(run: Run, pair_id: str, pairing: str | None) -> dict[str, Any]:
         names = ", ".join(held["pairing"].unique().sort())
         raise InputError(f"pairs/{pairing} has no pair {pair_id!r}: name with --pairing one that has it ({names}).")
     if not found.height:
-        if _begins_an_answer(run, pair_id):
-            raise InputError(f"{pair_id!r} is an answer and no pair. Give the ids of two answers, or that of a pair.")
+        if is_candidate(run, pair_id):
+            raise InputError(f"{pair_id!r} is a candidate, not a pair: see explain_candidate.")
         raise InputError(
             f"{run} has no pair {pair_id!r}. "
             f'List them with: prefdata sql {run} "select pairing, pair_id, margin from pairs"'
@@ -112,36 +113,7 @@ def _find(run: Run, pair_id: str, pairing: str | None) -> dict[str, Any]:
     return found.row(0, named=True)
 
 
-def _begins_an_answer(run: Run, beginning: str) -> bool:
-    fits = pl.col("candidate_id").str.starts_with(beginning)
-    parts = [part for sampler in run.partitions("candidates") for part in sampler.checked_parts()]
-    return any(CANDIDATES.scan([part]).select(fits.any()).collect().item() for part in parts)
-
-
-def _rows(run: Run, table: str, fits: pl.Expr) -> pl.DataFrame:
-    """The rows of a table for which an expression holds, with the partition's name; only those are read."""
-    key = TABLES[table].partition
-    frames = []
-    for partition in run.partitions(table):
-        if parts := partition.checked_parts():
-            rows = partition.table.scan(parts).filter(fits).collect()
-            rows = rows.unique(list(partition.table.key), keep="last", maintain_order=True)
-            frames.append(rows.with_columns(pl.lit(partition.name).alias(key)))
-    return pl.concat(frames) if frames else pl.DataFrame(TABLES[table].empty()).with_columns(pl.lit("").alias(key))
-
-
 def _ranks(run: Run, prompt_id: str, selector: str | None) -> pl.DataFrame:
-    selections = _rows(run, "selections", pl.col("prompt_id") == prompt_id)
+    selections = rows_where(run, "selections", pl.col("prompt_id") == prompt_id)
     asked = selections.filter(pl.col("selector").eq_missing(selector))
     return asked.select("candidate_id", selected="rank")
-
-
-def _lineages(run: Run, table: str, name: str) -> list[tuple[str, Lineage]]:
-    partition = run.partition(table, name)
-    lineage = partition.lineage()
-    if lineage is None:
-        return []
-    # The scores come last, after the samplers that they follow.
-    parents = [parent.split("/", 1) for parent in lineage.parents if parent.startswith(("selections/", "comparisons/"))]
-    above = [found for table_, name_ in parents for found in _lineages(run, table_, name_)]
-    return [(str(partition), lineage), *above]

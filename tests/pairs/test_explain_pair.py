@@ -128,7 +128,7 @@ def test_why_something_was_not_selected(run: Run, prefdata) -> None:
     pair(run, PairSpec(strategy="all"))
     for name, said in {
         "d": "was not selected by top-k-2: it took part and was not kept by the method",
-        "e": "was not selected by top-k-2: it was cut off by max_tokens",
+        "e": "was not selected by top-k-2: it was truncated by --max-tokens",
         "g": "was not selected by top-k-2: it has no score",
     }.items():
         code, out, _ = prefdata("explain", run, named("a"), named(name))
@@ -193,13 +193,13 @@ def test_compared_without_a_verdict(run: Run, prefdata) -> None:
     assert explain_pair(run, named("d"), named("a")).reason == "no_verdict"
     a, b, d = (named(one)[:8] for one in "abd")
     for one, other, wanted in (
-        ("a", "d", [f"no verdict could be had\n\nwhat was said:\n  ann, shown {d} and then {a}: too long\n"]),
+        ("a", "d", [f"no verdict could be had\n\njudgments:\n  ann, shown {d} and then {a}: too long\n"]),
         ("b", "d", ["the verdicts are a tie, which is no preference\n", f"  ann, shown {d} and then {b}: tie "]),
         ("a", "b", [f"  ann, shown {b} and then {a}: prefers {a} (1.000 that {a} is better): for its words\n"]),
     ):
         code, out, _ = prefdata("explain", run.path, named(one), named(other))
         assert code == 0
-        assert "what was said:" in out
+        assert "judgments:" in out
         assert all(part in out for part in wanted)
 
 
