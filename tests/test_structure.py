@@ -41,7 +41,13 @@ ALLOWED: dict[str, set[str]] = {
     "pairs": {"scored"},
     "exports": {"formats"},
     "train": {"formats"},
-    "explore": {"formats", "scored", "scorers", "train"},  # a reward model is evaluated as it scores, on what trains it
+    "explore": {
+        "formats",
+        "scored",
+        "selections",
+        "scorers",
+        "train",
+    },  # a reward model is evaluated as it scores, on what trains it
     "steps": {"scorers", "comparisons", "scores"},
 }
 """What each package may use besides. Steps never import each other; nothing imports the command line."""
