@@ -62,6 +62,17 @@ def load(auto_class: Any, model: ModelFiles, dtype: str, device: torch.device) -
     return read_weights(auto_class, model, _DTYPES[dtype]).to(device).eval()
 
 
+def head_in_float32(net: Any) -> None:
+    """Compute the head of a classifier in float32, whatever the type of the rest: in bfloat16 scores become equal."""
+
+    def widened(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(arg.float() if torch.is_tensor(arg) and arg.is_floating_point() else arg for arg in args)
+
+    for part in net.children():
+        if part is not net.base_model:
+            part.float().register_forward_pre_hook(widened)
+
+
 def read_config(model: ModelFiles) -> Any:
     """Read the model's config as transformers has it; a padding token that the model does not know is left out.
 

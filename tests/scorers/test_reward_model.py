@@ -9,6 +9,8 @@ import shutil
 
 import pytest
 import torch
+from conftest import save_tokenizer
+from transformers import BertConfig, BertForSequenceClassification
 
 from prefdata import ids
 from prefdata.errors import ModelError, UsageError
@@ -398,3 +400,32 @@ def test_items_are_pulled_in_windows(tiny_reward_model, monkeypatch):
     for _ in range(6):
         next(stream)
     assert pulled == 12  # the third window is tokenised while the second is scored
+
+
+def small_bert(folder):
+    """A network of another head: a pooled first token and a layer named `classifier`."""
+    config = BertConfig(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_labels=1,
+        initializer_range=0.5,
+    )
+    torch.manual_seed(0)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.parametrize("bert", [False, True])
+def test_scores_in_bfloat16_are_told_apart_by_a_head_in_float32(make_reward_model, tmp_path, bert):
+    """Near one number bfloat16 has 1 value in 256: of 100 scores around 3 it would leave a few."""
+    folder = small_bert(tmp_path) if bert else make_reward_model(tmp_path)
+    model = open_model(folder, dtype="bfloat16")
+    head = model._net.classifier if bert else model._net.score
+    if head.bias is not None:
+        torch.nn.init.constant_(head.bias, 3.0)
+    found = scored(model, items([f"answer {number} " * 3 for number in range(100)]))
+    assert len(set(found.values())) > 95

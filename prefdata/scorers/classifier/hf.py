@@ -4,6 +4,7 @@ The conversation with its answer is rendered by the model's own chat template, o
 read at the last token by the attention mask, never at the last token that is not the pad token: where pad and end token
 are one, that would be the token before the end. A prompt is computed once for its candidates where the network allows
 it (`prefixes`); the first prompts are computed both ways, and where these differ whole rows are computed from then on.
+The score is computed in float32, whatever the type of the rest: bfloat16 makes scores that differ equal.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from transformers import AutoModelForSequenceClassification
 
 from prefdata.chat.encoder import Chat
 from prefdata.models.files import ModelFiles
-from prefdata.models.loading import load, padding_id, pick_device, pick_dtype
+from prefdata.models.loading import head_in_float32, load, padding_id, pick_device, pick_dtype
 from prefdata.scorers.classifier.backbones import CachedBackbone
 from prefdata.scorers.classifier.base import Classifier
 from prefdata.scorers.classifier.cores import each, fits_one_core
@@ -96,6 +97,7 @@ class RewardModel(Classifier):
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         self.notes = ()
         self._net: Any = load(AutoModelForSequenceClassification, files, self.dtype, self.device)
+        head_in_float32(self._net)
         self._pad = padding_id(self.chat.tokenizer, self._net)
         self._head: Any = getattr(self._net, "score", None)
         self._stretches = _stretches(self._net)
