@@ -5,7 +5,7 @@
 - all: every two, n(n-1)/2.
 
 In both orders each two are shown twice, so that a judge who prefers the first place is found out: where the verdicts
-differ, their mean is near one half. With `flip` they are shown once, in an order that a coin decides.
+differ, their mean is near one half. With `flip` they are shown once, in a random order.
 """
 
 from __future__ import annotations

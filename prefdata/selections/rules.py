@@ -7,9 +7,9 @@ grows with their reward (statistical rejection sampling, RSO, 2309.06657).
 The distributions of the two RSO rules differ. Let w = exp(r / beta).
 
 - `rso`: draw from what remains, accept with exp((r - max) / beta), remove, repeat. The accepted sequence follows the
-  Plackett-Luce distribution with weights w, which is what the k largest of r / beta + Gumbel noise follow; so it is computed.
+  Plackett-Luce distribution with weights w, which is what the k largest of r / beta + Gumbel noise follow.
 - `rso-algorithm1`: the paper's Algorithm 1. It sweeps the remaining candidates in list order, each accepted with
-  exp((r - max of the remaining) / beta), stops at the k-th, and removes the accepted after the sweep. Its distribution depends on
+  exp((r - max of the remaining) / beta), stops at the k-th, and removes the accepted after the sweep. It depends on
   the list's order; the order is that of generation, or random with `shuffle`.
 """
 
@@ -61,7 +61,7 @@ def gumbel_ranks(scores: Scores, beta: float, uniform: Scores, k: int | None = N
 
     With `k` only the first k ranks are exact; the others come somewhere after them.
 
-    Sorting score / beta + Gumbel noise draws without replacement from the softmax of score / beta: the distribution of RSO's
+    Sorting score / beta + Gumbel noise draws without replacement from the softmax of score / beta, distributed as RSO's
     re-draw scheme, order included. beta = 0 sorts by score, ties in list order; beta = inf ignores the scores.
     """
     return _places(_noisy(scores, beta, uniform), k)
