@@ -60,7 +60,7 @@ def test_a_function_that_scores_nothing(prefdata, run: Path, fake: FakeServer, t
     (tmp_path / "f.py").write_text("def f(m, r): raise ValueError('no rubric')\ndef g(m, r): return len(r)\n")
     code, out, err = prefdata("rank", run, "--function", f"{tmp_path}/f.py:f")
     assert (code, "scored      0" in out) == (1, True)
-    assert "no candidate has a score; of the first one was said: ValueError: no rubric" in err
+    assert "no candidate has a score; first error: ValueError: no rubric" in err
     assert prefdata("rank", run, "--function", f"{tmp_path}/f.py:g")[0] == 0
     code, _, err = prefdata("rank", run, "--combine", "f + g", "--name", "both")
     assert code == 1

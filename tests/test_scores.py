@@ -118,7 +118,7 @@ def test_what_a_function_says(run: Run, tmp_path: Path, name, score, reason, det
     assert done.report.figures["scored"] == (18 if score is not None else 0)
     if reason:
         assert done.report.figures[reason] == 18
-        assert f"no candidate has a score; of the first one was said: {reason}" in done.report.failure
+        assert f"no candidate has a score; first error: {reason}" in done.report.failure
 
 
 def test_a_function_that_changed_is_another_scorer(run: Run, tmp_path: Path) -> None:

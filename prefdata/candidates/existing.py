@@ -16,7 +16,7 @@ _COLUMNS = ["prompt_id", "sample_index", "finish_reason", "max_tokens"]
 
 
 class ExistingSamples:
-    """The samples that are in a partition, but for those that a smaller limit cut off and a larger one is to redo."""
+    """The samples of a partition, except those truncated by a smaller limit that a larger one is to sample again."""
 
     def __init__(self, partition: Partition | None, max_tokens: int | None = None) -> None:
         """Read what is there (nothing, for None); `max_tokens` is the limit that asks for truncated answers again."""

@@ -133,7 +133,7 @@ def _files(spec: SampleSpec, engine: Engine) -> ModelFiles:
 
 
 def _lineage(run: Run, spec: SampleSpec, files: ModelFiles, engine: str, view: PromptTransform) -> Lineage:
-    """The sampler's identity: settings, weights, config, tokenizer, engine; not the path, the name or how many."""
+    """Return the sampler's identity: settings, weights, config, tokenizer and engine; not its path, name or count."""
     parents = {str(p): p.content for p in run.partitions("prompts")}
     resolved = {"format": FORMAT, "model": files.revision or spec.model, "engine": engine, **view.identity}
     if engine != "openai" or spec.tokenizer is not None:

@@ -79,7 +79,7 @@ def sample_many(
 
 
 def expand_sweep(spec: SampleSpec) -> list[SampleSpec]:
-    """The samplers that a spec asks for: itself, or for `--sweep SETTING=A,B,…` one a value, several sweeps crossed.
+    """Return the samplers that a spec defines: itself, or one per value of `--sweep SETTING=A,B,…`, all sweeps crossed.
 
     Raises:
         UsageError: the setting is unknown, or a value is not one of its.
@@ -87,14 +87,16 @@ def expand_sweep(spec: SampleSpec) -> list[SampleSpec]:
     if not spec.sweep:
         return [spec]
     axes = []
-    for said in spec.sweep:
-        name, _, values = said.partition("=")
+    for setting in spec.sweep:
+        name, _, values = setting.partition("=")
         name = name.strip().replace("-", "_")
         if name not in SPREADABLE:
-            raise UsageError(f"--sweep {said}: there is no setting {name!r} to sweep.{did_you_mean(name, SPREADABLE)}")
+            raise UsageError(
+                f"--sweep {setting}: there is no setting {name!r} to sweep.{did_you_mean(name, SPREADABLE)}"
+            )
         axes.append([(name, value.strip()) for value in values.split(",") if value.strip()])
         if not axes[-1]:
-            raise UsageError(f"--sweep {said}: give values, as in --sweep temperature=0.7,1.0,1.3.")
+            raise UsageError(f"--sweep {setting}: give values, as in --sweep temperature=0.7,1.0,1.3.")
     base, given = spec.name or name_of(spec.model), spec.model_dump()
     return [
         SampleSpec.parse(
@@ -106,7 +108,7 @@ def expand_sweep(spec: SampleSpec) -> list[SampleSpec]:
 
 
 def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
-    """What `sample` would do: the first prompt as the model sees it, with its token ids, and how much there is to draw.
+    """Return what `sample` would do: the first prompt as the model sees it, with its token ids, and the sample counts.
 
     Raises:
         NotReady: there are no prompts yet.
@@ -138,7 +140,7 @@ def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
 
 
 def account(partition: Partition, asked: int) -> Report:
-    """The Report of a sampler: every candidate asked for is a row, answered or not, and the figures say which."""
+    """Build the Report of a sampler: one row per candidate, complete or rejected, with counts by outcome."""
     columns = ["status", "finish_reason", "text", "completion_tokens"]
     counts: dict[str, int] = {"rows": 0, "ok": 0, "truncated": 0, "empty": 0, "tokens": 0}
     refused: dict[str, int] = {}
@@ -245,18 +247,18 @@ def _why_none(partition: Partition) -> str:
     if not reasons:
         return ""
     first, *others = reasons
-    why = f"of the first was said: {first}" if others else f"all for one reason: {first}"
+    why = f"first error: {first}" if others else f"all for one reason: {first}"
     return f"no request was answered, {why}. Correct it and run the same command with --replace."
 
 
 def _said(job: SamplingJob, engine: _Engine, drawing: SampleStream, seconds: float, last: bool) -> dict[str, Any]:
-    """The engine, the tokens a second (its start aside), and whatever else there is to note."""
-    said: dict[str, Any] = {"engine": f"{job.engine} ({job.why})"}
+    """Return the report's extras: the engine, tokens per second (without its start), and the notes."""
+    extras: dict[str, Any] = {"engine": f"{job.engine} ({job.why})"}
     if drawing.tokens:
-        said["tokens_per_second"] = round(drawing.tokens / seconds, 1)
+        extras["tokens_per_second"] = round(drawing.tokens / seconds, 1)
     notes = list(engine.notes)
     if job.spec.repeats_itself:
         notes.append(f"The {job.spec.n} answers of a prompt are one: sample at a --temperature above 0, or with -n 1.")
     if not last:
         notes.append("Another process is still at work here, and will finish it.")
-    return said | ({"note": " ".join(notes)} if notes else {})
+    return extras | ({"note": " ".join(notes)} if notes else {})

@@ -111,7 +111,7 @@ class Requests:
     def __call__(
         self, prompt: dict[str, Any], indices: list[int]
     ) -> Iterator[tuple[dict[str, dict[str, Any]], Request | BeamRequest | Rejection]]:
-        """The requests for these samples, each with its rows by key; what cannot be asked is a Rejection already."""
+        """Yield the requests for these samples, each with its rows by key; what cannot be requested is a Rejection."""
         seen: RenderedPrompt | None = None
         rows: dict[str, dict[str, Any]] = {}
         for index in indices:
@@ -130,7 +130,7 @@ class Requests:
             yield rows, self._beams(prompt, seen)
 
     def _beams(self, prompt: dict[str, Any], seen: RenderedPrompt) -> BeamRequest:
-        """The search for a prompt's answers: for all of them, whichever are missing, as one alone does not exist."""
+        """Return the beam search for a prompt: always for all of its responses, as one beam alone does not exist."""
         from prefdata.engines.hf.beam_search import BeamRequest
 
         spec = self._job.spec
@@ -140,7 +140,7 @@ class Requests:
         return BeamRequest(keys, seen.ids, self._sampling_of(self._fixed), penalty)
 
     def seen(self, prompt: dict[str, Any], index: int) -> RenderedPrompt:
-        """The prompt as the model sees it, in this job's view and cut as the job says."""
+        """Return the prompt as the model sees it, in this job's view and truncated by the job's settings."""
         job = self._job
         uniform = 0.5
         if job.view.varies:
@@ -151,8 +151,8 @@ class Requests:
             rendered = self._generator.render(messages, prompt["tools"])
         except TemplateRefusal as error:
             return RenderedPrompt(messages, changed, refusal=str(error))
-        kept, said = fitted(rendered, self._generator.context_length, job)
-        return RenderedPrompt(messages, changed, kept, said)
+        kept, note = fitted(rendered, self._generator.context_length, job)
+        return RenderedPrompt(messages, changed, kept, note)
 
     def _row(self, prompt: dict[str, Any], seen: RenderedPrompt, index: int) -> dict[str, Any]:
         spec, law, prompt_id = self._job.spec, self._job.sampler_fingerprint, prompt["prompt_id"]
@@ -188,7 +188,7 @@ class RenderedPrompt:
 
 
 def fitted(rendered: tuple[int, ...], context: int | None, job: SamplingJob) -> tuple[tuple[int, ...], str | None]:
-    """A prompt's tokens with room for an answer, where the job cuts over-long ones, and what was cut.
+    """Return a prompt's tokens, truncated to leave room for a response where the job allows it, and a note on the cut.
 
     The newest tokens are kept, and a first token that begins every text (BOS).
     """
@@ -199,7 +199,7 @@ def fitted(rendered: tuple[int, ...], context: int | None, job: SamplingJob) -> 
     cut = len(rendered) - keep
     return rendered[:1] + rendered[
         cut + 1 :
-    ], f"the first {cut} of {len(rendered)} prompt tokens (but BOS) were cut off"
+    ], f"the first {cut} of {len(rendered)} prompt tokens (except BOS) were truncated"
 
 
 def refuse_long(job: SamplingJob, generator: Generator) -> None:
@@ -223,7 +223,7 @@ def refuse_long(job: SamplingJob, generator: Generator) -> None:
 def answers(
     generator: Generator, requests: Iterable[Request | BeamRequest | Rejection], search: bool = False
 ) -> Iterator[Completion | Rejection]:
-    """The engine's answers, and between them the prompts that never reached it."""
+    """Yield the engine's completions, and between them the prompts that were rejected before they reached it."""
     rejected: list[Rejection] = []
 
     def accepted() -> Iterator[Any]:
@@ -243,9 +243,9 @@ def answers(
 
 
 def finished_row(job: SamplingJob, row: dict[str, Any], answer: Completion | Rejection) -> dict[str, Any]:
-    """The row of a candidate, from what was known before and what the engine said.
+    """Return the row of a candidate: what was known before, with the engine's completion or rejection.
 
-    An answer that its limit cut off is named by the limit too: with a larger one it is another text, and no text may
+    The id of a truncated response covers its limit too: with a larger one it is another text, and no text may
     carry another's id.
     """
     if isinstance(answer, Rejection):
@@ -270,5 +270,5 @@ def finished_row(job: SamplingJob, row: dict[str, Any], answer: Completion | Rej
 
 
 def cut_off_id(prompt_id: str, law: str, index: int, max_tokens: int) -> str:
-    """The id of an answer that was cut off after `max_tokens`."""
+    """Return the id of a response that was truncated at `max_tokens`."""
     return ids.candidate_id(prompt_id, ids.digest([law, max_tokens]), index)

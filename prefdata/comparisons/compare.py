@@ -4,7 +4,7 @@ Comparisons that are there stay; candidates that came later are compared by the 
 are given it share the work.
 
     schedules.py  which two answers are compared, in which orders
-    board.py      who is to meet whom, a share at a time
+    board.py      the comparisons to make, a share of the prompts at a time
     people.py     verdicts from files
 """
 
@@ -104,8 +104,8 @@ def _why_none(board: PlayerStore, partition: Partition) -> str:
     if any(board.verdicts(number)["probability"].count() for number in range(board.shares)):
         return ""
     verdict, rationale = read_part(partition.checked_parts()[0], ["verdict", "rationale"]).row(0)
-    said = " ".join(f"{verdict}: {rationale or ''}".split())[:200]
-    return f"no comparison has a verdict; of the first one was said: {said}. Correct it and add --replace."
+    message = " ".join(f"{verdict}: {rationale or ''}".split())[:200]
+    return f"no comparison has a verdict; first error: {message}. Correct it and add --replace."
 
 
 @dataclass
@@ -168,7 +168,7 @@ class ComparisonStream:
 
 
 def account(board: PlayerStore) -> Report:
-    """The Report of a judge: every comparison is a row, with a verdict or with the reason why there is none."""
+    """Build the Report of a judge: one row per comparison, with a verdict or with the reason why there is none."""
     rows, counts, verdicts = 0, Counter[str](), Counter[str]()
     for number in range(board.shares):
         share = board.verdicts(number)

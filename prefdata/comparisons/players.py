@@ -1,6 +1,6 @@
-"""The board: who is to meet whom, a share of the prompts at a time.
+"""The board: which candidates to compare, a share of the prompts at a time.
 
-Answers that are empty, or the same text as another of the prompt, take no part: there is nothing to judge.
+Responses that are empty, or repeat another one's text for the same prompt, are left out: there is nothing to judge.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _VERDICT = ["prompt_id", "first_id", "second_id", "order", "verdict", "probabili
 
 @dataclass
 class PromptBatch:
-    """The players of some prompts, and what has been said of them.
+    """The candidates of some prompts, and the verdicts on them so far.
 
     Attributes:
-        groups: each prompt's candidates, in the order of their coins.
-        texts: the candidates' answers.
+        groups: each prompt's candidates, in random order.
+        texts: the candidates' responses.
         prompt_of: the candidates' prompts.
         messages: the prompts' conversations.
-        seen: the verdicts that are there.
+        seen: the verdicts so far.
     """
 
     groups: list[list[str]]
@@ -55,7 +55,7 @@ class PromptBatch:
     seen: Seen
 
     def next(self, spec: CompareSpec) -> list[tuple[Two, str]]:
-        """The comparisons that can be made now and have not been."""
+        """Return the comparisons that can be made now and have not been made."""
         return [
             (two, order)
             for group in self.groups
@@ -83,7 +83,7 @@ class PlayerStore:
     """
 
     def __init__(self, run: Run, samplers: Sequence[Partition], spec: CompareSpec) -> None:
-        """The candidates of some samplers, for the schedule of `spec`."""
+        """Take the candidates of some samplers, for the schedule of `spec`."""
         self._run, self._samplers, self._spec = run, samplers, spec
         self._parts = [part for sampler in samplers for part in sampler.checked_parts()]
         rows = sum(pq.read_metadata(part).num_rows for part in self._parts)
@@ -128,18 +128,18 @@ class PlayerStore:
         return sum(self.verdicts(number).height for number in range(self.shares))
 
     def verdicts(self, number: int) -> pl.DataFrame:
-        """The rows of comparisons that a share has, each once."""
+        """Return the comparisons that are stored for a share, without duplicates."""
         rows = self._verdicts.bucket(number)
         return rows.unique(["first_id", "second_id", "order"], keep="last", maintain_order=True)
 
     def share(self, number: int) -> PromptBatch:
-        """One share of the prompts, with what has been said so far.
+        """Return one share of the prompts, with the verdicts so far.
 
         Raises:
             InputError: a candidate's prompt is not in the run.
         """
         rows = self._playing(number)
-        said = self.verdicts(number).select("first_id", "second_id", "order", "probability").iter_rows()
+        verdicts = self.verdicts(number).select("first_id", "second_id", "order", "probability").iter_rows()
         groups = rows.group_by("prompt_id", maintain_order=True).agg("candidate_id")["candidate_id"].to_list()
         messages: dict[str, Any] = dict(self._prompts.bucket(number).select(_ASKED).iter_rows())
         if lost := [one for one in rows["prompt_id"].unique() if one not in messages]:
@@ -149,11 +149,11 @@ class PlayerStore:
             dict(rows.select("candidate_id", "text").iter_rows()),
             dict(rows.select("candidate_id", "prompt_id").iter_rows()),
             messages,
-            {((first, second), order): probability for first, second, order, probability in said},
+            {((first, second), order): probability for first, second, order, probability in verdicts},
         )
 
     def _playing(self, number: int) -> pl.DataFrame:
-        """The candidates of a share that take part, each prompt's in the order of their coins."""
+        """Return the eligible candidates of a share, each prompt's in the random order of the schedule."""
         rows = self._candidates.bucket(number)
         rows = rows.with_columns(bare=pl.col("text").str.strip_chars(WHITESPACE)).sort("candidate_id")
         rows = rows.unique(["prompt_id", "bare"], keep="first", maintain_order=True)
@@ -172,7 +172,7 @@ class PlayerStore:
 
 
 def _batches(table: Table, parts: Iterable[Path], columns: Sequence[str]) -> Iterator[pl.DataFrame]:
-    """The rows of parts, some at a time."""
+    """Yield the rows of the parts, in batches."""
     for part in parts:
         for batch in pq.ParquetFile(part).iter_batches(BATCH, columns=list(columns)):
             frame = pl.from_arrow(table.upgrade(pa.table(batch), columns))

@@ -5,7 +5,7 @@
 - all: every two, n(n-1)/2.
 
 In both orders each two are shown twice, so that a judge who prefers the first place is found out: where the verdicts
-differ, their mean is near one half. With `flip` they are shown once, in an order that a coin decides.
+differ, their mean is near one half. With `flip` they are shown once, in a random order.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from prefdata.specs.rank import CompareSpec
 ORDERS = ("first-second", "second-first")
 
 Two = tuple[str, str]
-"""Two candidates' ids, in the order of their coins."""
+"""Two candidates' ids, in the random order of the schedule."""
 
 Seen = dict[tuple[Two, str], float | None]
-"""The verdicts that are there: the probability that the first beats the second, by the two and their order."""
+"""The verdicts so far: the probability that the first beats the second, by the two and their order."""
 
 
 def schedule(group: Sequence[str], seen: Seen, spec: CompareSpec) -> Iterator[Two]:
-    """The comparisons of one prompt's candidates, in the order of their coins, as far as they can be known yet."""
+    """Yield the comparisons of one prompt's candidates, in their random order, as far as they can be known yet."""
     if spec.schedule == "all":
         yield from combinations(group, 2)
     elif spec.schedule == "first-round":
@@ -36,10 +36,10 @@ def schedule(group: Sequence[str], seen: Seen, spec: CompareSpec) -> Iterator[Tw
         for challenger in group[1:]:
             two = (champion, challenger)
             yield two
-            said = [seen[two, order] for order in orders(two, spec) if (two, order) in seen]
-            if len(said) < len(orders(two, spec)):
+            verdicts = [seen[two, order] for order in orders(two, spec) if (two, order) in seen]
+            if len(verdicts) < len(orders(two, spec)):
                 return  # who meets the next one is not known yet
-            known = [probability for probability in said if probability is not None]
+            known = [probability for probability in verdicts if probability is not None]
             champion = challenger if known and sum(known) / len(known) < 0.5 else champion
 
 

@@ -50,7 +50,7 @@ class PairExplanation:
 
 
 def explain_pair(run: Run, first: str, second: str, pairing: str | None = None) -> PairExplanation:
-    """What became of two candidates, given by their ids or the beginnings of them, in a pairing (the only one).
+    """Explain the outcome of two candidates, given by ids or unique prefixes, in a pairing (default: the only one).
 
     Raises:
         NotReady: there are no pairs yet.
@@ -86,20 +86,20 @@ def explain_pair(run: Run, first: str, second: str, pairing: str | None = None) 
 
 
 def _source(run: Run, lineage: Lineage) -> Partition:
-    """What a pairing was made from."""
+    """Return the partition that a pairing was made from."""
     (name,) = lineage.parents
     return run.partition(*name.split("/", 1))
 
 
 def _stored(made: Partition, ids: Sequence[str]) -> dict[str, Any] | None:
-    """The row of the pair of two answers, if they are one."""
+    """Return the stored pair of two responses, or None."""
     fits = pl.col("chosen_id").is_in(ids) & pl.col("rejected_id").is_in(ids)
     rows = made.table.scan(made.checked_parts()).filter(fits).collect()
     return rows.row(0, named=True) if rows.height else None
 
 
 def _evaluated(run: Run, spec: PairSpec, source: Partition, prompt_id: str) -> EvaluatedProposals:
-    """What the rule makes of a prompt now."""
+    """Evaluate the pairing rule on a prompt now."""
     run.ready(source, partial=True)
     judged = None
     if spec.strategy == "comparisons":
@@ -111,7 +111,7 @@ def _evaluated(run: Run, spec: PairSpec, source: Partition, prompt_id: str) -> E
 
 
 def _find(run: Run, candidate_id: str) -> tuple[str, str]:
-    """The candidate whose id is or begins with this, and its prompt."""
+    """Return the id of the candidate whose id is or begins with this, and its prompt's id."""
     parts = [part for sampler in run.all("candidates", partial=True) for part in sampler.checked_parts()]
     every = CANDIDATES.scan(parts) if parts else pl.LazyFrame(CANDIDATES.empty())
     rows = every.select("candidate_id", "prompt_id")

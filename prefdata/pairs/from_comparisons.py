@@ -39,7 +39,7 @@ def mean_verdicts(comparisons: pl.DataFrame) -> pl.DataFrame:
 
 
 def proposals_from_verdicts(judged: pl.DataFrame, candidates: RankedCandidates) -> Proposals:
-    """The verdicts about candidates of a batch; those about an answer that takes no part are counted as such.
+    """Return the verdicts between candidates of a batch as proposals; those about excluded responses are counted.
 
     `judged` are the verdicts, also about other prompts.
     """

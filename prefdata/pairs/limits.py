@@ -39,8 +39,8 @@ def limit_reasons(prompt: Ints, chosen: Ints, rejected: Ints, answers: int, spec
 
 def balance_groups(pairs: pl.DataFrame, group: pl.Series, seed: int) -> pl.DataFrame:
     """As many pairs of each group as the smallest has, at random; `group` has one name a pair. Order is kept."""
-    coin = pl.Series(uniforms(pairs["pair_id"], seed, "balance"))
-    drawn = pairs.select("pair_id").with_columns(group=group, coin=coin)
+    uniform = pl.Series(uniforms(pairs["pair_id"], seed, "balance"))
+    drawn = pairs.select("pair_id").with_columns(group=group, uniform=uniform)
     least = drawn.group_by("group").len()["len"].min()
-    place = pl.col("coin").rank("ordinal").over("group")
+    place = pl.col("uniform").rank("ordinal").over("group")
     return pairs.filter(drawn.select(place <= (least or 0)).to_series())

@@ -8,7 +8,7 @@ its table without the scorer, prompts in the order of the batch, and the account
 - groups (RRHF, 2304.05302; SLiC, 2210.00045; Plackett-Luce): a prompt's answers, best first; ties share a rank.
 - demonstrations (RFT, RAFT, ReST): every answer, weighted by how often it was drawn.
 
-Empty answers take no part. An answer that was cut off is never good, above another or imitated unless
+Empty responses are left out. A truncated response is never good, above another or imitated unless
 `truncated="keep"`; with "rejected" it may be bad, or the last of a group. Of one text that came several times for a
 prompt the earliest draw stands in labels and groups (`same_text`): no text is good and bad, or above itself.
 """
@@ -36,7 +36,7 @@ def unpaired(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, ReportBu
     - top-bottom: the `spec.top` best are good, the `spec.bottom` worst bad. Equal scores on both sides of a border are
       a `tie`, what would be both is an `overlap`, what is between is the `middle`; all three are dropped.
 
-    Cut-off answers count for the median and for the places, also where they get no label (`good_truncated`).
+    Truncated responses count for the median and for the places, also where they get no label (`good_truncated`).
     """
     usable, dropped = _each_text_once(*_usable(rows, without_truncated=spec.truncated == "drop"))
     label = _label(spec)
@@ -62,7 +62,7 @@ def unpaired(rows: pl.DataFrame, spec: PairSpec) -> tuple[pl.DataFrame, ReportBu
 
 
 def kto_weights(good: int, bad: int) -> dict[str, float | None]:
-    """The weights of a good answer, that of a bad one being 1, between which KTO advises to choose.
+    """Return the range of weights of a good response, relative to 1 for a bad one, that KTO recommends.
 
     With the first the good ones together weigh what the bad ones do, with the second 4/3 of it; None where there are
     none of a kind.
@@ -134,7 +134,7 @@ def _truncated() -> pl.Expr:
 
 
 def _usable(rows: pl.DataFrame, *, without_truncated: bool) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The answers that take part, with the numbers of their prompts, and how many do not, by reason."""
+    """Return the eligible responses, with the numbers of their prompts, and counts of the excluded ones by reason."""
     dropped = dict(by_reason(rows["excluded"]))
     grouped = RaggedRows.from_frame(rows)
     able = grouped.rows.with_columns(prompt=grouped.prompt_index).filter(pl.col("excluded").is_null())
@@ -144,14 +144,14 @@ def _usable(rows: pl.DataFrame, *, without_truncated: bool) -> tuple[pl.DataFram
 
 
 def _each_text_once(rows: pl.DataFrame, dropped: dict[str, int]) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The earliest sample of each of a prompt's texts."""
+    """Keep the earliest sample of each distinct text per prompt."""
     sampled = rows.sort("round", "sample_index", "candidate_id")
     kept = sampled.unique(["prompt", "text_key"], keep="first")
     return kept, dropped | {"same_text": rows.height - kept.height}
 
 
 def _standing(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows by prompt, best first, of equals the earlier sample, each with its place."""
+    """Rank the rows per prompt, best first; ties go to the earlier sample."""
     order = ["prompt", "score", "sample_index", "candidate_id"]
     return _placed(rows.sort(order, descending=[False, True, False, False]))
 

@@ -77,7 +77,7 @@ def pair(run: Run, spec: PairSpec, *, replace: bool = False, partial: bool = Fal
 
 
 def source_of(run: Run, spec: PairSpec, *, partial: bool = False) -> tuple[Partition, str]:
-    """What a pairing reads, and the name that it has in the lineage and by default.
+    """Return what a pairing reads, and its name in the lineage and by default.
 
     Raises:
         NotReady, UsageError: as `pair`.
@@ -104,7 +104,7 @@ def source_of(run: Run, spec: PairSpec, *, partial: bool = False) -> tuple[Parti
 def make_pairs(
     batch: pl.DataFrame, spec: PairSpec, judged: pl.DataFrame | None = None
 ) -> tuple[pl.DataFrame, ReportBuilder]:
-    """The pairing's rule, pure.
+    """Apply the pairing's rule, without side effects.
 
     `batch` has the columns of `prefdata.scored.reader`; the order of a prompt's rows does not matter. `judged` are the
     verdicts that strategy `comparisons` reads. Returns the pairs by prompt, then by margin, widest first.
@@ -186,7 +186,7 @@ def evaluate_proposals(batch: pl.DataFrame, spec: PairSpec, judged: pl.DataFrame
 def _tables(
     run: Run, batches: PromptBatches, spec: PairSpec, source: Partition, judged: pl.DataFrame | None, began: float
 ) -> Generator[pa.Table, None, Report]:
-    """The rows of the table, prompt by prompt, and the Report."""
+    """Yield the rows of the table, prompt by prompt, and return the Report."""
     total = _Total()
     scorer = str(spec.reference) if spec.trust_reference else batches.scorer or source.name
     rows = _counted(_decided(batches, spec, judged), total)
@@ -224,7 +224,7 @@ def _counted(made: Iterable[Decided], total: _Total) -> Iterator[pl.DataFrame]:
 
 
 def _portions(batch: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """A batch some prompts at a time, where all of it would make too many proposals."""
+    """Yield a batch in groups of prompts, where all of it would make too many proposals."""
     size = batch["prompt_id"].rle().struct.field("len").to_numpy().astype(np.int64)
     portion = np.cumsum(size * (size - 1) // 2) // PROPOSALS
     first = np.flatnonzero(np.diff(portion, prepend=-1))
@@ -265,7 +265,7 @@ def _balanced(run: Run, rows: Iterable[pl.DataFrame], spec: PairSpec, total: _To
 
 
 def _groups(run: Run, pairs: pl.DataFrame, spec: PairSpec) -> pl.Series:
-    """What each pair is balanced by: the sampler of its chosen answer, or its prompt's source."""
+    """Return each pair's balancing group: the sampler of its chosen response, or its prompt's source."""
     if spec.balance == "sampler":
         return pairs["chosen_sampler"]
     sources = (
@@ -281,7 +281,7 @@ def _verdicts(source: Partition) -> pl.DataFrame:
 
 
 def _parents(batches: PromptBatches, judged: pl.DataFrame | None) -> dict[str, str]:
-    """What the pairs are made from, by content; for comparisons the verdicts too, not only the ids."""
+    """Hash the inputs of the pairs; for comparisons the verdicts too, not only the ids."""
     if judged is None:
         return batches.parents
     content = RowSetHash()
@@ -290,7 +290,7 @@ def _parents(batches: PromptBatches, judged: pl.DataFrame | None) -> dict[str, s
 
 
 def _proposal_rows(candidates: RankedCandidates, proposals: Proposals, spec: PairSpec) -> pl.DataFrame:
-    """The proposals as rows, each with the probability that the chosen one is better."""
+    """Return the proposals as rows, each with the probability that the chosen response is better."""
     first, second = proposals.first, proposals.second
     if not proposals.decided:
         score = candidates.column("score")
@@ -326,7 +326,7 @@ def _proposal_rows(candidates: RankedCandidates, proposals: Proposals, spec: Pai
 
 
 def _drop_reason(spec: PairSpec, *, scored: bool) -> pl.Expr:
-    """The first reason for which a proposal is not a pair, or null; `scored` ones have a margin, others none."""
+    """Return the first reason for which a proposal is dropped, or null; only `scored` proposals have a margin."""
     margin, probability = pl.col("margin"), pl.col("probability")
     reasons = {"same_text": pl.col("chosen_text_key") == pl.col("rejected_text_key")}
     if scored:

@@ -76,7 +76,7 @@ class RankedCandidates(RaggedRows):
         return bool(self.rows["may_be_chosen"].all())
 
     def best_and_worst(self) -> tuple[Ints, Ints]:
-        """The first and the last of each prompt in `ranked`, without ranking all that is between; shape (prompts,)."""
+        """Return the first and last of each prompt in `ranked`, without a full ranking; shape (prompts,)."""
         best, worst = np.empty_like(self.starts), np.empty_like(self.starts)
         for block in self.blocks():
             first = self.starts[block.prompts]
@@ -96,7 +96,7 @@ class RankedCandidates(RaggedRows):
         return chosen
 
     def without(self, some: Ints) -> Ints:
-        """The other candidates, by prompt, best first."""
+        """Return the other candidates, by prompt, best first."""
         other = np.ones(self.rows.height, bool)
         other[some] = False
         others: Ints = self.ranked[other[self.ranked]]
@@ -125,7 +125,7 @@ class Proposals:
 
 
 def propose(candidates: RankedCandidates, spec: PairSpec) -> Proposals:
-    """What the strategy of `spec` proposes."""
+    """Return the proposals of the strategy of `spec`."""
     return _STRATEGIES[spec.strategy](candidates, spec)
 
 
@@ -285,12 +285,12 @@ _STRATEGIES: dict[str, Callable[[RankedCandidates, PairSpec], Proposals]] = {
 
 
 def _uniforms(candidates: RankedCandidates, spec: PairSpec) -> Floats:
-    """A random number in (0, 1) for each candidate, by its id, shape (rows,)."""
+    """Return a random number in (0, 1) for each candidate, determined by its id, shape (rows,)."""
     return uniforms(candidates.rows["candidate_id"], spec.seed, "pair", spec.strategy)
 
 
 def _shuffled(candidates: RankedCandidates, spec: PairSpec) -> Ints:
-    """The candidates by prompt, each prompt's in random order."""
+    """Return the candidates by prompt, each prompt's in random order."""
     order: Ints = np.lexsort((_uniforms(candidates, spec), candidates.prompt_index))
     return order
 
@@ -325,7 +325,7 @@ def _cross_pairs(candidates: RankedCandidates, some: Ints, others: Ints) -> tupl
 
 
 def _inverse_permutation(order: Ints) -> Ints:
-    """The place of each number in an order of all of them."""
+    """Return the position of each number in a permutation."""
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     return place

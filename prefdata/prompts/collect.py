@@ -161,7 +161,7 @@ class PromptCollector:
         return self._more.setdefault(number, _More())
 
     def tables(self) -> Iterator[pa.Table]:
-        """The prompts as they are to be written, some at a time, in the order of first appearance."""
+        """Yield the prompts to write, in batches, in the order of first appearance."""
         start = 0
         for batch in self._spool.batches():
             numbers = range(start, start + batch.num_rows)
@@ -171,7 +171,7 @@ class PromptCollector:
             yield _changed(rows, changed) if changed else rows
 
     def content(self) -> str:
-        """The id of what was collected: which prompts, and what is said of each."""
+        """Return the id of the collected content: the prompts and their attributes."""
         return self._summary[0]
 
     def splits(self) -> dict[str, int]:
@@ -198,7 +198,7 @@ def _hash_of(references: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _with_reference(rows: pa.Table) -> pa.Table:
-    """The rows with the first of their references, where they have some."""
+    """Return the rows with their first reference, where they have one."""
     references = rows["references"].combine_chunks()
     at = PROMPTS.schema.get_field_index("reference")
     return rows.add_column(at, PROMPTS.schema.field(at), pc.struct_field(pc.list_element(references, 0), "text"))
@@ -278,8 +278,8 @@ class ResponseCollector:
         """Take a response to the prompt of this number and id, from the `row`-th row; returns its number."""
         number, key = prompt
         text, message = response.text, response.message
-        said = f"{key}{len(text)}\0{text}\0{message or ''}\0{model or ''}\0"
-        hashed = hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16)
+        identity = f"{key}{len(text)}\0{text}\0{message or ''}\0{model or ''}\0"
+        hashed = hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16)
         known = self._numbers.setdefault(hashed.digest()[:8], len(self._rows))
         if known < len(self._rows):
             if self._once or self._rows[known] != row:
@@ -320,7 +320,7 @@ class ResponseCollector:
         return self._content.id
 
     def candidates(self, sampler: str, known: Mapping[int, str] = MappingProxyType({})) -> Iterator[pa.Table]:
-        """The responses as candidates named by the sampler's fingerprint, without those that are `known` already."""
+        """Yield the responses as candidates, with ids from the sampler's fingerprint; those in `known` are left out."""
         start = 0
         for batch in self._spool.batches():
             numbered = enumerate(batch.to_pylist(), start)
@@ -333,7 +333,7 @@ class ResponseCollector:
         return {**row, "candidate_id": key, "status": "ok", "engine": "ingest", "round": 0}
 
     def names(self, sampler: str) -> list[str]:
-        """The candidates' ids, by number."""
+        """Return the candidates' ids, by number."""
         if self._names is None:
             self._names = [
                 ids.candidate_id(prompt, sampler, index)
@@ -343,7 +343,7 @@ class ResponseCollector:
         return self._names
 
     def scored(self, column: int, sampler: str, fingerprint: str) -> Iterator[list[dict[str, Any]]]:
-        """What a column says of the responses, as rows of scores, some at a time."""
+        """Yield a column's values for the responses as rows of scores, in batches."""
         names, start = self.names(fingerprint), 0
         for batch in self._spool.batches():
             rows = []
@@ -370,7 +370,7 @@ class ResponseCollector:
             yield rows
 
     def score_content(self, column: int) -> str:
-        """The id of a column's scores: which candidate has which."""
+        """Return the id of a column's scores: which candidate has which."""
         content = Content()
         start = 0
         for batch in self._spool.batches():
@@ -385,7 +385,7 @@ class ResponseCollector:
         return sum(score != score for score in self._scores[column])
 
     def prompt_ids(self) -> Iterator[str]:
-        """The prompts' ids, by number of the response."""
+        """Yield the prompts' ids, by number of the response."""
         for batch in self._spool.batches():
             yield from batch["prompt_id"].to_pylist()
 

@@ -52,7 +52,7 @@ class Collected:
         return [kind for kind in (*KINDS, "all") if kind in self.responses]
 
     def responses_of(self, kind: str) -> ResponseCollector:
-        """What collects the responses of a kind."""
+        """Return the collector for the responses of a kind."""
         if kind not in self.responses:
             self.responses[kind] = ResponseCollector(
                 self.run.path,
@@ -88,7 +88,7 @@ class CandidateIds:
         return found
 
     def number(self, candidate: str) -> int:
-        """A number for a candidate: -1, -2, …; those of the responses read go up from 0."""
+        """Return a number for a candidate: -1, -2, …; those of the responses read go up from 0."""
         number = self._numbers.setdefault(candidate, -1 - len(self.names))
         if number == -1 - len(self.names):
             self.names.append(candidate)
@@ -96,7 +96,7 @@ class CandidateIds:
 
 
 def _next_number(run: Run, name: str) -> int:
-    """The number of a source: its own, or one more than the highest there is."""
+    """Return the number of a source: its own, or one more than the highest so far."""
     own = run.partition("prompts", name)
     if own.parts() and (number := source_number(own)):
         return number

@@ -38,10 +38,10 @@ class Given(Protocol):
         """How many rows the table has."""
 
     def figures(self) -> dict[str, int]:
-        """What else a report says of it."""
+        """Return further figures for the report."""
 
     def tables(self, names: Sequence[str], prompts: Prompts, source: str) -> Iterator[pa.Table]:
-        """The table, some rows at a time.
+        """Yield the table, in batches of rows.
 
         Args:
             names: the candidates' ids, by the number of the response.
@@ -54,7 +54,7 @@ class Given(Protocol):
 
 
 def given_for(kind: str, folder: Path) -> Given | None:
-    """What collects the table of that name, or None; `folder` is on the disk that takes what is large."""
+    """Return the collector of the table of that name, or None; `folder` is on the disk that takes large files."""
     if kind == "pairs":
         return PairCollector(folder)
     makers: dict[str, Any] = {

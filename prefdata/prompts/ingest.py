@@ -278,14 +278,14 @@ class Ingestion:
 
 
 def references_as_responses(record: Record) -> list[Response]:
-    """The references of a row that are none of its responses yet."""
+    """Return the references of a row that are not among its responses."""
     known = {response.text for response in record.responses if response.kind == "reference"}
     texts = [text for text, _ in record.references if text not in known]
     return [Response("reference", ({"role": "assistant", "content": text},)) for text in dict.fromkeys(texts)]
 
 
 def metadata_of(record: Record) -> list[str | None]:
-    """What a row says of each of its responses, as JSON; what else it says belongs to a response that is alone."""
+    """Return each response's metadata as JSON; the row's own metadata is added if the row has one response."""
     alone = len(record.responses) == 1
     found = []
     for response in record.responses:
@@ -297,7 +297,7 @@ def metadata_of(record: Record) -> list[str | None]:
 
 
 def of_prompt(record: Record) -> dict[str, Any]:
-    """What a row says of its prompt: all that it says of nothing else, but of a response that is alone."""
+    """Return the prompt's metadata: the row's; if the row has one response, without what describes the response."""
     if len(record.responses) != 1:
         return record.metadata
     of_response = known_names("of_response")

@@ -67,7 +67,7 @@ class LabelCollector:
         return {"good": good, "bad": self.kept - good, **nonzero({"contradictions": self.contradictions})}
 
     def tables(self, names: Sequence[str], prompts: Prompts, source: str) -> Iterator[pa.Table]:
-        """The labels in the order of the responses, as `Given` has them."""
+        """Yield the labels in the order of the responses; see `Given`."""
         rows = [
             {
                 "candidate_id": names[number],
@@ -127,7 +127,7 @@ class DemonstrationCollector:
         return nonzero({"worse_responses": self._worse})
 
     def tables(self, names: Sequence[str], prompts: Prompts, source: str) -> Iterator[pa.Table]:
-        """The demonstrations in the order of the responses, as `Given` has them."""
+        """Yield the demonstrations in the order of the responses; see `Given`."""
         ranks: Counter[str] = Counter()
         rows = []
         for number, prompt in enumerate(prompts()):

@@ -88,7 +88,7 @@ def _scorers(of: Collected, samplers: Sequence[Made]) -> list[Made]:
 
 
 def _known(of: Collected) -> dict[int, str]:
-    """The responses that are candidates of the run already, by their numbers here."""
+    """Return the responses that are candidates of the run already, by their numbers here."""
     collector = of.responses.get("all")
     if collector is None or not of.run.partitions("candidates"):
         return {}
@@ -110,7 +110,7 @@ def _known(of: Collected) -> dict[int, str]:
 
 
 def _table(of: Collected, given: Given, samplers: Sequence[Made], known: dict[int, str]) -> Made:
-    """The table that was asked for."""
+    """Return the requested table."""
     spec, collector = of.spec, of.responses.get("all")
     fingerprint = samplers[0].lineage.fingerprint if samplers else ""
     given.settle(spec)
@@ -129,7 +129,7 @@ def _table(of: Collected, given: Given, samplers: Sequence[Made], known: dict[in
 
 
 def _report(of: Collected, beside: Sequence[Made]) -> Report:
-    """What became of each row: of the prompts."""
+    """Build the Report of the prompts: the outcome of each row."""
     bad = of.reader.dropped
     again = "duplicate" if of.spec.kind == "prompts" else "same_prompt"
     dropped = nonzero(bad + Counter({again: of.prompts.rows_again}))
@@ -144,7 +144,7 @@ def _report(of: Collected, beside: Sequence[Made]) -> Report:
 
 
 def _report_of(of: Collected, given: Given) -> Report:
-    """What became of what rows say."""
+    """Build the Report of a given table: the outcome of its statements."""
     dropped = nonzero(Counter(given.dropped) + of.reader.dropped)
     candidates = sum(len(one) for one in of.responses.values())
     counts = {"prompts": len(of.prompts), "responses": candidates}
@@ -208,7 +208,7 @@ def _response_figures(of: Collected, beside: Sequence[Made]) -> dict[str, int]:
 
 
 def _scored(collectors: Sequence[tuple[ResponseCollector, Made]], number: int) -> Tables:
-    """The scores of a column, a prompt's rows together: the samplers hold the texts, and this what is small."""
+    """Yield the scores of a column, a prompt's rows together; samplers hold the texts, this table only small values."""
 
     def tables() -> Iterator[pa.Table]:
         found = [

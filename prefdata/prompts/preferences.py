@@ -121,7 +121,7 @@ class PairCollector:
 
     @staticmethod
     def _again(order: NDArray[np.intp], group: NDArray[np.intp], sign: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """The rows that say what an earlier one said."""
+        """Mark the rows that repeat an earlier one."""
         found = np.ones(len(sign), bool)
         found[order[np.unique(group * 3 + sign[order] + 1, return_index=True)[1]]] = False
         return found
@@ -141,7 +141,7 @@ class PairCollector:
         return {"preferences": preferences, **nonzero({"contradictions": self.contradictions})}
 
     def tables(self, names: Sequence[str], prompts: Prompts, source: str) -> Iterator[pa.Table]:
-        """The pairs, some at a time, as `Given` has it."""
+        """Yield the pairs, in batches; see `Given`."""
         start = 0
         for batch in self._details.batches():
             rows = [
@@ -177,19 +177,19 @@ class PairCollector:
 
 
 def _details(record: Record, verdicts: Sequence[Verdict]) -> str:
-    """Where a pair is from, and what its row says of it."""
-    said: dict[str, Any] = {"file": record.file, "row": record.row}
+    """Return a pair's file, row and annotations, as JSON."""
+    details: dict[str, Any] = {"file": record.file, "row": record.row}
     for name in ("annotator", "strength", "rationale"):
         values = [value for one in verdicts if (value := getattr(one, name)) is not None]
         if values:
-            said[name] = values[0] if len(values) == 1 else values
+            details[name] = values[0] if len(values) == 1 else values
     if record.metadata:
-        said["metadata"] = record.metadata
-    return json.dumps(said, ensure_ascii=False)
+        details["metadata"] = record.metadata
+    return json.dumps(details, ensure_ascii=False)
 
 
 def _own_scores(record: Record) -> list[float | None]:
-    """The score of each response, where the row has one: of the attributes score, rating and reward the first."""
+    """Return each response's score, if any: the first of the attributes score, rating and reward."""
     names = next(
         (name for name in ("score", "rating", "reward") if any(name in r.attributes for r in record.responses)), None
     )
@@ -231,7 +231,7 @@ class ComparisonCollector:
         return len(self._rows)
 
     def settle(self, spec: IngestSpec) -> None:
-        """Do nothing: what was said first stands."""
+        """Do nothing: the first verdict is kept."""
 
     def figures(self) -> dict[str, int]:
         """How many verdicts there are of each kind, and annotators."""
@@ -240,7 +240,7 @@ class ComparisonCollector:
         return {**counts, "annotators": len({annotator for _, _, _, annotator in self._rows})}
 
     def tables(self, names: Sequence[str], prompts: Prompts, source: str) -> Iterator[pa.Table]:
-        """The comparisons, as `Given` has them."""
+        """Yield the comparisons; see `Given`."""
         rows = (
             {**row, "annotator": annotator or source, "first_id": names[first], "second_id": names[second]}
             for (first, second, _, annotator), row in self._rows.items()

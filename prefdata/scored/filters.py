@@ -68,7 +68,7 @@ class Filters:
         return cls(spec, scorer, unscored, matching, refusing)
 
     def reason(self, rows: pl.DataFrame) -> pl.Expr:
-        """The first reason for which a row is excluded, or null."""
+        """Return the first reason for which a row is excluded, or null."""
         excluded = {}
         if self.scorer:
             excluded["no_score"] = ~is_valid_score("score") & ~pl.col("sampler").is_in(list(self.unscored))
@@ -94,7 +94,7 @@ def is_valid_score(column: str) -> pl.Expr:
 
 
 def refusal_phrases(spec: FilterSpec) -> list[str]:
-    """The phrases that open a refusal, in lower case.
+    """Read the phrases that open a refusal, in lower case.
 
     Raises:
         UsageError: the file holds no list of phrases.
@@ -107,7 +107,7 @@ def refusal_phrases(spec: FilterSpec) -> list[str]:
 
 
 def _matching(run: Run, condition: str, scorer: str, spill: Path) -> Bits:
-    """The keys of the candidates for which a condition on the columns of candidates, scores and prompts holds."""
+    """Return the keys of the candidates that match a condition on the columns of candidates, scores and prompts."""
     tables = {name: run.all(name, partial=True) for name in ("candidates", "prompts")}
     samplers = tables["candidates"]
     every = "candidates left join prompts using (prompt_id)"
@@ -127,7 +127,7 @@ def _matching(run: Run, condition: str, scorer: str, spill: Path) -> Bits:
 
 
 def _refusing(run: Run, spec: FilterSpec, prompt_id: str | None) -> Bits:
-    """The keys of the candidates whose responses open with a refusal; texts are read part by part."""
+    """Return the keys of the candidates whose responses open with a refusal; texts are read part by part."""
     parts = [part for sampler in chosen_samplers(run) for part in sampler.checked_parts()]
     of_part = partial(_refusing_of, phrases=refusal_phrases(spec), prompt_id=prompt_id)
     return np.concatenate([np.empty(0, np.uint64), *prefetch_map(parts, of_part, usable_cores())])

@@ -58,14 +58,14 @@ class ScoredQuery:
         return self.prompt_id is None and not self.may_repeat
 
     def orphan(self, candidate_id: str) -> InputError:
-        """The error for a candidate that the source names and the run does not hold."""
+        """Return the error for a candidate that the source names and the run does not hold."""
         return InputError(
             f"{self.source} names candidates that are not in {self.run} (first: {candidate_id}). Run "
             f"`{MADE_BY[self.source.table.name]}` again: it keeps what fits, and makes the rest."
         )
 
     def read(self, spill: Path, rows: int) -> Iterator[pl.DataFrame]:
-        """The rows by prompt, each prompt's by sample_index and candidate_id, about so many at a time.
+        """Yield the rows by prompt, each prompt's by sample_index and candidate_id, in batches of about a given size.
 
         Of a candidate that comes several times, the first row counts: what was written last.
         """
@@ -100,7 +100,7 @@ class ScoredQuery:
         )
 
     def _source(self) -> str:
-        """What the source says; `place` puts what was written last first, where rows may be there twice."""
+        """Return the SQL for the source's rows; `place` puts the last written first, where rows may be duplicated."""
         table = self.source.table.name
         if table == "comparisons":
             copied = ", ".join(f"c.{name}" for name in SCORES.copied)
@@ -118,7 +118,7 @@ class ScoredQuery:
         return f"select {columns} from {self._only(table)}"
 
     def _with_extra(self, rows: str) -> str:
-        """The rows, and the candidates of the extra samplers; a selection's scorer may have scored more of them."""
+        """Return the SQL for the rows and the candidates of the extra samplers, with their scores for a selection."""
         extra = f"{self._of(self.extra)} e"
         score = "null::double"
         if self._selected:
@@ -135,6 +135,6 @@ class ScoredQuery:
         return f"(select * from {self._only('candidates')} where sampler in ({names}))"
 
     def _only(self, table: str) -> str:
-        """A table, or what it says of the only prompt that is asked for."""
+        """Return a table, or its rows for the only prompt that is requested."""
         which = "" if self.prompt_id is None else f" where prompt_id = {sql_text(self.prompt_id)}"
         return f"(select * from {table}{which})"

@@ -52,7 +52,7 @@ class PromptBatches:
     """
 
     def __init__(self, query: ScoredQuery, filters: Filters, spill: Path, progress: Progress) -> None:
-        """The rows of a query; `spill` is a folder for what does not fit in memory, made when it is needed."""
+        """Take the rows of a query; `spill` is a folder for what does not fit in memory, made when it is needed."""
         self.scorer = query.scorer
         self._query, self._filters, self._spill, self._progress = query, filters, spill, progress
         self._wanted = {*query.extra, *filters.spec.sampler} if filters.spec.sampler else None
@@ -73,7 +73,7 @@ class PromptBatches:
         return {str(self._query.source): digest([rows.id, reasons.id])}
 
     def map(self, rule: Callable[[pl.DataFrame], T]) -> Iterator[T]:
-        """What a rule makes of each batch, in order; it runs in threads, ahead of the caller."""
+        """Apply a rule to each batch, in order; it runs in threads, ahead of the caller."""
 
         def decide(rows: pl.DataFrame) -> tuple[int, list[T]]:
             batch = self._prepared(rows)
@@ -133,7 +133,7 @@ def open_scored(
     prompt_id: str | None = None,
     progress: Progress = no_progress,
 ) -> Iterator[PromptBatches]:
-    """The candidates that `source` names, a partition of scores, selections or comparisons, in batches.
+    """Open the candidates that `source` names, a partition of scores, selections or comparisons, in batches.
 
     `extra_samplers` are samplers whose candidates are added although the source does not name them: with the score that
     the source's scorer gave, or null. `texts` adds the column `text`. With `prompt_id` only that prompt's.
@@ -153,7 +153,7 @@ def open_scored(
 
 
 def source_scorer(source: Partition) -> str:
-    """The scorer behind a source's scores; "" where there are none."""
+    """Return the scorer behind a source's scores; "" where there is none."""
     if source.table.name == "scores":
         return source.name
     lineage = source.lineage()
@@ -161,7 +161,7 @@ def source_scorer(source: Partition) -> str:
 
 
 def inputs_fingerprint(run: Run, spec: FilterSpec, source: Partition) -> dict[str, str]:
-    """The files on disk that decide what batches hold, by their names, sizes and times.
+    """Return the files on disk that decide what batches hold, by their names, sizes and times.
 
     These are the source's, the candidates', and those that conditions are about.
 
@@ -202,7 +202,7 @@ def _read_parts(parts: Sequence[Path], columns: list[str]) -> pl.DataFrame:
 
 
 def _grouped(parts: Sequence[tuple[Path, int]]) -> Iterator[list[Path]]:
-    """The parts in groups of about a batch."""
+    """Yield the parts in groups of about a batch."""
     group, rows = list[Path](), 0
     for part, count in parts:
         group.append(part)

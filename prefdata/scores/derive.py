@@ -36,11 +36,11 @@ def derive(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = F
 
 
 def _report(rows: pl.DataFrame, also: dict[str, Any]) -> Report:
-    """The Report of scores that were made from others; `also` are further figures."""
+    """Build the Report of scores derived from others; `also` are further figures."""
     figures: dict[str, Any] = {"scored": rows["score"].count(), **nonzero(by_reason(rows["reason"]))}
     if rows["score"].count():
         figures |= {"mean": rows["score"].mean(), "std": rows["score"].std()}
     report = Report(step="rank", unit="candidates", rows_in=rows.height, rows_out=rows.height, figures=figures | also)
     if rows.height and not figures["scored"]:
-        return report.failed(f"no candidate has a score; of the first one was said: {rows['reason'][0]}.")
+        return report.failed(f"no candidate has a score; first error: {rows['reason'][0]}.")
     return report

@@ -132,7 +132,7 @@ def _partition_name(spec: RankSpec, output: str) -> str:
 
 
 def _lineages(run: Run, spec: RankSpec) -> dict[str, Lineage]:
-    """The scorer's identity, for each of its outputs: weights and tokenizer, or source; not paths, names or batches."""
+    """Return the scorer's identity per output: weights and tokenizer, or source; not paths, names or batch sizes."""
     parents = {str(p): p.content for p in run.partitions("candidates")}
     identity = scorer_identity(spec)
     return {
@@ -142,7 +142,7 @@ def _lineages(run: Run, spec: RankSpec) -> dict[str, Lineage]:
 
 
 def scorer_name(spec: RankSpec) -> str:
-    """The scorer's name where none is given: the model folder's, the function's, or the rule's."""
+    """Return the scorer's default name: the model folder's, the function's, or the rule's."""
     named = str(getattr(spec, spec.kind))
     if spec.kind in ("function", "verifier"):
         return name_of(
@@ -152,7 +152,7 @@ def scorer_name(spec: RankSpec) -> str:
 
 
 def account(partition: Partition, asked: int) -> Report:
-    """The Report of a scorer: every candidate asked for is a row, with a score or with the reason why there is none."""
+    """Build the Report of a scorer: one row per candidate, with a score or with the reason why there is none."""
     rows, scored, total, squares = 0, 0, 0.0, 0.0
     reasons: dict[str, int] = {}
     for part in partition.checked_parts():
@@ -182,7 +182,7 @@ def _why_none(partition: Partition) -> str:
     details = json.loads(row["details"] or "{}")
     said = next((": " + str(details[key]) for key in ("error", "returned", "reply") if details.get(key)), "")
     one_line = " ".join(f"{row['reason']}{said[:200]}".split())
-    return f"no candidate has a score; of the first one was said: {one_line}. Correct it and add --replace."
+    return f"no candidate has a score; first error: {one_line}. Correct it and add --replace."
 
 
 def _drop_orphans(run: Run, partition: Partition, lineage: Lineage) -> None:

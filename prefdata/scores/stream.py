@@ -154,7 +154,7 @@ def _is_text(message: str | None) -> bool:
 
 
 def item_of(row: Row) -> ScoringItem:
-    """A candidate with its prompt, as scorers see it."""
+    """Return a candidate with its prompt as the item that scorers take."""
     messages, response = continued(row["messages"], row["text"])
     return ScoringItem(
         key=row["candidate_id"],

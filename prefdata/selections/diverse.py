@@ -41,7 +41,7 @@ class Distance:
 
     @classmethod
     def of(cls, spec: SelectSpec) -> Distance:
-        """What a spec asks for.
+        """Build the distance that a spec names.
 
         Raises:
             InputError: the file of embeddings cannot be read, or does not hold lists of finite numbers.
@@ -56,7 +56,7 @@ class Distance:
         return cls(known, {path.name: content})
 
     def between(self, rows: pl.DataFrame) -> Distances:
-        """The distances of every two answers, shape (rows, rows).
+        """Return the distances of every two responses, shape (rows, rows).
 
         Raises:
             InputError: a candidate has no embedding.
@@ -70,7 +70,7 @@ class Distance:
 
 
 def spread_ranks(answers: RaggedRows, spec: SelectSpec, distance: Distance) -> NDArray[np.int64]:
-    """The place of each row in the greedy order of its prompt; nowhere after the k-th."""
+    """Return each row's rank in the greedy order of its prompt; rows after the k-th have none."""
     place = np.full(answers.rows.height, NOWHERE, np.int64)
     start = 0
     for size in answers.sizes.tolist():
@@ -82,7 +82,7 @@ def spread_ranks(answers: RaggedRows, spec: SelectSpec, distance: Distance) -> N
 
 
 def spread(scores: NDArray[np.float64], distances: Distances, k: int, weight: float) -> list[int]:
-    """The first k of the greedy order, by number; shapes (n,) and (n, n)."""
+    """Return the first k rows of the greedy order, by number; shapes (n,) and (n, n)."""
     span = scores.max() - scores.min()
     merit = (scores - scores.min()) / span if span > 0 else np.zeros(len(scores))
     order = [int(scores.argmax())]
@@ -96,7 +96,7 @@ def spread(scores: NDArray[np.float64], distances: Distances, k: int, weight: fl
 
 
 def _embeddings(path: Path) -> tuple[pl.Series, NDArray[np.float64]]:
-    """The file's candidate_id, and its vectors, shape (rows, numbers)."""
+    """Read the file's candidate_id column and its vectors, shape (rows, dimensions)."""
     try:
         rows = read_part(path, ["candidate_id", "embedding"])
         lists = rows["embedding"].cast(pl.List(pl.Float64))

@@ -26,7 +26,7 @@ _NOT_TRUNCATED = pl.col("finish_reason").ne_missing("length")
 
 
 def exclude(batch: RaggedRows, spec: SelectSpec, latest_round: int | None) -> tuple[RaggedRows, Counter[str]]:
-    """The candidates that take part, with `copies`, and how many do not, by reason."""
+    """Return the eligible candidates, with `copies`, and counts of the excluded ones by reason."""
     dropped = by_reason(batch.rows["excluded"])
     candidates = eligible(batch)
     for reason, step in exclusion_steps(spec, latest_round):
@@ -36,14 +36,14 @@ def exclude(batch: RaggedRows, spec: SelectSpec, latest_round: int | None) -> tu
 
 
 def eligible(batch: RaggedRows) -> RaggedRows:
-    """The candidates that no filter excludes; each counts as one copy."""
+    """Return the candidates that no filter excludes; each counts as one copy."""
     return _only(batch, pl.col("excluded").is_null()).with_columns(
         copies=pl.lit(1, pl.Int32), copy_ids=pl.lit(None, pl.List(pl.String)), copies_score_differs=pl.lit(0, pl.Int32)
     )
 
 
 def latest_round(batch: pl.DataFrame, spec: SelectSpec) -> int | None:
-    """The latest round of the candidates that take part; None where none does."""
+    """Return the latest round of the eligible candidates, or None if there are none."""
     takes_part = pl.col("excluded").is_null()
     if spec.truncated == "drop":
         takes_part &= _NOT_TRUNCATED
@@ -51,7 +51,7 @@ def latest_round(batch: pl.DataFrame, spec: SelectSpec) -> int | None:
 
 
 def exclusion_steps(spec: SelectSpec, latest_round: int | None) -> Iterator[tuple[str, Step]]:
-    """What a spec excludes, one step after the other: the reason, and how the rows that stay are found."""
+    """Yield the exclusion steps of a spec in order: the reason, and how the remaining rows are found."""
     if spec.truncated == "drop":
         yield "truncated", lambda candidates: _only(candidates, _NOT_TRUNCATED)
     if spec.pool == "latest":
@@ -115,7 +115,7 @@ def _in_prompts_with_repeats(candidates: RaggedRows) -> NDArray[np.bool_]:
 
 
 def scale_scores(rows: pl.DataFrame, spec: SelectSpec) -> NDArray[np.float64]:
-    """The scores that a threshold is held against: as they are, or each prompt's from 0 (its worst) to 1 (its best).
+    """Return the scores that thresholds apply to: as they are, or scaled per prompt from 0 (worst) to 1 (best).
 
     Where all of a prompt's answers score the same, none is better, and all are 0.
     """
@@ -151,7 +151,7 @@ def best_over_rounds(rows: pl.DataFrame, least: float) -> NDArray[np.int64]:
 
 
 def parse_quotas(spec: SelectSpec, samplers: list[str]) -> Mapping[str, float]:
-    """The weight of each sampler in a mix; even where no quota was given.
+    """Return the weight of each sampler in a mix, also where no quota was given.
 
     Raises:
         UsageError: a quota is not SAMPLER=WEIGHT, or names no sampler that there is.
@@ -178,7 +178,7 @@ def _number(text: str) -> float:
 
 
 def check_quotas(spec: SelectSpec, known: list[str]) -> None:
-    """That quotas name samplers that there are.
+    """Check that quotas name existing samplers.
 
     Raises:
         UsageError: one does not.

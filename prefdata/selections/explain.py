@@ -39,7 +39,7 @@ def explain_selection(run: Run, selector: str, prompt_id: str) -> dict[str, str 
 
 
 def exclusion_of(batch: pl.DataFrame, spec: SelectSpec, latest_round: int | None = None) -> dict[str, str | None]:
-    """The reason of each of a batch's candidates."""
+    """Return the exclusion reason of each of a batch's candidates, or None."""
     found: dict[str, str | None] = dict(batch.select("candidate_id", "excluded").iter_rows())
     candidates = eligible(RaggedRows.from_frame(batch))
     for reason, step in exclusion_steps(spec, latest_round):

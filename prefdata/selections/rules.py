@@ -1,15 +1,15 @@
-"""The laws of selection: scores in, places out. Pure, and for all prompts at once.
+"""The selection rules: scores in, ranks out. Pure functions, for all prompts at once.
 
 Two things are called rejection sampling in the literature, and here they have their own names: `best-of-n` keeps the
 highest score (Llama 2, 2307.09288, section 3.2.2), `rso` and `rso-algorithm1` accept candidates with a probability that
 grows with their reward (statistical rejection sampling, RSO, 2309.06657).
 
-The two RSO laws differ. Let w = exp(r / beta).
+The distributions of the two RSO rules differ. Let w = exp(r / beta).
 
 - `rso`: draw from what remains, accept with exp((r - max) / beta), remove, repeat. The accepted sequence follows the
-  Plackett-Luce law with weights w, which is what the k largest of r / beta + Gumbel noise follow; so it is computed.
+  Plackett-Luce distribution with weights w, which is what the k largest of r / beta + Gumbel noise follow.
 - `rso-algorithm1`: the paper's Algorithm 1. It sweeps the remaining candidates in list order, each accepted with
-  exp((r - max of the remaining) / beta), stops at the k-th, and removes the accepted after the sweep. Its law hangs on
+  exp((r - max of the remaining) / beta), stops at the k-th, and removes the accepted after the sweep. It depends on
   the list's order; the order is that of generation, or random with `shuffle`.
 """
 
@@ -36,7 +36,7 @@ NOWHERE = np.iinfo(np.int32).max
 
 
 def ranks(answers: RaggedRows, spec: SelectSpec) -> tuple[Places, NDArray[np.int32] | None]:
-    """The place of each row among its prompt's, and for `boltzmann` how often it was drawn; both of shape (rows,).
+    """Return each row's rank within its prompt, and for `boltzmann` its draw count; both of shape (rows,).
 
     The answers have candidate_id and score. One is kept where its place is at most k.
     """
@@ -57,11 +57,11 @@ def ranks(answers: RaggedRows, spec: SelectSpec) -> tuple[Places, NDArray[np.int
 
 
 def gumbel_ranks(scores: Scores, beta: float, uniform: Scores, k: int | None = None) -> Places:
-    """The place (from 1) of each candidate in a Plackett-Luce draw with weights exp(score / beta); shape as `scores`.
+    """Return each candidate's rank (from 1) in a Plackett-Luce draw with weights exp(score / beta); shape as `scores`.
 
-    With `k` only the first k places are told; the others are somewhere after them.
+    With `k` only the first k ranks are exact; the others come somewhere after them.
 
-    Sorting score / beta + Gumbel noise draws without replacement from the softmax of score / beta: the law of RSO's
+    Sorting score / beta + Gumbel noise draws without replacement from the softmax of score / beta, distributed as RSO's
     re-draw scheme, order included. beta = 0 sorts by score, ties in list order; beta = inf ignores the scores.
     """
     return _places(_noisy(scores, beta, uniform), k)
@@ -80,7 +80,7 @@ def boltzmann_draws(scores: Scores, beta: float, k: int, draw: Callable[[int], S
 
 
 def algorithm1_ranks(scores: Scores, beta: float, k: int, draw: Callable[[int], Scores]) -> Places:
-    """The place (from 1) in which RSO's Algorithm 1 accepts each candidate, in list order; 0 where it does not.
+    """Return the order (from 1) in which RSO's Algorithm 1 accepts the candidates, in list order; 0 if not accepted.
 
     `draw(sweep)` gives one uniform for every candidate, shape as `scores`. All prompts sweep at once; the k-th
     acceptance ends a prompt's sweep. The best of the remaining is always accepted, so that k sweeps are enough.
@@ -120,7 +120,7 @@ def acceptance(scores: Scores, beta: float) -> tuple[Scores, Scores]:
 
 
 def acceptances(answers: RaggedRows, beta: float) -> tuple[Scores, Scores]:
-    """`acceptance` of each prompt, each of shape (prompts,), in no particular order of prompts."""
+    """Return the `acceptance` of each prompt, each array of shape (prompts,), in no particular order of prompts."""
     found = [acceptance(block.scatter(answers.column("score"), -np.inf), beta) for block in answers.blocks()]
     empty = np.empty(0)
     return np.concatenate([empty, *(a for a, _ in found)]), np.concatenate([empty, *(e for _, e in found)])
@@ -157,7 +157,7 @@ def _by_draws(answers: RaggedRows, drawn: NDArray[np.int32]) -> Places:
 
 
 _CERTAIN = 64.0
-"""A difference of logits that noise from 52-bit uniforms, which lies between -3.7 and 36.8, never turns round."""
+"""A difference of logits that noise from 52-bit uniforms, which is between -3.7 and 36.8, never reverses."""
 _FAR = 1e5
 """A distance of logits at which noise still keeps ten digits."""
 

@@ -70,14 +70,14 @@ def select(
 
 
 def default_name(spec: SelectSpec) -> str:
-    """The selection's name where none is given: the method, and k where it has one."""
+    """Return the selection's default name: the method, and k where it has one."""
     return spec.method if spec.method in ("best-of-n", "threshold") else f"{spec.method}-{spec.k}"
 
 
 def select_from(
     batch: pl.DataFrame, spec: SelectSpec, *, latest_round: int | None = None, distance: Distance | None = None
 ) -> tuple[pl.DataFrame, ReportBuilder]:
-    """The selection's rule, pure.
+    """Apply the selection's rule, without side effects.
 
     `batch` has the columns of `prefdata.scored.reader`; the order of a prompt's rows does not matter. `latest_round` is
     the run's (the batch's own unless given). Returns the columns of the table but for the scorer, prompts in the order
@@ -94,7 +94,7 @@ def select_from(
 
 
 def run_latest_round(batches: PromptBatches, spec: SelectSpec) -> int | None:
-    """The latest round of a run of which any candidate takes part; None where none does."""
+    """Return the latest round of a run's eligible candidates, or None if there are none."""
     rounds = batches.map(lambda batch: latest_round(batch, spec))
     return max((one for one in rounds if one is not None), default=None)
 
@@ -102,7 +102,7 @@ def run_latest_round(batches: PromptBatches, spec: SelectSpec) -> int | None:
 def _tables(
     batches: PromptBatches, spec: SelectSpec, distance: Distance, began: float
 ) -> Generator[pa.Table, None, Report]:
-    """The rows of the table, prompt by prompt, and the Report."""
+    """Yield the rows of the table, prompt by prompt, and return the Report."""
     whole = ReportBuilder()
     latest = run_latest_round(batches, spec) if spec.pool == "latest" else None
     rows = _counted(batches.map(partial(select_from, spec=spec, distance=distance, latest_round=latest)), whole)
@@ -120,7 +120,7 @@ def _counted(made: Iterable[tuple[pl.DataFrame, ReportBuilder]], whole: ReportBu
 
 
 def _top_k_overall(pieces: Iterable[pl.DataFrame], k: int, whole: ReportBuilder) -> Iterator[pl.DataFrame]:
-    """The k rows of the highest scores of all, by prompt.
+    """Yield the k highest-scoring rows over all prompts, grouped by prompt.
 
     Of equals those that rank higher within their prompts, and then those with the smaller ids.
     """
@@ -137,7 +137,7 @@ def _top_k_overall(pieces: Iterable[pl.DataFrame], k: int, whole: ReportBuilder)
 
 
 def _last_rank(spec: SelectSpec) -> int:
-    """The last rank that is kept."""
+    """Return the last rank that is kept."""
     if spec.method in ("threshold", "boltzmann"):
         return NOWHERE - 1
     return 1 if spec.method == "best-of-n" else spec.k
