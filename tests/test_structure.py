@@ -50,8 +50,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "steps": {"scorers", "comparisons", "scores"},
 }
-"""What each package may use besides. A reward model is evaluated as it scores, on data that trains it. Steps never import
-each other; nothing imports the command line."""
+"""What each package may use besides. A reward model is evaluated as it scores, on data that trains it. Steps never
+import each other; nothing imports the command line."""
 
 SOURCES = sorted([*ROOT.glob("prefdata/**/*.py"), *ROOT.glob("cli/*.py"), *ROOT.glob("sample_data/*.py")])
 
