@@ -201,11 +201,14 @@ def _read_pairs(data: list[str], **how: Any) -> list[Pair]:
 def _scored(named: str, pairs: list[Pair], **settings: Any) -> Scores:
     from prefdata.explore.reward_models import score_pairs
     from prefdata.scorers.open import dated_scorer, open_scorer
+    from prefdata.scorers.protocol import computed_by
     from prefdata.specs import RankSpec
 
     kind = "function" if ".py:" in named else "reward_model"
     given = {name: value for name, value in settings.items() if value != "auto"}  # a function has none of them
     scorer = open_scorer(dated_scorer(RankSpec.parse({kind: named, **given}, where="eval reward-model")))
+    if computed := computed_by(scorer):
+        typer.echo(f"computed in {computed['dtype']} on {computed['device']}", err=True)
     try:
         return score_pairs(scorer, pairs)
     finally:

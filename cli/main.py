@@ -165,6 +165,8 @@ def main() -> None:
             sys.exit(_fail(f"prefdata: {refused}", 1, debug))
         if isinstance(error, OSError) and error.filename is not None and _replaced(error) is None:
             sys.exit(_fail(f"prefdata: {_of_a_file(error)}", 2, debug))
+        if full := _memory_full(error):
+            sys.exit(_fail(f"prefdata: {full}", 1, debug))
         if debug:
             raise
         bug = f"{type(error).__name__}: {error} (a bug: see it whole with --debug)"
@@ -186,6 +188,23 @@ def _replaced(error: Exception) -> str | None:
     if isinstance(error, FileNotFoundError) and "part-" in str(error):
         return f"another process replaced what was being read ({error}). Run the same command again."
     return None
+
+
+def _memory_full(error: Exception) -> str | None:
+    """The message for a GPU's memory, or the CPU's, that ended where no smaller batch helps."""
+    if "torch" in sys.modules:
+        from prefdata.models.memory import is_out_of_memory
+
+        full = is_out_of_memory(error)
+    else:
+        full = isinstance(error, MemoryError)
+    what = ". ".join(" ".join(str(error).split()).split(". ")[:2]) or type(error).__name__
+    return (
+        f"memory is full ({what}). Lower --batch-tokens (train: --micro-tokens, --max-length), use a smaller model, or "
+        "stop what else uses this memory. What was finished is kept, and the same command continues."
+        if full
+        else None
+    )
 
 
 def _of_a_file(error: OSError) -> PrefdataError:

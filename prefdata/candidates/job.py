@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from prefdata.models.files import ModelFiles, identify
 from prefdata.models.identity import adapter_id
 from prefdata.specs import SampleSpec, describe_changes
 from prefdata.specs.value_ranges import is_spread
+from prefdata.storage.artifact import in_the_same_precision
 from prefdata.storage.queries import PromptBatchReader
 from prefdata.storage.run import Lineage, Partition, Run, name_of
 
@@ -39,6 +41,7 @@ class SamplingJob:
         law: id of all that decides how tokens are drawn (model, settings, engine, seed). It names the candidates and
             makes their seeds; `max_tokens` is no part of it, so that a longer limit continues the same answers.
         why: why this engine.
+        dtype: in which it computes: that of the candidates which are continued, else the spec's.
         view: how a prompt looks to the model.
     """
 
@@ -47,6 +50,7 @@ class SamplingJob:
     files: ModelFiles
     engine: Engine
     why: str
+    dtype: str
     view: PromptTransform
     prompts: PromptBatchReader
     partition: Partition
@@ -54,10 +58,19 @@ class SamplingJob:
     sampler_fingerprint: str
 
     @classmethod
-    def of(cls, run: Run, spec: SampleSpec, *, partial: bool = False, date: str | None = None) -> SamplingJob:
+    def of(
+        cls,
+        run: Run,
+        spec: SampleSpec,
+        *,
+        partial: bool = False,
+        date: str | None = None,
+        continued: Sequence[Partition] = (),
+    ) -> SamplingJob:
         """Resolve a spec; nothing is loaded or written.
 
-        `date` is what a chat template that reads the clock takes for today, where the spec does not say.
+        `date` is what a chat template that reads the clock takes for today, where the spec does not say. `continued`
+        are partitions whose precision is kept, where the spec leaves it to us.
 
         Raises:
             NotReady: there are no finished prompts (or `partial`).
@@ -76,7 +89,8 @@ class SamplingJob:
         view.check(prompt for _, rows in prompts for prompt in rows)
         lineage = _lineage(run, spec, files, engine, view)
         law = spec.sampler_fingerprint(lineage.spec)
-        return cls(run, spec, files, engine, why, view, prompts, partition_of(run, spec), lineage, law)
+        dtype = in_the_same_precision(spec, continued).dtype
+        return cls(run, spec, files, engine, why, dtype, view, prompts, partition_of(run, spec), lineage, law)
 
     @property
     def resample_below(self) -> int | None:

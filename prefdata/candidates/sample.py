@@ -71,8 +71,8 @@ def sample_many(
     Raises:
         As `sample`; before anything is drawn, if one of them cannot be.
     """
-    date = None if replace else began_on(partition_of(run, spec) for spec in specs)
-    jobs = [SamplingJob.of(run, spec, partial=partial, date=date) for spec in specs]
+    begun = [] if replace else [partition_of(run, spec) for spec in specs]
+    jobs = [SamplingJob.of(run, spec, partial=partial, date=began_on(begun), continued=begun) for spec in specs]
     retries = [False if replace else job.check() for job in jobs]
     with watched(progress, "sample") as told, closing(_Engine(jobs[0], load or _load, told)) as engine:
         return [_sample(job, engine, replace, retry, told) for job, retry in zip(jobs, retries, strict=True)]
@@ -171,7 +171,7 @@ def account(partition: Partition, asked: int) -> Report:
 
 
 def _load(job: SamplingJob) -> Generator:
-    return open_generator(job.spec, job.files, job.engine)
+    return open_generator(job.spec.model_copy(update={"dtype": job.dtype}), job.files, job.engine)
 
 
 class _Engine:
@@ -192,6 +192,10 @@ class _Engine:
     def notes(self) -> tuple[str, ...]:
         return () if self._open is None else self._open.notes
 
+    @property
+    def computed(self) -> dict[str, str]:
+        return {} if self._open is None else self._open.computed
+
     def close(self) -> None:
         if self._open is not None:
             self._open.close()
@@ -211,7 +215,7 @@ def _sample(job: SamplingJob, engine: _Engine, replace: bool, retry: bool, progr
     claims = WorkLeases(partition.path)
     if replace and (busy := claims.busy()):
         raise SpecConflict(f"another process draws into {partition.path} ({busy}): stop it before you --replace.")
-    state = partition.begin(job.lineage, replace=replace, revise=retry)
+    state = partition.begin(job.lineage.computing(generator.computed), replace=replace, revise=retry)
     with claims:
         claims.wait_for_the_last()
         partition.reopen()
@@ -253,7 +257,7 @@ def _why_none(partition: Partition) -> str:
 
 def _said(job: SamplingJob, engine: _Engine, drawing: SampleStream, seconds: float, last: bool) -> dict[str, Any]:
     """Return the report's extras: the engine, tokens per second (without its start), and the notes."""
-    extras: dict[str, Any] = {"engine": f"{job.engine} ({job.why})"}
+    extras: dict[str, Any] = {"engine": f"{job.engine} ({job.why})", **engine.computed}
     if drawing.tokens:
         extras["tokens_per_second"] = round(drawing.tokens / seconds, 1)
     notes = list(engine.notes)

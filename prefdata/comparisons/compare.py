@@ -26,9 +26,10 @@ from prefdata.comparisons.schedule import ORDERS, Two, orders, schedule
 from prefdata.errors import SpecConflict
 from prefdata.progress import Progress, Watch, watched
 from prefdata.scorers.open import dated_scorer, open_comparer, scorer_identity
-from prefdata.scorers.protocol import Comparer, Verdict
+from prefdata.scorers.protocol import Comparer, Verdict, computed_by
 from prefdata.specs.rank import CompareSpec
 from prefdata.stats.agreement import order_counts
+from prefdata.storage.artifact import in_the_same_precision
 from prefdata.storage.compaction import compact
 from prefdata.storage.leased_work import LeasedWork
 from prefdata.storage.leases import WorkLeases
@@ -77,9 +78,10 @@ def _compare(
         raise SpecConflict(f"another process compares into {partition.path} ({busy}): stop it before you --replace.")
     began = time.monotonic()
     progress.phase("loading the judge")
+    spec = in_the_same_precision(spec, () if replace else (partition,))
     with closing(open_comparer(spec)) as comparer:  # a judge that cannot be used leaves nothing behind
         progress.phase("comparing")
-        state = partition.begin(lineage, replace=replace)
+        state = partition.begin(lineage.computing(computed_by(comparer)), replace=replace)
         with claims:
             claims.wait_for_the_last()
             partition.reopen()
@@ -92,7 +94,8 @@ def _compare(
                 partition.refuse_lost(max(lost, 0) or board.missing(), board.comparisons)
             waiting = [] if last else ["Another process is still at work here, and will finish it."]
             notes = " ".join([*getattr(comparer, "notes", ()), *waiting])
-            report = account(board).timed(time.monotonic() - began, **({"note": notes} if notes else {}))
+            said = {**computed_by(comparer), **({"note": notes} if notes else {})}
+            report = account(board).timed(time.monotonic() - began, **said)
             if last:
                 report = report.failed(_why_none(board, partition) if report.rows_in else "")
                 partition.finish(report)

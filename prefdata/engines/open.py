@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import subprocess
-from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from prefdata.errors import UsageError
 from prefdata.models.files import ModelFiles
+from prefdata.models.gpus import has_gpu
 from prefdata.specs import Group, ModelSpec, VllmSpec, flag_of, group_of
 
 if TYPE_CHECKING:
@@ -36,13 +34,6 @@ def choose_engine(asked: Literal["auto", "transformers", "vllm", "openai"]) -> t
     if not has_gpu():
         return "transformers", "vllm is installed, but there is no NVIDIA GPU"
     return "vllm", "vllm is installed and there is an NVIDIA GPU"
-
-
-@cache
-def has_gpu() -> bool:
-    """Whether this machine has an NVIDIA GPU that its driver lists."""
-    tool = shutil.which("nvidia-smi")
-    return tool is not None and subprocess.run([tool, "-L"], capture_output=True, check=False).returncode == 0
 
 
 def open_generator(spec: ModelSpec, files: ModelFiles, engine: Engine) -> Generator:

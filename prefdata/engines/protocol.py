@@ -119,7 +119,7 @@ class Generator(Protocol):
         name: of the engine: `transformers`, `vllm`, `openai`.
         model: the files that it runs, or the name that a server knows.
         renders: whether prompts are rendered here, by `render`; else a server does it, from `Request.messages`.
-        dtype: in which it computes (`float32`, `bfloat16`, …).
+        computed: in and on what it computes: `dtype` (`float32`, `bfloat16`, …) and `device`; empty for a server.
         versions: of the libraries that decide the numbers.
         template_hash: id of the chat template and the tokenizer's files: of all that decides the ids of a prompt.
     """
@@ -127,7 +127,7 @@ class Generator(Protocol):
     name: str
     model: ModelFiles
     renders: bool
-    dtype: str
+    computed: dict[str, str]
     versions: dict[str, str]
     template_hash: str
 

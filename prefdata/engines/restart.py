@@ -44,7 +44,7 @@ class RestartingGenerator:
         self.model = generator.model
         self.context_length = generator.context_length
         self.renders = generator.renders
-        self.dtype = generator.dtype
+        self.computed = generator.computed
         self.versions = generator.versions
         self.template_hash = generator.template_hash
         self._generator = generator

@@ -21,6 +21,7 @@ import torch
 from prefdata.chat.clock import with_date
 from prefdata.errors import ModelError
 from prefdata.models.files import ModelFiles, identify, label_names
+from prefdata.models.memory import TokenBudget
 from prefdata.scorers.classifier.base import Classifier
 from prefdata.scorers.classifier.hf import TOLERANCE, RewardModel
 from prefdata.scorers.classifier.labels import ALL
@@ -130,9 +131,9 @@ def _scores(scorer: Classifier, items: Iterable[ScoringItem]) -> dict[str, float
 
 
 def _two_at_a_time(scorer: RewardModel, items: Sequence[ScoringItem], rows: list[RenderedText]) -> dict[str, float]:
-    usual, scorer.batch_tokens = scorer.batch_tokens, 2 * max(len(row.ids) for row in rows)
+    usual, scorer.budget = scorer.budget, TokenBudget(2 * max(len(row.ids) for row in rows))
     found = _scores(scorer, items)
-    scorer.batch_tokens = usual
+    scorer.budget = usual
     return found
 
 

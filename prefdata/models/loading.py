@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import transformers
 
 from prefdata.errors import ModelError, UsageError
 from prefdata.models.files import ModelFiles
+from prefdata.models.gpus import has_gpu
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """What PEFT saves."""
@@ -24,13 +26,19 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def pick_device(device: str | None) -> torch.device:
-    """The device asked for, or the first CUDA GPU, or the CPU.
+    """The device asked for, or the first CUDA GPU, or the CPU; a GPU that torch cannot use is a warning.
 
     Raises:
         UsageError: that is no device, or this machine has none such.
     """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if has_gpu():
+            _warn_once(
+                f"{_why_no_cuda()} Computing on the CPU, which is far slower; --device cpu says that it is meant."
+            )
+        return torch.device("cpu")
     try:
         picked = torch.device(device)
     except RuntimeError:
@@ -39,8 +47,30 @@ def pick_device(device: str | None) -> torch.device:
         torch.empty(0, device=picked)
     except (RuntimeError, AssertionError) as error:
         said = str(error).splitlines()[0].rstrip(".")
-        raise UsageError(f"--device {device}: {said}. Use --device cpu.") from None
+        why = f"{_why_no_cuda()} Or use" if picked.type == "cuda" and has_gpu() else f"{said}. Use"
+        raise UsageError(f"--device {device}: {why} --device cpu.") from None
     return picked
+
+
+def _why_no_cuda() -> str:
+    """Why torch computes on no GPU although the driver lists one, and what to do."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} cannot use this machine's NVIDIA GPU. Install a build of it for CUDA."
+    return (
+        f"torch {torch.__version__} cannot use this machine's NVIDIA GPU: its driver may be older than CUDA "
+        f"{torch.version.cuda} needs. Update the driver, or install a build of torch for an older CUDA."
+    )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
+
+
+def computed(device: torch.device, dtype: str) -> dict[str, str]:
+    """Describe what numbers are computed in and on, as reports and lineages keep it: `dtype` and `device`."""
+    card = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return {"dtype": dtype, "device": f"{device}{card}"}
 
 
 def pick_dtype(dtype: str, device: torch.device) -> str:

@@ -92,6 +92,12 @@ class Verdict:
     rationale: str | None = None
 
 
+def computed_by(scorer: object) -> dict[str, str]:
+    """Return in and on what a scorer or a comparer computes: `dtype` and `device`; empty where it runs no model."""
+    found: dict[str, str] = getattr(scorer, "computed", {})
+    return found
+
+
 class Comparer(Protocol):
     """Something that compares answers.
 

@@ -22,10 +22,12 @@ from prefdata.chat.clock import began_on
 from prefdata.errors import SpecConflict
 from prefdata.progress import Progress, Watch, no_progress, watched
 from prefdata.scorers.open import dated_scorer, open_scorer, scorer_identity, scorer_outputs
+from prefdata.scorers.protocol import computed_by
 from prefdata.scores.derive import derive
 from prefdata.scores.stream import ScoreStream
 from prefdata.specs import RankSpec
 from prefdata.specs.rank import CandidatesSpec
+from prefdata.storage.artifact import in_the_same_precision
 from prefdata.storage.compaction import compact, discard
 from prefdata.storage.key_index import CandidateKeySet
 from prefdata.storage.leases import WorkLeases
@@ -88,7 +90,11 @@ def score(
         raise SpecConflict(f"another process scores into {first.path} ({busy}): stop it before you --replace.")
     began = time.monotonic()
     progress.phase("loading the scorer")
-    scorer = open_scorer(spec)  # before anything is written: a scorer that cannot be used leaves nothing behind
+    begun = () if replace else partitions.values()
+    # Before anything is written: a scorer that cannot be used leaves nothing behind.
+    scorer = open_scorer(in_the_same_precision(spec, begun))
+    computed = computed_by(scorer)
+    lineages = {name: lineage.computing(computed) for name, lineage in lineages.items()}
     progress.phase("scoring")
     states = [partition.begin(lineages[name], replace=replace) for name, partition in partitions.items()]
     with claims:
@@ -100,7 +106,8 @@ def score(
             scored = [CandidateKeySet([partition], growing=True) for partition in partitions.values()]
         notes = scoring.score(scored, scorer)
         last = claims.last()
-        reports = [_ended(one, candidates, seen, began, notes, last) for one in partitions.values()]
+        said: dict[str, Any] = {**computed, **({"note": " ".join(notes)} if notes else {})}
+        reports = [_ended(one, candidates, seen, began, said, last) for one in partitions.values()]
     return Outcome(reports[0], first.path, "made" if states[0] == "absent" else "continued")
 
 
@@ -109,17 +116,18 @@ def _ended(
     candidates: CandidateKeySet,
     seen: dict[str, str],
     began: float,
-    notes: tuple[str, ...],
+    said: dict[str, Any],
     last: bool,
 ) -> Report:
     if last:
         compact(partition, KEY, by_prompt=True)
         partition.refuse_lost(CandidateKeySet([partition], growing=True).lacks(candidates), len(candidates))
-    busy = () if last else ("Another process is still at work here, and will finish it.",)
     report = account(partition, len(candidates))
     if last and report.rows_in and not report.figures["scored"]:
         report = report.failed(_why_none(partition))
-    said = {"note": " ".join([*notes, *busy])} if notes or busy else {}
+    if not last:
+        busy = "Another process is still at work here, and will finish it."
+        said = {**said, "note": f"{said.get('note', '')} {busy}".strip()}
     report = report.timed(time.monotonic() - began, **said)
     if last:
         partition.finish(report, seen)

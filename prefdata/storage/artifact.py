@@ -10,14 +10,14 @@ import copy
 import logging
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from prefdata.errors import InputError, SpecConflict
-from prefdata.specs import describe_changes
+from prefdata.specs import Spec, describe_changes
 from prefdata.storage import checksums
 from prefdata.storage.atomic import is_abandoned, is_temporary, storage_errors, temporaries, temporary_name
 from prefdata.storage.exchange import refuse_place, settle, swap
@@ -34,6 +34,8 @@ from prefdata.storage.lineage import (
 from prefdata.storage.report import Report
 
 State = Literal["absent", "unfinished", "finished"]
+
+S = TypeVar("S", bound=Spec)
 
 log = logging.getLogger("prefdata.storage")
 
@@ -89,6 +91,7 @@ class Artifact:
             return "absent"
         if there.fingerprint != lineage.fingerprint:
             raise SpecConflict(f"{self.path} {_why_other(there, lineage)}")
+        self._refuse_mixed(there, lineage)
         return self.state
 
     def begin(self, lineage: Lineage, *, replace: bool = False, revise: bool = False) -> State:
@@ -102,6 +105,8 @@ class Artifact:
             StorageError: the folder cannot be written.
         """
         state = self.state if revise else self.check(lineage, replace=replace)
+        if revise and (there := self.lineage()) is not None:
+            self._refuse_mixed(there, lineage)
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._clean_up()
@@ -243,6 +248,16 @@ class Artifact:
                 "Choose another folder or name."
             )
 
+    def _refuse_mixed(self, there: Lineage, lineage: Lineage) -> None:
+        """Refuse to continue in another precision what was begun in one: its numbers would be of two kinds."""
+        old, new = (one.computed.get("dtype") for one in (there, lineage))
+        if old and new and old != new:
+            raise SpecConflict(
+                f"{self.path} was begun in {old} on {there.computed.get('device')}, and this is {new} on "
+                f"{lineage.computed.get('device')}. Continue it with --dtype auto, which keeps to {old}; or give the "
+                "new one another name, or --replace the old one."
+            )
+
     def _made_by(self) -> str | None:
         """The step that made the folder, if prefdata did; either of its two files tells.
 
@@ -319,6 +334,14 @@ class Artifact:
         for file in self.path.glob("_tmp-*"):
             if is_abandoned(file):
                 file.unlink(missing_ok=True)
+
+
+def in_the_same_precision(spec: S, folders: Iterable[Artifact]) -> S:
+    """Return the spec with the `dtype` in which the first of these folders was begun, where its own is `auto`."""
+    if getattr(spec, "dtype", None) != "auto":
+        return spec
+    begun = (lineage.computed.get("dtype") for folder in folders if (lineage := folder.lineage()) is not None)
+    return spec.model_copy(update={"dtype": next(filter(None, begun), "auto")})
 
 
 def _why_other(there: Lineage, lineage: Lineage) -> str:

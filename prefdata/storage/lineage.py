@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,7 @@ class Lineage(BaseModel):
     """Where rows came from: what every footer and `_spec.json` say.
 
     `spec` is the spec's identity, `parents` maps what was read (`candidates/policy`, or a file) to its content's id.
+    `computed` is in and on what a model computed: `dtype` (float32, bfloat16, …) and `device`; empty where none did.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +37,7 @@ class Lineage(BaseModel):
     fingerprint: str
     parents: dict[str, str] = {}
     versions: dict[str, str] = Field(default_factory=lambda: {"prefdata": version("prefdata")})
+    computed: dict[str, str] = {}
 
     @classmethod
     def of(
@@ -58,6 +61,10 @@ class Lineage(BaseModel):
             parents=parents or {},
             versions={"prefdata": version("prefdata"), **versions},
         )
+
+    def computing(self, computed: Mapping[str, str]) -> Lineage:
+        """The same lineage of rows that are computed so."""
+        return self.model_copy(update={"computed": dict(computed)})
 
     @property
     def format(self) -> int:

@@ -18,7 +18,7 @@ from prefdata.progress import Progress, no_progress
 from prefdata.storage.atomic import storage_errors
 from prefdata.train import checkpoint as checkpoints
 from prefdata.train.batches import Example, micro_batches, step_indices, steps_per_epoch
-from prefdata.train.metrics import MetricMeans, MetricsWriter, RunMeans, stack_sums
+from prefdata.train.metrics import MetricMeans, MetricSums, MetricsWriter, RunMeans, stack_sums
 from prefdata.train.models import LoadedModel
 from prefdata.train.objectives.objective import Objective
 from prefdata.train.optimizer import learning_rate, make_optimizer
@@ -128,7 +128,12 @@ class Loop:
             # Random numbers are a function of the step and the micro-batch: there is no generator's state to save.
             reseed=lambda number: torch.manual_seed(seed_of(spec.seed, "dropout", step, number)),
         )
-        pieces = gradient.add(micro_batches(self.train, index, self.loaded.micro_tokens, self.loaded.layout))
+
+        def add(tokens: int) -> list[MetricSums]:
+            self.optimizer.zero_grad()  # of what was added until memory ended
+            return gradient.add(micro_batches(self.train, index, tokens, self.loaded.layout))
+
+        pieces = self.loaded.micro.whole(add)
         norm = nn.utils.clip_grad_norm_(model.parameters(), spec.max_grad_norm or math.inf)
         metrics = stack_sums([*pieces, {"grad_norm": (norm.detach(), 1.0)}])
         if self.loaded.device.type == "cpu":  # where looking costs no wait
@@ -201,6 +206,9 @@ def evaluate(
     together = batch_size if objective.coupled else max(1, len(examples))
     for start in range(0, len(examples), together):
         index = range(start, min(start + together, len(examples)))
-        batches = micro_batches(examples, index, loaded.micro_tokens, loaded.layout)
-        means.add(stack_sums(measure(loaded, objective, batches)))
+
+        def measured(tokens: int, index: range = index) -> list[MetricSums]:
+            return measure(loaded, objective, micro_batches(examples, index, tokens, loaded.layout))
+
+        means.add(stack_sums(loaded.micro.whole(measured)))
     return means.pop()

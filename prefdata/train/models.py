@@ -19,7 +19,8 @@ from prefdata.chat.encoder import PLAIN_END, Chat, named_ends
 from prefdata.errors import ModelError
 from prefdata.ids import seed as seed_of
 from prefdata.models.files import ModelFiles
-from prefdata.models.loading import attention_settings, pick_device, read_config, read_weights, silenced
+from prefdata.models.loading import attention_settings, computed, pick_device, read_config, read_weights, silenced
+from prefdata.models.memory import TokenBudget
 from prefdata.storage.atomic import storage_errors
 from prefdata.train.batches import Layout
 from prefdata.train.encode import Encoded
@@ -39,7 +40,7 @@ class LoadedModel:
         device: where it is.
         autocast: the precision of matrix products, or None for the weights' own.
         save_dtype: precision of the saved weights: that of the model it started from.
-        micro_tokens: most tokens that go through it at once, padding included.
+        micro: most tokens that go through it at once, padding included.
         layout: how batches are laid out for it.
     """
 
@@ -48,8 +49,13 @@ class LoadedModel:
     device: torch.device
     autocast: torch.dtype | None
     save_dtype: torch.dtype
-    micro_tokens: int
+    micro: TokenBudget
     layout: Layout = "padded"
+
+    @property
+    def computed(self) -> dict[str, str]:
+        """In and on what it computes: `dtype` of matrix products, and `device`."""
+        return computed(self.device, str(self.autocast or torch.float32).removeprefix("torch."))
 
     def precision(self) -> torch.autocast:
         """The context that forward passes run in."""
@@ -138,10 +144,10 @@ def _from_config(auto: Any, config: Any) -> Any:
     return auto.from_config(config, dtype=torch.float32, **attention_settings(config))
 
 
-def _micro_tokens(device: torch.device, spec: TrainSpec) -> int:
+def _micro_tokens(device: torch.device, spec: TrainSpec) -> TokenBudget:
     # Short batches of like lengths waste less on padding and stay in a CPU's caches (measured: 28% less time than
     # one batch of 32 pairs); a GPU wants them large.
-    return spec.micro_tokens or (1024 if device.type == "cpu" else 16384)
+    return TokenBudget(spec.micro_tokens or (1024 if device.type == "cpu" else 16384), "--micro-tokens")
 
 
 def _autocast(device: torch.device, dtype: str) -> torch.dtype | None:

@@ -149,20 +149,24 @@ def compute(loaded: LoadedModel, examples: Sequence[Example], window: range, ld_
     """`[E, K]` log-probabilities of the examples of a window, in the order of the data."""
     loaded.model.eval()
     width = max(len(examples[i].responses) for i in window)
-    values = np.zeros((len(window), width), dtype=np.float32)
-    for batch in micro_batches(examples, window, loaded.micro_tokens, loaded.layout):
-        moved = batch.to(loaded.device)
-        with loaded.precision():
-            found = weighted_logps(moved, response_logps(loaded.model, moved), ld_alpha)
-        values[batch.index - window.start] = found.cpu()
-    return values
+
+    def within(tokens: int) -> np.ndarray:
+        values = np.zeros((len(window), width), dtype=np.float32)
+        for batch in micro_batches(examples, window, tokens, loaded.layout):
+            moved = batch.to(loaded.device)
+            with loaded.precision():
+                found = weighted_logps(moved, response_logps(loaded.model, moved), ld_alpha)
+            values[batch.index - window.start] = found.cpu()
+        return values
+
+    return loaded.micro.whole(within)
 
 
 def _windows(examples: Sequence[Example], loaded: LoadedModel) -> Iterator[range]:
     """Consecutive examples, as many as `WINDOW` micro-batches hold: what decides them is the data, and no restart."""
     start = tokens = 0
     for place, example in enumerate(examples):
-        if tokens and tokens + example.tokens > WINDOW * loaded.micro_tokens:
+        if tokens and tokens + example.tokens > WINDOW * loaded.micro.given:
             yield range(start, place)
             start, tokens = place, 0
         tokens += example.tokens

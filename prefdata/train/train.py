@@ -24,6 +24,7 @@ from prefdata.formats.records import BadRowError
 from prefdata.ids import FORMAT, digest
 from prefdata.models.files import Kind, ModelFiles, identify
 from prefdata.progress import Progress, Watch, watched
+from prefdata.storage.artifact import in_the_same_precision
 from prefdata.storage.exchange import refuse_place
 from prefdata.storage.report import Report
 from prefdata.storage.run import Artifact, Lineage, Outcome, State
@@ -193,9 +194,11 @@ class _TrainingRun:
         started = time.monotonic()
         data = TrainingData(self, progress)
         progress.phase("loading the model")
+        self.spec = in_the_same_precision(self.spec, () if replace else (self.folder,))
         loaded = models.load(self.files, self.spec, data.chat.tokenizer)
         frozen = self._load_reference(loaded)
-        self.folder.begin(self.lineage, replace=replace)
+        lineage = self.lineage.computing(loaded.computed)
+        self.folder.begin(lineage, replace=replace)
         data.stream.reader.bad.put_aside(self.folder.path / "quarantine.jsonl")
         train, test = data.train.examples, data.test.examples
         objective, test_objective, live = self._objectives(loaded, frozen, train, test, progress)
@@ -216,10 +219,10 @@ class _TrainingRun:
                 (shutil.copytree if log.is_dir() else shutil.copyfile)(log, new / log.name)
             figures: dict[str, Any] = {name: last[name] for name in EVALUATED if name in last}
             figures |= loop.run_means.figures(RUN_MEANS)
-            figures |= {"steps": loop.total, "batch_layout": loaded.layout}
+            figures |= {"steps": loop.total, "batch_layout": loaded.layout, **loaded.computed}
             return data.report(objective.noun).timed(time.monotonic() - started, **figures)
 
-        return self.folder.rebuild(self.lineage, fill)  # whole, in the place of the folder with the checkpoint
+        return self.folder.rebuild(lineage, fill)  # whole, in the place of the folder with the checkpoint
 
     def _objectives(
         self,

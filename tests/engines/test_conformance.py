@@ -68,7 +68,7 @@ def test_what_it_says_of_itself(engine, tiny_policy):
     assert engine.model.path == tiny_policy
     assert (engine.context_length, engine.renders) == (128, True)
     remote = engine.name == "openai"
-    assert engine.dtype == ("the server's" if remote else "float32")
+    assert engine.computed == ({} if remote else {"dtype": "float32", "device": "cpu"})
     assert set(engine.versions) >= ({"server"} if remote else {engine.name, "torch"})
     assert engine.notes == ()
 

@@ -32,7 +32,7 @@ class Frail:
     name = "frail"
     context_length = None
     renders = True
-    dtype = "float32"
+    computed = {"dtype": "float32", "device": "cpu"}  # noqa: RUF012
     template_hash = ""
     notes = ("frail",)
     width = 4

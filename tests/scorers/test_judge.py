@@ -36,8 +36,10 @@ PROMPT = ({"role": "user", "content": "Hi"},)
 class Scripted:
     """A fake engine: `say(text of the last message, which time it is asked)` is the reply, or a Rejection's status."""
 
-    name, renders, dtype, template_hash, context_length = "scripted", True, "none", "", None
+    name, renders, template_hash, context_length = "scripted", True, "", None
     model, versions, notes = ModelFiles("the-judge", "", None, {}), {"scripted": "1"}, ()
+
+    computed: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self, say: Callable[[str, int], str], renders: bool = True, ahead: int = 3) -> None:
         self.say, self.renders, self.ahead = say, renders, ahead

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from prefdata.models.memory import TokenBudget
 from prefdata.train.batches import Example, micro_batches
 from prefdata.train.metrics import MetricMeans, stack_sums
 from prefdata.train.models import LoadedModel
@@ -57,7 +58,7 @@ def step(make_policy: Any, tmp_path: Path) -> Step:
         folder = make_policy(tmp_path / str(dropout), attention_dropout=dropout)
         model = AutoModelForCausalLM.from_pretrained(folder)
         model.train(dropout > 0)
-        loaded = LoadedModel(model, None, torch.device("cpu"), None, torch.float32, micro_tokens)
+        loaded = LoadedModel(model, None, torch.device("cpu"), None, torch.float32, TokenBudget(micro_tokens))
         objective = objective_of(loss)
         gradient = StepGradient(loaded, objective, objective.size(EXAMPLES), reseed=lambda n: torch.manual_seed(n))
         pieces = gradient.add(micro_batches(EXAMPLES, range(12), micro_tokens))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from prefdata.errors import ModelError, SpecConflict, UsageError
+from prefdata.models.memory import TokenBudget
 from prefdata.train import reference
 from prefdata.train.batches import Example, collate
 from prefdata.train.logps import response_logps
@@ -40,7 +41,7 @@ EXAMPLES = [example(4 + i % 5, 3, 2 + i % 4, seed=i) for i in range(40)]
 @pytest.fixture
 def loaded(tiny_policy: Path) -> LoadedModel:
     model = AutoModelForCausalLM.from_pretrained(tiny_policy).eval()
-    return LoadedModel(model, None, torch.device("cpu"), None, torch.float32, micro_tokens=8)
+    return LoadedModel(model, None, torch.device("cpu"), None, torch.float32, TokenBudget(8))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,10 +25,10 @@ from prefdata.engines.hf.penalties import Penalties
 from prefdata.engines.hf.token_sampling import Settings, draw, stream_keys
 from prefdata.engines.protocol import Completion, Rejection, Request, Sampling, refusal, room
 from prefdata.engines.stop_strings import StopStrings
-from prefdata.errors import EngineError
 from prefdata.ids import Message
 from prefdata.models.files import ModelFiles
-from prefdata.models.loading import load, merge_adapter, pick_device, pick_dtype
+from prefdata.models.loading import computed, load, merge_adapter, pick_device, pick_dtype
+from prefdata.models.memory import TokenBudget
 from prefdata.specs.chat import TemplateChoice
 
 WINDOW = 2000
@@ -85,14 +85,15 @@ class TransformersGenerator:
         """
         self.model = model
         self.device = pick_device(device)
-        self.dtype = pick_dtype(dtype, self.device)
+        dtype = pick_dtype(dtype, self.device)
+        self.computed = computed(self.device, dtype)
         self.chat = Chat.load(model.folder(), name=model.name, raw=raw, choice=choice)
         self.template_hash = self.chat.template_hash
         self.context_length = min(context_length or 1 << 20, model.context_length or 1 << 20)
-        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
+        self._budget = TokenBudget(batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"]))
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         self.notes = (*notes, *self.chat.notes)
-        self._net = load(AutoModelForCausalLM, model, self.dtype, self.device)
+        self._net = load(AutoModelForCausalLM, model, dtype, self.device)
         if lora is not None:
             self._net = merge_adapter(self._net, Path(lora))
         self._batch_state = pick_batch_state(self._net)
@@ -115,8 +116,8 @@ class TransformersGenerator:
         while window := list(islice(stream, WINDOW)):
             refusals = [refusal(request, self.context_length, self._vocabulary) for request in window]
             yield from (no for no in refusals if no is not None)
-            for batch in self._batches([r for r, no in zip(window, refusals, strict=True) if no is None]):
-                yield from self._halving(batch, self._answers)
+            fit = [request for request, no in zip(window, refusals, strict=True) if no is None]
+            yield from self._computed(fit, self._answers)
 
     def beams(self, requests: Iterable[BeamRequest]) -> Iterator[Completion | Rejection]:
         """Search for the likeliest answers to every prompt, an answer a key; see `prefdata.engines.hf.beam_search`.
@@ -134,8 +135,7 @@ class TransformersGenerator:
                 if asked and refusals[0] is None:
                     fit.setdefault((len(asked), request.diversity_penalty is None), []).append(request)
             for (beams, _), alike in fit.items():
-                for batch in self._batches(alike, rows=beams):
-                    yield from self._halving(batch, self._found)
+                yield from self._computed(alike, self._found, rows=beams)
 
     def close(self) -> None:
         """Give back the model's memory."""
@@ -143,8 +143,19 @@ class TransformersGenerator:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _batches(self, window: list[R], rows: int = 1) -> Iterator[list[R]]:
-        """Requests of similar length, each of so many rows, within the budget."""
+    def _computed(
+        self, requests: Sequence[R], compute: Callable[[list[R]], Answers], rows: int = 1
+    ) -> Iterator[Completion | Rejection]:
+        """The answers of requests, each of so many rows, in batches that memory holds."""
+
+        def one_by_one(some: Sequence[R], tokens: int) -> Iterator[tuple[list[R], Answers]]:
+            for batch in self._batches(some, tokens, rows):
+                yield batch, compute(batch)
+
+        yield from chain.from_iterable(self._budget.batches(requests, one_by_one))
+
+    def _batches(self, window: Sequence[R], tokens: int, rows: int) -> Iterator[list[R]]:
+        """Requests of similar length, each of so many rows, within a budget of tokens."""
 
         # Long ones first: a batch that does not fit into memory is then the first one, not the last.
         def size(request: R) -> tuple[int, int, tuple[int, ...]]:
@@ -155,7 +166,7 @@ class TransformersGenerator:
         for request in sorted(window, key=size, reverse=True):
             length = len(request.prompt_ids) + self._room(request)
             more = (len(batch) + 1) * rows
-            if batch and (more > MAX_ROWS or more * max(longest, length) > self.batch_tokens):
+            if batch and (more > MAX_ROWS or more * max(longest, length) > tokens):
                 yield batch
                 batch, longest = [], 0
             batch.append(request)
@@ -165,18 +176,6 @@ class TransformersGenerator:
 
     def _room(self, request: Request | BeamRequest) -> int:
         return room(request if isinstance(request, Request) else request.asked()[0], self.context_length)
-
-    def _halving(self, batch: list[R], compute: Callable[[list[R]], Answers]) -> Answers:
-        """The answers of one batch; one that does not fit into a GPU's memory is halved, as are those to come."""
-        try:
-            return compute(batch)
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
-        if len(batch) == 1:
-            raise EngineError("the GPU's memory does not hold one request. Lower the context length.")
-        self.batch_tokens = max(self.batch_tokens // 2, 1)
-        half = len(batch) // 2
-        return self._halving(batch[:half], compute) + self._halving(batch[half:], compute)
 
     def _found(self, batch: list[BeamRequest]) -> Answers:
         found = search(self._batch_state, self._net, batch, self._ends, self._stops, self.context_length)

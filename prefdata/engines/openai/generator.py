@@ -114,7 +114,7 @@ class OpenAIGenerator:
         self.renders = spec.tokenizer is not None
         self.chat = _chat(files, spec) if self.renders else None
         self.template_hash = self.chat.template_hash if self.chat else ""
-        self.dtype = "the server's"
+        self.computed: dict[str, str] = {}
         self._raw = spec.raw
         self._name = spec.model
         self._concurrency = spec.concurrency

@@ -86,8 +86,7 @@ class VllmGenerator:
         config = self._running.config
         self._context = int(config.model_config.max_model_len)
         self.context_length: int | None = self._context
-        self.dtype = str(config.model_config.dtype).removeprefix("torch.")
-        self.versions = self._running.versions
+        self.versions, self.computed = self._running.versions, self._running.computed
         self.notes = (*notes, *self._running.notes, *self.chat.notes)
         self._vocabulary = int(config.model_config.get_vocab_size())
         self._stops = StopStrings(self.chat, self._vocabulary)

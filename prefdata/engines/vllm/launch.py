@@ -126,7 +126,8 @@ def start(vllm: Any, model: ModelFiles, spec: VllmSpec, **settings: Any) -> Vllm
             engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**given), usage_context=usage)
             engine.get_supported_tasks()  # which add_request would ask for, and wait for in vain of a dead engine
             _wake_when_dead(engine.engine_core)
-            return VllmEngine(engine, started.pop_all(), vllm.__version__)
+            device = "cpu" if platform.is_cpu() else f"{platform.device_type} ({platform.get_device_name()})"
+            return VllmEngine(engine, started.pop_all(), vllm.__version__, device)
     except Exception as error:
         raise EngineError(
             f"vLLM {vllm.__version__} cannot start: {first_line(error)}.{_warning(vllm.__version__)} "
@@ -163,13 +164,15 @@ class VllmEngine:
     Attributes:
         engine: the LLMEngine.
         config: its VllmConfig.
+        computed: in and on what it computes: `dtype` and `device`.
         versions: of vLLM and of what else decides the results.
         notes: sentences about them.
     """
 
-    def __init__(self, engine: Any, started: ExitStack, version: str) -> None:
+    def __init__(self, engine: Any, started: ExitStack, version: str, device: str) -> None:
         """Take over an engine, and what is to be undone when it is stopped."""
         self.engine, self.config = engine, engine.vllm_config
+        self.computed = {"dtype": str(self.config.model_config.dtype).removeprefix("torch."), "device": device}
         self.versions = {"vllm": version, **versions("torch", "transformers")}
         self.notes = untested(version)
         self._started = started

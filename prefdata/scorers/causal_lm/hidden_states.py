@@ -33,7 +33,7 @@ class AnswerStates:
     def __init__(self, files: ModelFiles, **settings: Any) -> None:
         """Load the model; `settings` and errors are those of `LanguageModel`."""
         self.model = LanguageModel(files, **settings)
-        self.versions = self.model.versions
+        self.versions, self.computed = self.model.versions, self.model.computed
 
     def of(self, items: Sequence[ScoringItem]) -> list[States | Score]:
         """The states of each item's answer, in their order; where there are none, a null score that says why.
@@ -80,7 +80,7 @@ class StateSimilarity:
         """
         self.states = AnswerStates(files, **settings)
         self.similarity = similarity
-        self.versions = self.states.versions
+        self.versions, self.computed = self.states.versions, self.states.computed
 
     def score(self, items: Iterable[ScoringItem]) -> Iterator[Score]:
         """Score every item once, a window at a time; see the protocol."""

@@ -11,14 +11,16 @@ here is what is trained there.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import chain
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from prefdata import ids
@@ -27,7 +29,9 @@ from prefdata.chat.template import TemplateRefusal
 from prefdata.errors import ModelError
 from prefdata.ids import Message
 from prefdata.models.files import ModelFiles
-from prefdata.models.loading import load, padding_id, pick_device, pick_dtype
+from prefdata.models.loading import computed, load, padding_id, pick_device, pick_dtype
+from prefdata.models.memory import TokenBudget
+from prefdata.scorers.causal_lm.given_states import GivenStates
 from prefdata.scorers.classifier.rendering import windows
 from prefdata.scorers.protocol import Score, ScoringItem
 from prefdata.specs.chat import TemplateChoice
@@ -43,6 +47,15 @@ CHUNK_ELEMENTS = 1 << 26
 
 END_WINDOW = 4
 """Tokens at the end of an answer among which its end token is: some templates write a line break after it."""
+
+
+T = TypeVar("T")
+
+Row: TypeAlias = tuple[int, ...]
+"""Token ids."""
+
+Places: TypeAlias = Sequence[tuple[int, int]]
+"""Rows of a batch, and what each is of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +101,18 @@ class LanguageModel:
         """
         self.files = files
         self.device = pick_device(device)
-        self.dtype = pick_dtype(dtype, self.device)
+        dtype = pick_dtype(dtype, self.device)
+        self.computed = computed(self.device, dtype)
         self.chat = Chat.load(files.folder(), name=files.name, raw=raw, choice=choice)
         self.context_length = files.context_length or 1 << 20
-        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
+        self._budget = TokenBudget(batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"]))
         self.chunk_elements = chunk_elements
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-        net = load(AutoModelForCausalLM, files, self.dtype, self.device)
+        net = load(AutoModelForCausalLM, files, dtype, self.device)
         self._pad = padding_id(self.chat.tokenizer, net)
         self._trunk: Any = net.base_model
         self._vocabulary = int(net.get_output_embeddings().weight.shape[0])
-        self._states = _Given(self._trunk)
+        self._states = GivenStates(self._trunk)
         setattr(net, net.base_model_prefix, self._states)
         self._head: Any = net
 
@@ -155,9 +169,7 @@ class LanguageModel:
 
     def each_sum(self, asked: Sequence[Continuation]) -> Iterator[tuple[int, float]]:
         """`sums` as they are known, each with its continuation's place: a stop loses only what is being computed."""
-        for places, states in self._read([one.prompt + one.ids[:-1] for one in asked]):
-            wanted = [(row, place) for row, alike in enumerate(places) for place in alike]
-            yield from self._summed(asked, wanted, states)
+        yield from self._read([one.prompt + one.ids[:-1] for one in asked], partial(self._summed, asked))
 
     @torch.inference_mode()
     def _summed(
@@ -176,13 +188,13 @@ class LanguageModel:
 
         All of them have no `problem`.
         """
-        found: list[Tensor] = [torch.empty(0)] * len(asked)
-        for places, states in self._read([one.prompt + one.ids for one in asked]):
-            for row, alike in enumerate(places):
-                for place in alike:
-                    own = states[row, len(asked[place].prompt) :][: len(asked[place].ids)]
-                    found[place] = own.float().cpu().clone()
-        return found
+
+        def own(wanted: Sequence[tuple[int, int]], states: Tensor) -> list[tuple[int, Tensor]]:
+            cut = ((place, states[row, len(asked[place].prompt) :][: len(asked[place].ids)]) for row, place in wanted)
+            return [(place, one.float().cpu().clone()) for place, one in cut]
+
+        found = dict(self._read([one.prompt + one.ids for one in asked], own))
+        return [found[place] for place in range(len(asked))]
 
     def close(self) -> None:
         """Give back the model's memory."""
@@ -190,19 +202,25 @@ class LanguageModel:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _read(self, rows: Sequence[tuple[int, ...]]) -> Iterator[tuple[list[list[int]], Tensor]]:
-        """Batches of distinct rows: the places of each in `rows`, and the states (B, T, H), padding included."""
-        places: dict[tuple[int, ...], list[int]] = {}
+    def _read(
+        self, rows: Sequence[Row], use: Callable[[Places, Tensor], list[tuple[int, T]]]
+    ) -> Iterator[tuple[int, T]]:
+        """What `use` makes of every row, by its place in `rows`; each distinct row is computed once.
+
+        `use` gets (row of the batch, place) of all that it is to make something of, and the states (B, T, H) of the
+        batch, padding included.
+        """
+        places: dict[Row, list[int]] = {}
         for place, row in enumerate(rows):
             places.setdefault(row, []).append(place)
-        batch: list[tuple[int, ...]] = []
-        for row in sorted(places, key=lambda row: (-len(row), row)):
-            if batch and (len(batch) + 1) * len(batch[0]) > self.batch_tokens:
-                yield [places[one] for one in batch], self._batch(batch)
-                batch = []
-            batch.append(row)
-        if batch:
-            yield [places[one] for one in batch], self._batch(batch)
+
+        def compute(some: Sequence[Row], tokens: int) -> Iterator[tuple[list[Row], list[tuple[int, T]]]]:
+            for batch in _batches(some, tokens):
+                wanted = [(number, place) for number, row in enumerate(batch) for place in places[row]]
+                yield batch, use(wanted, self._batch(batch))
+
+        longest_first = sorted(places, key=lambda row: (-len(row), row))
+        yield from chain.from_iterable(self._budget.batches(longest_first, compute))
 
     @torch.inference_mode()
     def _batch(self, rows: list[tuple[int, ...]]) -> Tensor:
@@ -224,26 +242,16 @@ class LanguageModel:
         return torch.cat(parts)
 
 
-class _Given(nn.Module):
-    """Stands where a model's trunk stood, and gives states that are there already.
-
-    The model's own code then makes logits of them: some families scale these, or cap them, and only they know how.
-    """
-
-    output: Any = None
-
-    def __init__(self, trunk: Any) -> None:
-        super().__init__()
-        # Falcon-H1's head reads a factor of its trunk.
-        self.lm_head_multiplier = getattr(trunk, "lm_head_multiplier", None)
-
-    @property
-    def decoder(self) -> _Given:
-        """The same: OPT calls the decoder in its trunk."""
-        return self
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.output
+def _batches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
+    """The rows, the longest first, in batches of so many tokens, padding included."""
+    batch: list[Row] = []
+    for row in rows:
+        if batch and (len(batch) + 1) * len(batch[0]) > tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 class _AnswerScorer:
@@ -254,7 +262,7 @@ class _AnswerScorer:
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
-        self.versions = model.versions
+        self.versions, self.computed = model.versions, model.computed
 
     def score(self, items: Iterable[ScoringItem]) -> Iterator[Score]:
         """Score every item once, a window at a time; see the protocol."""

@@ -45,7 +45,7 @@ class Pairwise:
         self.model = LanguageModel(files, raw=question.plain, **settings)
         self.question = question
         self.annotator = annotator or files.name
-        self.versions = self.model.versions
+        self.versions, self.computed = self.model.versions, self.model.computed
 
     def compare(self, matches: Iterable[Comparison]) -> Iterator[Verdict]:
         """Judge every match once, a window at a time; see the protocol."""

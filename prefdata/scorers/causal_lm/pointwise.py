@@ -38,7 +38,7 @@ class Pointwise:
         """
         self.model = LanguageModel(files, raw=question.plain, **settings)
         self.question = question
-        self.versions = self.model.versions
+        self.versions, self.computed = self.model.versions, self.model.computed
 
     def score(self, items: Iterable[ScoringItem]) -> Iterator[Score]:
         """Score every item once, a window at a time; see the protocol."""

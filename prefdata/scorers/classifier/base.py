@@ -24,6 +24,7 @@ class Classifier(ABC):
 
     Attributes:
         versions: of the libraries that decide the scores.
+        computed: in and on what it computes; see `prefdata.scorers.protocol.computed_by`.
         outputs: the labels' names where several are read, else `("",)`.
         notes: sentences about how it computes, where that is not the usual way.
         context_length: most tokens of a text.
@@ -35,6 +36,7 @@ class Classifier(ABC):
     """Items that are pulled, and sorted by length, at a time."""
 
     versions: dict[str, str]
+    computed: dict[str, str]
     outputs: tuple[str, ...]
     notes: tuple[str, ...]
     context_length: int

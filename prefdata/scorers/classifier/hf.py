@@ -9,8 +9,9 @@ The score is computed in float32, whatever the type of the rest: bfloat16 makes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from transformers import AutoModelForSequenceClassification
 
 from prefdata.chat.encoder import Chat
 from prefdata.models.files import ModelFiles
-from prefdata.models.loading import head_in_float32, load, padding_id, pick_device, pick_dtype
+from prefdata.models.loading import computed, head_in_float32, load, padding_id, pick_device, pick_dtype
+from prefdata.models.memory import TokenBudget, is_out_of_memory
 from prefdata.scorers.classifier.backbones import CachedBackbone
 from prefdata.scorers.classifier.base import Classifier
 from prefdata.scorers.classifier.cores import each, fits_one_core
@@ -89,11 +91,12 @@ class RewardModel(Classifier):
         self.outputs = self.labels.outputs
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
+        self.computed = computed(self.device, self.dtype)
         chat = Chat.load(files.folder(), name=files.name, raw=text_format is not None, choice=choice)
         self.texts = TextRenderer(chat, text_format)
         self.chat = self.texts.chat
         self.context_length = min(context_length or 1 << 20, files.context_length or 1 << 20)
-        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
+        self.budget = TokenBudget(batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"]))
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         self.notes = ()
         self._net: Any = load(AutoModelForSequenceClassification, files, self.dtype, self.device)
@@ -117,11 +120,8 @@ class RewardModel(Classifier):
 
     def logits(self, rows: list[RenderedText]) -> Iterator[tuple[list[RenderedText], Tensor]]:
         """The rows with their logits, some at a time; see `Classifier.logits`."""
-        if rows and self._unchecked:
-            self._check(rows)
-        shared, whole = prefix_groups(rows) if self._branching else ([], rows)
-        yield from self._branched(shared)
-        yield from self._padded(whole)
+        for done, logits in self.budget.batches(rows, self._in_batches):
+            yield list(done), logits
 
     def close(self) -> None:
         """Give back the model's memory."""
@@ -137,15 +137,23 @@ class RewardModel(Classifier):
             return None
         return PrefixRunner(CachedBackbone(net), self._pad, self.device, self._computed, several=self._several)
 
-    def _branched(self, found: list[PrefixGroup]) -> Iterator[tuple[list[RenderedText], Tensor]]:
+    def _in_batches(self, rows: Sequence[RenderedText], tokens: int) -> Iterator[tuple[list[RenderedText], Any]]:
+        """Batches of so many tokens, each with itself and its logits."""
+        if rows and self._unchecked:
+            self._check(rows, tokens)
+        shared, whole = prefix_groups(rows) if self._branching else ([], rows)
+        for done in chain(self._branched(shared, tokens), self._padded(whole, tokens)):
+            yield done[0], done
+
+    def _branched(self, found: list[PrefixGroup], tokens: int) -> Iterator[tuple[list[RenderedText], Tensor]]:
         if self._branching is None:
             return
-        for group in group_batches(found, self.batch_tokens):
-            for rows, states in self._branching.states(group, self.batch_tokens):
+        for group in group_batches(found, tokens):
+            for rows, states in self._branching.states(group, tokens):
                 yield rows, self._read(states)
 
-    def _padded(self, rows: list[RenderedText]) -> Iterator[tuple[list[RenderedText], Tensor]]:
-        planned = batches(rows, lambda row: len(row.ids), self.batch_tokens)
+    def _padded(self, rows: Sequence[RenderedText], tokens: int) -> Iterator[tuple[list[RenderedText], Tensor]]:
+        planned = batches(rows, lambda row: len(row.ids), tokens)
         parts = planned if self._pads else (part for batch in planned for part in _of_one_length(batch))
         tasks = (partial(self._with_rows, part) for part in parts)
         yield from each(tasks, several=self._several)
@@ -174,32 +182,38 @@ class RewardModel(Classifier):
         logits: Tensor = self._head(states)
         return logits
 
-    def _check(self, rows: list[RenderedText]) -> None:
-        """Compare padded and branched rows with rows that are computed alone, and give up what differs."""
-        self._unchecked = False
+    def _check(self, rows: Sequence[RenderedText], tokens: int) -> None:
+        """Compare padded and branched rows with rows that are computed alone, and give up what differs or raises."""
         found = prefix_groups(rows)[0][:SELF_CHECKED] if self._branching else []
         shared = [PrefixGroup(one.prefix, one.branches[:2]) for one in found]
         pairs = [row for family in shared for row, _ in family.branches]
         ordered = sorted(rows, key=lambda row: len(row.ids))
         some = [*pairs, *ordered[:: max(1, len(ordered) // SELF_CHECKED)]][: 4 * SELF_CHECKED]
-        alone = {row.text: self._forward([row])[0].float() for row in some}
-        worst = self._apart([(some, self._forward(some))], alone)
-        if worst > TOLERANCE[self.dtype]:
+        some = some[: max(2, tokens // max(len(row.ids) for row in some))]
+        distinct = {row.text: row for row in [*some, *pairs]}
+        alone = {text: self._forward([row])[0].float() for text, row in distinct.items()}
+        if why := self._trouble(lambda: [(some, self._forward(some))], alone):
             self._pads = False
-            self.notes += (f"Only texts of one length are computed together: padding moves scores by {worst:.2g}.",)
-        try:
-            worst = self._apart(self._branched(shared), alone)
-            why = f"the scores differ by {worst:.2g}" if worst > TOLERANCE[self.dtype] else None
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:  # of the model's own code, which does not take prompts that were computed before
-            why = f"the model's code raises {type(error).__name__}"
-        if why is not None:
+            self.notes += (f"Only texts of one length are computed together: with padding {why}.",)
+        if why := self._trouble(lambda: self._branched(shared, tokens), alone):
             self._branching = None
             self._note_whole(why)
         self._computed.tokens = self._computed.needed = 0
+        self._unchecked = False
 
-    def _apart(self, found: Any, alone: dict[str, Tensor]) -> float:
+    def _trouble(
+        self, compute: Callable[[], Iterable[tuple[list[RenderedText], Tensor]]], alone: dict[str, Tensor]
+    ) -> str | None:
+        """Why logits that are computed in a faster way cannot be used; None where they are those of rows alone."""
+        try:
+            worst = self._apart(compute(), alone)
+        except Exception as error:  # of the model's own code, which does not know this way
+            if is_out_of_memory(error):
+                raise
+            return f"the model's code raises {type(error).__name__}"
+        return f"the scores differ by {worst:.2g}" if worst > TOLERANCE[self.dtype] else None
+
+    def _apart(self, found: Iterable[tuple[list[RenderedText], Tensor]], alone: dict[str, Tensor]) -> float:
         """How far logits are from those of rows alone, at most: relative where they are above 1."""
         worst = 0.0
         for rows, logits in found:
@@ -219,7 +233,7 @@ def _stretches(net: torch.nn.Module) -> bool:
     return any("longrope" in kind for kind in kinds)
 
 
-def _of_one_length(rows: list[RenderedText]) -> list[list[RenderedText]]:
+def _of_one_length(rows: Sequence[RenderedText]) -> list[list[RenderedText]]:
     by_length: dict[int, list[RenderedText]] = {}
     for row in rows:
         by_length.setdefault(len(row.ids), []).append(row)

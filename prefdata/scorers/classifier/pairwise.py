@@ -71,7 +71,7 @@ class PairwiseReward:
         self.other = None if len(label_names(files.config)) == 1 else 1 - self.first
         self.format = None if text_format is None else read_format(text_format, ("first", "second"))
         self.annotator = annotator or files.name
-        self.versions = classifier.versions
+        self.versions, self.computed = classifier.versions, classifier.computed
         self._classifier = classifier
         chat = classifier.texts.chat
         self._chat = chat if self.format is None else chat.of_format()

@@ -85,7 +85,7 @@ class _Judge:
         self.rubric = rubric
         self._schema = rubric.verdict_schema()
         self.max_tokens, self.tries, self.seed = max_tokens, tries, seed
-        self.versions = generator.versions
+        self.versions, self.computed = generator.versions, generator.computed
 
     kind = ""
 
