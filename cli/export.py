@@ -23,7 +23,7 @@ def export(
     replace: Replace = False,
     format: ReportFormat = "text",
 ) -> None:
-    """Write pairs or best answers as sharded Parquet with a dataset card."""
+    """Write pairs, labels, demonstrations, prompts or groups as a trainer reads them, with a dataset card."""
     from prefdata.exports.export import export as step
     from prefdata.storage.run import Run
 

@@ -1,4 +1,4 @@
-"""export: pairs, selections, labels, groups or demonstrations in, shards and a dataset card out.
+"""export: pairs, selections, labels, groups, demonstrations or prompts in, shards and a dataset card out.
 
 The folder is laid out as the hub lays out datasets, `data/train-00000-of-00004.parquet` and a README.md, so that
 `datasets.load_dataset(FOLDER)` reads it. A row belongs to its prompt's split. The folder is built beside and put into
@@ -7,56 +7,28 @@ place when it is whole; other files that a person keeps there (`.git`, LICENSE) 
 
 from __future__ import annotations
 
-import io
-import math
-from functools import partial
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 
-import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from prefdata.errors import InputError, UsageError
-from prefdata.formats.card import Split, dataset_card
-from prefdata.formats.dialects import DIALECTS, Dialect
+from prefdata.exports.beside import write_beside
+from prefdata.exports.card import Card
+from prefdata.exports.registry import READS, Dialect, named
+from prefdata.exports.rows import JoinedRows
+from prefdata.exports.shards import ShardWriter, Split, rows_per_shard
+from prefdata.exports.tables import DialectTable
 from prefdata.progress import Watch, watched
 from prefdata.specs import ExportSpec
-from prefdata.storage.atomic import write_file
-from prefdata.storage.queries import read_candidates, read_prompts
+from prefdata.specs.export import ExportKind, FileFormat
+from prefdata.sql.session import Session
 from prefdata.storage.report import Report, nonzero
 from prefdata.storage.run import MADE_BY, Artifact, Lineage, Outcome, Partition, Run
 from prefdata.storage.schemas import TABLES
+from prefdata.storage.spill import spill_dir
 
-COMPRESSION = "zstd"
-
-_SAMPLED = 1000
 _DECIDED = ("selections", "pairs", "unpaired", "groups", "demonstrations")
-
-
-def split_into_shards(rows: pa.Table, shard_bytes: int) -> list[pa.Table]:
-    """`rows` in their order, cut into the fewest parts of about equal length that should stay below `shard_bytes`.
-
-    The size is that of Parquet files, estimated by encoding some thousand rows, evenly spaced; equal rows give equal
-    parts. There is one part at least, and one row a part at least.
-    """
-    parts = max(1, min(rows.num_rows, math.ceil(_parquet_bytes(rows) / shard_bytes)))
-    cuts = [rows.num_rows * part // parts for part in range(parts + 1)]
-    return [rows.slice(start, end - start) for start, end in pairwise(cuts)]
-
-
-def _parquet_bytes(rows: pa.Table) -> float:
-    if not rows.num_rows:
-        return 0
-    sample = rows.take(list(range(0, rows.num_rows, max(1, rows.num_rows // _SAMPLED))))
-    encoded = io.BytesIO()
-    pq.write_table(sample, encoded, compression=COMPRESSION)
-    return float(encoded.tell() / sample.num_rows * rows.num_rows)
-
-
-def shard_name(split: str, part: int, parts: int) -> str:
-    """The file of a shard, counted from 0: `data/train-00000-of-00004.parquet`."""
-    return f"data/{split}-{part:05d}-of-{parts:05d}.parquet"
 
 
 def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False, progress: Watch = False) -> Outcome:
@@ -64,144 +36,158 @@ def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False, progr
 
     Raises:
         NotReady: what the dialect reads is not there, or unfinished.
-        UsageError: a table was named that the dialect does not read, two were, or one of several must be named.
+        UsageError: the dialect has no such rows or container; or a table was named that it does not read, two were, or
+            one of several must be named.
         SpecConflict: the folder holds another export.
         InputError: the folder is not ours to replace, or a file of ours in it was changed since; or there is no row to
             write. `replace` does not change that.
     """
-    dialect = DIALECTS[spec.dialect]
-    source = _source(run, spec, dialect)
-    prompts = run.all("prompts")
-    parents = {str(partition): partition.content for partition in (source, *prompts)}
-    lineage = Lineage.of(spec, parents, resolved={source.table.partition: source.name})
-    folder = Artifact(to)
+    dialect, kind = _dialect(spec)
+    form = _container(spec, dialect)
+    source = _source(run, spec, kind)
+    parents = {str(partition): partition.content for partition in (*source, *run.all("prompts"))}
+    named_table = {} if kind == "prompts" else {source[0].table.partition: source[0].name}
+    lineage = Lineage.of(spec, parents, resolved=named_table)
     with watched(progress, "export") as told:
 
         def fill(path: Path) -> Report:
             told.phase("writing shards")
-            return _fill(run, spec, source, lineage, path, to.name)
+            return Filling(run, spec, dialect, kind, form, source, lineage).fill(path, to)
 
-        return folder.remake(lineage, fill, replace=replace)
+        return Artifact(to).remake(lineage, fill, replace=replace)
 
 
-def _source(run: Run, spec: ExportSpec, dialect: Dialect) -> Partition:
+def _dialect(spec: ExportSpec) -> tuple[Dialect, ExportKind]:
+    """The dialect, and the kind of rows: the one asked for, else the one that the name means, else the usual one.
+
+    Raises:
+        UsageError: the dialect has no rows of that kind.
+    """
+    dialect, meant = named(spec.dialect)
+    kind = spec.kind or meant or next(iter(dialect.layouts))
+    if kind not in dialect.layouts or (meant and kind != meant):
+        known = [meant] if meant else list(dialect.layouts)
+        raise UsageError(f"the dialect {spec.dialect} has no {kind}: choose --as {' or '.join(known)}.")
+    return dialect, kind
+
+
+def _container(spec: ExportSpec, dialect: Dialect) -> FileFormat:
+    """The container that is written.
+
+    Raises:
+        UsageError: the dialect's loader does not read it.
+    """
+    form = spec.file_format or dialect.files[0]
+    if form not in dialect.files:
+        raise UsageError(f"the loader of {dialect.name} reads no {form}: choose --files {' or '.join(dialect.files)}.")
+    return form
+
+
+def _source(run: Run, spec: ExportSpec, kind: ExportKind) -> Sequence[Partition]:
     """The partition to export: the one named, else the only one of the table that the dialect usually reads.
 
     Raises:
         NotReady: it is not there, or unfinished.
         UsageError: a table was named that this dialect does not read, two were, or one of several must be named.
     """
-    table_of = {TABLES[table].flag: table for table in dialect.reads}
     names = {flag: getattr(spec, flag.removeprefix("--")) for flag in ("--pairing", "--selector", "--input")}
     given = [flag for flag, name in names.items() if name is not None]
+    table_of = {TABLES[table].flag: table for table in READS[kind] if kind != "prompts"}
     if wrong := [flag for flag in given if flag not in table_of]:
+        named_with = f", named with {' or '.join(table_of)}" if table_of else ""
         raise UsageError(
-            f"the dialect {dialect.name} reads {' or '.join(dialect.reads)}, named with {' or '.join(table_of)}: "
-            f"leave out {', '.join(wrong)}."
+            f"the dialect {spec.dialect} reads {' or '.join(READS[kind])}{named_with}: leave out {', '.join(wrong)}."
         )
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} name two inputs, and one of them is exported: leave the other out.")
+    if kind == "prompts":
+        return run.all("prompts")
     existing = [flag for flag, table in table_of.items() if run.partitions(table)]
     flag = (given or existing or list(table_of))[0]
-    return run.only(table_of[flag], names[flag])
+    return [run.only(table_of[flag], names[flag])]
 
 
-def _fill(run: Run, spec: ExportSpec, source: Partition, lineage: Lineage, path: Path, title: str) -> Report:
-    dialect = DIALECTS[spec.dialect]
-    joined, dropped = _joined(run, source)
-    if joined.height == 0:
-        raise InputError(f"{source} has no row to export. The same `{MADE_BY[source.table.name]}` again says why.")
-    rows = dialect.rows(joined, strict=spec.strict_columns)
-    signed = rows.replace_schema_metadata({"prefdata": lineage.model_dump_json()})
-    splits = {}
-    for split in ("train", "test"):
-        of_split = signed.filter(pa.array((joined["split"] == split).to_list()))
-        if of_split.num_rows:
-            splits[split] = _write(of_split, split, spec.shard_mb * 1_000_000, path)
-    report = Report(
-        step="export",
-        unit=source.table.name,
-        rows_in=rows.num_rows + sum(dropped.values()),
-        rows_out=rows.num_rows,
-        dropped=nonzero(dropped),
-        figures={name: split.rows for name, split in splits.items()}
-        | {"files": sum(split.files for split in splits.values())},
-    )
-    history = _history(run, source, joined)
-    text = dataset_card(title, dialect, rows.schema, splits, history, report)
-    write_file(path / "README.md", lambda file: file.write(text.encode()))
-    return report
+class Filling:
+    """One export while it is written."""
 
+    def __init__(
+        self, run: Run, spec: ExportSpec, dialect: Dialect, kind: ExportKind, form: FileFormat,
+        source: Sequence[Partition], lineage: Lineage,
+    ) -> None:  # fmt: skip
+        """The rows of `source` in a dialect."""
+        self._run, self._spec, self._dialect, self._kind, self._form = run, spec, dialect, kind, form
+        self._source, self._lineage = source, lineage
+        self._rows = JoinedRows(run, source)
 
-def _write(rows: pa.Table, split: str, shard_bytes: int, path: Path) -> Split:
-    parts = split_into_shards(rows, shard_bytes)
-    files = [path / shard_name(split, number, len(parts)) for number in range(len(parts))]
-    for file, part in zip(files, parts, strict=True):
-        file.parent.mkdir(exist_ok=True)
-        write_file(file, partial(pq.write_table, part, compression=COMPRESSION))
-    return Split(rows.num_rows, rows.nbytes, sum(file.stat().st_size for file in files), len(files))
+    def fill(self, path: Path, to: Path) -> Report:
+        """Write shards, card and what belongs beside them into the folder `path`, which will be `to`.
 
+        Raises:
+            InputError: there is no row to write.
+        """
+        with spill_dir(self._run) as spill, self._rows.session(spill) as session:
+            counts, left = self._rows.counts(session), self._rows.left_out(session)
+            if not counts:
+                made_by = MADE_BY[self._rows.table]
+                raise InputError(f"{self._name} has no row to export. The same `{made_by}` again says why.")
+            columns = self._dialect.columns(self._kind, self._rows.table, strict=self._spec.strict_columns)
+            there = self._rows.present(session, [one.is_ for one in columns.values() if one.optional])
+            columns = {name: one for name, one in columns.items() if not one.optional or one.is_ in there}
+            table = DialectTable(columns, self._dialect.notation(self._kind), self._rows.used)
+            schema, splits = self._write(session, table, counts, path)
+            samplers = self._rows.samplers(session)
+        report = self._report(table, splits, left | nonzero(table.dropped), sum(counts.values()))
+        layout = self._dialect.layouts[self._kind]
+        card = Card(to.name, layout.about, layout.tags, self._dialect.folder, license=self._spec.license)
+        card.write(path / "README.md", schema, splits, _history(self._run, self._source, samplers), report)
+        write_beside(layout.beside, path, to, list(splits), schema.names)
+        return report
 
-def _joined(run: Run, source: Partition) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The rows to export by key, each with its prompt, its texts and their samplers; how many were left out, and why.
+    @property
+    def _name(self) -> str:
+        return str(self._source[0]) if self._kind != "prompts" else f"prompts of {self._run}"
 
-    Raises:
-        InputError: a row names a prompt or a candidate that the run does not hold.
-    """
-    rows, dropped = _exported(pl.DataFrame(source.read()), source.table.name)
-    texts = read_candidates(run, ["candidate_id", "text"]).select("candidate_id", "text", "sampler")
-    rows = _WITH_TEXTS.get(source.table.name, _with_answer)(rows, texts)
-    prompts = read_prompts(run, partial=True).select("prompt_id", "messages", "tools", "split")
-    # A prompt's pairs stay together; its labels do not, because KTO reckons with each one's neighbour as another's.
-    order = ["prompt_id", *source.table.key] if source.table.name == "pairs" else source.table.key
-    rows = rows.join(prompts, on="prompt_id", how="left").sort(order)
-    lost = rows.filter(pl.col("messages").is_null() | pl.col("samplers").list.contains(pl.lit(None, pl.String)))
-    if lost.height:
-        raise InputError(
-            f"{lost.height} of {rows.height} rows of {source} name a prompt or a candidate that {run} does not hold "
-            f"(first: {lost[source.table.key[0]][0]}). Run `{MADE_BY[source.table.name]}` again."
+    def _write(
+        self, session: Session, table: DialectTable, counts: dict[str, int], path: Path
+    ) -> tuple[pa.Schema, dict[str, Split]]:
+        writers: dict[str, ShardWriter] = {}
+        schema = None
+        for joined in self._rows.batches(session):
+            rows, of_split = table.rows(joined)
+            if schema is None:
+                schema = rows.schema.with_metadata({"prefdata": self._lineage.model_dump_json()})
+            rows = rows.cast(schema)
+            for split, total in counts.items():
+                some = rows.filter((of_split == split).to_arrow()) if len(counts) > 1 else rows
+                if some.num_rows and split not in writers:
+                    each = rows_per_shard(some, total, self._spec.shard_mb * 1_000_000, self._form)
+                    folder = self._dialect.folder
+                    writers[split] = ShardWriter(path, folder, split, self._form, schema, each)
+                if some.num_rows:
+                    writers[split].write(some)
+        if not writers:
+            why = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in table.dropped.items())
+            raise InputError(f"no row of {self._name} can be written in the dialect {self._spec.dialect} ({why}).")
+        assert schema is not None
+        return schema, {split: writers[split].finish() for split in counts if split in writers}
+
+    def _report(self, table: DialectTable, splits: dict[str, Split], dropped: dict[str, int], rows: int) -> Report:
+        written = sum(split.rows for split in splits.values())
+        figures = {name: split.rows for name, split in splits.items()}
+        return Report(
+            step="export",
+            unit=self._rows.table,
+            rows_in=written + sum(dropped.values()),
+            rows_out=written,
+            dropped=nonzero(dropped),
+            figures=figures | {"files": sum(split.files for split in splits.values())} | nonzero(table.left_out),
         )
-    return rows, dropped
 
 
-def _exported(rows: pl.DataFrame, table: str) -> tuple[pl.DataFrame, dict[str, int]]:
-    """What of a table is exported: no tie as a preference, and of a selection the best of each prompt."""
-    if table == "pairs":
-        kept, reason = rows.filter(pl.col("verdict") != "tie"), "tie"
-    elif table == "selections":
-        first = rows.sort("prompt_id", pl.col("score").neg(), "rank")
-        kept, reason = first.unique("prompt_id", keep="first", maintain_order=True), "not_the_best"
-    else:
-        return rows, {}
-    return kept, {reason: rows.height - kept.height}
-
-
-def _with_answer(rows: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:
-    joined = rows.join(texts.rename({"text": "answer"}), on="candidate_id", how="left")
-    return joined.with_columns(samplers=pl.concat_list("sampler"))
-
-
-def _with_both(rows: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:
-    for side in ("chosen", "rejected"):
-        answer = texts.rename({"candidate_id": f"{side}_id", "text": side, "sampler": f"{side}_sampler"})
-        rows = rows.join(answer, on=f"{side}_id", how="left")
-    return rows.with_columns(samplers=pl.concat_list("chosen_sampler", "rejected_sampler"))
-
-
-def _with_answers(rows: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:
-    each = rows.select("prompt_id", candidate_id="candidate_ids").explode("candidate_id")
-    each = each.join(texts, on="candidate_id", how="left", maintain_order="left")
-    said = each.group_by("prompt_id", maintain_order=True).agg(answers="text", samplers="sampler")
-    return rows.join(said, on="prompt_id", how="left")
-
-
-_WITH_TEXTS = {"pairs": _with_both, "groups": _with_answers}
-
-
-def _history(run: Run, source: Partition, joined: pl.DataFrame) -> list[tuple[str, Lineage]]:
+def _history(run: Run, source: Sequence[Partition], samplers: Sequence[str]) -> list[tuple[str, Lineage]]:
     """The tables behind the rows, in the order of the flow: what the source names as parents, and the samplers used."""
-    behind = [*run.partitions("prompts"), *(run.partition("candidates", name) for name in sorted(_samplers(joined)))]
-    waiting = [source]
+    behind = [*run.partitions("prompts"), *(run.partition("candidates", name) for name in samplers)]
+    waiting = list(source)
     while waiting:
         partition = waiting.pop()
         behind.append(partition)
@@ -212,7 +198,3 @@ def _history(run: Run, source: Partition, joined: pl.DataFrame) -> list[tuple[st
     order = list(TABLES)
     ordered = sorted(distinct.values(), key=lambda partition: (order.index(partition.table.name), partition.name))
     return [(str(partition), lineage) for partition in ordered if (lineage := partition.lineage())]
-
-
-def _samplers(joined: pl.DataFrame) -> set[str]:
-    return set(joined["samplers"].explode().to_list())

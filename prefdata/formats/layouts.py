@@ -251,10 +251,14 @@ class Layout:
             raise BadRowError("order", f"order is {more['order']!r}; known: first-second, second-first")
         record.said = more
         two = len(record.responses) == 2 and all(one.kind == "response" for one in record.responses)
+        judged = [one for reader in self._verdicts for one in reader.read(values, record.responses, more)]
         if two and (given := self._field("probability", values)) is not None:
             sure = casts.probability(given, "probability")
+            first = [one.probability if one.first == 0 else 1 - one.probability for one in judged]
+            if any((one - 0.5) * (sure - 0.5) < 0 for one in first):
+                raise BadRowError("probability", f"the verdict is not what the first one's probability, {sure}, says")
             return [Verdict(0, 1, sure, **more)]
-        return [one for reader in self._verdicts for one in reader.read(values, record.responses, more)]
+        return judged
 
     def _says_something_else(self, name: str, value: Any, record: Record) -> bool:
         if name in self._model_names and not record.responses:

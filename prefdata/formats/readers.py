@@ -31,7 +31,7 @@ STDIN = "-"
 _HUB_NAME = re.compile(
     r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[^:\s]+))?(:(?P<config>[\w.-]*))?(:(?P<split>[^:\s]+))?"
 )
-_NOT_DATA = re.compile(r"([._].*|README.*|LICENSE.*|dataset_infos?\.json)", re.IGNORECASE)
+_NOT_DATA = re.compile(r"([._].*|README.*|LICENSE.*|dataset_infos?\.json|.*\.(ya?ml|log))", re.IGNORECASE)
 
 _TRAIN = ("train", "training")
 _TEST = ("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "holdout")
@@ -62,9 +62,9 @@ def read(name: str) -> Iterator[RawRow]:
 
     A file is read by its extension (`READERS`, also with .gz or .zst). A folder is a dataset that `datasets` saved, or
     holds such files at any depth, read in the order of their paths; names that start with a dot or an underscore,
-    READMEs and licences are passed over. `*`, `?` and `[…]` stand for any of several files. `-` is standard input.
-    `org/name[@revision][:config[:split]]` that is no file is a dataset on the hub. Where a dataset or a folder has
-    several splits (train, test, …), a row that does not name its own gets a `split` value.
+    READMEs, licences, YAML files and logs are passed over. `*`, `?` and `[…]` stand for any of several files. `-` is
+    standard input. `org/name[@revision][:config[:split]]` that is no file is a dataset on the hub. Where a dataset or
+    a folder has several splits (train, test, …), a row that does not name its own gets a `split` value.
 
     Raises:
         InputError: there is no such file, its extension is not known, it cannot be read or holds no row.

@@ -23,8 +23,10 @@ class Notation:
         return re.compile("|".join(f"(?P<{role}>{re.escape(marker)})" for role, marker in self.markers.items()))
 
 
+HH = Notation("hh", {"user": "\n\nHuman:", "assistant": "\n\nAssistant:"})
+
 NOTATIONS = (
-    Notation("hh", {"user": "\n\nHuman:", "assistant": "\n\nAssistant:"}),
+    HH,
     Notation("guanaco", {"user": "### Human:", "assistant": "### Assistant:"}),
     Notation(
         "chatml",

@@ -1,7 +1,8 @@
 """Specs: what each step is asked to do, said once, for flags, YAML, Python and footers alike."""
 
 from prefdata.specs.base import Group, Spec, describe_changes, flag_of, group_of, identity_field, runtime_field
-from prefdata.specs.decide import EVERYTHING, ExportSpec, FilterSpec, PairSpec, SelectSpec
+from prefdata.specs.decide import EVERYTHING, FilterSpec, PairSpec, SelectSpec
+from prefdata.specs.export import ExportSpec
 from prefdata.specs.ingest import IngestKind, IngestSpec
 from prefdata.specs.rank import (
     AggregateSpec,

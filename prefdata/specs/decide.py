@@ -1,4 +1,4 @@
-"""What select, pair and export are asked to do."""
+"""What select and pair are asked to do."""
 
 from __future__ import annotations
 
@@ -279,30 +279,3 @@ class PairSpec(FilterSpec):
         if self.max_margin is not None and self.max_margin < self.min_margin:
             raise ValueError("--max-margin is below --min-margin, so that no pair could be made")
         return self
-
-
-class ExportSpec(Spec):
-    """`prefdata export`: pairs, selections, labels, groups or demonstrations in, shards and a dataset card out."""
-
-    step: ClassVar[str] = "export"
-
-    dialect: Literal["trl", "sft", "kto", "listwise"] = identity_field(
-        "trl",
-        "trl (prompt, chosen, rejected), sft (prompt and best answer, or demonstrations), kto (prompt, completion, "
-        "label) or listwise (prompt, completions, scores, ranks).",
-        group=Group.OUTPUT,
-    )
-    pairing: str | None = identity_field(None, "Which pairs, for trl (the only ones unless given).", group=Group.INPUT)
-    selector: str | None = identity_field(
-        None, "Which selection, for sft (the only one unless given).", group=Group.INPUT
-    )
-    input: str | None = runtime_field(  # the lineage names what was read, given or not
-        None,
-        "Which demonstrations (sft), unpaired labels (kto) or groups (listwise); the only ones unless given. sft reads "
-        "them without a name only where the run has no selection.",
-        group=Group.INPUT,
-    )
-    strict_columns: bool = identity_field(
-        False, "Only the columns that the dialect needs: no scores, no ids.", group=Group.OUTPUT
-    )
-    shard_mb: int = identity_field(256, "Largest size of a shard, in megabytes.", ge=1, group=Group.OUTPUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -10,7 +11,12 @@ from typing import get_args
 
 import pytest
 
+from prefdata.exports.registry import dialects
 from prefdata.formats.layout_maps import FIELDS, Cast, PromptMap, ResponseMap, VerdictMap, built_in
+from prefdata.pairs.pair import pair
+from prefdata.prompts.ingest import ingest
+from prefdata.specs import IngestSpec, PairSpec
+from prefdata.storage.run import Run
 
 PAGE = (Path(__file__).parents[2] / "docs/formats.md").read_text("utf-8")
 MAPS = built_in()
@@ -72,3 +78,39 @@ def test_the_layout_that_it_shows_is_one(tmp_path: Path, write: Callable[..., st
     assert code == 0, err
     assert "not English" in out
     assert "not kept" not in out
+
+
+ROWS = re.findall(r"^\| `([\w-]+)` \| `([\w-]+)` \| (.*) \|$", PAGE.partition("# Data out")[2], re.MULTILINE)
+
+
+def test_every_dialect_is_listed_as_it_is() -> None:
+    assert [
+        (one.name, kind, layout.about) for one in dialects().values() for kind, layout in one.layouts.items()
+    ] == ROWS
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with rows of every kind."""
+    folder = tmp_path_factory.mktemp("exported")
+    sides = {"chosen": "The Robot.", "rejected": "No."}
+    kinds = {"pairs": sides, "unpaired": {"completion": "A.", "label": True}, "demonstrations": {"completion": "B."}}
+    run = Run(folder / "run")
+    for kind, row in kinds.items():
+        (folder / f"{kind}.jsonl").write_text(json.dumps({"prompt": f"Name {kind}.", **row}))
+        ingest(run, [str(folder / f"{kind}.jsonl")], IngestSpec(kind=kind, source=kind))
+    ranked = {"prompt": "Rank.", "responses": ["The Robot.", "No."], "rewards": [2.0, 1.0]}
+    (folder / "ranked.jsonl").write_text(json.dumps(ranked))
+    ingest(run, [str(folder / "ranked.jsonl")], IngestSpec(kind="candidates", source="ranked", score=("rewards",)))
+    pair(run, PairSpec(as_="groups", selector="all", name="ranked"))
+    return run.path
+
+
+@pytest.mark.parametrize(("dialect", "kind"), [row[:2] for row in ROWS])
+def test_the_command_of_each_dialect_writes_it(
+    dialect: str, kind: str, exported: Path, tmp_path: Path, prefdata: Callable[..., tuple[int, str, str]]
+) -> None:
+    words = f"export {exported} --to {tmp_path}/out --dialect {dialect} --as {kind}".split()
+    code, _, err = prefdata(*words)
+    assert code == 0, err
+    assert list((tmp_path / "out").rglob("t*-00000-of-00001.*"))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from scored_runs import score_of
 
 from prefdata import ids
 from prefdata.errors import InputError, NotReady, SpecConflict, UsageError
-from prefdata.exports.export import export, shard_name, split_into_shards
+from prefdata.exports.export import export
+from prefdata.exports.shards import ShardWriter, rows_per_shard, shard_name
 from prefdata.formats.files import RawRow
 from prefdata.pairs.pair import pair
 from prefdata.selections.select import select
@@ -107,15 +109,22 @@ def table(of: int) -> pa.Table:
     return pa.table({"i": list(range(of)), "text": [f"{i:06d}" * 20 for i in range(of)]})
 
 
-@settings(deadline=None)  # the machine may be busy
-@given(st.integers(0, 60), st.integers(1, 20_000))
-def test_shards_are_the_rows_in_order_and_about_equal(rows: int, shard_bytes: int) -> None:
-    parts = split_into_shards(table(rows), shard_bytes)
-    assert pa.concat_tables(parts)["i"].to_pylist() == list(range(rows))
-    lengths = [part.num_rows for part in parts]
-    assert max(lengths) - min(lengths) <= 1
-    assert len(parts) == 1 or min(lengths) >= 1
-    assert [p.num_rows for p in split_into_shards(table(rows), shard_bytes)] == lengths
+@settings(deadline=None, max_examples=25)  # the machine may be busy
+@given(st.lists(st.integers(0, 30), max_size=4), st.integers(1, 25))
+def test_shards_are_the_rows_in_order_and_of_equal_length(batches: list[int], each: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        writer = ShardWriter(Path(folder), "data", "train", "parquet", table(1).schema, each)
+        rows = table(sum(batches)).cast(table(1).schema)
+        for batch in batches:
+            writer.write(rows.slice(0, batch))
+            rows = rows.slice(batch)
+        split = writer.finish()
+        files = sorted(Path(folder).glob("data/*"))
+        parts = [pq.read_table(file) for file in files]
+    assert [i for part in parts for i in part["i"].to_pylist()] == list(range(sum(batches)))
+    assert all(part.num_rows == each for part in parts[:-1])
+    assert [file.name for file in files] == [f"train-{n:05d}-of-{len(files):05d}.parquet" for n in range(len(files))]
+    assert (split.rows, split.files) == (sum(batches), math.ceil(sum(batches) / each))
 
 
 def test_shards_stay_below_their_size(tmp_path: Path) -> None:
@@ -123,15 +132,16 @@ def test_shards_stay_below_their_size(tmp_path: Path) -> None:
     rows = pa.table({"text": noise})
     pq.write_table(rows, tmp_path / "whole", compression="zstd")
     whole = (tmp_path / "whole").stat().st_size
-    parts = split_into_shards(rows, 100_000)
-    assert len(parts) in range(math.ceil(whole / 100_000), math.ceil(whole / 100_000) + 3)
-    for part in parts:
-        pq.write_table(part, tmp_path / "part", compression="zstd")
+    each = rows_per_shard(rows.slice(0, 2000), 5000, 100_000, "parquet")
+    assert math.ceil(5000 / each) in range(math.ceil(whole / 100_000), math.ceil(whole / 100_000) + 3)
+    for start in range(0, 5000, each):
+        pq.write_table(rows.slice(start, each), tmp_path / "part", compression="zstd")
         assert (tmp_path / "part").stat().st_size < 110_000
 
 
 def test_names() -> None:
-    assert shard_name("train", 3, 12) == "data/train-00003-of-00012.parquet"
+    assert shard_name("data", "train", 3, 12) == "data/train-00003-of-00012.parquet"
+    assert shard_name("{split}", "test", 0, 1, "jsonl.gz") == "test/test-00000-of-00001.jsonl.gz"
 
 
 def test_what_is_written(tmp_path: Path) -> None:
@@ -307,7 +317,7 @@ def load(folder: Path, cache: Path) -> Any:
 
 def test_datasets_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr("prefdata.exports.export.split_into_shards", lambda rows, _: [rows.slice(0, 5), rows.slice(5)])
+    monkeypatch.setattr("prefdata.exports.export.rows_per_shard", lambda some, *_: math.ceil(some.num_rows / 2))
     export(made(tmp_path / "run"), ExportSpec(), tmp_path / "out")
     assert len(list((tmp_path / "out" / "data").iterdir())) == 4
     found = load(tmp_path / "out", tmp_path / "cache")
@@ -320,7 +330,8 @@ def test_datasets_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     }
     assert found["train"].features["score_margin"] == datasets.Value("float64")
     written = pa.concat_tables(
-        pq.read_table(tmp_path / "out" / shard_name("train", part, 2)).replace_schema_metadata() for part in range(2)
+        pq.read_table(tmp_path / "out" / shard_name("data", "train", part, 2)).replace_schema_metadata()
+        for part in range(2)
     )
     assert found["train"].to_list() == written.to_pylist()
     builder = datasets.load_dataset_builder(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))

@@ -1,0 +1,58 @@
+"""What export is asked to do."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
+
+from prefdata.specs.base import Group, Spec, identity_field, runtime_field
+
+ExportKind = Literal["pairs", "unpaired", "demonstrations", "prompts", "groups"]
+DialectName = Literal[
+    "trl", "sft", "kto", "listwise", "openrlhf", "llamafactory", "axolotl", "nemo-rl", "ms-swift", "verl",
+    "align-anything", "online-rlhf", "hh", "alpaca", "sharegpt",
+]  # fmt: skip
+FileFormat = Literal["parquet", "arrow", "jsonl", "jsonl.gz", "jsonl.zst"]
+
+
+class ExportSpec(Spec):
+    """`prefdata export`: pairs, selections, labels, groups, demonstrations or prompts in, shards and a card out."""
+
+    model_config = ConfigDict(populate_by_name=True)
+    step: ClassVar[str] = "export"
+
+    dialect: DialectName = identity_field(
+        "trl", "Whose columns: a trainer's, or a format's (docs/formats.md).", group=Group.OUTPUT
+    )
+    kind: ExportKind | None = identity_field(
+        None,
+        "Which rows: pairs, unpaired (labelled responses), demonstrations (selections, too), prompts or groups (all "
+        "responses of a prompt in order); the dialect's usual ones unless given. sft and kto are trl as demonstrations "
+        "and as unpaired.",
+        alias="as",
+        group=Group.OUTPUT,
+    )
+    pairing: str | None = identity_field(None, "Which pairs (the only ones unless given).", group=Group.INPUT)
+    selector: str | None = identity_field(
+        None, "as demonstrations: which selection (the only one unless given).", group=Group.INPUT
+    )
+    input: str | None = runtime_field(  # the lineage names what was read, given or not
+        None,
+        "Which demonstrations, unpaired labels or groups; the only ones unless given. Demonstrations are read without "
+        "a name only where the run has no selection.",
+        group=Group.INPUT,
+    )
+    strict_columns: bool = identity_field(
+        False, "Only the columns that the dialect needs: no scores, no ids.", group=Group.OUTPUT
+    )
+    file_format: FileFormat | None = identity_field(
+        None,
+        "The container (the one that the dialect's loader reads, unless given).",
+        alias="files",
+        group=Group.OUTPUT,
+    )
+    shard_mb: int = identity_field(256, "Largest size of a shard, in megabytes.", ge=1, group=Group.OUTPUT)
+    license: str | None = identity_field(
+        None, "The licence for the card, as the hub writes it (apache-2.0); unknown unless given.", group=Group.OUTPUT
+    )

@@ -1,0 +1,158 @@
+"""Each dialect: what is exported is read by `ingest` as what it was, and by `datasets` as it was written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from prefdata.exports.export import export
+from prefdata.exports.registry import dialects
+from prefdata.prompts.ingest import ingest
+from prefdata.specs import ExportSpec, IngestSpec
+from prefdata.storage.queries import read_candidates, read_prompts
+from prefdata.storage.run import Run
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+EARLIER = [{"role": "user", "content": "Name a play."}, {"role": "assistant", "content": "The Painter.\n"}]
+CALL = [{"id": "c1", "type": "function", "function": {"name": "find", "arguments": {"title": "robot", "year": 1960}}}]
+TOOLS = [{"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}]
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def said(text: str, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **more}
+
+
+PLAIN = [
+    {"prompt": [user(f"Name film {n} 🙂\r\n\"quoted\", 日本語")], "chosen": [said(f" The Robot {n}.\n\n")],
+     "rejected": [said(f"No {n}.")], "split": split}
+    for n, split in enumerate(["train", "train", "test"])
+]  # fmt: skip
+TURNS = [{"prompt": [*EARLIER, user("Name a film.")], "chosen": [said("The Robot.")], "rejected": [said("No.")]}]
+WITH_SYSTEM = [{**TURNS[0], "prompt": [SYSTEM, *EARLIER, user("And another?")]}]
+REASONED = [
+    {**TURNS[0], "prompt": [user("Think.")], "chosen": [said("Yes.", reasoning_content="It is so.")]},
+]
+CALLED = [
+    {
+        "prompt": [
+            user("Which year?"),
+            said("", tool_calls=CALL),
+            {"role": "tool", "content": "1960", "tool_call_id": "c1"},
+        ],
+        "chosen": [said("1960.")],
+        "rejected": [said("", tool_calls=[{**CALL[0], "function": {"name": "find", "arguments": {"n": [1]}}}])],
+        "tools": TOOLS,
+    }
+]
+EVERY = [*PLAIN, *TURNS, *WITH_SYSTEM, *REASONED, *CALLED]
+
+
+def run_of(path: Path, rows: list[dict[str, Any]], kind: str = "pairs") -> Run:
+    path.mkdir(parents=True, exist_ok=True)
+    file = path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    run = Run(path / "run")
+    ingest(run, [str(file)], IngestSpec(kind=kind, test=0.0))
+    return run
+
+
+def prompts_of(run: Run) -> dict[str, str]:
+    """Each prompt without call ids, which not every dialect has a place for."""
+    rows = read_prompts(run, partial=True)
+    return {row["prompt_id"]: plain(row["messages"]) for row in rows.select("prompt_id", "messages").to_dicts()}
+
+
+def plain(messages: list[dict[str, Any]]) -> str:
+    def shown(message: dict[str, Any]) -> list[Any]:
+        calls = message.get("tool_calls")
+        calls = json.loads(calls) if isinstance(calls, str) else calls
+        called = [one["function"] for one in calls or []]
+        return [message["role"], message["content"], called, message.get("reasoning_content")]
+
+    return json.dumps([shown(message) for message in messages], sort_keys=True)
+
+
+def answers_of(run: Run) -> dict[str, str]:
+    rows = read_candidates(run, ["candidate_id", "text", "message"]).to_dicts()
+    return {
+        row["candidate_id"]: plain([json.loads(row["message"]) if row["message"] else said(row["text"])])
+        for row in rows
+    }
+
+
+def pairs_of(run: Run) -> set[tuple[str, str, str]]:
+    """The pairs by what is said, and not by id."""
+    prompts, answers = prompts_of(run), answers_of(run)
+    rows = run.only("pairs").read().to_pylist()
+    return {(prompts[row["prompt_id"]], answers[row["chosen_id"]], answers[row["rejected_id"]]) for row in rows}
+
+
+def back(folder: Path, to: Path, kind: str, **settings: Any) -> Run:
+    run = Run(to)
+    ingest(run, [str(folder)], IngestSpec(kind=kind, **settings))
+    return run
+
+
+def with_kind(kind: str) -> list[str]:
+    return [name for name, one in dialects().items() if kind in one.layouts]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("dialect", with_kind("pairs"))
+def test_pairs_come_back(tmp_path: Path, dialect: str, strict: bool) -> None:
+    run = run_of(tmp_path, PLAIN)
+    report = export(run, ExportSpec(dialect=dialect, kind="pairs", strict_columns=strict), tmp_path / "out").report
+    assert (report.rows_out, report.dropped) == (3, {})
+    again = back(tmp_path / "out", tmp_path / "again", "pairs")
+    assert pairs_of(again) == pairs_of(run)
+    assert read_prompts(again)["split"].sort().to_list() == ["test", "train", "train"]
+
+
+@pytest.mark.parametrize("dialect", with_kind("pairs"))
+def test_what_a_dialect_cannot_say_is_left_out_and_counted_and_the_rest_comes_back(
+    tmp_path: Path, dialect: str
+) -> None:
+    run = run_of(tmp_path, EVERY)
+    report = export(run, ExportSpec(dialect=dialect, kind="pairs"), tmp_path / "out").report
+    assert report.rows_in == len(EVERY)
+    came = pairs_of(back(tmp_path / "out", tmp_path / "again", "pairs"))
+    assert len(came) == report.rows_out
+    lost = came - pairs_of(run)
+    shown = {name: count for name, count in report.figures.items() if "reasoning" in name}
+    assert len(lost) == sum(shown.values())  # reasoning that is left out, or stands in the text
+
+
+@pytest.mark.parametrize("dialect", with_kind("pairs"))
+def test_datasets_loads_what_was_written(tmp_path: Path, dialect: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    export(run_of(tmp_path, EVERY), ExportSpec(dialect=dialect, kind="pairs"), tmp_path / "out")
+    found = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    for split, rows in found.items():
+        files = sorted((tmp_path / "out").rglob(f"{split}-*"))
+        written = [row for file in files for row in rows_of(file)]
+        assert [without_nulls(row) for row in rows] == [without_nulls(row) for row in written]
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    if file.suffix == ".parquet":
+        return list(pq.read_table(file).to_pylist())
+    return [json.loads(line) for line in file.read_text("utf-8").split("\n") if line]
+
+
+def without_nulls(value: Any) -> Any:
+    """Values as a reader takes them: JSON that is stored as text is a value, and padding is nothing."""
+    if isinstance(value, dict):
+        return {key: _value(key, item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _value(key: str, item: Any) -> Any:
+    return json.loads(item) if key == "tool_calls" and isinstance(item, str) else without_nulls(item)
