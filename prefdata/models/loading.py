@@ -24,7 +24,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def pick_device(device: str | None) -> torch.device:
-    """The device asked for, or the first CUDA GPU, or the CPU.
+    """Return the device asked for, or the first CUDA GPU, or the CPU.
 
     Raises:
         UsageError: that is no device, or this machine has none such.
@@ -38,13 +38,13 @@ def pick_device(device: str | None) -> torch.device:
     try:
         torch.empty(0, device=picked)
     except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0].rstrip(".")
-        raise UsageError(f"--device {device}: {said}. Use --device cpu.") from None
+        problem = str(error).splitlines()[0].rstrip(".")
+        raise UsageError(f"--device {device}: {problem}. Use --device cpu.") from None
     return picked
 
 
 def pick_dtype(dtype: str, device: torch.device) -> str:
-    """The name of the type asked for; `auto` is bfloat16 on a GPU that computes in it, else float32.
+    """Return the name of the type asked for; `auto` is bfloat16 on a GPU that computes in it, else float32.
 
     Raises:
         UsageError: there is no such type here.
