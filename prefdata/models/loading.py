@@ -92,14 +92,14 @@ def read_config(model: ModelFiles) -> Any:
 
 
 def attention_settings(config: Any) -> dict[str, str]:
-    """The setting of `from_pretrained` by which attention computes all that the config says."""
+    """Return the setting of `from_pretrained` by which attention computes all that the config asks for."""
     # transformers' scaled dot-product attention leaves out the cap that Gemma 2 puts on attention's logits.
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     return {"attn_implementation": "eager"} if capped else {}
 
 
 def padding_id(tokenizer: Any, net: Any) -> int:
-    """The token id that fills rows: that of the network, else of the tokenizer, else 0; one that has an embedding."""
+    """Return the token id that fills rows: the network's, else the tokenizer's, else 0; one that has an embedding."""
     rows = int(net.get_input_embeddings().num_embeddings)
     for pad in (net.config.get_text_config().pad_token_id, tokenizer.pad_token_id):
         if isinstance(pad, int) and 0 <= pad < rows:

@@ -106,7 +106,7 @@ class TransformersGenerator:
     def render(
         self, messages: Sequence[Message], tools: str | None = None, holds: Sequence[str] = ()
     ) -> tuple[int, ...]:
-        """The token ids of a prompt; see the protocol."""
+        """Return the token ids of a prompt; see the protocol."""
         return self.chat.prompt_ids(messages, tools, holds)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Rejection]:
@@ -144,7 +144,7 @@ class TransformersGenerator:
             torch.cuda.empty_cache()
 
     def _batches(self, window: list[R], rows: int = 1) -> Iterator[list[R]]:
-        """Requests of similar length, each of so many rows, within the budget."""
+        """Batch requests of similar length, with the rows that each takes, within the token budget."""
 
         # Long ones first: a batch that does not fit into memory is then the first one, not the last.
         def size(request: R) -> tuple[int, int, tuple[int, ...]]:
@@ -167,7 +167,7 @@ class TransformersGenerator:
         return room(request if isinstance(request, Request) else request.asked()[0], self.context_length)
 
     def _halving(self, batch: list[R], compute: Callable[[list[R]], Answers]) -> Answers:
-        """The answers of one batch; one that does not fit into a GPU's memory is halved, as are those to come."""
+        """Generate the responses of one batch; on a GPU without memory for it, halve it and the batches after it."""
         try:
             return compute(batch)
         except torch.cuda.OutOfMemoryError:
