@@ -224,7 +224,7 @@ def _one(points: dict[Key, Point], group: str, scorer: str) -> None:
 
 
 def _kl(points: dict[Key, Point], group: str, last: int) -> dict[str, str]:
-    """The curves that tell the KL divergence where they tell more than its bound does, and their headings."""
+    """Return the curves of the KL divergence that say more than its bound, and their headings."""
     heads = {"kl_empirical": "KL if these are all"} if points[("tied", group, last)]["value"] >= TIED else {}
     model = points.get(("kl_model", group, last))
     if model is not None and _number(model) != _number(points[("kl_bound", group, last)]):
@@ -337,7 +337,7 @@ def _styled(text: str, style: str) -> str:
 
 
 def _table(title: str, head: list[str], body: list[list[str]]) -> None:
-    """A table on a terminal, its headings as narrow as they must be; plain text where there is no terminal."""
+    """Print a table: on a terminal its headings as narrow as they must be, elsewhere plain text."""
     from textwrap import fill
 
     from rich import box

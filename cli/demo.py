@@ -39,7 +39,7 @@ def demo(
 
 
 def commands(run: Path, data: Path) -> list[list[str]]:
-    """The commands of the demo, in order."""
+    """List the commands of the demo, in order."""
     policy, reward, truth = data / "policy", data / "reward_model", f"{data / 'world.py'}:true_reward"
     dpo = run / "models/dpo"
     rank = ["rank", str(run)]
@@ -63,7 +63,7 @@ def commands(run: Path, data: Path) -> list[list[str]]:
 
 
 def where(run: Path) -> list[str]:
-    """What lies where after the demo, and what to type next."""
+    """List what the demo left in which folder, and what to type next."""
     return [
         f"{run}/{{prompts,candidates,scores,selections,pairs}}  the tables, as Parquet",
         f"{run}/exports/trl                                     shards for TRL and the hub",
@@ -74,7 +74,7 @@ def where(run: Path) -> list[str]:
 
 
 def sample_data() -> Path:
-    """The folder of the sample data: the package's, or the checkout's."""
+    """Return the folder of the sample data: the package's, or the checkout's."""
     try:
         return Path(str(resources.files("prefdata.sample_data")))
     except ModuleNotFoundError:

@@ -186,7 +186,7 @@ def reward_model(
 
 
 def _read_pairs(data: list[str], **how: Any) -> list[Pair]:
-    """The labelled pairs of files, exports and runs; those that are left out are counted on stderr."""
+    """Read the labelled pairs of files, exports and runs; those that are left out are counted on stderr."""
     from collections import Counter
 
     from prefdata.explore.reward_models import from_data

@@ -51,7 +51,7 @@ class CommandGroup(typer.core.TyperGroup):
         return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The commands' names, in order."""
+        """Return the commands' names, in order."""
         return list(self.commands)
 
 
@@ -82,7 +82,7 @@ def _page(command: Any, ctx: Any) -> Iterator[str]:
 
 
 def _by_group(options: Iterable[Any]) -> Iterator[tuple[str, list[Any]]]:
-    """The options by title: in the order of `BeamGroup`, which ends with what every command has."""
+    """Group the options by title: in the order of `BeamGroup`, with the options of every command last."""
     groups: dict[str, list[Any]] = {}
     for param in options:
         groups.setdefault(getattr(param, "rich_help_panel", None) or Group.GENERAL.value, []).append(param)
@@ -120,7 +120,7 @@ def _section(title: str, rows: list[tuple[str, str]], width: int) -> Iterator[st
 
 
 def _choices(term: str, width: int) -> list[str]:
-    """A flag with its choices; what is too long is continued after a bar, so that every choice is whole."""
+    """Write a flag with its choices; a long list is continued after a bar, so that no choice is broken."""
     lines, hang = [term], len(term) - len(term.split(" ")[-1])
     while len(lines[-1]) > width and (at := lines[-1].rfind("|", 0, width)) > 0:
         lines[-1:] = [lines[-1][: at + 1], " " * hang + lines[-1][at + 1 :]]
@@ -140,7 +140,7 @@ def _wrapped_beside(head: str, text: str, width: int) -> list[str]:
 
 
 def _example(epilog: str, width: int) -> list[str]:
-    """A command as it can be copied: continued by a backslash, never within quotes or between a flag and its value."""
+    """Write a command for copying: continued by a backslash, never inside quotes or before a flag's value."""
     lines = [""]
     for word in re.findall(r'--?[\w-]+ (?!-)(?:"[^"]*"|\S+)|"[^"]*"|\S+', epilog):
         if lines[-1].strip() and len(lines[-1]) + len(word) + 3 > width:

@@ -32,7 +32,7 @@ class OrderedGroup(CommandGroup):
     """
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The commands' names as FLOW has them."""
+        """Return the commands' names in the order of FLOW."""
         return [name for name in FLOW if name in self.commands]
 
     def make_context(self, *args: Any, **more: Any) -> Any:
@@ -177,14 +177,14 @@ def main() -> None:
 
 
 def _refused(error: Exception) -> PrefdataError | None:
-    """The message for what could not be printed; what cannot be written into a file has a name, or is one already."""
+    """Return the error for what could not be printed; None for a file's, which has a name or an error of its own."""
     if not isinstance(error, OSError) or error.filename is not None:
         return None
     return storage_error(error, Path("standard output"))
 
 
 def _replaced(error: Exception) -> str | None:
-    """The message for a part that was there when it was looked for, and not when it was read."""
+    """Return the message for a part that was removed or replaced between its listing and its reading."""
     if isinstance(error, FileNotFoundError) and "part-" in str(error):
         return f"another process replaced what was being read ({error}). Run the same command again."
     return None
@@ -208,7 +208,7 @@ def _memory_full(error: Exception) -> str | None:
 
 
 def _of_a_file(error: OSError) -> PrefdataError:
-    """The message for a path that the operating system refuses; no step has words of its own for it."""
+    """Return the error for a path that the operating system refuses, where the step gave no message of its own."""
     path = Path(os.fsdecode(error.filename))
     return storage_error(error, path) or InputError(f"cannot use {path}: {error.strerror}. Choose another path.")
 
@@ -239,7 +239,7 @@ def _usage(error: Exception) -> str:
 
 
 def _other_tools_name(option: str, context: Any) -> str | None:
-    """The message for an option that another tool has; None where it is nobody's."""
+    """Return the message for an option that another tool has; None where no known tool has it."""
     known = {normalised(flag): param.opts[0] for param in context.command.params for flag in param.opts}
     if ours := our_name(option, known):
         return f"there is no option {option}: here it is {known[ours]}"

@@ -23,7 +23,7 @@ S = TypeVar("S", bound=Spec)
 
 
 def option(*flags: str, help: str, metavar: str | None = "TEXT", group: Group = Group.SETTINGS, **more: Any) -> Any:
-    """An option with what its help needs: a metavar (None for a switch) and a group."""
+    """Return an option with what its help needs: a metavar (None for a switch) and a group."""
     return typer.Option(*flags, help=help, metavar=metavar, rich_help_panel=group.value, **more)
 
 
@@ -83,7 +83,7 @@ TextFormat = Annotated[
 
 
 def _of(spec: type[Spec], name: str, metavar: str = "TEXT") -> Any:
-    """The option of a spec's field, for a command that has no such spec."""
+    """Return the option of a spec's field, for a command without such a spec."""
     field = spec.model_fields[name]
     return option(flag_of(name), help=str(field.description), group=group_of(field), metavar=metavar)
 
@@ -149,7 +149,7 @@ def spec_options(spec_type: type[S]) -> Callable[[Callable[..., None]], Callable
 
 
 def own_fields_first(spec_type: type[Spec]) -> list[str]:
-    """The fields as help shows them: a command's own before those that it shares with others."""
+    """Sort the fields as help shows them: a command's own before those that it shares with others."""
     fields = spec_type.settings()
     nearest = {name: depth for depth, base in reversed(list(enumerate(spec_type.__mro__))) for name in _own(base)}
     depth_of = {name: 0 if field.is_required() else nearest.get(name, 0) for name, field in fields.items()}
@@ -161,7 +161,7 @@ def _own(base: type) -> list[str]:
 
 
 def resolve(spec_type: type[S], flags: Mapping[str, Any], config: Path | None) -> S:
-    """The spec that flags and YAML file ask for.
+    """Return the spec that flags and YAML file give.
 
     Raises:
         UsageError: an unknown key or a value that does not fit, with the file's name where it comes from there.
@@ -179,7 +179,7 @@ def resolve(spec_type: type[S], flags: Mapping[str, Any], config: Path | None) -
 
 
 def as_yaml(spec: Spec) -> str:
-    """A spec as the section of a YAML file that would give it; `***` stands for secrets in a URL."""
+    """Write a spec as the section of a YAML file that would give it; `***` replaces secrets in a URL."""
     import yaml
 
     section: Any = spec.model_dump(mode="json", by_alias=True)
@@ -197,7 +197,7 @@ COMMANDS = ("ingest", "sample", "rank", "select", "pair", "export", "train")
 
 
 def _section(config: Path, step: str, keys: Collection[str]) -> dict[str, Any]:
-    """What the file says to a command; `keys` are its settings.
+    """Read the section of the file for a command; `keys` are its settings.
 
     Raises:
         InputError: there is no such file, or it is not as it should be.
@@ -251,7 +251,7 @@ def _load_yaml(config: Path) -> Any:
 
 
 def _option(name: str, field: Any, *, needed: bool) -> inspect.Parameter:
-    """The option of a field; `needed` where a spec without it is none, if the field has no default."""
+    """Return the option of a field; `needed` if the spec is required and the field has no default."""
     kind = _flag_type(field.annotation)
     dashed = (field.alias or name).replace("_", "-")
     flags = [f"--{dashed}/--no-{dashed}"] if kind is bool else [f"--{dashed}"]
@@ -294,7 +294,7 @@ def _parser(kind: Any) -> Callable[[str], Any] | None:
 
 
 def parse_int(said: str) -> int:
-    """A flag's value as an integer."""
+    """Parse a flag's value as an integer."""
     try:
         return int(said)
     except ValueError:
@@ -302,7 +302,7 @@ def parse_int(said: str) -> int:
 
 
 def parse_float(said: str) -> float:
-    """A flag's value as a number."""
+    """Parse a flag's value as a number."""
     try:
         return float(said)
     except ValueError:
@@ -310,7 +310,7 @@ def parse_float(said: str) -> float:
 
 
 def parse_choice(values: tuple[str, ...], said: str) -> str:
-    """A flag's value as one of some."""
+    """Parse a flag's value as one of a list of choices."""
     if said not in values:
         known = " or ".join(part for part in (", ".join(values[:-1]), values[-1]) if part)
         raise typer.BadParameter(f"should be {known}, not {said!r}")

@@ -75,7 +75,7 @@ def _words(name: str) -> str:
 
 
 def number(value: Any) -> str:
-    """A figure as a person reads it."""
+    """Format a figure for a reader."""
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, Decimal):
@@ -221,7 +221,7 @@ def as_json(value: Any, indent: int | None = None) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON has no word for, in one that it has."""
+    """Replace a value that JSON cannot represent by one that it can."""
     if isinstance(value, Decimal):
         return int(value) if value == int(value) else float(value)
     return str(value)
@@ -260,7 +260,7 @@ def _line(cells: list[str], widths: list[int], right: list[bool], form: str) -> 
 
 
 def _rule(widths: list[int], right: list[bool], form: str) -> list[str]:
-    """The line between the names and the rows."""
+    """Return the line between the column names and the rows."""
     if form != "markdown":
         return ["-" * width for width in widths]
     return ["-" * (width - 1) + (":" if r else "-") for width, r in zip(widths, right, strict=True)]

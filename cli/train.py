@@ -29,7 +29,7 @@ class AllLosses(CommandGroup):
 
 
 def with_losses(command: CommandName) -> type[Command]:
-    """A command whose help lists its losses by the data that they want."""
+    """Return a command whose help lists its losses by the data that they need."""
     kinds = dict.fromkeys(loss.data for loss in LOSSES.of(command))
     of_kind = {kind: [(loss.name, loss.line) for loss in LOSSES.of(command) if loss.data == kind] for kind in kinds}
     lists = [(f"Losses of {WANTED[kind]}", rows) for kind, rows in of_kind.items()]

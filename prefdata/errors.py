@@ -95,7 +95,7 @@ def _together(rows: Sequence[BadRow]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A suggestion for a mistyped name: `' Did you mean "beta"?'`, or the list of known names where none is near."""
+    """Suggest a name for a mistyped one: `' Did you mean "beta"?'`, or the list of known names where none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f' Did you mean "{near[0]}"?' if near else f" Known: {', '.join(known)}."
@@ -105,8 +105,8 @@ _DISK = {
     errno.ENOSPC: "the disk is full. Free some space",
     errno.EDQUOT: "your disk quota is used up. Free some space",
     errno.EROFS: "the file system is read-only. Choose another folder",
-    errno.EACCES: "you may not write there. Choose another folder or mend its permissions",
-    errno.EPERM: "you may not write there. Choose another folder or mend its permissions",
+    errno.EACCES: "permission denied. Choose another folder or fix its permissions",
+    errno.EPERM: "permission denied. Choose another folder or fix its permissions",
     errno.ENOTDIR: "a part of that path is a file, not a folder. Choose another folder",
     errno.ENAMETOOLONG: "the name is too long. Choose a shorter one",
     errno.ELOOP: "its links lead in a circle. Choose another folder",
@@ -116,8 +116,8 @@ _DISK = {
 
 
 def storage_error(error: OSError, path: Path) -> StorageError | None:
-    """The message for an operating-system refusal to write `path`, or None where the error is of another kind."""
-    said = _DISK.get(error.errno or 0)
-    if said is None:
+    """Return the error for a refusal by the operating system to write `path`; None for an error of another kind."""
+    problem = _DISK.get(error.errno or 0)
+    if problem is None:
         return None
-    return StorageError(f"cannot write {path}: {said} and run the same command again; what was finished is kept.")
+    return StorageError(f"cannot write {path}: {problem} and run the same command again; what was finished is kept.")

@@ -44,7 +44,7 @@ def canonical_json(value: Any) -> bytes:
 
 
 def digest(value: Any) -> str:
-    """The id of any JSON value: 20 hexadecimal digits."""
+    """Return the id of any JSON value: 20 hexadecimal digits."""
     return hashlib.sha256(canonical_json(value)).hexdigest()[:ID_DIGITS]
 
 
@@ -60,7 +60,7 @@ def without_nulls(messages: Iterable[Message]) -> list[dict[str, Any]]:
 
 
 def continued(messages: Sequence[Message], response: str) -> tuple[list[dict[str, Any]], str]:
-    """The conversation without a prefill at its end, and the response with it: what is scored is all that is said."""
+    """Move a prefill from the end of the conversation to the start of the response, which is scored as a whole."""
     turns = without_nulls(messages)
     if turns and turns[-1].get("prefill"):
         return turns[:-1], f"{turns[-1]['content']}{response}"
@@ -68,37 +68,37 @@ def continued(messages: Sequence[Message], response: str) -> tuple[list[dict[str
 
 
 def candidate_id(prompt: str, sampler: str, sample_index: int) -> str:
-    """The id of a candidate: the prompt it answers, the sampler's fingerprint, and which draw it is (from 0)."""
+    """Return the id of a candidate: of its prompt, its sampler's fingerprint, and its sample index (from 0)."""
     return digest({"prompt_id": prompt, "sampler": sampler, "sample_index": sample_index})
 
 
 def pair_id(chosen: str, rejected: str) -> str:
-    """The id of a preference: which candidate was preferred to which."""
+    """Return the id of a preference, from the chosen and the rejected candidate."""
     return digest({"chosen_id": chosen, "rejected_id": rejected})
 
 
 def text_hash(text: str) -> str:
-    """The id of an exact text: what was scored, byte for byte."""
+    """Return the id of an exact text: what was scored, byte for byte."""
     return digest(text)
 
 
 def text_key(text: str | None) -> int:
-    """A key of 64 bits, signed, that texts share which differ in white space alone; no text is an empty one.
+    """Return a key of 64 bits, signed, equal for texts that differ in white space alone; None counts as an empty text.
 
     Each run of white space (as `str.split` knows it) counts as one space, and none at the ends. It is the beginning of
-    a SHA-256, so that no two answers to a prompt share it by chance.
+    a SHA-256, so that no two responses to a prompt share it by coincidence.
     """
     plain = " ".join((text or "").split()).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(plain).digest()[:8], "big", signed=True)
 
 
 def chars(text: str | None) -> int:
-    """Characters of a text without the white space around it; 0 where there is none."""
+    """Count the characters of a text without the white space around it; 0 for None."""
     return len((text or "").strip())
 
 
 def seed(run_seed: int, *key: str | int) -> int:
-    """A seed for the thing named by `key`: 53 bits, so that JSON, SQL and every engine carry it exactly.
+    """Return a seed for the thing named by `key`: 53 bits, so that JSON, SQL and every engine carry it exactly.
 
     Seeds come from keys and not from counters: adding a prompt, changing the batch size or restarting moves no seed.
     """
@@ -106,6 +106,6 @@ def seed(run_seed: int, *key: str | int) -> int:
 
 
 def unit_uniform(run_seed: int, *key: str | int) -> float:
-    """A number in the open interval (0, 1) for the thing named by `key`: a coin that always falls the same way."""
+    """Return a number in the open interval (0, 1), determined by the seed and `key`."""
     # 52 bits: with 53, the last one would round up to 1.
     return ((seed(run_seed, *key) >> 1) + 0.5) / 2.0**52

@@ -1,4 +1,4 @@
-"""Random draws by key: every row brings its own coin.
+"""Random numbers determined by (id, seed, purpose).
 
 A draw depends on the seed, on what it is for, and on the row's id: not on the order of rows, on shards or on threads.
 Ids are the first 80 bits of a SHA-256; their first 64 are mixed with the key by SplitMix64 (Steele, Lea, Flood 2014).
@@ -38,7 +38,7 @@ def uniforms(row_ids: pl.Series, seed: int, *key: str | int) -> NDArray[np.float
 
 
 def gumbels(uniform: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standard Gumbel noise from uniforms: -log(-log u)."""
+    """Turn uniforms into standard Gumbel noise: -log(-log u)."""
     noise: NDArray[np.float64] = np.log(uniform)
     np.negative(noise, out=noise)
     np.log(noise, out=noise)
@@ -47,7 +47,7 @@ def gumbels(uniform: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def id_prefix64(row_ids: pl.Series) -> Bits:
-    """The first 64 of the 80 bits of ids.
+    """Return the first 64 of the 80 bits of ids.
 
     Two of four million share them with a chance of one in two million, of a hundred million one in four thousand.
     """
@@ -58,7 +58,7 @@ def id_prefix64(row_ids: pl.Series) -> Bits:
 
 
 def _blocks(row_ids: pl.Series) -> Iterator[tuple[slice, Bits]]:
-    """The leading bits of ids, some at a time: a little memory is used again and again, Python's lock held shortly."""
+    """Yield the leading bits of ids in blocks: the same memory is used again, Python's lock is held briefly."""
     for start in range(0, len(row_ids), _BLOCK):
         written = id_bytes(row_ids.slice(start, _BLOCK))
         yield (
@@ -68,7 +68,7 @@ def _blocks(row_ids: pl.Series) -> Iterator[tuple[slice, Bits]]:
 
 
 def id_bytes(row_ids: pl.Series) -> NDArray[np.uint8]:
-    """The letters of ids, shape (ids, ID_DIGITS).
+    """Return the letters of ids, shape (ids, ID_DIGITS).
 
     Raises:
         ValueError: one is null, or has more letters or fewer.
@@ -99,7 +99,7 @@ def distinct(bits: Bits) -> Bits:
 
 
 def mix64(bits: Bits, salt: int) -> Bits:
-    """`bits` and a salt of 53 bits, mixed so that each bit of the result hangs on all of theirs."""
+    """`bits` and a salt of 53 bits, mixed so that each bit of the result depends on all of theirs."""
     mixture = bits ^ np.uint64(salt << 11)
     with np.errstate(over="ignore"):
         for start in range(0, len(mixture), _BLOCK):
@@ -131,7 +131,7 @@ class RowSetHash:
             numbers = np.where(np.isnan(some), np.nan, some + 0.0).view(np.uint64)  # one NaN, one zero
             numbers += hashes[start : start + _ROWS]
             words = mix64(numbers, 1)
-            # Sums do not hang on the order; twice 64 bits, so that no two sets of rows meet by chance.
+            # Sums do not depend on the order; twice 64 bits, so that different sets of rows do not collide.
             self._sums[0] += int(words.sum(dtype=np.uint64))
             self._sums[1] += int(np.square(words, out=words).sum(dtype=np.uint64))
         self._rows += len(row_ids)

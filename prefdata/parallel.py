@@ -18,7 +18,7 @@ MAX_WORKERS = 4
 
 
 def usable_cores() -> int:
-    """The cores that this process may use, up to `MAX_WORKERS`: as a rule each works on one frame at a time."""
+    """Count the cores that this process may use, up to `MAX_WORKERS`: usually each works on one frame at a time."""
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MAX_WORKERS)
 
 

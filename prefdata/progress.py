@@ -133,7 +133,7 @@ def _left(done: int, left: int, seconds: float) -> list[str]:
 
 
 def shown(figures: dict[str, float], seconds: float) -> list[str]:
-    """The running numbers as texts; tokens as a rate."""
+    """Format the running numbers as texts; tokens as a rate."""
     rate = [f"{figures['tokens'] / max(seconds, 1e-9):,.0f} tokens/s"] if "tokens" in figures else []
     return rate + [f"{name} {value:,.4g}" for name, value in figures.items() if name != "tokens"]
 

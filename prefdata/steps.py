@@ -20,7 +20,7 @@ def rank(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = Fal
     from prefdata.scorers.open import is_pairwise
     from prefdata.scores.rank import rank as score
 
-    with watched(progress, "rank") as told:
+    with watched(progress, "rank") as watcher:
         if isinstance(spec, CompareSpec) and is_pairwise(spec):
-            return compare(run, spec, replace=replace, partial=partial, progress=told)
-        return score(run, spec, replace=replace, partial=partial, progress=told)
+            return compare(run, spec, replace=replace, partial=partial, progress=watcher)
+        return score(run, spec, replace=replace, partial=partial, progress=watcher)

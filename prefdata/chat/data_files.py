@@ -10,7 +10,7 @@ from prefdata.errors import InputError, UsageError, did_you_mean
 
 
 def read_template(kind: str, name: str) -> Any:
-    """What the YAML file `name` holds, or the built-in template of that kind (`rubrics`, …) and name.
+    """Read the YAML file `name`, or the built-in template of that kind (`rubrics`, …) and name.
 
     Raises:
         UsageError: there is neither.

@@ -125,13 +125,13 @@ class Chat(Renderer):
         )
 
     def plain(self, *, closed: bool = True) -> Chat:
-        """The same tokenizer for plain text; unless `closed`, complete texts get no end token beyond their own."""
+        """Return the same tokenizer for plain text; unless `closed`, complete texts get no end token added."""
         chat = Chat(self.tokenizer, name=self.name, raw=True, plain_end=self.plain_end)
         chat._end = chat._end if closed else None
         return chat
 
     def of_format(self) -> Chat:
-        """The same tokenizer for texts of a user's format, which are read as they are written.
+        """Return the same tokenizer for texts of a user's format, which are read as they are written.
 
         The end token closes them only where the model says that it was trained on plain texts closed so.
         """
@@ -156,7 +156,7 @@ class Chat(Renderer):
     def prompt_ids(
         self, messages: Sequence[Message], tools: str | None = None, holds: Sequence[str] = ()
     ) -> tuple[int, ...]:
-        """The ids of a prompt, ready for the first token of a response: one BOS at most, no end token.
+        """Return the ids of a prompt, ready for the first token of a response: one BOS at most, no end token.
 
         Args:
             messages: the conversation, `{role, content}` each.
@@ -171,7 +171,7 @@ class Chat(Renderer):
         return tuple(self.encode([text], complete=False)[0])
 
     def answered(self, messages: Sequence[Message], response: str, tools: str | None = None) -> Answered:
-        """A conversation with its response, split into the tokens before the response and those from it on.
+        """Tokenize a conversation with its response, split at the first token of the response.
 
         Raises:
             TemplateRefusal, ResponseChanged: as `conversation`; or the prompt is rendered otherwise for sampling.
@@ -182,7 +182,7 @@ class Chat(Renderer):
         return Answered(text, tuple(whole[:start]), tuple(whole[start:]))
 
     def encode(self, texts: Sequence[str], *, complete: bool) -> list[list[int]]:
-        """The token ids of texts that this encoder rendered: the only place where text becomes tokens.
+        """Return the token ids of texts that this encoder rendered: the only place where text becomes tokens.
 
         Args:
             texts: the texts.
@@ -203,7 +203,7 @@ class Chat(Renderer):
         return [self._closed(row) if complete else self._opened(row) for row in rows] if plain else rows
 
     def encode_marked(self, rendered: Rendered) -> tuple[list[int], list[bool]]:
-        """The token ids of a conversation, and which of them hold text that the template marks as the assistant's.
+        """Return a conversation's token ids, and which hold text that the template marks as the assistant's.
 
         Raises:
             ModelError: the tokenizer does not say which characters a token stands for.
@@ -221,7 +221,7 @@ class Chat(Renderer):
         return ids[extra:], mask[extra:]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a response: no special tokens, spaces as they are, broken UTF-8 as U+FFFD.
+        """Decode a response: no special tokens, spaces unchanged, broken UTF-8 as U+FFFD.
 
         Where plain text is continued, the text starts with the space that the tokens begin with: prompt and response
         put together read as the model wrote them.
@@ -234,7 +234,7 @@ class Chat(Renderer):
         return whole[len(before) :] if whole.startswith(before) else self._decode(token_ids)
 
     def pieces(self, vocabulary: int) -> list[str]:
-        """What each token adds to a text, with U+FFFD where that depends on its neighbours; `""` for special ones.
+        """Return the text that each token adds, U+FFFD where that depends on its neighbours; `""` for special tokens.
 
         Args:
             vocabulary: how many tokens the model has; ids that the tokenizer lacks add nothing.
@@ -313,13 +313,13 @@ def shared_prefix(a: Sequence[int] | np.ndarray, b: Sequence[int] | np.ndarray) 
 
 
 def named_ends(config: dict[str, Any]) -> list[int]:
-    """The end tokens that a config names: one, several or none."""
+    """Return the end tokens that a config names: one, several or none."""
     named = config.get("eos_token_id")
     return [token for token in (named if isinstance(named, list) else [named]) if isinstance(token, int)]
 
 
 def _record(config: dict[str, Any]) -> dict[str, Any]:
-    """What the trainer noted in a model's config.json."""
+    """Return what the trainer recorded in a model's config.json."""
     found = config.get("prefdata")
     return found if isinstance(found, dict) else {}
 

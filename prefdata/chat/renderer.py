@@ -30,7 +30,7 @@ class Renderer:
         self._rendered = lru_cache(maxsize=8)(self._render_items)  # candidates of one prompt come together
 
     def conversation(self, messages: Sequence[Message], response: str, tools: str | None = None) -> str:
-        """The exact text of a conversation that ends with `response` as the assistant's, as a scorer reads it.
+        """Render a conversation that ends with `response` as the assistant's: the exact text that a scorer reads.
 
         Raises:
             TemplateRefusal: the chat template does not take this conversation, or there is no template for it.
@@ -79,7 +79,7 @@ class Renderer:
     def text(
         self, messages: Sequence[Message], tools: str | None = None, *, answer_next: bool, holds: Sequence[str] = ()
     ) -> str:
-        """The text that the template makes of a conversation; `answer_next` opens the assistant's turn.
+        """Render a conversation with the template; `answer_next` opens the assistant's turn.
 
         Args:
             messages: the conversation.
@@ -178,7 +178,7 @@ def _parsed(tools: str | None) -> Any:
 
 
 def _written(turns: Sequence[Message]) -> list[str]:
-    """What the assistant wrote in the turns of a response, its reasoning included."""
+    """Return the assistant's text in the turns of a response, its reasoning included."""
     own = [turn for turn in turns if turn["role"] == "assistant"]
     return [str(turn[key]) for turn in own for key in ("reasoning_content", "content") if turn.get(key) is not None]
 

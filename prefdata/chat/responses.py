@@ -15,7 +15,7 @@ SHOWN = 60
 """Characters of a lost text that a message shows."""
 
 CHANCE = 8
-"""Fewer characters than this may occur in a text by chance."""
+"""A shorter prefix or suffix may occur in a text by coincidence."""
 
 
 def require_responses(text: str, begin: int, responses: Iterable[str], name: str) -> None:
@@ -60,7 +60,7 @@ def shared_start(one: str, other: str) -> int:
 
 
 def _lost(wanted: str, text: str) -> str:
-    """The part of `wanted` between the longest start and the longest end of it that occur in `text`."""
+    """Return the part of `wanted` between the longest prefix and the longest suffix of it that occur in `text`."""
     lengths = range(1, len(wanted) + 1)
     head = bisect_right(lengths, 0, key=lambda length: wanted[:length] not in text)
     tail = bisect_right(lengths, 0, key=lambda length: wanted[-length:] not in text)

@@ -104,7 +104,7 @@ class ChatTemplate:
     def reads_clock(self) -> bool:
         """Whether the template asks for the date, with its variables, in one of some conversations of every form.
 
-        Its text would not tell: where `date_string` is set, Llama 3's names the clock and does not read it.
+        The template's source does not show it: with `date_string` set, Llama 3's names the clock but does not read it.
         """
         asked: list[str] = []
 
@@ -173,7 +173,7 @@ class ChatTemplate:
 
 
 def choose(tokenizer: Any, name: str, choice: TemplateChoice) -> ChatTemplate | None:
-    """The template that `choice` means for this tokenizer; None where the tokenizer has none and none is given.
+    """Return the template that `choice` names for this tokenizer; None where it has none and none is given.
 
     Raises:
         UsageError: there is no such file or name, or the template does not read a variable.
@@ -235,7 +235,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def template_identity(spec: ChatSpec) -> dict[str, Any]:
-    """What the settings of a chat template add to an identity: a file by its content, variables in order of name.
+    """Return what a chat template adds to an identity: a file by its content, variables in order of name.
 
     Raises:
         InputError: the file cannot be read.
@@ -250,7 +250,7 @@ def template_identity(spec: ChatSpec) -> dict[str, Any]:
 
 
 def require_unicode(text: str) -> str:
-    """The text itself.
+    """Return the text unchanged.
 
     Raises:
         NotUnicode: it holds half of a surrogate pair.
@@ -313,7 +313,7 @@ def _defaults(variables: Mapping[str, Any]) -> str:
 
 
 def _literal(value: Any) -> str:
-    """A JSON value in Jinja's notation."""
+    """Return a JSON value in Jinja's notation."""
     if value is None:
         return "none"
     if isinstance(value, list):

@@ -2,13 +2,13 @@
 
 Every prompt is stored in its train view; a candidate that saw another one keeps it beside its answer. Two ways:
 
-Context distillation (Askell et al. 2021, 2112.00861; Llama 2, 2307.09288, section 4.2.4): the model is told something
+Context distillation (Askell et al. 2021, 2112.00861; Llama 2, 2307.09288, section 4.2.4): the model is given something
 more, a preprompt, and trained to answer so without it. With several preprompts each candidate draws one by weight.
 
 Ghost Attention (Llama 2, section 3.3): an instruction stands once, in the first user turn, where it is trained on, and
 on every user turn, in full, where it is sampled. `Instructions.train_view` puts it there, `PromptTransform` repeats it.
 
-Preprompts and instructions are YAML files; the built-in ones lie in `templates/` and go by their names.
+Preprompts and instructions are YAML files; the built-in ones are in `templates/` and are chosen by name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from prefdata.ids import digest, unit_uniform, without_nulls
 from prefdata.specs import SampleSpec, Spec, identity_field, runtime_field
 
 INSTRUCTION = "instruction"
-"""The key of a prompt's metadata that says which instruction it carries: {"said": …, "sampled": …}."""
+"""The key of a prompt's metadata for its instruction: {"said": as trained on, "sampled": as repeated when sampling}."""
 
 Turns = list[dict[str, Any]]
 
@@ -35,13 +35,13 @@ class Preprompt(Spec):
     step: ClassVar[str] = "preprompt"
     may_be_empty: ClassVar[tuple[str, ...]] = ("text",)
 
-    text: str = identity_field(..., "What the model is told.")
+    text: str = identity_field(..., "The text that the model is given.")
     weight: float = identity_field(1.0, "How often, against the others.", gt=0, allow_inf_nan=False)
     place: Literal["system", "user"] = identity_field("system", "In the system message, or before the last user turn.")
     name: str | None = runtime_field(None, "For the reader only.")
 
     def put_into(self, turns: Turns) -> Turns:
-        """A conversation with this preprompt in it: before what is there already, a blank line between."""
+        """Put this preprompt into a conversation: before the existing content, a blank line between."""
         if not self.text:
             return turns
         if self.place == "user":
@@ -57,7 +57,7 @@ class Instruction(Spec):
 
     step: ClassVar[str] = "instruction"
 
-    text: str = identity_field(..., "The instruction as it is said in full.", pattern=r"\S")
+    text: str = identity_field(..., "The instruction in full.", pattern=r"\S")
     short: str | None = identity_field(None, "The instruction in few words.", pattern=r"\S")
     weight: float = identity_field(1.0, "How often, against the others.", gt=0, allow_inf_nan=False)
 
@@ -79,7 +79,7 @@ class PromptTransform:
 
     @classmethod
     def of(cls, spec: SampleSpec) -> PromptTransform:
-        """The view that a spec asks for.
+        """Return the transform for a spec.
 
         Raises:
             UsageError: there are no preprompts of that name, or an entry is not as it should be; with its number.
@@ -102,9 +102,9 @@ class PromptTransform:
         return len(self.preprompts) > 1
 
     def messages(self, prompt: Mapping[str, Any], uniform: float) -> Turns | None:
-        """What the model sees of a row of the prompts table, or None where that is the prompt as it is.
+        """Return what the model sees of a row of the prompts table, or None where that is the prompt unchanged.
 
-        `uniform` in (0, 1) is the candidate's own coin.
+        `uniform` in (0, 1) is the candidate's own random number.
 
         Raises:
             InputError: the metadata speak of an instruction that the first user turn does not begin with.
@@ -130,7 +130,7 @@ class PromptTransform:
 
 
 def instruction_of(prompt: Mapping[str, Any]) -> dict[str, str] | None:
-    """The instruction that a prompt carries: `said` stands in its first user turn, `sampled` is the full form."""
+    """Return the instruction of a prompt: `said` is in its first user turn, `sampled` is the full form."""
     # The key is looked for first: most prompts have metadata, and parsing every one would take longer than the rest.
     if not prompt["metadata"] or f'"{INSTRUCTION}"' not in prompt["metadata"]:
         return None
@@ -140,13 +140,13 @@ def instruction_of(prompt: Mapping[str, Any]) -> dict[str, str] | None:
 
 def _on_every_turn(turns: Turns, carried: Mapping[str, str], prompt_id: str) -> Turns:
     first = next(place for place, turn in enumerate(turns) if turn["role"] == "user")
-    said = f"{carried['said']}\n\n"
-    if not turns[first]["content"].startswith(said):
+    stated = f"{carried['said']}\n\n"
+    if not turns[first]["content"].startswith(stated):
         raise InputError(
             f"prompt {prompt_id}: its first user turn does not begin with the instruction that its metadata name "
             f"({carried['said']!r}). Ingest it again with --instructions."
         )
-    rest = {**turns[first], "content": turns[first]["content"].removeprefix(said)}
+    rest = {**turns[first], "content": turns[first]["content"].removeprefix(stated)}
     bare = [*turns[:first], rest, *turns[first + 1 :]]
     return [_before(carried["sampled"], turn) if turn["role"] == "user" else turn for turn in bare]
 
@@ -159,7 +159,7 @@ class Instructions:
 
     @classmethod
     def of(cls, name: str) -> Instructions:
-        """The built-in instructions of that name, or those of a file.
+        """Read the built-in instructions of that name, or those of a file.
 
         Raises:
             UsageError: there are none of that name, or an entry is not as it should be; with its number.
@@ -171,25 +171,25 @@ class Instructions:
     @property
     def identity(self) -> str:
         """The id of their content."""
-        said = [[[entry.identity() for entry in entries] for entries in choice.lists] for choice in self.choices]
-        return digest([said, [choice.weight for choice in self.choices]])
+        entries = [[[entry.identity() for entry in entries] for entries in choice.lists] for choice in self.choices]
+        return digest([entries, [choice.weight for choice in self.choices]])
 
     def draw(self, seed: int, key: str) -> dict[str, str]:
-        """The instruction for the conversation `key`: `said`, short for half of all keys, and `sampled`, in full."""
+        """Draw the instruction for the conversation `key`: `said`, short for half of the keys; `sampled`, in full."""
 
-        def coin(*what: str | int) -> float:
+        def uniform(*what: str | int) -> float:
             return unit_uniform(seed, "instruction", *what, key)
 
-        lists = _drawn(self.choices, coin("choice")).lists
-        some = 1 + int(coin("lists") * (2 ** len(lists) - 1))  # its bits say which lists: any but none
-        parts = [_drawn(each, coin("entry", i)) for i, each in enumerate(lists) if some >> i & 1]
+        lists = _drawn(self.choices, uniform("choice")).lists
+        some = 1 + int(uniform("lists") * (2 ** len(lists) - 1))  # its bits say which lists: any but none
+        parts = [_drawn(each, uniform("entry", i)) for i, each in enumerate(lists) if some >> i & 1]
         sampled = " ".join(part.text for part in parts)
         short = " ".join(part.short or part.text for part in parts)
-        return {"said": short if coin("short") < 0.5 else sampled, "sampled": sampled}
+        return {"said": short if uniform("short") < 0.5 else sampled, "sampled": sampled}
 
 
 def training_messages(turns: Turns, instruction: Mapping[str, str]) -> Turns:
-    """A conversation with an instruction as it is said, once: in the first user turn, a blank line after it."""
+    """Put the instruction into a conversation for training: once, in the first user turn, a blank line after it."""
     first = next(place for place, turn in enumerate(turns) if turn["role"] == "user")
     return [*turns[:first], _before(instruction["said"], turns[first]), *turns[first + 1 :]]
 
@@ -229,7 +229,7 @@ def _drawn(entries: Sequence[Weighted], uniform: float) -> Weighted:
 
 
 def _entries(kind: Literal["preprompts", "instructions"], name: str) -> tuple[str, list[Any]]:
-    """The entries of a file, or of the built-in one of that name; and what to call it in a message."""
+    """Read the entries of a file, or of the built-in one of that name; and the name for it in messages."""
     entries = read_template(kind, name)
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{name} should hold a list of {kind}; templates/{kind} has examples to copy.")
@@ -241,7 +241,7 @@ def _placed(where: str, entries: Sequence[Any]) -> Iterable[tuple[Any, str]]:
 
 
 def _keys(entry: Any, at: str) -> dict[str, Any]:
-    """An entry's keys; a text alone is an entry's text."""
+    """Return an entry's keys; a plain text is the entry's `text`."""
     if isinstance(entry, str):
         return {"text": entry}
     if not isinstance(entry, dict):

@@ -17,7 +17,7 @@ Engine = Literal["transformers", "vllm", "openai"]
 
 
 def choose_engine(asked: Literal["auto", "transformers", "vllm", "openai"]) -> tuple[Engine, str]:
-    """The engine to use, and why: `auto` takes vllm where it is installed and an NVIDIA GPU is there.
+    """Choose the engine, and say why: `auto` takes vllm where it is installed and an NVIDIA GPU is present.
 
     Raises:
         UsageError: vllm was asked for and is not installed.
@@ -37,7 +37,7 @@ def choose_engine(asked: Literal["auto", "transformers", "vllm", "openai"]) -> t
 
 
 def open_generator(spec: ModelSpec, files: ModelFiles, engine: Engine) -> Generator:
-    """The model of `spec` on that engine, loaded.
+    """Load the model of `spec` on that engine.
 
     Raises:
         ModelError: the model cannot be loaded.
@@ -68,7 +68,7 @@ def open_generator(spec: ModelSpec, files: ModelFiles, engine: Engine) -> Genera
 
 
 def remote_model_files(spec: ModelSpec) -> ModelFiles:
-    """The files of a server's model: none, or with `--tokenizer` those that make text into token ids.
+    """Return a server's model: without files, or with `--tokenizer` those that turn text into token ids.
 
     Raises:
         ModelError: there is no such tokenizer.

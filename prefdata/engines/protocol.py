@@ -144,7 +144,7 @@ class Generator(Protocol):
     def render(
         self, messages: Sequence[Message], tools: str | None = None, holds: Sequence[str] = ()
     ) -> tuple[int, ...]:
-        """The token ids of a prompt, ready for the response's first token.
+        """Return the token ids of a prompt, ready for the response's first token.
 
         Args:
             messages: the conversation.
@@ -182,5 +182,5 @@ def refusal(request: Request, context_length: int, vocabulary: int) -> Rejection
 
 
 def room(request: Request, context_length: int) -> int:
-    """The tokens that the answer may have: what was asked for, or less where the context ends first."""
+    """Return the tokens that the response may have: what was asked for, or less where the context ends first."""
     return min(request.sampling.max_tokens, context_length - len(request.prompt_ids))

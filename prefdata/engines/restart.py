@@ -24,7 +24,7 @@ Answer = Completion | Rejection
 
 
 def with_restart(open_engine: Callable[[], Generator]) -> Generator:
-    """The generator that `open_engine` opens, opened again whenever its engine dies.
+    """Return the generator that `open_engine` opens, opened again whenever its engine dies.
 
     A server is not ours to start again, and comes back as it is.
 
@@ -57,7 +57,7 @@ class RestartingGenerator:
     def render(
         self, messages: Sequence[Message], tools: str | None = None, holds: Sequence[str] = ()
     ) -> tuple[int, ...]:
-        """The token ids of a prompt; see the protocol."""
+        """Return the token ids of a prompt; see the protocol."""
         return self._generator.render(messages, tools, holds)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
@@ -94,7 +94,7 @@ class RestartingGenerator:
     def _ask(
         self, requests: Iterable[Request], flying: dict[str, Request], suspects: dict[str, Request]
     ) -> Steps[Answer, None, EngineError | None]:
-        """The answers until the end or until the engine dies, and of what; `flying` is then what it left unanswered."""
+        """Yield responses until the end or until the engine dies; return its error. `flying` holds the unanswered."""
 
         def handed() -> Iterator[Request]:
             for request in requests:
@@ -144,7 +144,7 @@ def _prompt(request: Request) -> tuple[object, ...]:
 
 
 def interleave_prompts(requests: list[Request]) -> list[Request]:
-    """The requests with those of one prompt far from each other: the answers of others tell whom to blame."""
+    """Order the requests so that those of one prompt are far apart: other prompts' results show which one failed."""
     by_prompt: dict[tuple[object, ...], list[Request]] = {}
     for request in requests:
         by_prompt.setdefault(_prompt(request), []).append(request)

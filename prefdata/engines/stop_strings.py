@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def before_stop(text: str, stop: Sequence[str], past: int = 0) -> str | None:
-    """The text before the stop text that is complete first, or None where none occurs.
+    """Return the text before the stop string that is complete first, or None where none occurs.
 
     Which is complete first does not depend on where tokens begin and end. Of two that end at one place, the longer.
 
@@ -54,7 +54,7 @@ class StopStrings:
         return self._suspects[stop]
 
     def watch(self, samplings: Sequence[Sampling], device: torch.device) -> StopMonitor | None:
-        """The watch over a batch with these settings, or None where no row has a stop text."""
+        """Return the monitor of a batch with these settings, or None where no row has a stop string."""
         stops = [tuple(filter(None, sampling.stop)) for sampling in samplings]
         kinds = {stop: i for i, stop in enumerate(dict.fromkeys(stops))}
         if not any(kinds):
@@ -65,7 +65,7 @@ class StopStrings:
         return StopMonitor(self, samplings, table, torch.tensor([kinds[stop] for stop in stops], device=device))
 
     def cut(self, token_ids: Sequence[int], stop: tuple[str, ...], min_tokens: int) -> str | None:
-        """The text before the stop text that these tokens complete, or None; the first `min_tokens` complete none."""
+        """Return the text before the stop string that these tokens complete, or None; `min_tokens` come before any."""
         if not any(stop) or len(token_ids) <= min_tokens:
             return None
         past = len(self._chat.decode(token_ids[:min_tokens])) if min_tokens else 0

@@ -81,7 +81,7 @@ def is_pair(run: Run, beginning: str) -> bool:
 
 
 def verdicts_of(run: Run, lineage: Lineage, one: str, other: str) -> pl.DataFrame:
-    """The comparisons of two answers that a pairing was made from, as they were said; none where scores decided."""
+    """Return the comparisons of two responses that a pairing was made from, unchanged; none where scores decided."""
     both = pl.col("first_id").is_in([one, other]) & pl.col("second_id").is_in([one, other])
     judges = [parent.split("/", 1)[1] for parent in lineage.parents if parent.startswith("comparisons/")]
     rows = rows_where(run, "comparisons", both).filter(pl.col("judge").is_in(judges))

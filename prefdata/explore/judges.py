@@ -11,7 +11,7 @@ _COLUMNS = ["prompt_id", "first_id", "second_id", "order", "annotator", "probabi
 
 
 def judges(run: Run, names: tuple[str, ...] = (), *, partial: bool = False) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The judges of a run, models and people alike, one by one and two by two.
+    """Measure the judges of a run, models and people alike, each alone and in pairs.
 
     Args:
         run: the run.

@@ -180,7 +180,7 @@ def _common(tables: list[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _by_prompt(policy: Policy, answers: pl.DataFrame, scorers: list[str]) -> pl.DataFrame:
-    """The means of each prompt's responses, for the prompts that every scorer scored."""
+    """Return the means of each prompt's responses, for the prompts that every scorer scored."""
     rows = answers.unique("candidate_id").join(policy.responses, on="candidate_id", how="semi")
     means = rows.group_by("prompt_id").agg(pl.col(*scorers, "completion_tokens").mean())
     return means.drop_nulls(scorers).sort("prompt_id")
@@ -232,7 +232,7 @@ def _selection(run: Run, answers: pl.DataFrame, name: str) -> Policy:
 
 
 def _best_first(rows: pl.DataFrame, spec: SelectSpec) -> pl.DataFrame:
-    """The samples that a selection could choose, by prompt, the highest score first, as `select` orders them."""
+    """Return the samples that a selection could choose, by prompt, the highest score first, as `select` orders them."""
     if spec.truncated == "drop":
         rows = rows.filter(pl.col("finish_reason").ne_missing("length"))
     if spec.duplicates == "collapse":  # a text that comes again has the score of the first

@@ -126,7 +126,7 @@ def _fitting(scorer: RewardModel, items: Sequence[ScoringItem]) -> list[Rendered
 
 
 def _scores(scorer: Classifier, items: Iterable[ScoringItem]) -> dict[str, float]:
-    """The scores by item and output; what has none is left out."""
+    """Return the scores by item and output; items without a score are left out."""
     return {f"{s.key} {s.output}": s.score for s in scorer.score(items) if s.score is not None}
 
 
@@ -139,7 +139,7 @@ def _two_at_a_time(scorer: RewardModel, items: Sequence[ScoringItem], rows: list
 
 @torch.inference_mode()
 def _alone(scorer: RewardModel, rows: list[RenderedText]) -> dict[str, float]:
-    """The scores by definition: each text alone, unpadded, its last token's state through the head."""
+    """Compute the scores by definition: each text alone, unpadded, its last token's state through the head."""
     found: dict[str, float] = {}
     for row in rows:
         ids = torch.tensor([row.ids], device=scorer.device)
@@ -154,7 +154,7 @@ def _alone(scorer: RewardModel, rows: list[RenderedText]) -> dict[str, float]:
 
 
 def _whole(scorer: RewardModel, rows: list[RenderedText]) -> dict[str, float]:
-    """The scores of all rows in one batch, each padded to the longest."""
+    """Compute the scores of all rows in one batch, each padded to the longest."""
     values = scorer.labels.read(scorer._forward(rows)).tolist()
     return {
         f"{key} {output}": value
@@ -172,7 +172,7 @@ def _apart(name: str, found: dict[str, float], known: dict[str, float], limit: f
 
 
 def _identical(scorer: RewardModel, items: Sequence[ScoringItem]) -> CheckResult:
-    """The same conversation scored in two batches with other neighbours gives one score, and a margin of 0."""
+    """Check that a conversation scored in two batches with other neighbours gets one score, and a margin of 0."""
     one = items[len(items) // 2]
     twin = ScoringItem("twin", one.messages, one.response, one.truncated)
     found = _scores(scorer, [*items, twin])
@@ -196,7 +196,7 @@ def _tokens(scorer: RewardModel, rows: list[RenderedText]) -> list[CheckResult]:
 
 
 def _as_defined(scorer: RewardModel, items: Sequence[ScoringItem]) -> CheckResult:
-    """The token ids are those that the tokenizer and its chat template give, but for a second begin token."""
+    """Check that the token ids are those of the tokenizer and its chat template, but for a second begin token."""
     found = {key: row.ids for row in scorer.texts.prepare(items).rows for key in row.keys}
     same = sum(1 for item in items if item.key in found and found[item.key] == _defined(scorer, item))
     return CheckResult("token ids", same == len(found), f"{same} of {len(found)} as defined", "all")
@@ -250,7 +250,7 @@ def _ends(text: str, tokenizer: Any) -> bool:
 
 
 def _raw(scores: dict[str, float], truth: dict[str, float], limit: float) -> CheckResult:
-    """The score is the logit, not its sigmoid."""
+    """Check that the score is the logit, not its sigmoid."""
     probabilities = sigmoid(np.array([truth[key] for key in scores]))
     squashed = float(np.abs(np.array(list(scores.values())) - probabilities).max())
     close = _apart("raw logit", scores, truth, limit)
@@ -260,7 +260,7 @@ def _raw(scores: dict[str, float], truth: dict[str, float], limit: float) -> Che
 
 
 def _as_trained(scorer: RewardModel, items: Sequence[ScoringItem], text_format: Path | None) -> CheckResult:
-    """The token ids are those that `prefdata train rm` trains on."""
+    """Check that the token ids are those that `prefdata train rm` trains on."""
     if text_format is not None:
         return CheckResult("text as trained", None, "a text format is read as it is, and training knows none")
     from prefdata.train.encode import Encoder

@@ -106,7 +106,7 @@ def from_data(
 
 
 def score_pairs(scorer: Scorer, pairs: Sequence[Pair]) -> dict[str, float | None]:
-    """The scores of both sides of all pairs, by the items' keys; of a scorer with one output.
+    """Score both sides of all pairs, by the items' keys, with a scorer of one output.
 
     Raises:
         InputError: the scorer has several outputs.
@@ -118,7 +118,7 @@ def score_pairs(scorer: Scorer, pairs: Sequence[Pair]) -> dict[str, float | None
 
 
 def stored_pairs(run: Run, scorer: str, part: str | None = None) -> tuple[list[Pair], dict[str, float | None]]:
-    """A run's pairs with the scores that it holds already: no model is needed.
+    """Read a run's pairs with the scores that it already has: no model is needed.
 
     Raises:
         NotReady, UsageError: there are no such pairs or scores.
@@ -139,7 +139,7 @@ def stored_pairs(run: Run, scorer: str, part: str | None = None) -> tuple[list[P
 
 
 def sampler_scores(run: Run, scorer: str) -> dict[str, list[float]]:
-    """The scores that a run holds of each sampler's answers."""
+    """Return the scores that a run has of each sampler's responses."""
     answers = read_candidates(run, ["candidate_id"], of_each=True)
     held = _frame(run.only("scores", scorer).read(["candidate_id", "score"]))
     joined = answers.join(held, on="candidate_id").drop_nulls("score")
@@ -149,7 +149,7 @@ def sampler_scores(run: Run, scorer: str) -> dict[str, list[float]]:
 def evaluate(
     pairs: Sequence[Pair], scores: Mapping[str, float | None], samplers: Mapping[str, Sequence[float]] | None = None
 ) -> Evaluation:
-    """The figures of scores on labelled pairs.
+    """Compute the figures of scores on labelled pairs.
 
     Args:
         pairs: the labelled pairs.

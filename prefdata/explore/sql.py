@@ -116,7 +116,7 @@ def _tables(connection: duckdb.DuckDBPyConnection) -> pa.Table:
 
 @contextmanager
 def _open(run: Run, memory_limit: str, sql: str = "") -> Iterator[Session]:
-    """A session with the run's views for a query, which reads nothing outside the run directory.
+    """Open a session with the run's views for a query, which reads nothing outside the run directory.
 
     Raises:
         NotReady: there is no run at that path.
@@ -156,7 +156,7 @@ def _pieces(session: Session, run: Run, sql: str) -> Iterator[pa.Table]:
 
 
 def _reader(connection: duckdb.DuckDBPyConnection, run: Run, sql: str) -> tuple[pa.RecordBatchReader, list[str]]:
-    """The rows of a query, and the names of their columns."""
+    """Return the rows of a query, and the names of their columns."""
     checked = check_query(connection, sql)
     for name in checked.files:
         _add_file(connection, run, name)

@@ -98,7 +98,7 @@ class ModelFiles:
             raise _hub_error(self.name, error) from error
 
     def folder(self) -> Path:
-        """The local folder of the files; a hub model is downloaded at this revision first (safetensors only).
+        """Return the local folder of the files; a hub model is downloaded at this revision first (safetensors only).
 
         Raises:
             ModelError: the download failed, or what was downloaded is not complete.
@@ -192,7 +192,7 @@ def _check_kind(name: str, kind: Kind, config: dict[str, Any]) -> None:
 
 
 def label_names(config: dict[str, Any]) -> tuple[str, ...]:
-    """The names of a classifier's labels, in the order of its logits; `LABEL_0`, … where its config.json is silent."""
+    """Return a classifier's labels in the order of its logits; `LABEL_0`, … where its config.json names none."""
     if isinstance(names := config.get("id2label"), dict):
         return tuple(str(names[number]) for number in sorted(names, key=int))
     count = int(config.get("num_labels", 2))  # transformers takes two where a config is silent
@@ -207,7 +207,7 @@ def _check_tokenizer(folder: Path) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that the model is made of, all there and whole.
+    """Return the safetensors files that the model consists of, all there and whole.
 
     Raises:
         ModelError: there are none, one is missing, or one is cut short.
@@ -292,11 +292,13 @@ def _hub_error(name: str, error: Exception) -> ModelError:
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
-        said = "the Hugging Face hub asks for its terms to be accepted. Accept them there and log in (hf auth login)"
+        problem = "the Hugging Face hub asks for its terms to be accepted. Accept them there and log in (hf auth login)"
     elif isinstance(error, errors.RepositoryNotFoundError):
-        said = "the Hugging Face hub has no such model (or it is private). Check the name"
+        problem = "the Hugging Face hub has no such model (or it is private). Check the name"
     elif isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        said = "the Hugging Face hub's model of that name has no config.json. Choose another"
+        problem = "the Hugging Face hub's model of that name has no config.json. Choose another"
     else:
-        said = "the Hugging Face hub cannot be reached and its local cache does not hold it. Give a folder, or connect"
-    return ModelError(f"there is no folder {name} here, and {said}.")
+        problem = (
+            "the Hugging Face hub cannot be reached and its local cache does not hold it. Give a folder, or connect"
+        )
+    return ModelError(f"there is no folder {name} here, and {problem}.")

@@ -107,7 +107,7 @@ def effective(value: Any) -> Any:
 
 
 def _value(path: Path) -> Any:
-    """What a JSON file holds, as it counts; the hash of its bytes where it is no JSON."""
+    """Return the effective content of a JSON file; the hash of its bytes where it is not JSON."""
     try:
         return effective(json.loads(_bytes(path)))
     except (ValueError, RecursionError):
@@ -133,13 +133,13 @@ def _generation_ends(folder: Path) -> list[int]:
 
 
 def _found(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
-    """The files that match, by their names inside the folder; hidden ones are not the model's."""
+    """Find the files that match, by their names inside the folder; hidden ones do not belong to the model."""
     paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     return {path.relative_to(folder).as_posix(): path for path in paths if not path.name.startswith(".")}
 
 
 def _blocks(file: Path, count: int | None) -> Iterator[bytes]:
-    """The file in blocks of 1 MiB: all of them, or `count` evenly spaced ones, the first and the last among them."""
+    """Yield the file in blocks of 1 MiB: all of them, or `count` evenly spaced ones with the first and the last."""
     last = (file.stat().st_size - 1) // _BLOCK_BYTES
     every = range(last + 1) if count is None else sorted({round(i * last / (count - 1)) for i in range(count)})
     with file.open("rb") as stream:

@@ -26,7 +26,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def pick_device(device: str | None) -> torch.device:
-    """The device asked for, or the first CUDA GPU, or the CPU; a GPU that torch cannot use is a warning.
+    """Return the device asked for, or the first CUDA GPU, or the CPU; a GPU that torch cannot use is a warning.
 
     Raises:
         UsageError: that is no device, or this machine has none such.
@@ -53,7 +53,7 @@ def pick_device(device: str | None) -> torch.device:
 
 
 def _why_no_cuda() -> str:
-    """Why torch computes on no GPU although the driver lists one, and what to do."""
+    """Say why torch computes on no GPU although the driver lists one, and what to do."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} cannot use this machine's NVIDIA GPU. Install a build of it for CUDA."
     return (
@@ -74,7 +74,7 @@ def computed(device: torch.device, dtype: str) -> dict[str, str]:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> str:
-    """The name of the type asked for; `auto` is bfloat16 on a GPU that computes in it, else float32.
+    """Return the name of the type asked for; `auto` is bfloat16 on a GPU that computes in it, else float32.
 
     Raises:
         UsageError: there is no such type here.
@@ -122,14 +122,14 @@ def read_config(model: ModelFiles) -> Any:
 
 
 def attention_settings(config: Any) -> dict[str, str]:
-    """The setting of `from_pretrained` by which attention computes all that the config says."""
+    """Return the setting of `from_pretrained` by which attention computes all that the config asks for."""
     # transformers' scaled dot-product attention leaves out the cap that Gemma 2 puts on attention's logits.
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     return {"attn_implementation": "eager"} if capped else {}
 
 
 def padding_id(tokenizer: Any, net: Any) -> int:
-    """The token id that fills rows: that of the network, else of the tokenizer, else 0; one that has an embedding."""
+    """Return the token id that fills rows: the network's, else the tokenizer's, else 0; one that has an embedding."""
     rows = int(net.get_input_embeddings().num_embeddings)
     for pad in (net.config.get_text_config().pad_token_id, tokenizer.pad_token_id):
         if isinstance(pad, int) and 0 <= pad < rows:

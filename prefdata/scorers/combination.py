@@ -66,7 +66,7 @@ class Rule:
 
 
 def parse_rule(text: str, known: Iterable[str] | None = None) -> Rule:
-    """The rule that a person typed; see the module's head for the grammar.
+    """Parse the rule that a person typed; see the module's docstring for the grammar.
 
     Args:
         text: the rule.
@@ -225,7 +225,7 @@ def _z(centred: pl.Expr, spread: pl.Expr) -> pl.Expr:
 
 
 def _by_rule(rule: Rule, values: Array, prompts: pl.Series, tagged: NDArray[np.bool_]) -> Array:
-    """The scores of rows that have every member, shape (rows,)."""
+    """Return the combined scores of rows that have every member, shape (rows,)."""
     if rule.kind == "gate":
         return _whitened(gate(values[:, 0], values[:, 1], tagged, rule.numbers[0]))
     if rule.kind == "lexicographic":
@@ -249,7 +249,7 @@ def uncertainty_weighted(values: Array, weight: float) -> Array:
 
 
 def gate(safety: Array, helpful: Array, tagged: NDArray[np.bool_], threshold: float = 0.15) -> Array:
-    """The logit of Llama 2's piecewise reward, before whitening (2307.09288, section 3.2.3 and 3.3).
+    """Return the logit of Llama 2's piecewise reward, before whitening (2307.09288, section 3.2.3 and 3.3).
 
     Safety where the prompt is tagged or its probability is strictly below the threshold, else helpfulness. Both are
     raw logits: the paper's sigmoid and logit undo each other, so only the threshold is taken to the logits' scale.
@@ -282,7 +282,7 @@ def lexicographic(values: Array, prompts: pl.Series, tolerances: tuple[float, ..
 
 
 def _levels(values: Array, tolerance: float) -> NDArray[np.int64]:
-    """The level of each value, 0 the best."""
+    """Return the level of each value, 0 the best."""
     level = np.zeros(len(values), np.int64)
     best, current = math.inf, -1
     for row in np.argsort(-values, kind="stable"):
@@ -293,7 +293,7 @@ def _levels(values: Array, tolerance: float) -> NDArray[np.int64]:
 
 
 def _groups(prompts: pl.Series) -> list[NDArray[np.int64]]:
-    """The row numbers of each prompt."""
+    """Return the row numbers of each prompt."""
     rows = pl.DataFrame({"prompt": prompts}).with_row_index("row").group_by("prompt", maintain_order=True).agg("row")
     return [group.to_numpy().astype(np.int64) for group in rows["row"]]
 
@@ -312,11 +312,11 @@ def _by_function(rule: Rule, values: Array) -> tuple[Array, list[str | None]]:
 
 
 def function_file(rule: Rule) -> Path | None:
-    """The file of the function that a rule calls, to be hashed into the lineage; None where it calls none."""
+    """Return the file of the function that a rule calls, to be hashed into the lineage; None where it calls none."""
     return None if rule.function is None else Path(rule.function.rpartition(":")[0])
 
 
 def _floats(column: pl.Series) -> Array:
-    """A column as floats, shape (rows,), with NaN for null."""
+    """Return a column as floats, shape (rows,), with NaN for null."""
     floats: Array = column.cast(pl.Float64).fill_null(math.nan).to_numpy()
     return floats

@@ -148,7 +148,7 @@ def corrected(rows: pl.DataFrame, pairs: pl.DataFrame | None, spec: CalibrateSpe
 
 
 def _margins(rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
-    """The pairs of which both answers have a score: chosen, rejected, and their lengths."""
+    """Return the pairs whose two responses both have a score: chosen, rejected, and their lengths."""
     known = rows.filter(pl.col("score").is_not_null()).select("candidate_id", "score", "length")
     for side in ("chosen", "rejected"):
         named = known.rename({"score": side, "length": f"{side}_length"})
@@ -172,7 +172,7 @@ def _contradictions(games: pl.DataFrame) -> dict[str, Any]:
 
 
 def _seen(run: Run, *scorers: str) -> dict[str, str]:
-    """The files of candidates for which all of some scorers were finished; nothing where they differ."""
+    """Return the files of candidates for which all of some scorers are finished; nothing where they differ."""
     each = [success.seen if (success := run.partition("scores", one).success()) else {} for one in scorers]
     return each[0] if all(one == each[0] for one in each) else {}
 
@@ -182,7 +182,7 @@ def _content(rows: pl.DataFrame) -> str:
 
 
 def scores_of(run: Run, scorer: str, *, partial: bool = False) -> pl.DataFrame:
-    """The scores of one scorer.
+    """Return the scores of one scorer.
 
     Raises:
         NotReady, UsageError: as `Run.only`.
@@ -195,7 +195,7 @@ def scores_of(run: Run, scorer: str, *, partial: bool = False) -> pl.DataFrame:
 
 
 def _joined(members: dict[str, pl.DataFrame]) -> pl.DataFrame:
-    """A row a candidate that one of the members knows, with a column of scores for each."""
+    """Return a row for each candidate that one of the members scored, with a column of scores for each member."""
     every = pl.concat([rows.select(*_CANDIDATE, "text_hash") for rows in members.values()])
     joined = every.sort("candidate_id", "text_hash", nulls_last=True).unique(
         "candidate_id", keep="first", maintain_order=True

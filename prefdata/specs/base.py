@@ -81,12 +81,12 @@ def runtime_field(default: Any = ..., description: str = "", *, group: Group = G
 
 
 def flag_of(name: str) -> str:
-    """The option of a field: `--batch-tokens`, or `-k` for a name of one letter."""
+    """Return the option of a field: `--batch-tokens`, or `-k` for a name of one letter."""
     return f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
 
 
 def group_of(field: FieldInfo) -> Group:
-    """The title under which help lists a field."""
+    """Return the title under which help lists a field."""
     extra = field.json_schema_extra
     return Group(str(extra["group"])) if isinstance(extra, dict) and "group" in extra else Group.SETTINGS
 
@@ -136,7 +136,7 @@ class Spec(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, where: str | None = None, flags: bool = False) -> Self:
-        """The spec from plain values; `where` says where they came from in the message, which names `flags` or keys.
+        """Build the spec from plain values; `where` names their source in the message, which names `flags` or keys.
 
         Raises:
             UsageError: an unknown key (with the nearest known one) or a value that does not fit, all of them at once.
@@ -171,13 +171,13 @@ class Spec(BaseModel):
         return f"{name}: {said.replace('Input should be ', 'should be ', 1)}, not {given!r}"
 
     def identity(self) -> dict[str, Any]:
-        """The fields that decide the result, as JSON values."""
+        """Return the fields that decide the result, as JSON values."""
         fields = type(self).model_fields
         said = self.model_dump(mode="json")
         return {name: _plain(value) for name, value in said.items() if not _is_how(fields[name])}
 
     def check_use(self, decider: str, **goes_with: tuple[str, ...]) -> None:
-        """That settings which only some values of the field `decider` have a use for are at their defaults elsewhere.
+        """Check that settings which only some values of the field `decider` use are at their defaults elsewhere.
 
         Raises:
             ValueError: one is given where it would change nothing.
@@ -190,7 +190,7 @@ class Spec(BaseModel):
 
     @classmethod
     def of_identity(cls, identity: Mapping[str, Any]) -> Self:
-        """The spec that a lineage tells of; what was only known at run time is left out."""
+        """Rebuild the spec from a lineage; what was known only at run time is left out."""
         fields = cls.model_fields
         known = {name: value for name, value in identity.items() if name in fields}
         infinite = {name: float(value) for name, value in known.items() if value in ("inf", "-inf")}
@@ -203,12 +203,12 @@ class Spec(BaseModel):
             ) from None
 
     def fingerprint(self) -> str:
-        """The id of the spec's identity: equal fingerprints, equal results from equal inputs."""
+        """Return the id of the spec's identity: equal fingerprints, equal results from equal inputs."""
         return digest({"step": self.step, **self.essence(self.identity())})
 
     @classmethod
     def essence(cls, identity: Mapping[str, Any]) -> dict[str, Any]:
-        """An identity without the settings that are at their defaults: what fingerprints and seeds are made from.
+        """Return an identity without the settings that are at their defaults: the basis of fingerprints and seeds.
 
         So a setting that a later version adds, off by default, changes no fingerprint and no candidate. In return a
         default that decides a result never changes.
@@ -219,7 +219,7 @@ class Spec(BaseModel):
 
 
 def changes_nothing(name: str, goes_with: Sequence[str]) -> str:
-    """The message for a setting that was given where it has no effect; `goes_with` are the flags that it belongs to."""
+    """Return the message for a setting that has no effect here; `goes_with` are the flags that it belongs to."""
     return f"{flag_of(name)} goes with {' or '.join(goes_with)}, and changes nothing here: leave it out"
 
 
@@ -234,7 +234,7 @@ def _is_how(field: Any) -> bool:
 
 
 def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What changed between two specs' identities, one `key: old -> new` after another."""
+    """Describe what changed between two specs' identities, one `key: old -> new` after another."""
     keys = [*old, *(key for key in new if key not in old)]
     changed = [key for key in keys if old.get(key) != new.get(key)]
     return ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)

@@ -121,12 +121,12 @@ NOT_A_SETTING = {
 
 
 def normalised(name: str) -> str:
-    """A name as fields have it: without dashes in front, with underscores between words, in small letters."""
+    """Normalise a name to a field's form: no dashes in front, underscores between words, lower case."""
     return name.lstrip("-").replace("-", "_").lower()
 
 
 def hint(other: str, known: Iterable[str]) -> str:
-    """What to write in place of an unknown key: ours for another tool's, what is done without one, or the nearest."""
+    """Say what to write for an unknown key: our name for another tool's, what replaces it, or the nearest name."""
     names = sorted(known)
     if ours := our_name(other, names):
         return f' Here it is "{ours}".'
@@ -136,12 +136,12 @@ def hint(other: str, known: Iterable[str]) -> str:
 
 
 def without_setting(other: str, known: Iterable[str]) -> str | None:
-    """What is done without the setting `other`, where `known` are a trainer's; None where that is not known."""
+    """Say what replaces the setting `other`, where `known` are a trainer's; None where that is not known."""
     return NOT_A_SETTING.get(normalised(other)) if "lr_scheduler" in known else None
 
 
 def our_name(other: str, known: Iterable[str]) -> str | None:
-    """The name among `known` of the setting that other tools call `other`; None where there is none.
+    """Return the name among `known` of the setting that other tools call `other`; None where there is none.
 
     A name of ours that is written otherwise (with underscores, with capitals) is found too.
     """

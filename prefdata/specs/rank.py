@@ -84,7 +84,7 @@ class RankSpec(Spec):
 
     @classmethod
     def _of(cls, values: Mapping[str, Any]) -> type[RankSpec]:
-        """The kind that `values` name; None and an empty list name nothing."""
+        """Return the kind that `values` name; None and an empty list name nothing."""
         named = [name for name in KINDS if _is_given(values.get(name))]
         if len(named) != 1:
             given = " and ".join(map(flag_of, named)) or "none"

@@ -235,7 +235,7 @@ class SampleSpec(ModelSpec):
 
     @classmethod
     def sampler_fingerprint(cls, identity: Mapping[str, Any]) -> str:
-        """The id of all that decides how tokens are sampled; candidates and their seeds are named by it.
+        """Return the id of all settings that decide how tokens are sampled; candidates' ids and seeds depend on it.
 
         Limits of length are no part of it (the same seed continues the same answer), except for a search, where the
         best beams of a shorter one are others. Samplers with equal fingerprints have candidates in common.
@@ -252,7 +252,7 @@ class SampleSpec(ModelSpec):
         return greedy and self.n > 1 and self.search == "sample" and self.preprompts is None
 
     def _check_lengths(self) -> None:
-        """That every candidate's longest answer is no shorter than its shortest; of ranges the worst that may be drawn.
+        """Check that every candidate's maximum length is at least its minimum; of ranges, the worst possible values.
 
         Raises:
             ValueError: one's is.

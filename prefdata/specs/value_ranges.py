@@ -17,7 +17,7 @@ Number = float | int
 
 
 def spread(text: Any, *, whole: bool, low: float, above: bool = False, high: float = math.inf) -> str | Number:
-    """A setting as specs hold it: a number, or the canonical text of a list or a range.
+    """Return a setting as specs store it: a number, or the canonical text of a list or a range.
 
     Args:
         text: a number, a list of numbers, or the text of either, or `LOW:HIGH`.
@@ -48,7 +48,7 @@ def spread(text: Any, *, whole: bool, low: float, above: bool = False, high: flo
 
 
 def value_of(setting: str | Number, index: int, uniform: float) -> Number:
-    """The value for the candidate with that sample index; `uniform` in (0, 1) is its own coin for a range."""
+    """Return the value for the candidate with that sample index; for a range, at its own `uniform` in (0, 1)."""
     if not isinstance(setting, str):
         return setting
     number: Any = float if any(c in setting for c in ".ein") else int

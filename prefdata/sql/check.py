@@ -34,7 +34,7 @@ _CATALOG = {
     "duckdb_columns", "duckdb_functions", "duckdb_keywords", "duckdb_schemas", "duckdb_settings", "duckdb_tables",
     "duckdb_types", "duckdb_views", "pragma_table_info", "pragma_version",
 }  # fmt: skip
-"""Table functions that tell what can be queried."""
+"""Table functions that describe what can be queried."""
 
 _OUTSIDE = {"currval", "getenv", "json_serialize_plan", "nextval", "setval", "write_log"}
 """Functions of values that read or change something else."""
@@ -88,7 +88,7 @@ def check_condition(connection: duckdb.DuckDBPyConnection, condition: str, query
 
 
 def error_text(error: Exception) -> str:
-    """What DuckDB says in one line, without its drawing of where in the query."""
+    """Return DuckDB's message in one line, without the excerpt that marks the place in the query."""
     text = re.split(r"\n\n|LINE \d+:", str(error))[0]
     if text.startswith("Traceback"):  # from the file system
         text = str(error).strip().splitlines()[-1]
@@ -96,7 +96,7 @@ def error_text(error: Exception) -> str:
 
 
 def _single(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
-    """The only statement in `sql`, a SELECT or an EXPLAIN, without its semicolon."""
+    """Return the only statement in `sql`, a SELECT or an EXPLAIN, without its semicolon."""
     _check_text(sql)
     statements = _statements(connection, sql)
     if len(statements) == 1 and statements[0][0] == duckdb.StatementType.MULTI:
@@ -116,7 +116,7 @@ def _check_text(sql: str) -> None:
 
 
 def _statements(connection: duckdb.DuckDBPyConnection, sql: str) -> list[tuple[duckdb.StatementType, str]]:
-    """The kind and text of each statement."""
+    """Return the kind and text of each statement."""
     try:
         return [(one.type, one.query) for one in connection.extract_statements(sql)]
     except ValueError:
@@ -126,7 +126,7 @@ def _statements(connection: duckdb.DuckDBPyConnection, sql: str) -> list[tuple[d
 
 
 def _without_end(query: str) -> str:
-    """A query without its semicolon and the comments after it: it becomes part of another one."""
+    """Return a query without its semicolon and the comments after it: it becomes part of another one."""
     text = query.encode()  # places are counted in bytes
     for place, kind in reversed(duckdb.tokenize(query)):
         if text[place : place + 1] == b";":
@@ -137,7 +137,7 @@ def _without_end(query: str) -> str:
 
 
 def _explained(connection: duckdb.DuckDBPyConnection, query: str) -> str:
-    """The query that an EXPLAIN is about; another query as it is."""
+    """Return the query that an EXPLAIN is about; another query unchanged."""
     if _is_select(connection, query):
         return query
     text = query.encode()
@@ -201,7 +201,7 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 def _names(tree: Any) -> Iterator[str]:
-    """The functions that a query calls, and the columns that are written without a table's name."""
+    """Yield the functions that a query calls, and the columns that are written without a table's name."""
     for node in _nodes(tree):
         if "function_name" in node:
             yield node["function_name"].lower()

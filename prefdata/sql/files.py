@@ -19,7 +19,7 @@ SCHEME = "run://"
 
 
 def file_url(path: object) -> str:
-    """The name under which DuckDB reads the file at an absolute path."""
+    """Return the name under which DuckDB reads the file at an absolute path."""
     return f"{SCHEME}{path}"
 
 
@@ -55,7 +55,7 @@ class ReadOnlyFiles(AbstractFileSystem):  # type: ignore[misc]
         return datetime.fromtimestamp(os.stat(self._local(path)).st_mtime, UTC)  # noqa: PTH116
 
     def glob(self, path: str, **_: Any) -> list[str]:
-        """The files of a pattern, in order; a file of exactly that name is meant before a pattern is."""
+        """Return the files that match a pattern, sorted; a file of exactly that name takes precedence."""
         pattern = os.path.normpath(path.removeprefix(SCHEME))
         found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH110, PTH207
         return [file_url(one) for one in found if self._readable(one)]

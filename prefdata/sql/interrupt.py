@@ -20,7 +20,7 @@ GRACE = 0.4
 def run_interruptibly(work: Callable[[], T], interrupt: Callable[[], None], grace: float = GRACE) -> T:
     """Return what `work()` returns, computed in a thread of its own.
 
-    The main thread only waits, so that Ctrl-C reaches it. It then calls `interrupt()`, which tells the work to stop,
+    The main thread only waits, so that Ctrl-C reaches it. It then calls `interrupt()`, which makes the work stop,
     waits for at most `grace` seconds, and raises KeyboardInterrupt. Work that does not stop keeps its thread
     (`still_running`).
     """

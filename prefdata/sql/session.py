@@ -87,7 +87,7 @@ class Session:
             yield batch
 
     def memory_limit(self) -> int:
-        """The limit in bytes."""
+        """Return the limit in bytes."""
         ((shown,),) = self.connection.execute("select current_setting('memory_limit')").fetchall()
         number, unit = str(shown).split()
         return int(float(number) * _UNITS[unit])

@@ -41,7 +41,7 @@ def self_consistency(comparisons: pl.DataFrame) -> pl.DataFrame:
 
 
 def order_counts(comparisons: pl.DataFrame) -> pl.DataFrame:
-    """The counts that `consistency` gives the shares of; those of disjoint sets of pairs can be added.
+    """Return the counts behind the shares of `consistency`; those of disjoint sets of pairs can be added.
 
     Returns:
         annotator, comparisons, null, ties, both_orders, consistent as there; `decided`: verdicts that are no ties;
@@ -133,7 +133,7 @@ def rating_counts(ratings: NDArray[np.float64] | NDArray[np.int8], categories: t
 
 
 def raw_agreement(counts: Counts) -> float | None:
-    """The chance that two raters of one item agree, averaged over the items with two ratings or more; or None."""
+    """Return the chance that two raters of one item agree, averaged over items with two or more ratings; or None."""
     raters = counts.sum(axis=1)
     twice = raters >= 2
     if not twice.any():

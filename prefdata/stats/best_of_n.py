@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 
 @lru_cache(maxsize=256)
 def order_weights(total: int, n: int, place: int) -> Floats:
-    """The weight of each sorted score in E[the `place`-th smallest of n], shape (total,).
+    """Return the weight of each sorted score in E[the `place`-th smallest of n], shape (total,).
 
     C(i-1, place-1) C(total-i, n-place) / C(total, n) for the i-th smallest of all: the share of subsets of n in which
     it has that place. place = n is the maximum, 1 the minimum.
@@ -78,7 +78,7 @@ def expected_median(scores: Floats, ns: Sequence[int]) -> Floats:
 
 
 def value_of_best(scores: Floats, values: Floats, ns: Sequence[int]) -> Floats:
-    """E[value of the answer with the highest score among n], shape (P, K): the gold score of what a proxy chooses.
+    """Return E[value of the response with the highest score among n], shape (P, K): the gold score of a proxy's choice.
 
     Equal scores are chosen among by lot, so their values are averaged: no order of candidates enters.
     """
@@ -86,7 +86,7 @@ def value_of_best(scores: Floats, values: Floats, ns: Sequence[int]) -> Floats:
 
 
 def pass_at_k(total: int, correct: int, k: int) -> float:
-    """The chance that one of k answers is correct, where `correct` of `total` are: 1 - C(N-c, k) / C(N, k).
+    """Return the chance that one of k responses is correct, where `correct` of `total` are: 1 - C(N-c, k) / C(N, k).
 
     `expected_max` of scores 0 and 1 is the same number.
     """
@@ -94,7 +94,7 @@ def pass_at_k(total: int, correct: int, k: int) -> float:
 
 
 def win_rate(scores: Floats, ns: Sequence[int]) -> Floats:
-    """The chance that the best of n beats one more draw, ties one half, shape (P, K).
+    """Return the chance that the best of n beats one more sample, ties one half, shape (P, K).
 
     For each candidate as the opponent: the chance that n of the others are all below it, and that they are all at most
     equal. Unbiased for n < N; NaN for n = N, where no candidate is left to be the opponent. Without ties it is
@@ -113,7 +113,7 @@ def win_rate(scores: Floats, ns: Sequence[int]) -> Floats:
 
 
 def tied(scores: Floats) -> Floats:
-    """The share of a prompt's candidates whose score another one has, shape (P,)."""
+    """Return the share of a prompt's candidates whose score another one has, shape (P,)."""
     ordered = np.sort(scores, axis=1)
     same = ordered[:, 1:] == ordered[:, :-1]
     either = np.pad(same, ((0, 0), (1, 0))) | np.pad(same, ((0, 0), (0, 1)))
@@ -122,13 +122,13 @@ def tied(scores: Floats) -> Floats:
 
 
 def kl_bound(ns: Sequence[int]) -> Floats:
-    """The KL divergence of best-of-n from its policy, log n - (n-1)/n nats, (K,): exact without ties, else a bound."""
+    """Bound the KL divergence of best-of-n from its policy: log n - (n-1)/n nats, (K,); exact without ties."""
     n = np.asarray(ns, np.float64)
     return np.log(n) - (n - 1) / n
 
 
 def kl_empirical(scores: Floats, ns: Sequence[int]) -> Floats:
-    """The exact KL divergence of best-of-n where the law is that of the N candidates themselves, shape (P, K), nats.
+    """Return the exact KL divergence of best-of-n from the empirical distribution of the N candidates, (P, K), nats.
 
     Equal scores are chosen among in proportion to their probability, which adds nothing, so only the shares of the
     levels of the score matter. It takes the N candidates for all that there is, and so is too low for open-ended text.
@@ -180,7 +180,7 @@ def expected_beirami(scores: Floats, logprobs: Floats, ns: Sequence[int]) -> Flo
 
 
 def best_of_n_law(p: Floats, r: Floats, n: int) -> Floats:
-    """The distribution of best-of-n, where the candidates' is finite: probabilities `p`, rewards `r`, (outcomes,).
+    """Return best-of-n's distribution where the candidates' is finite: probabilities `p`, rewards `r`, (outcomes,).
 
     A level of reward is chosen with F^n - F_below^n; within it, in proportion to p. What has probability 0 keeps it.
     """
@@ -197,12 +197,12 @@ def best_of_n_law(p: Floats, r: Floats, n: int) -> Floats:
 
 
 def kl_of_law(p: Floats, r: Floats, n: int) -> float:
-    """The exact KL divergence of best-of-n from a finite law, in nats."""
+    """Return the exact KL divergence of best-of-n from a finite distribution, in nats."""
     return float(_divergence(best_of_n_law(p, r, n), p).sum())
 
 
 def win_rate_of_law(p: Floats, r: Floats, n: int) -> float:
-    """The exact chance that best-of-n beats one draw of a finite law, ties one half."""
+    """Return the exact chance that best-of-n beats one sample of a finite distribution, ties one half."""
     beaten = (r[:, None] > r[None, :]) + 0.5 * (r[:, None] == r[None, :])
     return float(best_of_n_law(p, r, n) @ beaten @ p)
 
@@ -224,7 +224,7 @@ def _by_score(scores: Floats, values: Floats) -> Floats:
 
 
 def _levels(ordered: Floats) -> tuple[Ints, Ints, Ints]:
-    """The runs of equal scores in sorted rows: the row of each, where it begins, and where it ends (exclusive)."""
+    """Return the runs of equal scores in sorted rows: the row of each, its begin, and its end (exclusive)."""
     first = np.ones(ordered.shape, bool)
     first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     row, low = np.nonzero(first)
@@ -248,14 +248,14 @@ def _quotient(part: Floats, whole: Floats) -> Floats:
 
 
 def _divergence(q: Floats, p: Floats) -> Floats:
-    """The terms q log(q / p) of a KL divergence, 0 where q is."""
+    """Return the terms q log(q / p) of a KL divergence, 0 where q is."""
     ratio = np.divide(q, p, out=np.ones_like(q), where=q > 0)
     terms: Floats = q * np.log(ratio)
     return terms
 
 
 def _log_choose(m: Ints, k: int) -> Floats:
-    """The logarithm of C(m, k), -inf where k > m; shape as `m`."""
+    """Return the logarithm of C(m, k), -inf where k > m; shape as `m`."""
     logs = _log_factorials(int(m.max(initial=0)) + 1)
     there = m >= k
     left = np.where(there, m - k, 0)

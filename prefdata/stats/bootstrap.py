@@ -25,7 +25,7 @@ _AT_ONCE = 4_000_000
 
 
 def bootstrap_blocks(prompts: int, seed: int = 0) -> NDArray[np.int64]:
-    """The lot of each prompt, shape (prompts,), from 0; lots differ in size by one at most."""
+    """Return the block of each prompt, shape (prompts,), from 0; blocks differ in size by one at most."""
     if prompts <= LOTS:
         return np.arange(prompts)
     return np.random.default_rng(seed).permutation(prompts) % LOTS
@@ -34,7 +34,7 @@ def bootstrap_blocks(prompts: int, seed: int = 0) -> NDArray[np.int64]:
 def bootstrap_intervals(
     sums: Floats, sizes: Floats | None = None, seed: int = 0, of: Callable[[Floats], Floats] | None = None
 ) -> tuple[Floats, Floats]:
-    """The 95% percentile bootstrap intervals of means over prompts, or of what follows from the means.
+    """Return the 95% percentile bootstrap intervals of means over prompts, or of a statistic of the means.
 
     Args:
         sums: of a value over the prompts of each lot, shape (lots, values).
@@ -64,7 +64,7 @@ def bootstrap_intervals(
 
 
 def bootstrap_interval(rates: Floats, seed: int = 0) -> tuple[float, float]:
-    """The 95% percentile bootstrap interval of one mean over prompts, given each prompt's value, shape (prompts,)."""
+    """Return the 95% percentile bootstrap interval of one mean over prompts, given each prompt's value, (prompts,)."""
     lot = bootstrap_blocks(rates.size, seed)
     sums, sizes = np.bincount(lot, weights=rates).astype(np.float64), np.bincount(lot).astype(np.float64)
     low, high = bootstrap_intervals(sums[:, None], sizes, seed)

@@ -62,7 +62,7 @@ class Figures:
 
 
 def fit_temperature(margins: Array, probabilities: Array | None = None) -> Temperature:
-    """The temperature that makes labelled pairs likeliest; no bias, so that P(A beats B) + P(B beats A) stays 1.
+    """Fit the temperature that makes labelled pairs likeliest; no bias, so that P(A beats B) + P(B beats A) stays 1.
 
     The log-likelihood is concave in 1/temperature; its slope's zero is found by bisection between RMS/100 and
     RMS*100, RMS the margins' root mean square, so that the fit is as scale-free as the scores are.
@@ -108,7 +108,7 @@ def accuracy(margins: Array) -> float:
 
 
 def reliability(confidence: Array, correct: Array, bins: int = 10) -> pl.DataFrame:
-    """What a reliability diagram shows: for each bin of equal width on [0, 1] that holds any pairs, one row.
+    """Return the rows of a reliability diagram: one for each bin of equal width on [0, 1] that holds any pairs.
 
     Args:
         confidence: in [0, 1], shape (pairs,); of a margin d it is sigmoid(|d|).
@@ -127,7 +127,7 @@ def reliability(confidence: Array, correct: Array, bins: int = 10) -> pl.DataFra
 
 
 def calibration_error(confidence: Array, correct: Array, bins: int = 10) -> float:
-    """Expected calibration error: over the bins of `reliability`, the mean |accuracy - confidence| by pairs."""
+    """Return the expected calibration error: the mean |accuracy - confidence| of `reliability`'s bins, by pairs."""
     table = reliability(confidence, correct, bins)
     gaps = (table["accuracy"] - table["confidence"]).abs() * table["pairs"]
     return float(gaps.sum()) / len(confidence)
@@ -174,7 +174,7 @@ def length_penalty(scores: Array, lengths: Array, weight: float = 0.001) -> Arra
 
 
 def pair_window(chosen_lengths: Array, rejected_lengths: Array) -> float:
-    """The half-width that RC-Mean takes: a quarter of the mean |difference of lengths| of the pairs (2409.17407)."""
+    """Return RC-Mean's half-width: a quarter of the mean |difference of lengths| of the pairs (2409.17407)."""
     return float(np.mean(np.abs(chosen_lengths - rejected_lengths))) / 4
 
 
@@ -252,7 +252,7 @@ def _sums(group: NDArray[np.int64], values: Array) -> Array:
 
 
 def _radius(ranked: Array, points: Array, nearest: int) -> Array:
-    """The distance of each point's `nearest`-th neighbour among the sorted lengths, shape (points,)."""
+    """Return the distance of each point's `nearest`-th neighbour among the sorted lengths, shape (points,)."""
     # Of all runs of `nearest` neighbours in order, the best is where its two ends are about equally far.
     left, right = ranked[: len(ranked) - nearest + 1], ranked[nearest - 1 :]
     run = np.searchsorted(left + right, 2 * points)
@@ -265,7 +265,7 @@ def _radius(ranked: Array, points: Array, nearest: int) -> Array:
 
 
 def _local_lines(x: Array, weight: Array, weighted: Array, points: Array, radius: Array) -> Array:
-    """The value at each point of the line fitted around it, shape (points,).
+    """Return the value at each point of the line fitted around it, shape (points,).
 
     Answers of one length count together: `weight` sums their trust, `weighted` their trust times score, shape (x,).
     """

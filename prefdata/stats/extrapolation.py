@@ -38,18 +38,18 @@ POOL = 8
 
 
 def max_n(prompts: int, known: int) -> int:
-    """The largest n that a curve of `known` draws of each of some prompts is continued to; `known` where it is not."""
+    """Return the largest n to which a curve of `known` samples of each of some prompts is continued; else `known`."""
     return known if known < LEAST else max(known, min(FARTHEST * known, prompts * known // POOL))
 
 
 def fit_points(known: int) -> tuple[int, int, int]:
-    """The three n that a curve goes on from, as far from each other as a quarter of what is known (4 or more)."""
+    """Return the three n that a curve is fitted at, a quarter of what is known (4 or more) apart."""
     step = known // LEAST
     return known - 2 * step, known - step, known
 
 
 def extrapolate(means: Floats, ceiling: float | Floats, known: int, ns: Sequence[int]) -> tuple[Floats, Floats, Floats]:
-    """What E[max of n] is likely, at least and at most, for n beyond what is known, each of shape (..., K).
+    """Return the estimate and the lower and upper bound of E[max of n] for n beyond what is known, each (..., K).
 
     Noise can make what remains to the ceiling shrink faster from step to step, as no mean over prompts does; then the
     middle of the three points is taken to be where it shrinks evenly, and the three curves are one.
@@ -85,7 +85,7 @@ def _powers(first: Floats, middle: Floats, last: Floats, steps: Floats) -> Float
 
 
 def _log_theta(bend: Floats) -> Floats:
-    """The log theta for which log(1 + 2 theta) / log(1 + theta) is `bend`, between 1 (endless) and 2 (none)."""
+    """Return the log theta for which log(1 + 2 theta) / log(1 + theta) is `bend`, between 1 (endless) and 2 (none)."""
     bends, logs = _bends()
     found: Floats = np.interp(-bend, -bends, logs)
     return found

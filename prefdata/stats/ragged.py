@@ -64,22 +64,22 @@ class RaggedRows:
         return np.repeat(np.arange(len(self.sizes)), self.sizes)
 
     def filter(self, mask: NDArray[np.bool_]) -> RaggedRows:
-        """The rows where `mask` holds; prompts without any are gone."""
+        """Return the rows where `mask` holds; prompts without any are gone."""
         if mask.all():
             return self
         sizes = np.bincount(self.prompt_index[mask], minlength=len(self.sizes))
         return RaggedRows(self.rows.filter(pl.Series(mask)), sizes[sizes > 0])
 
     def with_columns(self, **columns: pl.Series | pl.Expr) -> RaggedRows:
-        """The same rows with more columns."""
+        """Return the same rows with more columns."""
         return RaggedRows(self.rows.with_columns(**columns), self.sizes)
 
     def column(self, name: str) -> NDArray[Any]:
-        """A column's values, shape (rows,)."""
+        """Return a column's values, shape (rows,)."""
         return self.rows[name].to_numpy()
 
     def blocks(self) -> Iterator[PaddedBlock]:
-        """The rows as padded blocks."""
+        """Yield the rows as padded blocks."""
         return blocks(self.sizes)
 
 
@@ -115,7 +115,7 @@ class PaddedBlock:
         return block
 
     def gather(self, block: NDArray[T]) -> NDArray[T]:
-        """The values of a block without the padding, one for each of `rows`."""
+        """Return the values of a block without the padding, one for each of `rows`."""
         values: NDArray[T] = block.reshape(-1) if self._full else block[self._line, self._column]
         return values
 
@@ -150,7 +150,7 @@ def count_prompts(rows: pl.DataFrame) -> int:
 
 
 def argsort_desc(values: Floats) -> Ints:
-    """The order of each line from the largest value to the smallest; equal values stay in their order."""
+    """Return the order of each line from the largest value to the smallest; equal values stay in their order."""
     order = np.argsort(-values, axis=1)  # many times faster than a stable sort, which only ties need
     placed = np.take_along_axis(values, order, axis=1)
     tied = ((placed[:, 1:] == placed[:, :-1]) & np.isfinite(placed[:, 1:])).any(axis=1)
@@ -160,7 +160,7 @@ def argsort_desc(values: Floats) -> Ints:
 
 
 def argmin_last(values: Floats) -> Ints:
-    """The last place of the smallest value in each line."""
+    """Return the last place of the smallest value in each line."""
     place: Ints = values.argmin(axis=1)
     same = values == values[np.arange(len(values)), place][:, None]
     if np.count_nonzero(same) > len(values):
@@ -174,7 +174,7 @@ def _ranges(starts: Ints, sizes: Ints) -> Ints:
 
 
 def _runs(names: pl.Series) -> tuple[pl.Series, Ints]:
-    """The names of runs of equal names, and their lengths."""
+    """Return the names of runs of equal names, and their lengths."""
     runs = names.rle().struct.unnest()
     return runs["value"], runs["len"].to_numpy().astype(np.int64)
 

@@ -35,7 +35,7 @@ def aggregate(
     k: float = 4.0,
     seed: int = 0,
 ) -> pl.DataFrame:
-    """A score for every answer that was compared.
+    """Compute a score for every response that was compared.
 
     Args:
         comparisons: columns prompt_id, first_id, second_id, probability.
@@ -164,7 +164,7 @@ def _strongly_connected(beats: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _by_player(i: Ints, j: Ints, of_i: Floats, of_j: Floats, players: int) -> Floats:
-    """Sums over pairs for each player, shape (players,)."""
+    """Sum over pairs for each player, shape (players,)."""
     return sums(i, of_i, players) + sums(j, of_j, players)
 
 
@@ -207,7 +207,7 @@ def elo(here: WinCounts, *, permutations: int = 32, k: float = 4.0, seed: int = 
 
 
 def _order(group: Ints, seed: int, permutation: int) -> Ints:
-    """The games in a random order within each prompt, shape (games,)."""
+    """Return the games in a random order within each prompt, shape (games,)."""
     coin = np.random.default_rng(ids.seed(seed, "elo", permutation)).random(len(group))
     order: Ints = np.lexsort((coin, group))
     return order
@@ -228,7 +228,7 @@ def _play(here: WinCounts, order: Ints, rounds: list[Ints], k: float) -> Floats:
 
 
 def borda(here: WinCounts) -> Floats:
-    """The mean share of wins over the opponents met, times the opponents in the prompt, shape (players,).
+    """Return the mean share of wins over the opponents met, times the opponents in the prompt, shape (players,).
 
     With everyone compared by complete rankings this is the Borda count of one ranking on average, ties averaged.
     """

@@ -26,7 +26,7 @@ NO_MATCH = 0.1
 
 
 def unique_share(texts: Sequence[str], prompt: Ints, ns: Sequence[int]) -> Floats:
-    """The expected share of different texts among n answers of each prompt, shape (P, K), for prompts with n or more.
+    """Return the expected share of different texts among n responses of a prompt, (P, K); NaN where it has fewer.
 
     A text that c of the N answers are is missed by C(N-c, n) of the C(N, n) subsets (rarefaction, Hurlbert 1971). Texts
     that differ only in case, blanks or Unicode form are the same. NaN where a prompt has fewer answers than n.
@@ -92,7 +92,7 @@ def _missed(total: int, copies: int, n: int) -> float:
 
 
 def _encode(texts: Sequence[str]) -> tuple[Ints, Ints]:
-    """The words of all texts as numbers, and the number of each one's text."""
+    """Return the words of all texts as numbers, and the number of each one's text."""
     known: dict[str, int] = {}
     split = [[known.setdefault(word, len(known)) for word in words(text)] for text in texts]
     lengths = np.array([len(one) for one in split], np.int64)

@@ -56,14 +56,14 @@ class WinCounts:
 
 
 def league(comparisons: pl.DataFrame) -> WinCounts:
-    """Number the players and count the wins.
+    """Assign numbers to the players and count the wins.
 
     Raises:
         InputError: a probability is not in [0, 1].
     """
     frame = comparisons.select("prompt_id", "first_id", "second_id", pl.col("probability").fill_nan(None))
     if not frame["probability"].is_between(0, 1).all():
-        raise InputError("a comparison has a probability that is not between 0 and 1: mend it and run again.")
+        raise InputError("a comparison has a probability that is not between 0 and 1: fix it and run again.")
     prompts, answers = _known(frame["prompt_id"]), _known(frame["first_id"], frame["second_id"])
     prompt = _numbers(frame["prompt_id"], prompts)
     first, second = (prompt * max(len(answers), 1) + _numbers(frame[end], answers) for end in ("first_id", "second_id"))
@@ -94,19 +94,19 @@ def league(comparisons: pl.DataFrame) -> WinCounts:
 
 
 def _known(*columns: pl.Series) -> pl.Series:
-    """The names in some columns, sorted, each once."""
+    """Return the names in some columns, sorted, each once."""
     return pl.concat([column.alias("name") for column in columns]).unique().sort()
 
 
 def _numbers(names: pl.Series, known: pl.Series) -> Ints:
-    """The place of each name among the known ones, shape (rows,)."""
+    """Return the place of each name among the known ones, shape (rows,)."""
     return names.cast(pl.Enum(known)).to_physical().to_numpy().astype(np.int64)
 
 
 def count_pairs(
     first: Ints, second: Ints, outcome: Floats, weight: Floats, players: int
 ) -> tuple[Ints, Ints, Floats, Floats]:
-    """The pairs that met, and the wins of each side, by the games' weights."""
+    """Count the pairs that met, and the wins of each side, by the games' weights."""
     low, high = np.minimum(first, second), np.maximum(first, second)
     won = np.where(first < second, outcome, 1 - outcome)  # by the lower number
     key, pair = np.unique(low * max(players, 1) + high, return_inverse=True)
@@ -115,7 +115,7 @@ def count_pairs(
 
 
 def sums(at: Ints, values: Floats, length: int) -> Floats:
-    """The sum of the values at each number below `length`."""
+    """Return the sum of the values at each number below `length`."""
     return np.bincount(at, values, minlength=length).astype(np.float64)
 
 
@@ -162,6 +162,6 @@ def contradictions(here: WinCounts) -> dict[str, Any]:
 
 
 def _traces(matrix: NDArray[np.float32]) -> Floats:
-    """The trace of each matrix's third power, shape (matrices,): closed walks of three steps."""
+    """Return the trace of each matrix's third power, shape (matrices,): closed walks of three steps."""
     traces: Floats = np.einsum("nij,nji->n", matrix @ matrix, matrix, dtype=np.float64)
     return traces

@@ -13,10 +13,10 @@ _WORD = re.compile(
 
 
 def normalised(text: str) -> str:
-    """A text without what exact match ignores: NFKC, case folded, runs of blanks as one, none at the ends."""
+    """Remove what exact match ignores: NFKC, case folded, runs of blanks as one, none at the ends."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, normalised as for exact match; letters and digits only. In Chinese, say, each character."""
+    """Split a text into words, normalised as for exact match; letters and digits only. In Chinese, each character."""
     return _WORD.findall(normalised(text))

@@ -48,7 +48,7 @@ class Artifact:
     """
 
     def __init__(self, path: Path, working: Collection[str] = ()) -> None:
-        """The folder at `path`; `working` names what prefdata keeps there besides until it is finished."""
+        """Open the folder at `path`; `working` names what prefdata keeps there besides until it is finished."""
         self.path = path
         self.working = working
 
@@ -66,12 +66,12 @@ class Artifact:
         return self.success() is not None and not self.missing()
 
     def lineage(self) -> Lineage | None:
-        """What the folder is being or was made from, or None where it was not begun."""
+        """Read what the folder is being or was made from; None where it was not begun."""
         settle(self.path)
         return read_json(self.path / SPEC_FILE, Lineage)
 
     def success(self) -> Success | None:
-        """What `_SUCCESS` says, or None where the folder is not finished."""
+        """Read `_SUCCESS`; None where the folder is not finished."""
         settle(self.path)
         return read_json(self.path / SUCCESS_FILE, Success)
 
@@ -137,7 +137,7 @@ class Artifact:
             write_json(self.path / SUCCESS_FILE, success)
 
     def unchanged(self, lineage: Lineage, seen: Mapping[str, str]) -> Outcome | None:
-        """What was made before, if it was by the same spec and from what lies as it did: there is nothing to do.
+        """Return the earlier outcome if spec and input files are unchanged, else None.
 
         Only the spec of `lineage` counts. Where nothing was looked at, or files were copied, it takes reading them to
         know (`remake`).
@@ -259,7 +259,7 @@ class Artifact:
             )
 
     def _made_by(self) -> str | None:
-        """The step that made the folder, if prefdata did; either of its two files tells.
+        """Return the step that made the folder, if prefdata did; either of its two files names it.
 
         Raises:
             InputError: both are damaged, or one is and the other is not there.
@@ -293,13 +293,13 @@ class Artifact:
         return checksums.record(self.path)
 
     def _at(self, path: Path) -> Self:
-        """The same folder at another path: while it is built, or after it was replaced."""
+        """Return the same folder at another path: while it is built, or after it was replaced."""
         other = copy.copy(self)
         other.path = path
         return other
 
     def _built(self, lineage: Lineage) -> Self:
-        """An empty one beside, begun."""
+        """Begin an empty folder beside this one, and return it."""
         building = self._at(temporary_name(self.path, "new"))
         building.path.mkdir()
         write_json(building.path / SPEC_FILE, lineage)

@@ -2,7 +2,7 @@
 
 A temporary name says which process writes it: `_tmp-HOST-SPACE-PID-START-RANDOM-NAME`. SPACE is the id of the numbering
 of processes that PID belongs to (the machine's boot and its PID namespace), START is when the process began: so two
-containers with one host name, and two processes that had one number, are told apart.
+containers with one host name, and two processes that had one number, have different names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Kind = Literal["tmp", "new", "old"]
 """A file or folder that is being written, a folder that is being built, a folder that another one replaced."""
 
 WEEK = 7 * 86_400.0
-"""Seconds after which what a process of another machine left counts as abandoned: nothing else can tell."""
+"""Seconds after which leftovers of a process on another machine count as abandoned: its liveness cannot be checked."""
 
 _OWNER = re.compile(r"[A-Za-z0-9.]*-(?P<space>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)")
 _TEMPORARY = re.compile(rf"_(?P<kind>tmp|new|old)-(?P<owner>{_OWNER.pattern})-[0-9a-f]{{8}}-(?P<name>.*)", re.DOTALL)
@@ -177,7 +177,7 @@ def _short(name: str) -> str:
 
 @cache
 def _host() -> str:
-    """The machine's name, and the id of its numbering of processes: each container counts its own."""
+    """Return the machine's name and the id of its process namespace: each container numbers its own processes."""
     name = re.sub(r"[^A-Za-z0-9]+", ".", socket.gethostname())[:32]
     try:
         numbering = [Path("/proc/sys/kernel/random/boot_id").read_text(), Path("/proc/self/ns/pid").stat().st_ino]

@@ -76,7 +76,7 @@ def _rows(part: Path) -> int:
 
 
 def prompt_runs(part: Path) -> Bits:
-    """The prompts of a part's rows as keys, one for each run of rows of the same prompt."""
+    """Return the prompts of a part's rows as keys, one for each run of rows of the same prompt."""
     return id_prefix64(read_part(part, ["prompt_id"])["prompt_id"].rle().struct.field("value"))
 
 
@@ -95,7 +95,7 @@ def is_clustered(runs: Iterable[Bits]) -> bool:
 def merged(
     parts: Sequence[Path], dropped: Mapping[Path, Sequence[int]], *, by_prompt: bool
 ) -> Iterator[tuple[pa.Table, Sequence[Path]]]:
-    """The rows of parts without the dropped ones (by number), about a full part at a time.
+    """Yield the rows of parts without the dropped ones (by number), about a full part at a time.
 
     With each table come the parts that are not needed any more. `by_prompt` groups rows by prompt, and sorts each
     prompt's by sample_index.
@@ -124,7 +124,7 @@ def merged(
 
 
 def _last_parts(parts: Sequence[Path]) -> tuple[Bits, np.ndarray]:
-    """The keys of all prompts, sorted, and the number of the last part with rows of each."""
+    """Return the keys of all prompts, sorted, and the number of the last part with rows of each."""
     runs = [prompt_runs(part) for part in parts]
     keys, number = np.concatenate(runs), np.repeat(np.arange(len(runs)), [len(one) for one in runs])
     prompts, at = np.unique(keys[::-1], return_index=True)

@@ -45,7 +45,7 @@ class LeasedWork(Generic[Row, Todo]):
             self.refresh()
 
     def _free(self, held: list[str]) -> Iterator[tuple[list[Row], list[Todo]]]:
-        """The shares that no other living process has; those that one has go to `held`."""
+        """Yield the shares that no other living process has; those that one has are appended to `held`."""
         for name, rows in self.shares():
             todo = self.lacking(rows)
             if todo:

@@ -126,20 +126,20 @@ class WorkLeases:
             time.sleep(_POLL)
 
     def busy(self) -> str | None:
-        """The name of another worker that is seen to live and work; waits, where only time tells whether one does."""
-        told, patience = False, time.monotonic() + self._expires / 6  # who lives is seen to within one heartbeat
+        """Return the name of another live worker with work left; wait where only heartbeats tell whether it lives."""
+        warned, patience = False, time.monotonic() + self._expires / 6  # a live worker is seen within one heartbeat
         while names := self.others():
             for name in names:
                 if owner_is_alive(_owner(name)) or self._watched[self.folder / name].moved:
                     return name
-            if not told and time.monotonic() > patience:
+            if not warned and time.monotonic() > patience:
                 log.warning("waiting up to %.0f s to see whether %s still works", self._expires, names[0])
-                told = True
+                warned = True
             time.sleep(_POLL)
         return None
 
     def others(self) -> list[str]:
-        """The names of other workers that have work left and are not known to be dead."""
+        """Return the names of other workers that have work left and are not known to be dead."""
         workers = self.folder.glob("worker-*") if self.folder.is_dir() else ()
         return [path.name for path in workers if path.name != self._me and self._lives(path.name, works=True)]
 
@@ -213,5 +213,5 @@ class WorkLeases:
 
 
 def _owner(worker: str) -> str:
-    """The process that a worker is, as `disk.this_process` names it."""
+    """Return the process of a worker, named as by `disk.this_process`."""
     return worker.removeprefix("worker-").rpartition("-")[0]

@@ -48,7 +48,7 @@ class Lineage(BaseModel):
         resolved: dict[str, Any] | None = None,
         **versions: str,
     ) -> Lineage:
-        """The lineage of what `spec` makes from `parents`; `versions` are those of the libraries that matter.
+        """Return the lineage of what `spec` makes from `parents`; `versions` are those of the libraries that matter.
 
         `resolved` replaces or adds to the spec's identity what was only known at run time: a model's weights for its
         path, the engine that `auto` meant.
@@ -72,8 +72,8 @@ class Lineage(BaseModel):
         return int(self.spec.get("format", 1))
 
     def versions_text(self) -> str:
-        """The libraries' versions on one line."""
-        return ", ".join(f"{name} {said}" for name, said in self.versions.items())
+        """Return the libraries' versions on one line."""
+        return ", ".join(f"{name} {version}" for name, version in self.versions.items())
 
     @property
     def content(self) -> str:

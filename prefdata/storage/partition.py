@@ -7,7 +7,7 @@ What holds, whatever is killed and whenever:
 2. `_spec.json` (the Lineage) is there before the first part, `_SUCCESS` (the Report, and every part) after the last.
    Without `_SUCCESS` the partition is unfinished and the same command continues it.
 3. A partition that is a pure function of others is built in a folder of its own and exchanged with the old one.
-4. Whoever reads parts gets them from `readable`, which refuses damaged, missing and additional ones.
+4. Readers get the parts from `readable`, which refuses damaged, missing and additional ones.
 5. Readers skip names that start with `_`, as Hadoop's do.
 """
 
@@ -100,7 +100,7 @@ class Partition(Artifact):
         return success is not None and not self._wrong_names(success, self.parts())
 
     def lineage(self) -> Lineage | None:
-        """What it is being or was made from; where `_spec.json` is lost or damaged, as a part's footer has it."""
+        """Read what it is being or was made from; where `_spec.json` is lost or damaged, from a part's footer."""
         try:
             problem, there = None, super().lineage()
         except InputError as error:
@@ -114,13 +114,13 @@ class Partition(Artifact):
         return there
 
     def parts(self) -> list[Path]:
-        """The parts, in order; whether they are sound is not asked (`readable`)."""
+        """Return the parts, in order, without checking them (`readable` does)."""
         settle(self.path)
         found = [name for name in names_in(self.path) if name.startswith("part-") and name.endswith(".parquet")]
         return [self.path / name for name in sorted(found, key=lambda name: (_number(name), name))]
 
     def checked_parts(self) -> list[Path]:
-        """The parts, in order, for whoever reads them one by one: all those that there should be, each one sound.
+        """Return the parts, in order, for reading one by one: all those that `_SUCCESS` lists, each one checked.
 
         Raises:
             InputError: a part is damaged, missing or one too many, or of another version of the contract.
@@ -128,7 +128,7 @@ class Partition(Artifact):
         return [part for part, _ in self.parts_with_rows()]
 
     def parts_with_rows(self, *, sums: bool = True) -> list[tuple[Path, int]]:
-        """The parts, in order, each with its rows; raises what `readable` does.
+        """Return the parts, in order, each with its number of rows; raise what `readable` does.
 
         Without `sums` only their names and footers are looked at: enough to count rows, not to read them.
         """
@@ -146,7 +146,7 @@ class Partition(Artifact):
         raise InputError(f"{self.path} is being changed by another process. Run the command again when that is done.")
 
     def stored(self, known: Collection[Path] = ()) -> list[Path]:
-        """The parts that are there, each one sound, whatever `_SUCCESS` says: for the step that adds what is missing.
+        """Return the parts on disk, each one checked, whatever `_SUCCESS` lists: for the step that adds missing rows.
 
         Parts that are `known` already are left out.
 
@@ -167,7 +167,7 @@ class Partition(Artifact):
         """
         old = []
         for part in self.parts() if self.table.name in _UPGRADED else ():
-            with suppress(InputError, FileNotFoundError):  # damaged, or joined with others: whoever reads it says so
+            with suppress(InputError, FileNotFoundError):  # damaged, or joined with others: its reader reports it
                 old += [part] if self._inspect(part)[1] == _UPGRADED[self.table.name] else []
         if old:
             from prefdata.storage.upgrade import upgrade
@@ -175,7 +175,7 @@ class Partition(Artifact):
             upgrade(self, old, drop_orphans=drop_orphans)
 
     def stat_fingerprint(self) -> str:
-        """The id of its parts by their names, which say what they hold."""
+        """Return the id of its parts by their names, which identify their contents."""
         return digest([part.name for part in self.parts()])
 
     def append(self, rows: pa.Table) -> Path:
@@ -293,7 +293,7 @@ class Partition(Artifact):
                 yield str(error)
 
     def _wrong_names(self, success: Success | None, parts: list[Path]) -> list[str]:
-        """What is wrong with the names of the parts, held against those that `_SUCCESS` lists."""
+        """Return what is wrong with the parts' names, compared with those that `_SUCCESS` lists."""
         if success is None or success.files is None:
             return []
         there = {part.name for part in parts}
@@ -308,7 +308,7 @@ class Partition(Artifact):
         ]
 
     def _rows(self, part: Path, *, sums: bool = True) -> int:
-        """The rows of a part that is sound, and that this version can read; without `sums`, or can upgrade."""
+        """Return the rows of a part that is sound, and that this version can read; without `sums`, or can upgrade."""
         rows, version = self._inspect(part, sums=sums)
         known = {*map(str, (self.table.version, *self.table.reads)), None if sums else _UPGRADED.get(self.table.name)}
         if version not in known:
@@ -319,7 +319,7 @@ class Partition(Artifact):
         return rows
 
     def _inspect(self, part: Path, *, sums: bool = True) -> tuple[int, str]:
-        """The rows of a part that is sound, and the version of its contract."""
+        """Return the rows of a part that is sound, and the version of its contract."""
         match = _PART.fullmatch(part.name)
         if match is None:
             raise InputError(
@@ -369,12 +369,12 @@ class Partition(Artifact):
 
 @cache
 def _footer(part: Path, stamp: tuple[int, ...]) -> tuple[int, str]:
-    """A part's rows and the version of its contract; read once while its `disk.stamp` is the same."""
+    """Return a part's rows and the version of its contract; read once while its `disk.stamp` is the same."""
     footer = pq.read_metadata(part)
     return int(footer.num_rows), (footer.metadata or {}).get(b"version", b"").decode()
 
 
 def _number(name: str) -> int:
-    """The number of a part."""
+    """Return the number of a part."""
     match = re.match(r"part-(\d+)", name)
     return int(match[1]) if match else -1

@@ -36,7 +36,7 @@ def blank(column: str) -> pl.Expr:
 
 
 def read_prompts(run: Run, split: str = "all", *, partial: bool = False) -> pl.DataFrame:
-    """The prompts of all sources, each once, in a fixed order; of one split or of both.
+    """Read the prompts of all sources, each once, in a fixed order; of one split or of both.
 
     Raises:
         NotReady: there are none, or a source is unfinished and `partial` was not asked for.
@@ -51,7 +51,7 @@ def read_prompts(run: Run, split: str = "all", *, partial: bool = False) -> pl.D
 
 
 def prompt_sources(run: Run, *, partial: bool = False) -> list[Partition]:
-    """The sources of prompts in the order in which they were first ingested, by their numbers and names.
+    """Return the sources of prompts in the order in which they were first ingested, by their numbers and names.
 
     Raises:
         NotReady: there are none, or one is unfinished and `partial` was not asked for.
@@ -60,7 +60,7 @@ def prompt_sources(run: Run, *, partial: bool = False) -> list[Partition]:
 
 
 def source_number(source: Partition) -> int:
-    """The number of a source of prompts; 0 if it has none, as those of older versions."""
+    """Return the number of a source of prompts; 0 if it has none, as those of older versions."""
     numbers = [PROMPTS.read(part, ["source_number"])["source_number"] for part in source.parts()[:1]]
     return next((number[0].as_py() or 0 for number in numbers if len(number)), 0)
 
@@ -107,7 +107,7 @@ def read_candidates(
 
 
 def chosen_samplers(run: Run, samplers: tuple[str, ...] = ()) -> list[Partition]:
-    """The candidates of these samplers, or of all.
+    """Return the candidates of these samplers, or of all.
 
     Raises:
         NotReady: there are no candidates.
@@ -122,7 +122,7 @@ def chosen_samplers(run: Run, samplers: tuple[str, ...] = ()) -> list[Partition]
 
 
 def candidate_files(run: Run) -> dict[str, str]:
-    """The names, sizes and times of the files of candidates, as one id for each sampler."""
+    """Return one id for each sampler, made from the names of its files of candidates."""
     return {str(sampler): sampler.stat_fingerprint() for sampler in run.partitions("candidates")}
 
 
@@ -181,7 +181,9 @@ class PromptBatchReader:
             sources = run.all("prompts", partial=partial)
             wanted &= np.isin(key, matching_keys({"prompts": sources}, "prompt_id", ["prompts"], where))
             if not wanted.any():
-                raise InputError(f"no prompt of {run} fits --where {where!r}. Ask `prefdata sql {run}` what there is.")
+                raise InputError(
+                    f"no prompt of {run} fits --where {where!r}. Query the prompts with `prefdata sql {run}`."
+                )
         if limit is not None and limit < wanted.sum():
             # Ids are hashes: the smallest are a fair sample.
             wanted &= key <= np.partition(key[wanted], limit - 1)[limit - 1]
@@ -204,7 +206,7 @@ class PromptBatchReader:
 
 
 def _keys_and_split(parts: list[Path], split: str) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """The key of each prompt in these files, and whether it is of the split."""
+    """Return the key of each prompt in these files, and whether it is of the split."""
     ids, splits = [np.empty(0, np.uint64)], [np.empty(0, bool)]
     for part in parts:
         frame = read_part(part, ["prompt_id", "split"])
@@ -221,7 +223,7 @@ MEMORY = "1GB"
 def duckdb_views(
     tables: Mapping[str, Sequence[Partition]], spill: Path | None = None, files: Sequence[Path] = ()
 ) -> Iterator[Session]:
-    """A DuckDB session with one view per table; each has its partition key (source, sampler, …) as a column.
+    """Open a DuckDB session with one view per table; each has its partition key (source, sampler, …) as a column.
 
     It can read the parts of these partitions, `files`, and nothing else. Where a folder to spill to is given, it holds
     `MEMORY` and puts the rest there.
@@ -255,7 +257,7 @@ def matching_keys(
     condition: str,
     spill: Path | None = None,
 ) -> Bits:
-    """The first 64 bits of the ids in column `key` of the rows for which a SQL condition holds.
+    """Return the first 64 bits of the ids in column `key` of the rows for which a SQL condition holds.
 
     `rows` are from-clauses on the tables by their names, the cheapest first: the first one that has all columns of the
     condition is read.
@@ -318,7 +320,7 @@ def add_view(connection: Any, name: str, parts: list[Path]) -> None:
 
 
 def _lacking(connection: Any, table: Table, stored: str) -> str:
-    """The columns that parts of older versions lack, as nulls, for SQL's select."""
+    """Return the columns that parts of older versions lack, as nulls, for SQL's SELECT."""
     if not table.reads:
         return ""
     known = connection.sql(f"from {stored} limit 0").columns
@@ -328,7 +330,7 @@ def _lacking(connection: Any, table: Table, stored: str) -> str:
 
 
 def parquet_sql(parts: Sequence[Path], options: str) -> str:
-    """The rows of some files as SQL's from-clause has them."""
+    """Return the SQL that reads the rows of some files, for a FROM clause."""
     from prefdata.sql.files import file_url
 
     urls = ", ".join(sql_text(file_url(_absolute(part))) for part in parts)
@@ -336,5 +338,5 @@ def parquet_sql(parts: Sequence[Path], options: str) -> str:
 
 
 def sql_text(text: str) -> str:
-    """A text as SQL writes it."""
+    """Quote a text as a SQL literal."""
     return "'" + text.replace("'", "''") + "'"

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class Report(BaseModel):
-    """The account of one step, stored in `_SUCCESS` and printed at the end.
+    """The row counts of one step, stored in `_SUCCESS` and printed at the end.
 
     `rows_in = rows_out + sum(dropped.values())` always holds; `unit` says what is counted. `figures` are further
     numbers that are worth a line (ties seen, acceptance rate, tokens) and take no part in the sum. `failure` says why
-    there is no usable row at all, where there is none: the command prints it and exits with 1.
+    there is no usable row at all, if so: the command prints it and exits with 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,11 +50,11 @@ class Report(BaseModel):
         return self.rows_out / self.seconds if self.seconds > 0 else 0.0
 
     def timed(self, seconds: float, **figures: Any) -> Report:
-        """The same account with its wall time in seconds, and further figures."""
+        """Return the same report with its wall time in seconds, and further figures."""
         return self.model_copy(update={"seconds": round(seconds, 3), "figures": {**self.figures, **figures}})
 
     def failed(self, why: str) -> Report:
-        """The same account of a step that has no usable row."""
+        """Return the same report for a step that has no usable row."""
         return self.model_copy(update={"failure": why})
 
 
@@ -66,7 +66,7 @@ def by_reason(reasons: pl.Series) -> Counter[str]:
 
 
 def nonzero(counts: Mapping[str, int]) -> dict[str, int]:
-    """The reasons that occurred, in their order."""
+    """Return the reasons that occurred, in their order."""
     return {reason: int(count) for reason, count in counts.items() if count}
 
 
@@ -98,7 +98,7 @@ class ReportBuilder:
         return self
 
     def report(self, step: str, unit: str, **figures: Any) -> Report:
-        """The account as a step's Report; a mean of nothing is None."""
+        """Return the counts as a step's Report; the mean of no rows is None."""
         means = {name: total / count if count else None for name, (total, count) in self.sums.items()}
         return Report(
             step=step,

@@ -65,7 +65,7 @@ class Run:
     """A run directory; it needs no making, the first step creates it."""
 
     def __init__(self, path: Path | str) -> None:
-        """The run in this folder.
+        """Open the run in this folder.
 
         Raises:
             NotReady: it is a file.
@@ -78,17 +78,17 @@ class Run:
         return str(self.path)
 
     def partition(self, table: str, name: str) -> Partition:
-        """The partition of that name, there or not."""
+        """Return the partition of that name, whether or not it exists."""
         return Partition(self.path, TABLES[table], name)
 
     def partitions(self, table: str) -> list[Partition]:
-        """The partitions that are there, by name."""
+        """Return the partitions that exist, by name."""
         prefix = f"{TABLES[table].partition}="
         names = [name for name in folders(self.path / table) if name.startswith(prefix)]
         return [self.partition(table, name.removeprefix(prefix)) for name in names]
 
     def only(self, table: str, name: str | None = None, *, partial: bool = False) -> Partition:
-        """The partition to read: the one named, or the only one there is.
+        """Return the partition to read: the one named, or the only one in the run.
 
         Raises:
             NotReady: there is none yet, or it is unfinished and `partial` was not asked for.
@@ -155,6 +155,6 @@ def _is_folder(path: Path) -> bool:
 
 
 def name_of(path: str) -> str:
-    """A partition's name made from a model's or a file's: its last component, with dashes for what no name may have."""
+    """Make a partition's name from a model's or a file's: its last component, dashes for what is not allowed."""
     last = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name.partition(":")[0]).strip("-._")
     return (last if len(last) <= LONGEST_NAME else f"{last[:79]}-{digest(last)}") or "unnamed"

@@ -215,15 +215,15 @@ def _contracts() -> list[Table]:
     return [_contract(json.loads(file.read_text(encoding="utf-8"))) for file in files]
 
 
-def _contract(said: dict[str, Any]) -> Table:
+def _contract(contract: dict[str, Any]) -> Table:
     return Table(
-        name=said["table"],
-        version=said["version"],
-        reads=tuple(said.get("reads", ())),
-        description=said["description"],
-        partition=said["partition"]["name"],
-        key=tuple(said["key"]),
-        columns=tuple(said["columns"]),
+        name=contract["table"],
+        version=contract["version"],
+        reads=tuple(contract.get("reads", ())),
+        description=contract["description"],
+        partition=contract["partition"]["name"],
+        key=tuple(contract["key"]),
+        columns=tuple(contract["columns"]),
     )
 
 
@@ -247,10 +247,10 @@ def read_part(part: Path, columns: Sequence[str]) -> pl.DataFrame:
 
 
 def _repeating(rows: pa.Table) -> list[str]:
-    """The columns (of nested ones the leaves) that are worth a dictionary: their values come again.
+    """Return the columns (of nested ones the leaves) that are worth a dictionary: their values repeat.
 
     For ids and scores, nearly all different, making one takes half of the time that a part takes to write, and what is
-    written is larger and slower to read. The first rows tell.
+    written is larger and slower to read. The first rows decide.
     """
     found: list[str] = []
     for field in rows.schema:
@@ -305,7 +305,7 @@ def _full(waiting: pa.Table, rows: int, size: int) -> int:
 
 
 def superseded_rows(parts: Sequence[Path], key: list[str]) -> dict[int, list[int]]:
-    """The rows of these parts whose key comes again later: row numbers, by the part's number.
+    """Find the rows of these parts whose key occurs again later: row numbers, by the part's number.
 
     Keys are compared by a hash of 64 bits first, so that 8 bytes a row are held; only rows whose hash occurs twice are
     compared in full.
@@ -332,7 +332,7 @@ def superseded_rows(parts: Sequence[Path], key: list[str]) -> dict[int, list[int
 
 
 def keep_last(rows: pa.Table, key: Sequence[str]) -> pa.Table:
-    """The last row of each key, in their order."""
+    """Keep the last row of each key, in their order."""
     numbered = rows.select(list(key)).append_column("__row", pa.array(range(rows.num_rows), pa.int64()))
     last = numbered.group_by(list(key)).aggregate([("__row", "max")])["__row_max"]
     return rows if len(last) == rows.num_rows else rows.take(last.combine_chunks().sort())
@@ -345,7 +345,7 @@ PROMPTS, CANDIDATES, COMPARISONS, SCORES, SELECTIONS, PAIRS, UNPAIRED, GROUPS, D
 
 
 def rows_hash(rows: pa.Table, key: str) -> str:
-    """The id of a set of rows of plain columns: equal rows in any order, from any number of parts, have equal ids."""
+    """Return the id of a set of rows of plain columns: the same for equal rows in any order and number of parts."""
     rows = rows.sort_by(key).combine_chunks()
     hashed = hashlib.sha256()
     for name in rows.column_names:

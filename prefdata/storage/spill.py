@@ -28,7 +28,7 @@ _OPEN: set[Path] = set()  # this process's folders: several threads may be at it
 
 
 def bucket_count(rows: int, each: int) -> int:
-    """The number of buckets of about `each` rows, or of more where there would be too many buckets."""
+    """Return the number of buckets of about `each` rows: `MAX_BUCKETS` at most, larger ones where those are too few."""
     return min(MAX_BUCKETS, max(1, -(-rows // each)))
 
 
@@ -92,7 +92,7 @@ class SpillBuckets:
 
 @contextmanager
 def spill_dir(run: Run) -> Iterator[Path]:
-    """A folder in the run's for rows that wait, removed at the end; what killed processes left is removed as well.
+    """Create a folder in the run's for temporary rows, removed at the end, as are those of killed processes.
 
     It is made when something is written there: a run whose rows are few is not touched.
     """

@@ -79,7 +79,7 @@ def _and_report(rows: Iterable[pa.Table], report: Report) -> Generator[pa.Table,
 def _joined(
     run: Run, scores: Partition, old: Sequence[Path], spill: Path, counts: Counter[str], drop_orphans: bool
 ) -> Generator[pa.Table, None, None]:
-    """The old parts' rows by prompt, with what they lacked."""
+    """Yield the old parts' rows by prompt, with the columns that they lacked."""
     copied = ", ".join(f"c.{name}" for name in scores.table.copied)
     files = parquet_sql(old, "hive_partitioning = false, file_row_number = true")
     query = f"""

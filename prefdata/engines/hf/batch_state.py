@@ -25,7 +25,7 @@ class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        """An empty layer."""
+        """Create an empty layer."""
         super().__init__(**kwargs)  # type: ignore[no-untyped-call]
         self._buffers: list[Tensor] = []
         self._held: list[Tensor] = []
@@ -169,7 +169,7 @@ class WholeRows:
 
 @torch.inference_mode()
 def pick_batch_state(net: Any) -> type[BatchState] | type[WholeRows]:
-    """What computes the rows of a batch: `BatchState` where it gives the numbers of whole rows, else `WholeRows`."""
+    """Choose the class of a batch's rows: `BatchState` where it gives the numbers of whole rows, else `WholeRows`."""
     prompts = [(1, 2, 3), (4, 3, 2, 1, 2, 3, 4), (1, 2, 3)]
     steps = [torch.tensor(tokens, device=net.device) for tokens in ([2, 3, 1], [4, 1, 3])]
     whole = WholeRows(net, prompts, 16)
@@ -189,7 +189,7 @@ def pick_batch_state(net: Any) -> type[BatchState] | type[WholeRows]:
 
 
 def packed(going: Tensor) -> Tensor:
-    """The places (N,) of the rows that go on, (B,) bool, such that few move: the last ones fill the gaps of others."""
+    """Return the places (N,) of the rows that continue, (B,) bool, such that few move: the last ones fill the gaps."""
     places = going.nonzero()[:, 0]
     index = torch.arange(len(places), device=going.device)
     index[~going[: len(index)]] = places[places >= len(index)]

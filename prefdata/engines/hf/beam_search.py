@@ -44,7 +44,7 @@ class BeamRequest:
     diversity_penalty: float | None
 
     def asked(self) -> list[Request]:
-        """A request for each of the answers."""
+        """Return a request for each of the responses."""
         return [Request(key, self.prompt_ids, 0, self.sampling) for key in self.keys]
 
 
@@ -68,7 +68,7 @@ class Beam:
         return self.score / len(self.token_ids)
 
     def grown(self, score: float, token: int, logprob: float) -> Beam:
-        """The beam with one more token."""
+        """Return the beam with one more token."""
         return Beam(score, (*self.token_ids, token), (*self.logprobs, logprob))
 
 
@@ -106,7 +106,7 @@ def search(
     stops: StopStrings,
     context_length: int,
 ) -> list[list[Beam]]:
-    """The beams that were found for each request, the best first; fewer than asked for where no more exist.
+    """Search the beams of each request, the best first; fewer than asked for where no more exist.
 
     Args:
         batch_state: what computes the rows of `net`.
@@ -183,7 +183,7 @@ class _Step:
     def _ranked(
         self, groups: list[BeamGroup], logp: Tensor, raw: Tensor, lowering: Tensor
     ) -> list[list[tuple[int, Beam]]]:
-        """The best continuations of each group's beams (the beam's number, and the continuation), the best first.
+        """Rank the continuations of each group's beams (the beam's number, and the continuation), the best first.
 
         Args:
             groups: one of each of P prompts.

@@ -107,7 +107,7 @@ class TransformersGenerator:
     def render(
         self, messages: Sequence[Message], tools: str | None = None, holds: Sequence[str] = ()
     ) -> tuple[int, ...]:
-        """The token ids of a prompt; see the protocol."""
+        """Return the token ids of a prompt; see the protocol."""
         return self.chat.prompt_ids(messages, tools, holds)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Rejection]:
@@ -146,7 +146,7 @@ class TransformersGenerator:
     def _computed(
         self, requests: Sequence[R], compute: Callable[[list[R]], Answers], rows: int = 1
     ) -> Iterator[Completion | Rejection]:
-        """The answers of requests, each of so many rows, in batches that memory holds."""
+        """Yield the responses to requests, each of so many rows, in batches that memory holds."""
 
         def one_by_one(some: Sequence[R], tokens: int) -> Iterator[tuple[list[R], Answers]]:
             for batch in self._batches(some, tokens, rows):
@@ -155,7 +155,7 @@ class TransformersGenerator:
         yield from chain.from_iterable(self._budget.batches(requests, one_by_one))
 
     def _batches(self, window: Sequence[R], tokens: int, rows: int) -> Iterator[list[R]]:
-        """Requests of similar length, each of so many rows, within a budget of tokens."""
+        """Batch requests of similar length, each of so many rows, within a budget of tokens."""
 
         # Long ones first: a batch that does not fit into memory is then the first one, not the last.
         def size(request: R) -> tuple[int, int, tuple[int, ...]]:

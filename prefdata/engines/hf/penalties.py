@@ -40,7 +40,7 @@ class Penalties:
     def of(
         cls, samplings: Sequence[Sampling], prompts: Sequence[Sequence[int]], ends: Tensor, vocabulary: int
     ) -> Self | None:
-        """The penalties of these rows, on the device of `ends`; None where no row has any."""
+        """Return the penalties of these rows, on the device of `ends`; None where no row has any."""
         device, rows = ends.device, len(samplings)
 
         def column(values: list[float], none: float) -> Tensor | None:
@@ -64,7 +64,7 @@ class Penalties:
         return cls(ends, early, repetition, presence, prompt, answer)
 
     def __call__(self, logits: Tensor, step: int) -> Tensor:
-        """The logits (B, V) of the answer's token number `step` (from 0) after the penalties, float64, a copy."""
+        """Return the logits (B, V) of the response's token `step` (from 0) after the penalties, float64, a copy."""
         logits = logits.double()
         if self.min_tokens is not None and bool((early := self.min_tokens > step).any()):
             barred = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
@@ -86,7 +86,7 @@ class Penalties:
             self.answer.scatter_(1, tokens[:, None], True)
 
     def rows(self, index: Tensor) -> Self:
-        """The penalties of some of the rows, in that order; a row may occur several times."""
+        """Return the penalties of some of the rows, in that order; a row may occur several times."""
 
         def picked(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[index]

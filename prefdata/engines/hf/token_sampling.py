@@ -24,7 +24,7 @@ _UNIFORM_BITS = 48
 
 
 def stream_keys(seeds: Sequence[int], steps: int) -> Tensor:
-    """The state of each row's noise at each step, int64 (rows, steps): a hash of (seed, step).
+    """Return the state of each row's noise at each step, int64 (rows, steps): a hash of (seed, step).
 
     Counter-based (SplitMix64: Steele, Lea & Flood 2014, figure 17): no step depends on the one before.
     """
@@ -46,7 +46,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _high(x: Tensor, shift: int) -> Tensor:
-    """The bits above the lowest `shift`, as an unsigned shift to the right gives them."""
+    """Return the bits above the lowest `shift`: an unsigned shift to the right."""
     return (x >> shift).bitwise_and_((1 << (64 - shift)) - 1)
 
 
@@ -68,7 +68,7 @@ class Settings:
 
     @classmethod
     def of(cls, samplings: Sequence[Sampling], vocabulary: int, device: torch.device | str = "cpu") -> Self:
-        """The settings of these rows, on `device`."""
+        """Return the settings of these rows, on `device`."""
 
         def column(values: list[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float64, device=device)
@@ -83,7 +83,7 @@ class Settings:
         )
 
     def rows(self, index: Tensor) -> Settings:
-        """The settings of some of the rows."""
+        """Return the settings of some of the rows."""
         cuts = (None if cut is None else cut[index] for cut in (self.min_p, self.top_k, self.top_p))
         return Settings(self.temperature[index], *cuts)
 

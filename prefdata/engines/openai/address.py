@@ -122,7 +122,7 @@ def _parsed(url: str) -> httpx.URL:
 
 
 def _secrets(url: httpx.URL) -> tuple[str, ...]:
-    """A URL's secrets, in every form in which they are sent; the longest first."""
+    """Return a URL's secrets, in every form in which they are sent; the longest first."""
     found = {value for name, value in url.params.multi_items() if _SECRET.search(name)}
     if url.userinfo:
         pair = f"{url.username}:{url.password}"

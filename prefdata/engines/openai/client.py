@@ -124,7 +124,7 @@ class Server:
         return self.line(said)[:100] if isinstance(said, str) else None
 
     def _get(self, url: httpx.URL) -> dict[str, Any] | None:
-        """What is there, or None: the server may well do without."""
+        """Return the JSON at this path, or None: a server need not have it."""
         try:
             response = exchange(self._client, "GET", url, GREETING_TIMEOUT)
         except (httpx.TransportError, Unreadable):
@@ -178,7 +178,7 @@ class Server:
         )
 
     def wrong_key(self, refused: RequestRefused) -> EngineError:
-        """The error for a key that is missing or not taken."""
+        """Return the error for a key that is missing or refused."""
         if self._address.auth:
             return EngineError(
                 f"{self.url} does not take the user and password of the URL: {refused.status} {refused.said}. "
@@ -236,7 +236,7 @@ def _problem(answer: dict[str, Any]) -> str | None:
 
 
 def _words(value: Any) -> str:
-    """What a server said, as text: it may say it by any JSON value."""
+    """Return a server's error as text; it may be any JSON value."""
     if isinstance(value, str):
         return value
     try:
@@ -246,7 +246,7 @@ def _words(value: Any) -> str:
 
 
 def _listed(answer: dict[str, Any] | None) -> list[dict[str, Any]] | None:
-    """The entries of a list as OpenAI's interface has them, or None where that is no such list."""
+    """Return the entries of a list in OpenAI's format, or None where it is not such a list."""
     found = None if answer is None else answer.get("data")
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else None
 

@@ -45,7 +45,7 @@ class Response:
         return self.body.decode("utf-8", "replace")
 
     def json_object(self) -> dict[str, Any] | None:
-        """The JSON object that the body is, or None where it is none."""
+        """Return the JSON object of the body, or None where it is not one."""
         try:
             value = json.loads(self.body)
         except (ValueError, RecursionError):

@@ -76,7 +76,7 @@ FULL = ("vllm", "llamacpp")
 
 
 def served(spec: ModelSpec) -> ModelFiles:
-    """The files of a server's model: none, or with `--tokenizer` those that make text into token ids.
+    """Return a server's model: without files, or with `--tokenizer` those that turn text into token ids.
 
     Raises:
         ModelError: there is no such tokenizer.
@@ -133,7 +133,7 @@ class OpenAIGenerator:
     def render(
         self, messages: Sequence[Message], tools: str | None = None, holds: Sequence[str] = ()
     ) -> tuple[int, ...]:
-        """The token ids of a prompt, or none where the server renders; see the protocol."""
+        """Return the token ids of a prompt, or none where the server renders; see the protocol."""
         return self.chat.prompt_ids(messages, tools, holds) if self.chat else ()
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Rejection]:
@@ -179,7 +179,7 @@ class OpenAIGenerator:
         return None
 
     def _answer(self, request: Request, left: Event) -> tuple[Request, dict[str, Any] | Rejection]:
-        """What the server answers to a request, as it comes; `left` is set when nobody waits for it any more."""
+        """Send a request and return the server's reply unparsed; `left` is set once nobody waits for it."""
         if (no := self._refusal(request)) is not None:
             return request, no
         path, body = self._body(request)
@@ -238,7 +238,7 @@ class OpenAIGenerator:
         return any(name in sent for name in self._spared.intersection(sparable))
 
     def _rejection(self, request: Request, refused: RequestRefused) -> Rejection:
-        """The row for a request that the server refuses.
+        """Return the row for a request that the server refuses.
 
         Raises:
             EngineError: it would refuse every other one too.
@@ -290,7 +290,7 @@ class OpenAIGenerator:
         )
 
     def _logprobs(self, choice: dict[str, Any]) -> tuple[float, ...] | None:
-        """The tokens' log-probabilities; None where one is missing."""
+        """Return the tokens' log-probabilities; None where one is missing."""
         found = logprobs_of(choice)
         if found is None or None not in found:
             return found  # type: ignore[return-value]
@@ -298,7 +298,7 @@ class OpenAIGenerator:
         return None
 
     def _text(self, ids: Sequence[int], text: str, request: Request, choice: dict[str, Any]) -> str:
-        """The text as our tokenizer makes it; the server's own where only there a stop text is found."""
+        """Decode the text with our tokenizer; take the server's text where only that contains a stop string."""
         assert self.chat is not None
         ours = self.chat.decode(ids)
         if not isinstance(choice.get("stop_reason"), str):

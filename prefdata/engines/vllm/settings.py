@@ -34,7 +34,7 @@ OWN_OPTIONS = {
 
 
 def parse_options(options: Sequence[str], known: Iterable[str]) -> dict[str, Any]:
-    """The settings that `KEY=VALUE` texts say: the value as JSON where it is that, else as text.
+    """Parse `KEY=VALUE` texts: the value as JSON where it is that, else as text.
 
     Raises:
         UsageError: no `=`, a setting that prefdata makes itself, or one that is not among the `known`.
@@ -59,7 +59,7 @@ def parse_options(options: Sequence[str], known: Iterable[str]) -> dict[str, Any
 
 
 def lora_rank(folder: Path) -> int:
-    """The `max_lora_rank` that holds this adapter, which is one of the ranks that vLLM has.
+    """Return the `max_lora_rank` that holds this adapter: one of the ranks that vLLM has.
 
     Raises:
         ModelError: it is no folder of an adapter.

@@ -64,7 +64,7 @@ def curves(
     seed: int = 0,
     partial: bool = False,
 ) -> Curves:
-    """The curves of a run's scored candidates.
+    """Compute the curves of a run's scored candidates.
 
     Args:
         run: the run.
@@ -100,7 +100,7 @@ def curves(
 def _diversity(
     run: Run, kept: pl.DataFrame, groups: Sequence[CandidateGroup], plan: Sequence[int], seed: int
 ) -> list[tuple[object, ...]]:
-    """The rows of how different the answers are: of the first N candidates of each prompt, so that all have as many."""
+    """Return the rows of diversity: of the first N responses of each prompt, so that all have equally many."""
     rows = []
     for draws in groups:
         coin = mix64(draws.prompts.to_numpy(), ids.seed(seed, "diversity"))
@@ -127,7 +127,7 @@ def diverse(texts: list[str], prompt: Ints, known: int) -> dict[tuple[str, int],
 
 
 def _notes(run: Run, groups: Sequence[CandidateGroup], kept: pl.DataFrame, by: By, plan: Sequence[int]) -> list[str]:
-    """What a reader has to know that no number says."""
+    """List the notes that a reader needs beside the numbers."""
     notes = []
     same = shared(groups)
     if len(groups) > 1 and any(draws.sizes.size != len(same) for draws in groups):

@@ -54,7 +54,7 @@ class CandidateGroup:
             yield lot[block.prompts], {name: block.scatter(column, 0.0) for name, column in self.values.items()}
 
     def of(self, prompts: pl.Series) -> CandidateGroup:
-        """The same of some prompts only."""
+        """Return the group with some of its prompts only."""
         kept = self.prompts.is_in(prompts.implode()).to_numpy()
         rows = np.repeat(kept, self.sizes)
         values = {name: column[rows] for name, column in self.values.items()}
@@ -64,7 +64,7 @@ class CandidateGroup:
 def read(
     run: Run, scorer: str | None, gold: str | None, samplers: tuple[str, ...], partial: bool
 ) -> tuple[pl.DataFrame, str]:
-    """The scored candidates with what the curves need of them, some seventy bytes each, and the scorer's name.
+    """Read the scored candidates with the columns that the curves need, some seventy bytes each, and the scorer's name.
 
     Raises:
         NotReady, UsageError: scores or samplers are not there, or unfinished.
@@ -87,7 +87,7 @@ def read(
 
 
 def _answers(run: Run) -> pl.DataFrame:
-    """The candidates of all samplers, without their texts."""
+    """Read the candidates of all samplers, without their texts."""
     wanted = ["sample_index", "finish_reason", "completion_tokens", "prompt_tokens", "logprob_sum", "temperature"]
     own = (pl.col("temperature") == 1) & pl.all_horizontal(pl.col(k).fill_null(v) == v for k, v in _SETTINGS.items())
     kept = (
@@ -120,7 +120,7 @@ def _keyed(frame: pl.DataFrame) -> pl.DataFrame:
 def group(
     candidates: pl.DataFrame, by: By, n: int | None, scorer: str, gold: str | None = None
 ) -> tuple[list[CandidateGroup], Report, pl.DataFrame]:
-    """The groups of candidates that take part, the account of all, and the rows that take part.
+    """Group the candidates; return the groups, the report of all rows, and the rows that the groups hold.
 
     Args:
         candidates: candidate_id, prompt_id, sample_index, sampler, temperature, score, truncated; gold, tokens,
@@ -161,7 +161,7 @@ def group(
 
 
 def _scored(candidates: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The candidates whose scores are numbers to reckon with, and how many are not, by reason."""
+    """Return the candidates whose scores are finite numbers, and counts of the others by reason."""
     there = candidates.drop_nulls("score")
     finite = there.filter(pl.col("score").is_finite())
     usable = finite.filter(pl.col("score").abs() <= LARGEST_SCORE)
@@ -186,7 +186,7 @@ def _label(usable: pl.DataFrame, by: By) -> pl.Series:
 
 
 def _known(name: object, counts: pl.Series, n: int | None) -> int:
-    """The N of a group: as asked, or what most prompts have (the larger of two that are as common)."""
+    """Return the N of a group: as asked, or what most prompts have (the larger of two that are as common)."""
     if n is None:
         return int(counts.mode().max())  # type: ignore[arg-type]
     most = int(counts.max())  # type: ignore[arg-type]
@@ -211,7 +211,7 @@ def _draws(name: str, mine: pl.DataFrame, known: int) -> CandidateGroup:
 
 
 def read_texts(run: Run, wanted: pl.DataFrame) -> list[str]:
-    """The texts of these candidates, in their order; read part by part, so that only they are held."""
+    """Read the texts of these candidates, in their order, part by part: no other texts are held in memory."""
     ids = wanted.select("candidate_id")
     found = [ids.clear().with_columns(text=pl.lit("", pl.String))]
     for sampler in chosen_samplers(run, tuple(wanted["sampler"].unique().cast(pl.String).sort())):

@@ -31,7 +31,7 @@ def leaders(groups: Sequence[CandidateGroup], plan: Sequence[int], seed: int) ->
 
 
 def shared(groups: Sequence[CandidateGroup]) -> pl.Series:
-    """The prompts that all groups have."""
+    """Return the prompts that all groups have."""
     prompts = groups[0].prompts
     for draws in groups[1:]:
         prompts = prompts.filter(prompts.is_in(draws.prompts.implode()))
@@ -39,7 +39,7 @@ def shared(groups: Sequence[CandidateGroup]) -> pl.Series:
 
 
 def _lead(curve: str, groups: Sequence[CandidateGroup], ns: Sequence[int], seed: int) -> list[Row]:
-    """The rows of one curve.
+    """Return the rows of one curve.
 
     Beyond what is measured the low end takes the least of the first and the most of the next, the high end the reverse.
     """
@@ -51,7 +51,7 @@ def _lead(curve: str, groups: Sequence[CandidateGroup], ns: Sequence[int], seed:
     scale = np.concatenate([draws.values["gold" if curve == "gold_lead" else "score"] for draws in groups])
 
     def of(means: Floats) -> Floats:
-        """The curve of each group: likely, at least and at most, (groups, 3, R, K)."""
+        """Return the curve of each group: estimate, lower and upper bound, (groups, 3, R, K)."""
         split = np.split(means, edges, axis=1)
         return np.stack([extrapolate(mine, draws, ns) for mine, draws in zip(split, groups, strict=True)])
 
@@ -75,7 +75,7 @@ def _lead(curve: str, groups: Sequence[CandidateGroup], ns: Sequence[int], seed:
 
 
 def _best_sums(draws: CandidateGroup, curve: str, ns: Sequence[int], lot: Ints) -> Floats:
-    """Sums over each lot of the best of n, or of its gold score, at `measured`, (lots, n measured)."""
+    """Return sums over each block of the best of n, or of its gold score, at `measured`, (blocks, n measured)."""
     places = measured_ns(draws, ns)
     sums = np.zeros((int(lot.max()) + 1, len(places)))
     for which, values in draws.blocks(lot):

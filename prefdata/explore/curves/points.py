@@ -21,13 +21,13 @@ ROUNDING = 1e-9
 
 
 def n_grid(known: int, plan: Sequence[int] = ()) -> list[int]:
-    """The n of a curve: all up to 64, then eight a doubling, the last, and those that are planned for."""
+    """Return the n of a curve: all up to 64, then eight a doubling, the last, and those that are planned for."""
     beyond = [round(64 * 2 ** (i / 8)) for i in range(1, 8 * 20)]
     return sorted({*range(1, min(known, 64) + 1), *(n for n in beyond if n < known), known, *plan})
 
 
 def row(draws: CandidateGroup, curve: str, n: int, numbers: Sequence[float], prompts: int | None = None) -> Row:
-    """A row of the long table from a value, its low and its high end; NaN is null."""
+    """Return a row of the long table from a value, its low and its high end; NaN becomes null."""
     beyond = n > draws.known and curve in ("max", "pass")
     shown = [None if math.isnan(number) else float(number) for number in numbers]
     count = draws.sizes.size if prompts is None else prompts
@@ -35,7 +35,7 @@ def row(draws: CandidateGroup, curve: str, n: int, numbers: Sequence[float], pro
 
 
 def max_n(draws: CandidateGroup) -> int:
-    """The largest n that a group's best of n is told for: its own N where all scores are alike, which tells nothing."""
+    """Return the largest n at which a group's best of n is reported: its own N where all scores are equal."""
     score = draws.values["score"]
     return draws.known if score.min() == score.max() else extrapolation.max_n(draws.sizes.size, draws.known)
 
@@ -46,13 +46,13 @@ def without_rounding(differences: Floats, values: Floats) -> Floats:
 
 
 def measured_ns(draws: CandidateGroup, ns: Sequence[int]) -> list[int]:
-    """The n up to the group's N at which its best of n is needed: those of `ns`, and those that it goes on from."""
+    """Return the n up to the group's N at which best of n is needed: those of `ns`, and those of the extrapolation."""
     more = extrapolation.fit_points(draws.known) if draws.known >= extrapolation.LEAST else ()
     return sorted({*more, *(n for n in ns if n <= draws.known)})
 
 
 def extrapolate(means: Floats, draws: CandidateGroup, ns: Sequence[int]) -> Floats:
-    """The best of n at all `ns` (within `reach`): likely, at least and at most, shape (3, R, K).
+    """Return the best of n at all `ns` (within `reach`): estimate, lower and upper bound, shape (3, R, K).
 
     Args:
         means: E[max of n] of R resamples at `measured`, shape (R, n measured).
@@ -77,7 +77,7 @@ def add(sums: Floats, lot: Ints, values: Floats) -> None:
 
 
 def points(draws: CandidateGroup, ns: Sequence[int], seed: int) -> list[Row]:
-    """The rows of one group."""
+    """Return the rows of one group."""
     places, sums, sizes = _sums(draws, ns, seed)
     labels = [(curve, n) for curve, found in places.items() for n in found]
     best, count = len(places["max"]), len(labels)  # `max` is the first
@@ -101,7 +101,7 @@ def points(draws: CandidateGroup, ns: Sequence[int], seed: int) -> list[Row]:
 
 
 def _sums(draws: CandidateGroup, ns: Sequence[int], seed: int) -> tuple[dict[str, list[int]], Floats, Floats]:
-    """The n of each curve, their sums over the prompts of each lot (lots, points), and the lots' sizes."""
+    """Return the n of each curve, their sums over the prompts of each block (blocks, points), and the blocks' sizes."""
     lot = bootstrap_blocks(draws.sizes.size, seed)
     sizes = np.bincount(lot).astype(np.float64)
     places: dict[str, list[int]] = {}
@@ -150,7 +150,7 @@ def _estimates(
 
 
 def _best(draws: CandidateGroup, ns: Sequence[int], told: Sequence[int], numbers: Floats) -> list[Row]:
-    """The rows of the best of n from its value, low and high end at the n that are `told`, (K, 3); the others are null.
+    """Return the rows of best of n from its value, low and high end at the n in `told`, (K, 3); the others are null.
 
     Beyond the group's N the ends are the low end of the least and the high end of the most that can be.
     """
@@ -163,7 +163,7 @@ def _best(draws: CandidateGroup, ns: Sequence[int], told: Sequence[int], numbers
 
 
 def _fall(draws: CandidateGroup, sums: Floats, sizes: Floats, seed: int) -> Row:
-    """The row of how far what the proxy chooses has fallen at the last n, from where it was best.
+    """Return the row of the loss at the last n against the n where the proxy's choice was best.
 
     That n is the best of many, and would seem to have fallen if nothing has. So the interval is one that holds for all
     n at once: it is as many standard errors wide as the largest error among all n is, in 95% of the resamples.
@@ -178,7 +178,7 @@ def _fall(draws: CandidateGroup, sums: Floats, sizes: Floats, seed: int) -> Row:
     best = int(fallen.argmax())
 
     def errors(means: Floats) -> Floats:
-        """The largest and the smallest error of all n, in standard errors, times that of the best n, (R, 2)."""
+        """Return the largest and the smallest error of all n, in standard errors, times that of the best n, (R, 2)."""
         error = lost(means) - fallen
         spread = error.std(axis=0)
         error = np.divide(error, spread, out=np.zeros_like(error), where=spread > 0) * spread[best]

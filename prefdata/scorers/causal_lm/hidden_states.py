@@ -36,7 +36,7 @@ class AnswerStates:
         self.versions, self.computed = self.model.versions, self.model.computed
 
     def of(self, items: Sequence[ScoringItem]) -> list[States | Score]:
-        """The states of each item's answer, in their order; where there are none, a null score that says why.
+        """Return the states of each item's response, in their order; a null score with the reason where there are none.
 
         Equal answers to one prompt are computed once. All of them are held: give some hundreds at a time.
         """

@@ -119,7 +119,7 @@ class LanguageModel:
     def answer(
         self, messages: Sequence[Message], response: str, tools: str | None = None, *, end: bool = True
     ) -> tuple[str, Continuation]:
-        """A conversation with its answer as text, and split into the tokens of the prompt and those of the answer.
+        """Return a conversation with its response as text, and split into the tokens of the prompt and of the response.
 
         Args:
             messages: the conversation.
@@ -139,7 +139,7 @@ class LanguageModel:
     def choices(
         self, messages: Sequence[Message], texts: Sequence[str], holds: Sequence[str] = ()
     ) -> tuple[str, list[Continuation]]:
-        """The prompt as text, and each of several texts as what comes next.
+        """Return the prompt as text, and each of several texts as its continuation.
 
         Args:
             messages: the conversation.
@@ -161,21 +161,21 @@ class LanguageModel:
         return "too_long" if len(asked.prompt) + len(asked.ids) > self.context_length else None
 
     def sums(self, asked: Sequence[Continuation]) -> list[float]:
-        """The ln p of every continuation given its prompt, in nats, summed over its tokens in float64.
+        """Compute the ln p of every continuation given its prompt, in nats, summed over its tokens in float64.
 
         All of them have no `problem`.
         """
         return [logp for _, logp in sorted(self.each_sum(asked))]
 
     def each_sum(self, asked: Sequence[Continuation]) -> Iterator[tuple[int, float]]:
-        """`sums` as they are known, each with its continuation's place: a stop loses only what is being computed."""
+        """Yield `sums` as they are computed, each with its continuation's place: a stop loses only what is being computed."""
         yield from self._read([one.prompt + one.ids[:-1] for one in asked], partial(self._summed, asked))
 
     @torch.inference_mode()
     def _summed(
         self, asked: Sequence[Continuation], wanted: Sequence[tuple[int, int]], states: Tensor
     ) -> list[tuple[int, float]]:
-        """The places in `asked` with their sums, for the rows and places of a batch and its states."""
+        """Return the places in `asked` with their sums, for the rows and places of a batch and its states."""
         parts = [states[row, len(asked[place].prompt) - 1 :][: len(asked[place].ids)] for row, place in wanted]
         targets = torch.tensor([token for _, place in wanted for token in asked[place].ids], device=self.device)
         tokens = self._token_logps(torch.cat(parts), targets).double().cpu()
@@ -274,7 +274,7 @@ class _AnswerScorer:
         self.model.close()
 
     def _numbers(self, asked: Sequence[Continuation]) -> Iterable[tuple[int, float, dict[str, Any]]]:
-        """The place, the score and the details of each continuation, in any order."""
+        """Return the place, the score and the details of each continuation, in any order."""
         raise NotImplementedError
 
     def _window(self, window: Sequence[ScoringItem]) -> Iterator[Score]:
@@ -375,7 +375,7 @@ class ImplicitReward(_AnswerScorer):
 
 
 def finite_score(key: str, score: float, text_hash: str, details: dict[str, Any]) -> Score:
-    """The score, or null with the reason `nan` or `infinite`, and then without details: JSON has no such numbers."""
+    """Return the score, or null with the reason `nan` or `infinite` and no details: JSON has no such numbers."""
     if math.isfinite(score):
         return Score(key, score, None, text_hash, details)
     return Score(key, None, "nan" if math.isnan(score) else "infinite", text_hash, None)

@@ -71,7 +71,7 @@ def _verdict(one: LabelOdds) -> Verdict:
 
 
 def verdict_from_log_odds(key: str, log_odds: float) -> Verdict:
-    """The verdict that ln p(first) - ln p(second) amounts to; none where that is no finite number."""
+    """Return the verdict for ln p(first) - ln p(second); a null one where that is not finite."""
     if not math.isfinite(log_odds):
         said = "not a number (NaN)" if math.isnan(log_odds) else "infinite"
         return Verdict(key, None, "error", rationale=f"the model's output is {said}")

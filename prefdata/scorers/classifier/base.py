@@ -50,7 +50,7 @@ class Classifier(ABC):
 
     @abstractmethod
     def logits(self, rows: list[RenderedText]) -> Iterator[tuple[list[RenderedText], Tensor]]:
-        """The rows in any order, some at a time, with their raw logits, shape (rows, labels)."""
+        """Yield the rows in any order, in batches, with their raw logits, shape (rows, labels)."""
 
     @abstractmethod
     def close(self) -> None:

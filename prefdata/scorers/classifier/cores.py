@@ -32,7 +32,7 @@ def fits_one_core(net: torch.nn.Module, device: torch.device) -> bool:
 
 
 def each(tasks: Iterable[Callable[[], T]], *, several: bool) -> Iterator[T]:
-    """The results of tasks, in their order; `several` run at a time, in threads.
+    """Yield the results of tasks, in their order; `several` run at a time, in threads.
 
     A task says by itself that it needs no gradients. Fewer tasks than there are cores share them one after the other.
     """

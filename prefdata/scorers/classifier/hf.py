@@ -119,7 +119,7 @@ class RewardModel(Classifier):
         return self._computed.padding
 
     def logits(self, rows: list[RenderedText]) -> Iterator[tuple[list[RenderedText], Tensor]]:
-        """The rows with their logits, some at a time; see `Classifier.logits`."""
+        """Yield the rows with their logits, in batches; see `Classifier.logits`."""
         for done, logits in self.budget.batches(rows, self._in_batches):
             yield list(done), logits
 
@@ -130,7 +130,7 @@ class RewardModel(Classifier):
             torch.cuda.empty_cache()
 
     def _shared_prompts(self) -> PrefixRunner | None:
-        """What computes a prompt once for its candidates, where the network allows it."""
+        """Return what computes a prompt once for its candidates; None where the network does not allow it."""
         net = self._net.base_model
         if why := CachedBackbone.unfit(net, self._pad, self.device):
             self._note_whole(why)
@@ -163,7 +163,7 @@ class RewardModel(Classifier):
 
     @torch.inference_mode()
     def _forward(self, rows: list[RenderedText]) -> Tensor:
-        """The logits of whole rows, padded on the right to the longest, shape (rows, labels)."""
+        """Compute the logits of whole rows, padded on the right to the longest, shape (rows, labels)."""
         ids, lengths = padded([row.ids for row in rows], self._pad, self.device)
         at = torch.arange(len(rows), device=self.device)
         mask = (torch.arange(ids.shape[1], device=self.device) < lengths[:, None]).long()

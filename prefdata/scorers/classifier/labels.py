@@ -39,7 +39,7 @@ class Labels:
 
     @classmethod
     def of(cls, files: ModelFiles, label: str | None, activation: Activation) -> Self:
-        """The labels of a model that `label` means: None for its only one, `all`, a name, or a number from 0.
+        """Return the labels that `label` selects: None for a model's only one, `all`, a name, or a number from 0.
 
         Raises:
             ModelError: the model has several labels and none is named.
@@ -61,7 +61,7 @@ class Labels:
         return cls(("",), (_column(files.name, names, label),), activation, exclusive)
 
     def read(self, logits: Tensor) -> Tensor:
-        """The outputs of a model's logits: shape (rows, labels) to (rows, outputs), float32."""
+        """Select the outputs from a model's logits: shape (rows, labels) to (rows, outputs), float32."""
         logits = logits.float()
         if self.activation == "probability":
             logits = logits.softmax(-1) if self.exclusive else logits.sigmoid()

@@ -82,7 +82,7 @@ class PairwiseReward:
         return self._classifier.notes
 
     def text(self, messages: Sequence[Message], first: str, second: str) -> str:
-        """The exact text of a conversation and two answers to it.
+        """Return the exact text of a conversation and two responses to it.
 
         Raises:
             TemplateRefusal: the template or the format has no place for this conversation, or changes a response.
@@ -132,7 +132,7 @@ class PairwiseReward:
 
 
 def first_label(files: ModelFiles, label: str | None) -> int:
-    """The column of the logits that speaks for the answer shown first.
+    """Return the column of the logits that stands for the response shown first.
 
     Raises:
         ModelError: the model has more than two labels.

@@ -44,7 +44,7 @@ class PrefixGroup:
 
 
 def prefix_groups(rows: Sequence[RenderedText]) -> tuple[list[PrefixGroup], list[RenderedText]]:
-    """The families that save something, and the rows that are computed whole.
+    """Return the prefix groups that save computation, and the rows that are computed whole.
 
     A branch has at least one token, the one at which its score is read.
     """
@@ -69,7 +69,7 @@ def _common(rows: list[list[int]]) -> int:
 
 
 def batches(things: Sequence[T], length: Callable[[T], int], budget: int, beside: int = 0) -> Iterator[list[T]]:
-    """The things, the longest first, in batches of little padding.
+    """Batch the things, the longest first, with little padding.
 
     Args:
         things: what is batched.
@@ -95,7 +95,7 @@ def batches(things: Sequence[T], length: Callable[[T], int], budget: int, beside
 
 
 def group_batches(found: Sequence[PrefixGroup], budget: int) -> Iterator[list[PrefixGroup]]:
-    """The families, those with the longest beginnings first, in groups whose keys and values fit the budget."""
+    """Batch the prefix groups, those with the longest prefixes first, so that keys and values fit the budget."""
     chunk: list[PrefixGroup] = []
     for family in sorted(found, key=lambda family: len(family.prefix), reverse=True):
         if chunk and (len(chunk) + 1) * len(chunk[0].prefix) > KEPT * budget:

@@ -63,7 +63,7 @@ class TextRenderer:
         self.chat = chat if self.format is None else chat.of_format()
 
     def text(self, messages: Sequence[Message], response: str, tools: str | None = None) -> str:
-        """The exact text of a conversation and its answer; `tools` as JSON text.
+        """Return the exact text of a conversation and its response; `tools` as JSON text.
 
         Raises:
             TemplateRefusal: the template or the format has no place for this conversation, or changes the response.
@@ -73,7 +73,7 @@ class TextRenderer:
         return require_unicode(fill(self.format, messages, tools, response=response))
 
     def prepare(self, items: Sequence[ScoringItem]) -> PreparedBatch:
-        """The items as distinct texts with their token ids; those that cannot be rendered with the reason."""
+        """Return the items as distinct texts with their token ids; those that cannot be rendered with the reason."""
         places: dict[str, tuple[int, list[str]]] = {}
         prompts: dict[tuple[Any, ...], int] = {}
         refused = []
@@ -91,12 +91,12 @@ class TextRenderer:
         return PreparedBatch(rows, refused)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """The token ids of texts, as `Chat.encode` gives them for complete ones."""
+        """Return the token ids of texts, as `Chat.encode` gives them for complete ones."""
         return self.chat.encode(texts, complete=True)
 
 
 def read_format(path: Path, answers: Sequence[str] = ("response",)) -> str:
-    """The text of a format file, without the line break at its end; `answers` are the places that it needs.
+    """Read a format file without the line break at its end; `answers` are the placeholders that it needs.
 
     Raises:
         InputError: there is no such file, it is not UTF-8, or it lacks `{prompt}` or a place for an answer.
@@ -113,7 +113,7 @@ def read_format(path: Path, answers: Sequence[str] = ("response",)) -> str:
 
 
 def fill(template: str, messages: Sequence[Message], tools: str | None = None, **answers: str) -> str:
-    """The text of a format with a conversation of one user message, and a system message at most.
+    """Fill a format with a conversation of one user message, and a system message at most.
 
     `answers` are the texts by their places: `response`, or `first` and `second`.
 
@@ -136,7 +136,7 @@ def fill(template: str, messages: Sequence[Message], tools: str | None = None, *
 
 
 def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The items in lists of `size`."""
+    """Yield the items in lists of `size`."""
     stream = iter(items)
     while window := list(islice(stream, size)):
         yield window

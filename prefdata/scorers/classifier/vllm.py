@@ -70,7 +70,7 @@ class PoolingRewardModel(Classifier):
         self._most = max(HANDED, int(config.scheduler_config.max_num_seqs))
 
     def logits(self, rows: list[RenderedText]) -> Iterator[tuple[list[RenderedText], Tensor]]:
-        """The rows with their logits, as the engine finishes them; see `Classifier.logits`."""
+        """Yield the rows with their logits, as the engine finishes them; see `Classifier.logits`."""
         # Those of one prompt come together, so that the engine finds their beginning in its cache.
         together = sorted(rows, key=lambda row: row.prompt)
         with closing(self._running.answers(together, self._add, self._most)) as answers:

@@ -121,7 +121,7 @@ class _Judge:
             yield self._lost.popleft()
 
     def _requests(self) -> Iterator[Request]:
-        """What is to be asked: retries before new cases, so that few of them wait at a time."""
+        """Yield the queries: retries before new cases, so that few of them wait at a time."""
         while (asked := self._again.popleft() if self._again else self._next()) is not None:
             self._flying[key := str(next(self._numbers))] = asked
             seed = ids.seed(self.seed, "judge", asked.shown, asked.tries)
@@ -139,7 +139,7 @@ class _Judge:
         )
 
     def _next(self) -> _Asked | None:
-        """The next new case; those that the judge's template does not take are lost."""
+        """Return the next new case; those that the judge's template does not take are lost."""
         for key, messages, responses in self._stream:
             shown = ids.digest([dict(message) for message in messages])
             try:
@@ -151,7 +151,7 @@ class _Judge:
         return None
 
     def _reply(self, asked: _Asked, answer: Completion | Rejection) -> Reply | None:
-        """What came of it; None where it is to be asked again."""
+        """Read the result of a query; None where it is to be asked again."""
         if isinstance(answer, Rejection):
             return Reply(asked.key, asked.shown, None, _REASONS[answer.status], answer.detail, asked.tries)
         verdict = self.rubric.read(answer.text)

@@ -139,7 +139,7 @@ class Rubric(_Asking):
         return self
 
     def messages(self, conversation: Sequence[Message], **said: str | None) -> tuple[dict[str, str], ...]:
-        """What the judge is shown: the examples as turns of their own, then the case.
+        """Return the messages for the judge: the examples as turns of their own, then the case.
 
         Args:
             conversation: the conversation that was answered.
@@ -154,7 +154,7 @@ class Rubric(_Asking):
         return (*turns, {"role": "user", "content": self._filled(conversation, said)})
 
     def read(self, text: str) -> dict[str, Any] | None:
-        """The verdict in a judge's answer; None where there is none, or two that differ.
+        """Read the verdict in a judge's reply; None where there is none, or two that differ.
 
         What a reasoning model writes before `</think>` is not its answer.
         """
@@ -163,7 +163,7 @@ class Rubric(_Asking):
         return fitting[-1] if len(decided) == 1 else None
 
     def verdict_schema(self) -> str:
-        """The verdict's JSON schema, for engines that enforce one; the rationale comes before what it leads to."""
+        """Return the verdict's JSON schema, for engines that enforce one; the rationale precedes the verdict."""
         properties: dict[str, Any] = {}
         if self.rationale_chars:
             properties[RATIONALE] = {"type": "string", "maxLength": self.rationale_chars}
@@ -204,7 +204,7 @@ class Rubric(_Asking):
         return self._shown(conversation, {**said, **of_ours})
 
     def _format(self) -> str:
-        """The object that is asked for, as the judge is shown it."""
+        """Return the JSON object that is asked for, as the judge is shown it."""
         parts = [f'"{RATIONALE}": "why, in a few sentences"'] if self.rationale_chars else []
         if self.kind == "absolute":
             parts += [f'"{aspect.name}": {self.scale[0]} to {self.scale[1]}' for aspect in self.aspects]
@@ -234,7 +234,7 @@ class Question(_Asking):
         return self
 
     def messages(self, conversation: Sequence[Message], **said: str | None) -> tuple[dict[str, str], ...]:
-        """What the model is shown.
+        """Return the messages for the model.
 
         Args:
             conversation: the conversation that was answered.
@@ -247,7 +247,7 @@ Kind = Literal["absolute", "pairwise", "pointwise-labels", "pairwise-labels"]
 
 
 def load_rubric(name: str, kind: Literal["absolute", "pairwise"] | None = None) -> Rubric:
-    """The rubric in a file, or the built-in one of that name; of `kind`, where one is wanted.
+    """Read the rubric in a file, or the built-in one of that name; of `kind`, where one is required.
 
     Raises:
         UsageError: there is none of that name, it is of another kind, or not as it should be.
@@ -257,7 +257,7 @@ def load_rubric(name: str, kind: Literal["absolute", "pairwise"] | None = None) 
 
 
 def load_question(name: str, kind: Literal["pointwise-labels", "pairwise-labels"] | None = None) -> Question:
-    """The question in a file, or the built-in one of that name; of `kind`, where one is wanted.
+    """Read the question in a file, or the built-in one of that name; of `kind`, where one is required.
 
     Raises:
         UsageError: there is none of that name, it is of another kind, or not as it should be.
@@ -286,7 +286,7 @@ def _values(name: str) -> dict[str, Any]:
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a text that stand in no other; what is in a broken one does not count."""
+    """Yield the outermost JSON objects of a text; what is inside a broken one does not count."""
     decoder = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse, strict=False)
     at = text.find("{")
     while at != -1:

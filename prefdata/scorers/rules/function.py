@@ -62,12 +62,12 @@ class FunctionScorer:
 
 
 def function_rule(named: str) -> Callable[[ScoringItem], Score]:
-    """A user's f(messages, response): a number, True or False, None, or a dict with `score` and details."""
+    """Return a rule from a user's f(messages, response): a number, True or False, None, or a dict with `score`."""
     return partial(_judged, load_function(named))
 
 
 def combination_rule(named: str) -> Callable[[ScoringItem], Score]:
-    """A user's f(scores): the response holds the scores by their names, as JSON."""
+    """Return a rule from a user's f(scores): the response holds the scores by their names, as JSON."""
     function = load_function(named)
     return lambda item: judged(item, lambda: function(json.loads(item.response)))
 
@@ -77,7 +77,7 @@ def _judged(function: Callable[..., Any], item: ScoringItem) -> Score:
 
 
 def judged(item: ScoringItem, call: Callable[[], Any]) -> Score:
-    """What a call of a user's code says of an item; for a process of its own, in which nothing else can be lost."""
+    """Call a user's code on an item; meant for a process of its own, in which nothing else can be lost."""
     try:
         score, reason, details = _said(call())
     except BaseException as error:  # code raises what it likes: SystemExit, CancelledError, KeyboardInterrupt
@@ -98,7 +98,7 @@ def _said(said: Any) -> tuple[float | None, str | None, dict[str, Any] | None]:
 
 
 def words_of(error: BaseException) -> str:
-    """An exception's message, cut to what can be kept; an exception may fail to give it."""
+    """Return an exception's message, truncated to what is stored; reading it may itself fail."""
     try:
         return storable(str(error))
     except BaseException:
@@ -106,12 +106,12 @@ def words_of(error: BaseException) -> str:
 
 
 def storable(text: str) -> str:
-    """The text, cut to what is kept of a message, without halves of surrogate pairs."""
+    """Truncate a text to what is stored of a message, without halves of surrogate pairs."""
     return text[:LONGEST_WORDS].encode("utf-8", "backslashreplace").decode()
 
 
 def file_and_name(named: str) -> tuple[Path, str]:
-    """The file and the function that `FILE.py:NAME` names.
+    """Split `FILE.py:NAME` into the file and the function's name.
 
     Raises:
         InputError: there is no such file, or no function is named.
@@ -146,7 +146,7 @@ def file_identity(file: str | Path) -> str:
 
 
 def load_function(named: str) -> Callable[..., Any]:
-    """The function `FILE.py:NAME`; its file's folder is importable while it is loaded.
+    """Load the function `FILE.py:NAME`; its file's folder is importable meanwhile.
 
     Raises:
         InputError: there is no such file or function, or the file cannot be imported.
@@ -173,7 +173,7 @@ def load_function(named: str) -> Callable[..., Any]:
 
 
 def number_of(said: Any) -> tuple[float | None, str | None]:
-    """The finite number that a function returned, or None and the reason why it is none."""
+    """Return the finite number that a function returned, or None and the reason why it is not one."""
     if said is None:
         return None, "none"
     if not hasattr(said, "__float__"):

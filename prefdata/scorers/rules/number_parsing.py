@@ -31,7 +31,7 @@ _PLAIN = {"\u2212": "-", "{,}": ",", "\\$": "$", "\\%": "%", "\\,": "", "\\!": "
 
 
 def final_number(text: str) -> frozenset[Fraction] | None:
-    r"""The values that the number an answer ends on may have; None where it has no number.
+    r"""Return the values that the number at the end of a response may have; None where it has no number.
 
     An answer that says where its result is, is believed: after the last `####` (its first number), in the last
     `\boxed{}`, in the field `answer` of a JSON object. Otherwise it is the last number of the text.
@@ -50,7 +50,7 @@ def numbers(text: str) -> list[frozenset[Fraction]]:
 
 
 def _last(text: str) -> frozenset[Fraction] | None:
-    """The last number: looked for from the end on, for a text may be as long as a book."""
+    """Find the last number, searching from the end: a text may be as long as a book."""
     size = _END
     while size < len(text):
         found = [values for start, values in _found(text[-size:]) if start > _LONGEST]
@@ -62,7 +62,7 @@ def _last(text: str) -> frozenset[Fraction] | None:
 
 
 def _found(text: str) -> Iterator[tuple[int, frozenset[Fraction]]]:
-    """The numbers of a text, each with where it begins once the text is written plainly."""
+    """Yield the numbers of a text, each with the place where it begins in the text written plainly."""
     for written, plain in _PLAIN.items():
         text = text.replace(written, plain)
     text = _LATEX_FRACTION.sub(r"\1/\2", text)
@@ -72,7 +72,7 @@ def _found(text: str) -> Iterator[tuple[int, frozenset[Fraction]]]:
 
 
 def unfenced(text: str) -> str:
-    """The inside of the last ``` block of a text, or the text where it has none, without blanks at the ends."""
+    """Return the inside of the last ``` block of a text, or the text where it has none, without blanks at the ends."""
     blocks = _FENCED.findall(text)
     return (blocks[-1] if blocks else text).strip()
 
@@ -87,7 +87,7 @@ def _answer_field(text: str) -> str | None:
 
 
 def _values(match: re.Match[str]) -> frozenset[Fraction]:
-    """What a match may mean; nothing where it cannot be read (thousands of digits, a division by zero)."""
+    """Return the possible values of a match; none where it cannot be read (thousands of digits, a division by zero)."""
     try:
         value = _magnitude(match)
     except (ValueError, ZeroDivisionError):

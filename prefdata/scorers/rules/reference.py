@@ -26,7 +26,7 @@ class ReferenceScorer:
     outputs: tuple[str, ...] = ("",)
 
     def __init__(self, measure: Callable[[str, str], float]) -> None:
-        """A scorer on `exact_match` or `rouge_l`, or any measure of (answer, reference)."""
+        """Create a scorer on `exact_match` or `rouge_l`, or any measure of (response, reference)."""
         self.versions = {"python": ".".join(map(str, sys.version_info[:3])), "unicode": unicodedata.unidata_version}
         self._measure = measure
 
@@ -85,7 +85,7 @@ def span_f(answer: NDArray[np.floating], target: NDArray[np.floating], spans: Se
 
 
 def span_f_at(answer: NDArray[np.floating], target: NDArray[np.floating], n: int) -> float:
-    """The F-measure of all spans of `n` tokens, in [0, 1].
+    """Return the F-measure of all spans of `n` tokens, in [0, 1].
 
     Precision is the mean over the answer's spans of the highest cosine with a span of the target, recall the other way
     round; a span is its states side by side. 0 where either text is shorter than `n`, or a mean is not above 0.

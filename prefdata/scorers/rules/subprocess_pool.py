@@ -192,7 +192,7 @@ class SubprocessPool:
 
 
 def _main(fd: str, limit: str, maker: str, *arguments: str) -> None:
-    """A worker's life: load, say so, then score one item after the other until the pipe is closed."""
+    """Run a worker: load, report that, then score one item after the other until the pipe is closed."""
     pipe: Connection[Any, Any] = Connection(int(fd))
     module, _, name = maker.partition(":")
     try:

@@ -77,7 +77,7 @@ class TimedRuleScorer:
 
 
 def open_verifier(named: str, *, time_limit: float = 5.0, workers: int = 2) -> Scorer:
-    """The verifier that a person names.
+    """Open the verifier with that name.
 
     Args:
         named: `number`, `choice`, `regex:PATTERN`, `json-schema:FILE` or `FILE.py:NAME`.
@@ -133,7 +133,7 @@ def choice_rule(item: ScoringItem) -> Found:
 
 
 def chosen_letter(text: str) -> str | None:
-    r"""The letter A to J that an answer chooses, or None.
+    r"""Return the letter A to J that a response chooses, or None.
 
     In this order: the text is a letter alone; it names its answer ("the answer is (B)", "Option: c", "#### B",
     "\boxed{B}"; the last time it does); it writes a letter as lists do ("B) because …", "(B)"), and only one of them.
@@ -149,7 +149,7 @@ def chosen_letter(text: str) -> str | None:
 
 
 def _letter(match: re.Match[str]) -> str | None:
-    """The letter of a match; not that of "the answer is a number" or "the answer, I think"."""
+    """Return the letter of a match; not that of "the answer is a number" or "the answer, I think"."""
     letter = next(group for group in match.groups() if group)
     follows = match.string[match.end() : match.end() + 2]
     if letter in "aiI" and re.match(r"\s\w", follows):
@@ -227,7 +227,7 @@ def _no_constant(name: str) -> None:
 
 
 def function_rule(named: str) -> Callable[[ScoringItem], Score]:
-    """A user's f(messages, response): a number, True or False, None, or a dict with `score` and details.
+    """Return a rule from a user's f(messages, response): a number, True or False, None, or a dict with `score`.
 
     It is given `reference` and `metadata` too where it has parameters of those names.
     """
