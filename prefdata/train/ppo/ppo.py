@@ -162,7 +162,8 @@ class PpoLoop:
 
         folder, modules = self.training.folder.path, {"model": self.loaded.model}
         state = checkpoints.read(self.checkpoint, modules, self.optimizer) or {}
-        done, last = state.get("step", 0), state.get("last", {})
+        done: int = state.get("step", 0)
+        last: dict[str, float] = state.get("last", {})
         self.kl_coef = state.get("kl_coef", self.kl_coef)
         with closing(MetricsWriter(folder, state.get("position", 0), done + 1)) as writer:
             while done < self.total:

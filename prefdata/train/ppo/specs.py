@@ -94,9 +94,7 @@ class PpoSpec(LoopSpec):
         if self.from_scratch:
             raise ValueError("ppo needs a trained model as its reference: from_scratch is for sft and rm")
         if self.method in ("rloo", "grpo", "online-dpo") and self.responses < 2:
-            raise ValueError(
-                f"--method {self.method} compares responses to one prompt: --responses should be 2 or more"
-            )
+            raise ValueError(f"--method {self.method} compares responses: --responses should be 2 or more")
         if self.method == "online-dpo" and self.kl_in == "loss":
             raise ValueError("--method online-dpo has the KL in its loss already: leave out --kl-in")
         if self.kl_in == "loss" and self.kl_estimator == "k1":

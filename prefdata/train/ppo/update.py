@@ -1,4 +1,4 @@
-"""From a rollout to an updated policy: what the policy, the reference and the critic say, advantages, gradient steps."""
+"""From a rollout to an updated policy: log-probabilities and values, advantages, gradient steps."""
 
 from __future__ import annotations
 

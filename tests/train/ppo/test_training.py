@@ -25,7 +25,7 @@ def run(tmp_path: Path) -> Path:
 
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"Review {i}"}) + "\n" for i in range(6)))
-    ingest(Run(tmp_path / "run"), str(prompts), IngestSpec())
+    ingest(Run(tmp_path / "run"), [str(prompts)], IngestSpec())
     return tmp_path / "run"
 
 
@@ -109,5 +109,5 @@ def test_the_command(run: Path, spec: Any, tmp_path: Path, prefdata: Any) -> Non
         *("train", "ppo", run, "--model", asked.model, "--reward", asked.reward[0], "--split", "all"),
         *("--max-tokens", "12", "--batch-size", "6", "--out", tmp_path / "out"),
     )
-    assert done.returncode == 0, done.stderr
+    assert done[0] == 0, done[2]
     assert (tmp_path / "out" / "_SUCCESS").exists()
