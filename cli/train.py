@@ -98,6 +98,7 @@ def kto(data: Data, out: Out, spec: KtoSpec, replace: Replace = False, format: R
 
 @app.command(
     "ppo",
+    cls=Command,
     epilog="Example: prefdata train ppo runs/demo --model policy --reward reward_model=rm --out runs/demo/models/ppo",
 )
 @spec_options(PpoSpec)
