@@ -1,4 +1,4 @@
-"""prefdata train: sft, rm, dpo and kto."""
+"""prefdata train: sft, rm, dpo, kto and ppo."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from prefdata.specs import Group
 from prefdata.train.objectives.catalog import LOSSES
 from prefdata.train.objectives.registry import WANTED
 from prefdata.train.objectives.registry import Command as CommandName
+from prefdata.train.ppo.specs import PpoSpec
 from prefdata.train.specs import DpoSpec, KtoSpec, RmSpec, SftSpec
 
 from . import show
 from .help import Command, CommandGroup, List
-from .options import Replace, ReportFormat, option, spec_options
+from .options import Replace, ReportFormat, RunArgument, option, spec_options
 
 COMMANDS: tuple[CommandName, ...] = ("sft", "rm", "dpo", "kto")
 
@@ -36,7 +37,7 @@ def with_losses(command: CommandName) -> type[Command]:
     return type("Losses", (Command,), {"lists": lists})
 
 
-app = typer.Typer(cls=AllLosses, help="Train a model: sft, rm, dpo or kto. docs/objectives.md has the equations.")
+app = typer.Typer(cls=AllLosses, help="Train a model: sft, rm, dpo, kto or ppo. docs/objectives.md has the equations.")
 
 Data = Annotated[
     str,
@@ -92,4 +93,18 @@ def kto(data: Data, out: Out, spec: KtoSpec, replace: Replace = False, format: R
     from prefdata.train.train import train_kto
 
     done = train_kto(data, spec, out, replace=replace, progress=True)
+    show.outcome(done, format)
+
+
+@app.command(
+    "ppo",
+    cls=Command,
+    epilog="Example: prefdata train ppo runs/demo --model policy --reward reward_model=rm --out runs/demo/models/ppo",
+)
+@spec_options(PpoSpec)
+def ppo(run: RunArgument, out: Out, spec: PpoSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
+    """Learn from scores of the model's own responses: PPO, RLOO, GRPO, REINFORCE, online DPO."""
+    from prefdata.train.ppo.ppo import train_ppo
+
+    done = train_ppo(run, spec, out, replace=replace, progress=True)
     show.outcome(done, format)

@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "selections": {"scored"},
     "pairs": {"scored"},
     "exports": {"formats"},
-    "train": {"formats"},
+    "train": {"formats", "engines", "scorers"},  # ppo samples and scores while it trains
     "explore": {
         "formats",
         "scored",

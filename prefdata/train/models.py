@@ -24,8 +24,12 @@ from prefdata.models.memory import TokenBudget
 from prefdata.storage.atomic import storage_errors
 from prefdata.train.batches import Layout
 from prefdata.train.encode import Encoded
+from prefdata.train.loop_specs import LoopSpec
 from prefdata.train.self_check import check_trunk, is_reward_model, pick_layout
-from prefdata.train.specs import RmSpec, TrainSpec
+from prefdata.train.specs import RmSpec
+
+NOT_SAVED = ("length_head.", "value_head.")
+"""Parameters that are trained beside a model and are no part of what is saved."""
 
 log = logging.getLogger("prefdata.train")
 
@@ -62,7 +66,7 @@ class LoadedModel:
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
 
-def load_chat(files: ModelFiles, spec: TrainSpec) -> Chat:
+def load_chat(files: ModelFiles, spec: LoopSpec) -> Chat:
     """The model's encoder, with the chat template that `spec` means.
 
     Raises:
@@ -75,7 +79,7 @@ def load_chat(files: ModelFiles, spec: TrainSpec) -> Chat:
     return chat
 
 
-def load(files: ModelFiles, spec: TrainSpec, tokenizer: Any) -> LoadedModel:
+def load(files: ModelFiles, spec: LoopSpec, tokenizer: Any) -> LoadedModel:
     """The model that `spec` trains: a reward model for an RmSpec (with a new head on a causal LM), else a causal LM.
 
     Raises:
@@ -103,7 +107,7 @@ def load(files: ModelFiles, spec: TrainSpec, tokenizer: Any) -> LoadedModel:
     )
 
 
-def _causal(files: ModelFiles, spec: TrainSpec, config: Any) -> Any:
+def _causal(files: ModelFiles, spec: LoopSpec, config: Any) -> Any:
     if spec.from_scratch:
         return _from_config(AutoModelForCausalLM, config)
     return read_weights(AutoModelForCausalLM, files, torch.float32, config=config)
@@ -144,7 +148,7 @@ def _from_config(auto: Any, config: Any) -> Any:
     return auto.from_config(config, dtype=torch.float32, **attention_settings(config))
 
 
-def _micro_tokens(device: torch.device, spec: TrainSpec) -> TokenBudget:
+def _micro_tokens(device: torch.device, spec: LoopSpec) -> TokenBudget:
     # Short batches of like lengths waste less on padding and stay in a CPU's caches (measured: 28% less time than
     # one batch of 32 pairs); a GPU wants them large.
     return TokenBudget(spec.micro_tokens or (1024 if device.type == "cpu" else 16384), "--micro-tokens")
@@ -164,7 +168,7 @@ def save(loaded: LoadedModel, files: ModelFiles, chat: Chat, trained: Encoded, f
     texts, and the tokens that ended the responses.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
-    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("length_head.")}
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(NOT_SAVED)}
     weights = {name: tensor.to(loaded.save_dtype) for name, tensor in state.items()}
     model.config.dtype = loaded.save_dtype
     plain = chat.template is None or not trained.conversations

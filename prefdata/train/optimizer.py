@@ -7,10 +7,10 @@ import math
 import torch
 from torch import nn
 
-from prefdata.train.specs import TrainSpec
+from prefdata.train.loop_specs import LoopSpec
 
 
-def make_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, spec: LoopSpec) -> torch.optim.Optimizer:
     """AdamW (beta1 .9, epsilon 1e-8); weight decay on matrices only, not on norms and biases."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -21,7 +21,7 @@ def make_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
     return torch.optim.AdamW(used, lr=spec.lr, betas=(0.9, spec.beta2), fused=True)
 
 
-def learning_rate(spec: TrainSpec, step: int, total: int) -> float:
+def learning_rate(spec: LoopSpec, step: int, total: int) -> float:
     """The learning rate of a step (from 0) of `total`.
 
     It rises on a line over the first `warmup * total` steps (rounded up), the first of which already moves, and is at

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -65,6 +65,7 @@ class TransformersGenerator:
         context_length: int | None = None,
         lora: str | None = None,
         notes: Sequence[str] = (),
+        net: Any = None,
     ) -> None:
         """Load the model.
 
@@ -78,6 +79,7 @@ class TransformersGenerator:
             context_length: use less of the context than the model was made for.
             lora: the folder of an adapter in PEFT's format, to merge into the weights.
             notes: sentences to carry along.
+            net: the network, where it is loaded already (a policy in training); its device and type are taken.
 
         Raises:
             ModelError: the model, its tokenizer or the adapter cannot be loaded.
@@ -93,7 +95,7 @@ class TransformersGenerator:
         self._budget = TokenBudget(batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"]))
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         self.notes = (*notes, *self.chat.notes)
-        self._net = load(AutoModelForCausalLM, model, dtype, self.device)
+        self._net = load(AutoModelForCausalLM, model, dtype, self.device) if net is None else net
         if lora is not None:
             self._net = merge_adapter(self._net, Path(lora))
         self._batch_state = pick_batch_state(self._net)

@@ -1,0 +1,1 @@
+"""Reinforcement learning from a run's prompts: rollouts, advantages, updates."""

@@ -1,0 +1,113 @@
+"""`train ppo` on tiny models: rollouts in the run, every method, exact resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from safetensors.torch import load_file
+
+from prefdata.errors import UsageError
+from prefdata.specs.ingest import IngestSpec
+from prefdata.storage.run import Run
+from prefdata.train.ppo.ppo import train_ppo
+from prefdata.train.ppo.specs import PpoSpec
+
+REWARD = "def brevity(prompt, response):\n    return -len(response) / 10\n"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    from prefdata.prompts.ingest import ingest
+
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Review {i}"}) + "\n" for i in range(6)))
+    ingest(Run(tmp_path / "run"), [str(prompts)], IngestSpec())
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def spec(make_policy: Any, tmp_path: Path) -> Any:
+    model = make_policy(tmp_path / "policy")
+    (tmp_path / "reward.py").write_text(REWARD)
+    fixed = {"model": str(model), "reward": (f"function={tmp_path / 'reward.py'}:brevity",), "split": "all"}
+    fixed |= {"max_tokens": 12, "batch_size": 3, "lr": 1e-3, "save_every": 1, "epochs": 2}
+    return lambda **more: PpoSpec.parse({**fixed, **more})
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(step: int) -> Any:
+    def progress(done: int, total: int, **_: Any) -> None:
+        if done == step:
+            raise Killed
+
+    return progress
+
+
+@pytest.mark.parametrize("method", ["ppo", "rloo", "grpo", "reinforce", "online-dpo"])
+def test_every_method_trains_and_stores_its_rollouts(method: str, run: Path, spec: Any, tmp_path: Path) -> None:
+    asked = spec(method=method)
+    done = train_ppo(run, asked, tmp_path / "out")
+    assert done.did == "made"
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert lines[-1]["kl"] != lines[0]["kl"]
+    candidates = pl.read_parquet(run / "candidates/sampler=ppo/*.parquet")
+    scores = pl.read_parquet(run / "scores/scorer=ppo/*.parquet")
+    assert candidates.height == scores.height == 2 * 6 * asked.responses
+    assert sorted(candidates["round"].unique()) == [1, 2, 3, 4]
+    joined = candidates.join(scores, on="candidate_id")
+    assert (joined["score"] + joined["text"].str.len_chars() / 10).abs().max() < 1e-9  # type: ignore[operator]
+    assert "value_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")
+    assert train_ppo(run, asked, tmp_path / "out").did == "kept"
+
+
+def test_the_first_ratio_is_1(run: Path, spec: Any, tmp_path: Path) -> None:
+    train_ppo(run, spec(update_epochs=1, max_steps=1), tmp_path / "out")
+    (line,) = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert (line["ratio"], line["clip_fraction"]) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_stopped_and_continued_gives_the_same_bits(step: int, run: Path, spec: Any, tmp_path: Path) -> None:
+    settings = {"kl_target": 0.1, "minibatches": 2, "update_epochs": 2}
+    train_ppo(run, spec(**settings), tmp_path / "whole")
+    rows = pl.read_parquet(run / "candidates/sampler=ppo/*.parquet").sort("candidate_id")
+    with pytest.raises(Killed):
+        train_ppo(run, spec(**settings, name="cut"), tmp_path / "cut", progress=killed_after(step))
+    assert train_ppo(run, spec(**settings, name="cut"), tmp_path / "cut").did == "continued"
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all((whole[name] == cut[name]).all() for name in whole)
+    assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "cut/metrics.jsonl").read_text()
+    again = pl.read_parquet(run / "candidates/sampler=cut/*.parquet").sort("candidate_id")
+    assert again.drop("sampler", strict=False).equals(rows.drop("sampler", strict=False))
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"method": "rloo", "responses": 1}, "should be 2 or more"),
+        ({"kl_in": "loss"}, "k1 in the loss"),
+        ({"from_scratch": True}, "trained model"),
+    ],
+)
+def test_settings_that_do_not_go_together(setting: dict[str, Any], said: str, spec: Any) -> None:
+    with pytest.raises(UsageError, match=said):
+        spec(**setting)
+
+
+def test_the_command(run: Path, spec: Any, tmp_path: Path, prefdata: Any) -> None:
+    asked = spec()
+    done = prefdata(
+        *("train", "ppo", run, "--model", asked.model, "--reward", asked.reward[0], "--split", "all"),
+        *("--max-tokens", "12", "--batch-size", "6", "--out", tmp_path / "out"),
+    )
+    assert done[0] == 0, done[2]
+    assert (tmp_path / "out" / "_SUCCESS").exists()
