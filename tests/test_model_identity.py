@@ -92,7 +92,8 @@ def test_numbers_that_json_lacks_can_be_hashed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["quantize_config.json", "hf_quant_config.json", "modules.json", "1_Pooling/config.json"]
+    "name",
+    ["config.4.0.0.json", "quantize_config.json", "hf_quant_config.json", "modules.json", "1_Pooling/config.json"],
 )
 def test_configs_beside_config_json_count(policy: Path, name: str) -> None:
     before = config_id(policy)
@@ -135,6 +136,7 @@ def test_of_generation_config_the_end_tokens_count(policy: Path, edit_json) -> N
     "name",
     [
         "tokenizer.json",
+        "tokenizer.4.0.0.json",
         "vocab.txt",
         "merges.txt",
         "spiece.model",
@@ -157,6 +159,19 @@ def test_a_tokenizer_config_saved_again_elsewhere_is_the_same(policy: Path, edit
     assert text_id(policy) == before
     edit_json(file, add_bos_token=False)
     assert text_id(policy) != before
+
+
+def test_a_version_that_decides_how_text_is_split_counts(policy: Path, edit_json) -> None:
+    """transformers replaces a Mistral tokenizer's regular expression only where config.json has a version below 5."""
+    config, tokenizer = policy / "config.json", policy / "tokenizer_config.json"
+    edit_json(config, model_type="mistral", transformers_version="4.57.0")
+    plain = text_id(policy)
+    edit_json(config, transformers_version="5.0.0")
+    assert text_id(policy) == plain
+    edit_json(tokenizer, fix_mistral_regex=True)
+    new = text_id(policy)
+    edit_json(config, transformers_version="4.57.0")
+    assert text_id(policy) not in (new, plain)
 
 
 def save_adapter(folder: Path, config: str, weights: bytes = b"\0") -> str:

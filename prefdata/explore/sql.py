@@ -123,10 +123,21 @@ def _open(run: Run, memory_limit: str, sql: str = "") -> Iterator[Session]:
         InputError: a part of a table is damaged or missing, or of another version of its contract.
     """
     existing(run)
-    folder = str(run.path.resolve())
-    with Session(lambda path: path.startswith(f"{folder}{os.sep}"), memory_limit) as session:
+    folders = _folders(run)
+    with Session(lambda path: _is_in(path, folders), memory_limit) as session:
         session.run(lambda connection: _add_views(connection, run, sql))
         yield session
+
+
+def _folders(run: Run) -> list[str]:
+    """The folders that a query may read: the run, and where a table or a partition of it is a link, what that names."""
+    linked = [partition.path for table in TABLES for partition in run.partitions(table)]
+    return sorted({os.path.realpath(path) for path in (run.path, *linked)})
+
+
+def _is_in(path: str, folders: list[str]) -> bool:
+    real = os.path.realpath(path)
+    return any(real.startswith(f"{folder}{os.sep}") for folder in folders)
 
 
 def _add_views(connection: duckdb.DuckDBPyConnection, run: Run, sql: str) -> None:
@@ -174,6 +185,8 @@ def _add_file(connection: duckdb.DuckDBPyConnection, run: Run, name: str) -> Non
     if not path.is_relative_to(folder):
         raise UsageError(f"a query reads only inside {run}, and {name} is outside.")
     inside = run.path.resolve() / path.relative_to(folder)
+    if inside.exists() and not _is_in(str(inside), _folders(run)):
+        raise UsageError(f"a query reads only inside {run}, and {name} is a link that leads outside.")
     view = name.replace('"', '""')
     connection.execute(f'create view "{view}" as from {sql_text(file_url(inside))}')
 

@@ -210,8 +210,9 @@ def _weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files that the model consists of, all there and whole.
 
     Raises:
-        ModelError: there are none, one is missing, or one is cut short.
+        ModelError: there are none, one is missing, one is cut short, or it depends on the engine which are read.
     """
+    _refuse_two_models(folder)
     if (folder / _INDEX).is_file():
         shards = _json(folder / _INDEX).get("weight_map")
         names = sorted(set(shards.values())) if isinstance(shards, dict) else []
@@ -231,6 +232,30 @@ def _weight_files(folder: Path) -> list[Path]:
     for file in files:
         _check_whole(file)
     return files
+
+
+def _refuse_two_models(folder: Path) -> None:
+    """Refuse a folder of which transformers and vLLM would read different weights: an id can name one model only.
+
+    Raises:
+        ModelError: it is such a folder.
+    """
+    single = (folder / "model.safetensors").is_file()
+    if single and (folder / _INDEX).is_file():
+        raise ModelError(
+            f"{folder} holds weights twice, in model.safetensors and in the shards of {_INDEX}, and engines differ in "
+            "which they read. Remove the ones that are out of date."
+        )
+    if (single or (folder / _INDEX).is_file()) and (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder} holds a model and an adapter, which transformers would add and vLLM would not. Move the "
+            "adapter's files (adapter_*) to a folder of their own (--lora), or remove them if they are merged already."
+        )
+    if "transformers_weights" in _read_config(folder):
+        raise ModelError(
+            f"{folder}/config.json names other weights (transformers_weights), which only transformers would read. "
+            "Load the model and save it again."
+        )
 
 
 def _no_weights(folder: Path) -> ModelError:

@@ -27,15 +27,16 @@ UNUSED = frozenset({
 `dtype` is not among them: vLLM's `auto` computes in it, and `train` saves in it.
 """
 
-_CONFIGS = ("*config.json", "modules.json", "*_Pooling/config.json")
-"""Configs that transformers or vLLM read: `config.json`, those of quantisation beside it, sentence-transformers'."""
+_CONFIGS = ("*config.json", "config.*.json", "modules.json", "*_Pooling/config.json")
+"""Configs that transformers or vLLM read: `config.json`, one for a later transformers (`config.5.0.0.json`), those of
+quantisation, sentence-transformers'."""
 
 _TEXT_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.json")
 """Of what turns text into token ids, the files that count as values; those of `_TEXT_FILES` count as bytes."""
 
 _TEXT_FILES = (
-    "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "tekken.json", "*.model",
-    "*.tiktoken", "chat_template.jinja", "additional_chat_templates/*.jinja",
+    "tokenizer.json", "tokenizer.*.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "tekken.json",
+    "*.model", "*.tiktoken", "chat_template.jinja", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 
 _WHOLE_BYTES = 1 << 30
@@ -72,6 +73,7 @@ def text_id(folder: Path) -> str:
     Of generation_config.json only the end tokens count: its other settings are not used.
     """
     values = {name: _value(path) for name, path in _found(folder, _TEXT_CONFIGS).items()}
+    values |= _corrected_regex(folder, values.get("tokenizer_config.json"))
     contents = {name: _bytes_id(path) for name, path in _found(folder, _TEXT_FILES).items()}
     return digest({**values, **contents, "ends": _generation_ends(folder)})
 
@@ -109,9 +111,13 @@ def effective(value: Any) -> Any:
 def _value(path: Path) -> Any:
     """Return the effective content of a JSON file; the hash of its bytes where it is not JSON."""
     try:
-        return effective(json.loads(_bytes(path)))
+        return effective(_json(path))
     except (ValueError, RecursionError):
         return _bytes_id(path)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(_bytes(path))
 
 
 def _bytes_id(path: Path) -> str:
@@ -123,6 +129,16 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}. Change its permissions, or save it again.") from None
+
+
+def _corrected_regex(folder: Path, tokenizer_config: Any) -> dict[str, Any]:
+    """Of config.json what decides whether transformers replaces a Mistral tokenizer's regular expression."""
+    wanted = isinstance(tokenizer_config, dict) and tokenizer_config.get("fix_mistral_regex")
+    if not wanted or not (folder / "config.json").is_file():
+        return {}
+    config = _json(folder / "config.json")
+    names = ("model_type", "transformers_version")
+    return {name: config.get(name) for name in names} if isinstance(config, dict) else {}
 
 
 def _generation_ends(folder: Path) -> list[int]:

@@ -17,6 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefdata.chat.template import load_tokenizer
 from prefdata.engines.open import open_generator, remote_model_files
 from prefdata.engines.openai.address import Address, without_secrets
 from prefdata.errors import EngineError, UsageError
@@ -101,6 +102,19 @@ def ask(url: str, **more: Any) -> list[Any]:
     sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=20)
     try:
         return list(generator.generate([Request("k", (), 0, sampling, ({"role": "user", "content": "hi"},))]))
+    finally:
+        generator.close()
+
+
+def ask_tokens(url: str, tokenizer: Path) -> list[Any]:
+    """What a server answers to one prompt in token ids."""
+    from prefdata.engines.protocol import Request, Sampling
+
+    spec = ModelSpec(model="m", engine="openai", base_url=url, retries=0, timeout=5.0, tokenizer=str(tokenizer))
+    generator = open_generator(spec, remote_model_files(spec), "openai")
+    sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=60)
+    try:
+        return list(generator.generate([Request("k", (5, 6), 0, sampling)]))
     finally:
         generator.close()
 
@@ -286,6 +300,43 @@ def test_a_response_that_holds_the_key_is_not_stored(start, monkeypatch: pytest.
     assert (refused.status, refused.detail) == ("rejected", "the response holds the API key, and is not stored")
     monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")
     assert ask(f"http://{server.host}/v1")[0].text == f"The key is {KEY}. EMPTY."
+
+
+def test_a_response_that_holds_a_secret_of_the_url_is_not_stored(start) -> None:
+    server = start()
+    server.serve("/v1", "?api-key=hush%2Bhush%2Bhush%2Bhush")
+    url = f"http://user:{PASSWORD}@{server.host}/v1?api-key=hush%2Bhush%2Bhush%2Bhush"
+    for secret in (BASIC, "hush+hush+hush+hush", "hush%2Bhush%2Bhush%2Bhush"):
+        answer = {"choices": [{"message": {"content": f"Sent: {secret}."}, "finish_reason": "stop"}]}
+        server.answers["/v1/chat/completions?api-key=hush%2Bhush%2Bhush%2Bhush"] = (200, {}, answer)
+        (refused,) = ask(url)
+        assert (refused.status, refused.detail) == (
+            "rejected",
+            "the response holds a secret of --base-url, and is not stored",
+        )
+
+
+def test_token_ids_that_spell_the_key_are_not_stored(start, tiny_policy: Path) -> None:
+    """The text that is stored is made of a server's token ids where it gives them; its own text may be another."""
+    server = start()
+    server.serve("/v1")
+    (ids,) = load_tokenizer(tiny_policy)([f"It is {KEY}"], add_special_tokens=False)["input_ids"]
+    answer = {"choices": [{"text": "Harmless.", "finish_reason": "stop", "token_ids": ids}]}
+    server.answers["/v1/completions"] = (200, {}, answer)
+    (refused,) = ask_tokens(f"http://{server.host}/v1", tiny_policy)
+    assert refused.detail == "the response holds the API key, and is not stored"
+
+
+@pytest.mark.parametrize("query", ["api_key=hush%2Bhush", "api_key=hush+hush", "api%5Fkey=hush%68ush"])
+def test_a_secret_of_the_query_is_hidden_as_it_is_sent_too(query: str) -> None:
+    address = Address.parse(f"http://h/v1?{query}")
+    assert "hush" not in address.clean(f"GET /v1/models?{query}")
+
+
+def test_a_backslash_leads_to_no_other_host() -> None:
+    """Browsers end the host there; httpx takes what is before the @ for a user, and what follows for the host."""
+    with pytest.raises(UsageError, match="holds a backslash"):
+        Address.parse("http://127.0.0.1:8000\\@example.org/v1")
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "gopher://u:hunter22@h", "http://[::1", "http://h:8x"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -228,6 +229,23 @@ def test_only_queries_of_the_run_are_run(run: Run, session: Session, statements:
         assert "\n" not in str(raised.value), statement
     assert files(run) == before
     assert secret.num_rows == 1
+
+
+def test_a_link_leads_a_query_to_no_other_file(run: Run, tmp_path: Path) -> None:
+    """A run that somebody shared may hold links; a partition that is one, on another disk, is read."""
+    (tmp_path / "secret.csv").write_text("a\n7\n")
+    copy = Run(shutil.copytree(run.path, tmp_path / "run"))
+    scores = copy.path / "scores/scorer=reward"
+    scores.rename(tmp_path / "scores")
+    scores.symlink_to(tmp_path / "scores")
+    (copy.path / "link.csv").symlink_to(tmp_path / "secret.csv")
+    (copy.path / "folder").symlink_to(tmp_path)
+    for name in ("link.csv", "folder/secret.csv", "link*.csv", "folder/*.csv", "**/secret.csv"):
+        with pytest.raises((UsageError, InputError)):
+            explore.query(copy, f"from '{copy.path}/{name}'")
+    (part,) = scores.glob("part-*")
+    for table in ("scores", f"'{part}'", f"'{scores}/*.parquet'"):
+        assert explore.query(copy, f"from {table}").num_rows == 6
 
 
 def test_the_command_refuses_in_one_line_and_changes_nothing(run: Run, prefdata) -> None:

@@ -10,7 +10,7 @@ import base64
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import unquote_plus, urlencode
 
 import httpx
 
@@ -112,6 +112,8 @@ def _parsed(url: str) -> httpx.URL:
         raise UsageError(f"{shown} no URL. {_EXAMPLE}") from None
     if found.scheme not in ("http", "https") or not host:
         raise UsageError(f"{shown} no URL of a server. {_EXAMPLE}")
+    if "\\" in url:  # browsers end the host there, and httpx does not: a request may go to another one than was meant
+        raise UsageError(f"{shown} no URL of a server: it holds a backslash. {_EXAMPLE}")
     if found.port is not None and not 0 < found.port < 1 << 16:
         raise UsageError(f"{shown} no URL of a server: a port is 1 to 65535. {_EXAMPLE}")
     if found.fragment:
@@ -124,6 +126,8 @@ def _parsed(url: str) -> httpx.URL:
 def _secrets(url: httpx.URL) -> tuple[str, ...]:
     """Return a URL's secrets, in every form in which they are sent; the longest first."""
     found = {value for name, value in url.params.multi_items() if _SECRET.search(name)}
+    encoded = (part.partition("=") for part in url.query.decode("ascii", "replace").split("&"))
+    found |= {value for name, _, value in encoded if _SECRET.search(unquote_plus(name))}
     if url.userinfo:
         pair = f"{url.username}:{url.password}"
         found |= {url.password or url.username, pair, base64.b64encode(pair.encode()).decode()}

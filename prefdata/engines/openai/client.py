@@ -30,7 +30,7 @@ LONGEST_PAUSE = 60.0
 LONGEST_RETRY_AFTER = 600.0
 GREETING_TIMEOUT = 30.0
 SECRET_KEY = 16
-"""Characters from which on a key is looked for in responses: no text holds one by chance."""
+"""Characters from which on a secret is looked for in responses: no text holds one by chance."""
 
 BUSY = (408, 409, 425, 429)
 """Statuses that pass, beside all of 500 and above."""
@@ -212,9 +212,12 @@ class Server:
         codes = " ".join(_words(error[name]) for name in ("code", "type") if error.get(name))
         return RequestRefused(response.status, self.line(codes), self.line(_words(message)))
 
-    def sent_key_in(self, text: str) -> bool:
-        """Return whether a text holds the key; a short one (EMPTY, for a server that wants none) is no secret."""
-        return len(self._key) >= SECRET_KEY and self._key in text
+    def secret_in(self, text: str) -> str | None:
+        """Return which secret that was sent a text holds; a short one (EMPTY, for a server that wants none) is none."""
+        if len(self._key) >= SECRET_KEY and self._key in text:
+            return "the API key"
+        found = any(len(secret) >= SECRET_KEY and secret in text for secret in self._address.secrets)
+        return "a secret of --base-url" if found else None
 
     def without_secrets(self, text: str) -> str:
         """Return what a server said without the key and the URL's secrets, which it may repeat; it can be stored."""

@@ -272,12 +272,12 @@ class OpenAIGenerator:
             why = self._server.without_secrets(refusal or "the server's content filter")
             return Rejection(request.key, "refused", why)
         text, ids, logprobs = text_of(choice), token_ids(choice), self._logprobs(choice)
-        if self._server.sent_key_in(text):
-            return Rejection(request.key, "rejected", "the response holds the API key, and is not stored")
         if has_reasoning(choice):
             self._seen.add(REASONING_NOTE)
         if ids is not None and self.chat:
             text = self._text(ids, text, request, choice)
+        if secret := self._server.secret_in(text):
+            return Rejection(request.key, "rejected", f"the response holds {secret}, and is not stored")
         return Completion(
             request.key,
             text,
