@@ -6,7 +6,6 @@ import json
 from functools import partial as bound
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from prefdata.errors import InputError
@@ -14,7 +13,15 @@ from prefdata.scorers.combination import Rule, combine, function_file, parse_rul
 from prefdata.scorers.protocol import Derivation
 from prefdata.scorers.rules.function import file_identity
 from prefdata.specs.rank import AggregateSpec, CalibrateSpec, CombineSpec
-from prefdata.stats.calibration import correlation, figures, fit_temperature, length_penalty, lowess_bias, mean_bias
+from prefdata.stats.calibration import (
+    correlation,
+    figures,
+    fit_temperature,
+    length_penalty,
+    lowess_bias,
+    mean_bias,
+    pair_window,
+)
 from prefdata.stats.ratings import aggregate
 from prefdata.stats.win_counts import contradictions, league
 from prefdata.storage.queries import candidate_files, read_candidates, read_preferences, read_prompts
@@ -133,7 +140,7 @@ def corrected(rows: pl.DataFrame, pairs: pl.DataFrame | None, spec: CalibrateSpe
     elif spec.length == "rc-lwr" and len(scores):
         scores = scores - lowess_bias(scores, lengths, lengths)
     elif spec.length == "rc-mean" and len(scores):
-        window = float(np.mean(np.abs(lengths - np.median(lengths)))) / 2
+        window = pair_window(lengths, usable["prompt_id"])
         scores = scores - mean_bias(scores, lengths, lengths, window=window)
     made = usable.select("candidate_id", new=pl.Series("new", scores, dtype=pl.Float64).fill_nan(None))
     joined = rows.join(made, on="candidate_id", how="left", maintain_order="left")

@@ -173,9 +173,25 @@ def length_penalty(scores: Array, lengths: Array, weight: float = 0.001) -> Arra
     return scores - weight * lengths
 
 
-def pair_window(chosen_lengths: Array, rejected_lengths: Array) -> float:
-    """Return RC-Mean's half-width: a quarter of the mean |difference of lengths| of the pairs (2409.17407)."""
-    return float(np.mean(np.abs(chosen_lengths - rejected_lengths))) / 4
+def pair_window(lengths: Array, prompts: pl.Series) -> float:
+    """Return RC-Mean's half-width: a quarter of the mean |difference of lengths| of a pair (2409.17407).
+
+    A pair is any two responses to one prompt; where no prompt has two, any two responses.
+
+    Args:
+        lengths: shape (rows,).
+        prompts: the prompt of each response, (rows,).
+    """
+    alone = not prompts.is_duplicated().any()
+    frame = pl.DataFrame({"prompt": pl.repeat(0, len(prompts), eager=True) if alone else prompts, "length": lengths})
+    # Of n sorted lengths the i-th (from 1) is the larger of i - 1 pairs and the smaller of n - i.
+    place, size = (f.over("prompt") for f in (pl.col("length").rank("ordinal"), pl.len()))
+    frame = frame.select("length", place=place.cast(pl.Float64), size=size.cast(pl.Float64))
+    total, pairs = frame.select(
+        total=((2 * pl.col("place") - 1 - pl.col("size")) * pl.col("length")).sum(),
+        pairs=(pl.col("size") - 1).sum() / 2,
+    ).row(0)
+    return float(total / pairs) / 4 if pairs else 0.0
 
 
 def mean_bias(scores: Array, lengths: Array, at: Array, *, window: float, least: int = 20) -> Array:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize
 
 from prefdata.errors import InputError
+from prefdata.scorers.derived import corrected
+from prefdata.specs.rank import CalibrateSpec
 from prefdata.stats.calibration import (
     accuracy,
     calibration_error,
@@ -177,8 +180,28 @@ def test_rc_mean_windows():
 
 
 def test_the_window_of_pairs():
-    """Differences 8 and 4: their mean 6, a quarter of it 1.5."""
-    assert pair_window(np.array([10.0, 1.0]), np.array([2.0, 5.0])) == 1.5
+    """Differences 8 and 4 of two prompts' pairs: mean 6, a quarter 1.5. Of three, 1, 5 and 6: (8 + 4 + 12) / 5 / 4."""
+    lengths, prompts = np.array([10.0, 1, 2, 5]), pl.Series(["a", "b", "a", "b"])
+    assert pair_window(lengths, prompts) == 1.5
+    more = np.concatenate([lengths, [7.0, 8, 13]])
+    assert pair_window(more, pl.Series([*prompts, "c", "c", "c"])) == pytest.approx((8 + 4 + 1 + 5 + 6) / 5 / 4)
+    assert pair_window(lengths, pl.Series(["a", "b", "c", "d"])) == pytest.approx((9 + 8 + 5 + 1 + 4 + 3) / 6 / 4)
+    assert pair_window(lengths[:1], prompts[:1]) == 0
+
+
+def test_rc_mean_of_a_run_has_the_window_of_the_paper():
+    """Every pair differs by 8 characters, so the window is 2, however far apart the prompts' lengths are.
+
+    Of lengths 10 (40 times), 11 and 13 the bias of 10 is that of the 10s and 11, the bias of 11 that of all of them.
+    """
+    lengths = [float(n) for pair in [*[(10, 18)] * 40, (11, 19), (13, 21), *[(100, 108)] * 40] for n in pair]
+    rows = pl.DataFrame({"candidate_id": [str(i) for i in range(len(lengths))], "length": lengths, "score": lengths})
+    rows = rows.with_columns(prompt_id=(pl.int_range(pl.len()) // 2).cast(pl.String), reason=pl.lit(None, pl.String))
+    made = corrected(rows, None, CalibrateSpec(calibrate="a", length="rc-mean"))
+    bias = {length: length - score for length, score in made.select("length", "score").drop_nulls().iter_rows()}
+    assert 13 not in bias  # two responses in its window
+    assert bias[10] == pytest.approx((40 * 10 + 11) / 41)
+    assert bias[11] == pytest.approx((40 * 10 + 11 + 13) / 42)
 
 
 def test_lowess_beyond_its_lengths_is_level():
