@@ -109,10 +109,10 @@ def test_pickled_weights_are_not_loaded(policy):
     assert "pickled weights" in refused(policy)
 
 
-def test_an_adapter_is_not_a_model(policy):
+def test_an_adapter_without_a_model_is_none(policy):
     (policy / "model.safetensors").rename(policy / "adapter_model.safetensors")
     (policy / "adapter_config.json").write_text("{}")
-    assert "holds an adapter" in refused(policy)
+    assert "names no model that it belongs to" in refused(policy)
 
 
 def test_weights_that_are_there_twice(sharded, tiny_policy):

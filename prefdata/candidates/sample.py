@@ -132,7 +132,7 @@ def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
     }
     if job.engine == "openai" and spec.tokenizer is None:
         return told | {"messages": [dict(message) for message in messages]}
-    chat = Chat.load(job.files.folder(), name=job.files.name, raw=spec.raw, choice=job.spec.template_choice)
+    chat = Chat.of(job.files, raw=spec.raw, choice=job.spec.template_choice)
     return told | {
         "rendered": chat.text(messages, first["tools"], answer_next=True),
         "token_ids": list(chat.prompt_ids(messages, first["tools"])),

@@ -25,6 +25,7 @@ from prefdata.chat.renderer import PROBE, Renderer
 from prefdata.chat.template import NotUnicode, Rendered, TemplateRefusal, choose, load_tokenizer
 from prefdata.errors import ModelError, UsageError
 from prefdata.ids import Message, digest
+from prefdata.models.files import ModelFiles
 from prefdata.specs.chat import TemplateChoice
 
 PLAIN_END = "plain_text_end"
@@ -98,10 +99,26 @@ class Chat(Renderer):
         )
 
     @classmethod
+    def of(cls, files: ModelFiles, *, raw: bool = False, choice: TemplateChoice = TemplateChoice()) -> Self:
+        """Load the tokenizer and template of a model; those of an adapter with the configs of its model.
+
+        Raises:
+            ModelError, UsageError, InputError: as `load`.
+        """
+        configs = (files.base or files).text_folder()
+        return cls.load(files.text_folder(), name=files.name, raw=raw, choice=choice, configs=configs)
+
+    @classmethod
     def load(
-        cls, folder: Path, *, name: str | None = None, raw: bool = False, choice: TemplateChoice = TemplateChoice()
+        cls,
+        folder: Path,
+        *,
+        name: str | None = None,
+        raw: bool = False,
+        choice: TemplateChoice = TemplateChoice(),
+        configs: Path | None = None,
     ) -> Self:
-        """Load the tokenizer and template in a model's folder.
+        """Load the tokenizer and template in a model's folder; `configs` is that of its configs, where it is another.
 
         Raises:
             ModelError: the tokenizer cannot be loaded.
@@ -113,7 +130,7 @@ class Chat(Renderer):
             for file in _TOKENIZER_FILES
             if (folder / file).is_file()
         }
-        config, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
+        config, generation = (_json((configs or folder) / f"{kind}.json") for kind in ("config", "generation_config"))
         return cls(
             tokenizer,
             name=name or str(folder),

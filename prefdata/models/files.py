@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefdata.errors import ModelError, did_you_mean
-from prefdata.models.identity import config_id, text_id, weights_id
+from prefdata.models.adapters import adapted_config, base_name, base_places, is_adapter
+from prefdata.models.identity import adapter_id, config_id, text_id, weights_id
 
 Kind = Literal["causal-lm", "reward-model", "comparer", "reward-start"]
 """What a model is to serve as; `comparer` is either of the first two, to compare answers, and `reward-start` what a
@@ -41,6 +42,7 @@ _POSITIONS_BEHIND_PADDING = frozenset({
     "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet",
     "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 _INDEX = "model.safetensors.index.json"
 
 
@@ -49,13 +51,15 @@ class ModelFiles:
     """A model that was found: its name as given, its revision, its folder (None for a hub name) and its config.json.
 
     The revision is the hub's commit hash, or for a folder `WEIGHTS.CONFIG`: the ids of its weights and of its configs
-    (`model_identity`), or `CONFIG` alone where no weights were asked for.
+    (`model_identity`), or `CONFIG` alone where no weights were asked for. Of an adapter `path` is its folder, `base`
+    the model that it belongs to, `config` what the two are together, and the revision `BASE+ADAPTER`.
     """
 
     name: str
     revision: str
     path: Path | None
     config: dict[str, Any]
+    base: ModelFiles | None = None
 
     @property
     def architecture(self) -> str:
@@ -75,7 +79,20 @@ class ModelFiles:
     @property
     def text_revision(self) -> str:
         """The id of what turns text into token ids and back; for a hub name that is the commit."""
+        if self.base is not None:
+            own = [] if self._own_text is None else [text_id(self._own_text)]
+            return "+".join([self.base.text_revision, *own])
         return self.revision if self.path is None else text_id(self.path)
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder of the adapter that belongs to the weights, where there is one."""
+        return None if self.base is None else self.path
+
+    @property
+    def _own_text(self) -> Path | None:
+        """The adapter's folder, where a tokenizer was saved with it."""
+        return next((self.path for name in _TOKENIZERS if self.path and (self.path / name).is_file()), None)
 
     def text_folder(self) -> Path:
         """Return the local folder of the tokenizer and its templates; of a hub model they alone are downloaded.
@@ -83,6 +100,8 @@ class ModelFiles:
         Raises:
             ModelError: the download failed.
         """
+        if self.base is not None:
+            return self._own_text or self.base.text_folder()
         if self.path is not None:
             return self.path
         import huggingface_hub
@@ -98,11 +117,15 @@ class ModelFiles:
             raise _hub_error(self.name, error) from error
 
     def folder(self) -> Path:
-        """Return the local folder of the files; a hub model is downloaded at this revision first (safetensors only).
+        """Return the local folder of the files, of an adapter those of its model; a hub model is downloaded first.
+
+        It is downloaded at this revision, and of the weights only safetensors.
 
         Raises:
             ModelError: the download failed, or what was downloaded is not complete.
         """
+        if self.base is not None:
+            return self.base.folder()
         if self.path is not None:
             return self.path
         import huggingface_hub
@@ -134,6 +157,8 @@ def identify(model: str, kind: Kind, *, tokenizer: bool = True, weights: bool = 
         ModelError: there is no such model, a file is missing or broken, or it is another kind of model.
     """
     folder = Path(model).expanduser()
+    if folder.is_dir() and is_adapter(folder):
+        return _identify_adapter(model, folder, kind, tokenizer=tokenizer, weights=weights)
     if folder.is_dir():
         config = _read_config(folder)
         _check_kind(model, kind, config)
@@ -149,6 +174,30 @@ def identify(model: str, kind: Kind, *, tokenizer: bool = True, weights: bool = 
     revision, config = _hub_config(model)
     _check_kind(model, kind, config)
     return ModelFiles(model, revision, None, config)
+
+
+def _identify_adapter(model: str, folder: Path, kind: Kind, *, tokenizer: bool, weights: bool) -> ModelFiles:
+    """Find an adapter's model, and check that the two can serve as `kind`."""
+    adapter = adapter_id(folder)
+    shapes = {name: entry["shape"] for name, entry in _check_whole(folder / "adapter_model.safetensors").items()}
+    named = base_name(folder)
+    if (path := Path(named)).is_dir() and is_adapter(path):
+        raise ModelError(f"{model} is an adapter of {named}, which is an adapter too. Merge that one into its model.")
+    try:
+        base = identify(named, "comparer", tokenizer=False, weights=weights)
+    except ModelError as error:
+        places = ", ".join(str(place.absolute()) for place in base_places(folder, named))
+        sought = "" if path.is_dir() else f" Looked for {places} and the hub's {named}."
+        raise ModelError(
+            f"{model} is an adapter of {named}, which cannot be used: {error}{sought} Or give its model as --model, "
+            f"and --lora {model} in sample; in the others merge it first."
+        ) from None
+    config = adapted_config(folder, base.config, shapes)
+    _check_kind(model, kind, config)
+    found = ModelFiles(model, f"{base.revision}+{adapter}", folder.resolve(), config, base)
+    if tokenizer and base.path is not None and found._own_text is None:
+        _check_tokenizer(base.path)
+    return found
 
 
 def _near(folder: Path) -> str:
@@ -200,7 +249,7 @@ def label_names(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise ModelError(
             f"{folder} holds no tokenizer (tokenizer.json or tokenizer_config.json). Save the tokenizer into it."
         )
@@ -259,8 +308,6 @@ def _refuse_two_models(folder: Path) -> None:
 
 
 def _no_weights(folder: Path) -> ModelError:
-    if (folder / "adapter_config.json").is_file():
-        return ModelError(f"{folder} holds an adapter, not a model. Merge it into its base model and save that.")
     if any(folder.glob("pytorch_model*.bin")):
         return ModelError(
             f"{folder} holds pickled weights (.bin), which are code and are not loaded. Save it as safetensors first."
@@ -268,19 +315,26 @@ def _no_weights(folder: Path) -> ModelError:
     return ModelError(f"{folder} holds no weights (model.safetensors, or shards with {_INDEX}). Fetch the model again.")
 
 
-def _check_whole(file: Path) -> None:
+def _check_whole(file: Path) -> dict[str, Any]:
+    """Return the header's entries of a safetensors file that is whole.
+
+    Raises:
+        ModelError: it is cut short, or its header is not one.
+    """
     # A safetensors file: 8 bytes with the header's length, the header (JSON), the tensors up to the last offset.
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length)) if length < size else {}
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        ends = [entry["data_offsets"][1] for entry in entries.values()]
         whole = 8 + length + max(ends, default=0) == size
     except (ValueError, AttributeError, KeyError, TypeError):
         whole = False
     if not whole:
         raise ModelError(f"{file} is not a whole safetensors file ({size:,} bytes). Fetch the model again.")
+    return entries
 
 
 def _hub_config(name: str) -> tuple[str, dict[str, Any]]:

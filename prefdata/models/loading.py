@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 
 from prefdata.errors import ModelError, UsageError
-from prefdata.models.files import ModelFiles
+from prefdata.models.adapters import CONFIG, PREFIX, WEIGHTS
+from prefdata.models.files import ModelFiles, label_names
 from prefdata.models.gpus import has_gpu
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-"""What PEFT saves."""
 
 log = logging.getLogger("prefdata.models")
 
@@ -114,6 +113,8 @@ def read_config(model: ModelFiles) -> Any:
             config = transformers.AutoConfig.from_pretrained(model.folder())
     except Exception as error:
         raise _load_error(model, error) from error
+    if model.adapter is not None and model.architecture.endswith("ForSequenceClassification"):
+        config.num_labels = len(label_names(model.config))  # the adapter may bring the head
     for part in (config, config.get_text_config()):
         pad, vocabulary = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
         if isinstance(pad, int) and isinstance(vocabulary, int) and not 0 <= pad < vocabulary:
@@ -142,7 +143,7 @@ def _load_error(model: ModelFiles, error: Exception) -> ModelError:
 
 
 def read_weights(auto_class: Any, model: ModelFiles, dtype: torch.dtype, *, new: str = "", config: Any = None) -> Any:
-    """Load the network of `model` with every one of its weights taken from the files.
+    """Load the network of `model` with every one of its weights taken from the files; an adapter is merged into it.
 
     Args:
         auto_class: which of transformers' classes loads it.
@@ -170,7 +171,8 @@ def read_weights(auto_class: Any, model: ModelFiles, dtype: torch.dtype, *, new:
     except Exception as error:
         raise _load_error(model, error) from error
     _check_complete(net, found, model, new)
-    return net
+    # PEFT freezes what it puts an adapter on.
+    return net if model.adapter is None else merge_adapter(net, model.adapter).requires_grad_(True)
 
 
 def _check_complete(net: Any, found: dict[str, Any], model: ModelFiles, new: str) -> None:
@@ -179,7 +181,9 @@ def _check_complete(net: Any, found: dict[str, Any], model: ModelFiles, new: str
     Raises:
         ModelError: they differ in what the network computes with.
     """
-    missing = sorted(name for name in found["missing_keys"] if not new or not name.startswith(f"{new}."))
+    brought = set() if model.adapter is None else _brought(model.adapter)
+    missing = [name for name in sorted(found["missing_keys"]) if name not in brought]
+    missing = [name for name in missing if not new or not name.startswith(f"{new}.")]
     unused = sorted(found["unexpected_keys"])
     within = [name for name in unused if name.startswith(f"{net.base_model_prefix}.")]
     kind = type(net).__name__
@@ -202,6 +206,12 @@ def _check_complete(net: Any, found: dict[str, Any], model: ModelFiles, new: str
         )
     if not new and unused:
         log.warning("%s: %s of its files are no part of a %s and are not used.", model.name, _listed(unused), kind)
+
+
+def _brought(adapter: Path) -> set[str]:
+    """The tensors that an adapter brings whole, as a reward model's head, by the model's names for them."""
+    with safe_open(adapter / WEIGHTS, framework="pt") as file:
+        return {name.removeprefix(PREFIX) for name in file.keys()}  # noqa: SIM118
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:
@@ -243,9 +253,9 @@ def merge_adapter(net: Any, folder: Path) -> Any:
     try:
         from peft import PeftConfig, PeftModel
     except ImportError:
-        raise UsageError("--lora needs PEFT. Install it (pip install 'prefdata[lora]').") from None
+        raise UsageError("an adapter needs PEFT. Install it (pip install 'prefdata[lora]').") from None
     # PEFT would take a pickle where there are no safetensors.
-    if lacking := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
+    if lacking := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
         raise ModelError(f"{folder} is not an adapter: it has no {lacking[0]}. Save it with PEFT (save_pretrained).")
     try:
         with warnings.catch_warnings(action="ignore"):  # what matters of them is an error here

@@ -73,7 +73,7 @@ def load_chat(files: ModelFiles, spec: LoopSpec) -> Chat:
         ModelError: transformers cannot read the tokenizer, or it names no end token.
         UsageError, InputError: there is no such chat template, or it does not read a variable.
     """
-    chat = Chat.load(files.folder(), name=files.name, choice=spec.template_choice)
+    chat = Chat.of(files, choice=spec.template_choice)
     if chat.tokenizer.eos_token_id is None:
         raise ModelError(f"{files.name}: the tokenizer names no end token. Set eos_token in tokenizer_config.json.")
     return chat

@@ -116,7 +116,7 @@ def drawn(policy, prompt, lora):
 
 def test_without_peft_the_command_is_named(adapter, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(UsageError, match=r"^--lora needs PEFT\. Install it \(pip install 'prefdata\[lora\]'\)\.$"):
+    with pytest.raises(UsageError, match=r"^an adapter needs PEFT\. Install it \(pip install 'prefdata\[lora\]'\)\.$"):
         merge_adapter(Small(), adapter(ONE))
 
 

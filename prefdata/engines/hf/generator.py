@@ -89,7 +89,7 @@ class TransformersGenerator:
         self.device = pick_device(device)
         dtype = pick_dtype(dtype, self.device)
         self.computed = computed(self.device, dtype)
-        self.chat = Chat.load(model.folder(), name=model.name, raw=raw, choice=choice)
+        self.chat = Chat.of(model, raw=raw, choice=choice)
         self.template_hash = self.chat.template_hash
         self.context_length = min(context_length or 1 << 20, model.context_length or 1 << 20)
         self._budget = TokenBudget(batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"]))

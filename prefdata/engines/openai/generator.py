@@ -327,4 +327,4 @@ def _without_limit(path: str, body: dict[str, Any], refused: RequestRefused) -> 
 
 
 def _chat(files: ModelFiles, spec: ModelSpec) -> Chat:
-    return Chat.load(files.folder(), name=files.name, raw=spec.raw, choice=spec.template_choice)
+    return Chat.of(files, raw=spec.raw, choice=spec.template_choice)

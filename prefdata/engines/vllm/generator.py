@@ -24,6 +24,7 @@ from prefdata.engines.protocol import Completion, Rejection, Request, refusal, r
 from prefdata.engines.stop_strings import StopStrings
 from prefdata.engines.vllm.launch import import_vllm, start
 from prefdata.engines.vllm.settings import lora_rank
+from prefdata.errors import UsageError
 from prefdata.ids import Message
 from prefdata.models.files import ModelFiles
 from prefdata.specs import EngineSpec
@@ -66,10 +67,10 @@ class VllmGenerator:
         """
         vllm, spec = import_vllm(), spec or EngineSpec()
         self.model = model
-        self.chat = Chat.load(model.folder(), name=model.name, raw=spec.raw, choice=spec.template_choice)
+        self.chat = Chat.of(model, raw=spec.raw, choice=spec.template_choice)
         self.template_hash = self.chat.template_hash
         self._vllm = vllm
-        adapter = spec.lora and Path(spec.lora).resolve()
+        adapter = _adapter(model, spec.lora)
         self._adapter = adapter and vllm.lora.request.LoRARequest("adapter", 1, str(adapter))
         self._running = start(
             vllm,
@@ -170,3 +171,14 @@ class VllmGenerator:
     @staticmethod
     def _logprobs(output: Any) -> tuple[float, ...]:
         return tuple(float(at[token].logprob) for token, at in zip(output.token_ids, output.logprobs, strict=True))
+
+
+def _adapter(model: ModelFiles, lora: str | None) -> Path | None:
+    """The folder of the adapter that vLLM is to compute with: the model's own, or the one asked for.
+
+    Raises:
+        UsageError: there are two.
+    """
+    if model.adapter is not None and lora is not None:
+        raise UsageError(f"{model.name} is an adapter, and vllm computes with one at a time: leave out --lora {lora}.")
+    return model.adapter or (None if lora is None else Path(lora).expanduser().resolve())

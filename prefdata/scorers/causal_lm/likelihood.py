@@ -103,7 +103,7 @@ class LanguageModel:
         self.device = pick_device(device)
         dtype = pick_dtype(dtype, self.device)
         self.computed = computed(self.device, dtype)
-        self.chat = Chat.load(files.folder(), name=files.name, raw=raw, choice=choice)
+        self.chat = Chat.of(files, raw=raw, choice=choice)
         self.context_length = files.context_length or 1 << 20
         self._budget = TokenBudget(batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"]))
         self.chunk_elements = chunk_elements

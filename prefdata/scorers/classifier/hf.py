@@ -92,7 +92,7 @@ class RewardModel(Classifier):
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.computed = computed(self.device, self.dtype)
-        chat = Chat.load(files.folder(), name=files.name, raw=text_format is not None, choice=choice)
+        chat = Chat.of(files, raw=text_format is not None, choice=choice)
         self.texts = TextRenderer(chat, text_format)
         self.chat = self.texts.chat
         self.context_length = min(context_length or 1 << 20, files.context_length or 1 << 20)

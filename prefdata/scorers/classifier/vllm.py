@@ -16,6 +16,7 @@ from torch import Tensor
 
 from prefdata.chat.encoder import Chat
 from prefdata.engines.vllm.launch import import_vllm, start
+from prefdata.errors import ModelError
 from prefdata.models.files import ModelFiles
 from prefdata.scorers.classifier.base import Classifier
 from prefdata.scorers.classifier.labels import Activation, Labels
@@ -58,8 +59,13 @@ class PoolingRewardModel(Classifier):
         """
         self.labels = Labels.of(files, label, activation)
         self.outputs = self.labels.outputs
-        chat = Chat.load(files.folder(), name=files.name, raw=text_format is not None, choice=choice)
+        chat = Chat.of(files, raw=text_format is not None, choice=choice)
         self.texts = TextRenderer(chat, text_format)
+        if files.adapter is not None:
+            raise ModelError(
+                f"{files.name} is an adapter, and vllm scores with whole models alone. Use --engine transformers, or "
+                "merge the adapter into its model."
+            )
         self._vllm = import_vllm()
         self._params = self._vllm.PoolingParams(use_activation=False, task="classify")
         self._running = start(self._vllm, files, spec or VllmSpec(), runner="pooling")
