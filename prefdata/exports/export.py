@@ -7,6 +7,7 @@ place when it is whole; other files that a person keeps there (`.git`, LICENSE) 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from prefdata.exports.registry import READS, Dialect, named
 from prefdata.exports.rows import JoinedRows
 from prefdata.exports.shards import ShardWriter, Split, rows_per_shard
 from prefdata.exports.tables import DialectTable
+from prefdata.parallel import prefetch_map, usable_cores
 from prefdata.progress import Watch, watched
 from prefdata.specs import ExportSpec
 from prefdata.specs.export import ExportKind, FileFormat
-from prefdata.sql.session import Session
 from prefdata.storage.report import Report, nonzero
 from prefdata.storage.run import MADE_BY, Artifact, Lineage, Outcome, Partition, Run
 from prefdata.storage.schemas import TABLES
@@ -118,6 +119,8 @@ class Filling:
         self._run, self._spec, self._dialect, self._kind, self._form = run, spec, dialect, kind, form
         self._source, self._lineage = source, lineage
         self._rows = JoinedRows(run, source)
+        self._dropped: Counter[str] = Counter()
+        self._left_out: Counter[str] = Counter()
 
     def fill(self, path: Path, to: Path) -> Report:
         """Write shards, card and what belongs beside them into the folder `path`, which will be `to`.
@@ -125,21 +128,21 @@ class Filling:
         Raises:
             InputError: there is no row to write.
         """
-        with spill_dir(self._run) as spill, self._rows.session(spill) as session:
-            counts, left = self._rows.counts(session), self._rows.left_out(session)
-            if not counts:
-                made_by = MADE_BY[self._rows.table]
-                raise InputError(f"{self._name} has no row to export. The same `{made_by}` again says why.")
-            columns = self._dialect.columns(self._kind, self._rows.table, strict=self._spec.strict_columns)
-            there = self._rows.present(session, [one.is_ for one in columns.values() if one.optional])
-            columns = {name: one for name, one in columns.items() if not one.optional or one.is_ in there}
-            table = DialectTable(columns, self._dialect.notation(self._kind), self._rows.used)
-            schema, splits = self._write(session, table, counts, path)
-            samplers = self._rows.samplers(session)
-        report = self._report(table, splits, left | nonzero(table.dropped), sum(counts.values()))
+        counts = self._rows.counts()
+        if not counts:
+            made_by = MADE_BY[self._rows.table]
+            raise InputError(f"{self._name} has no row to export. The same `{made_by}` again says why.")
+        columns = self._dialect.columns(self._kind, self._rows.table, strict=self._spec.strict_columns)
+        there = self._rows.present([one.is_ for one in columns.values() if one.optional])
+        columns = {name: one for name, one in columns.items() if not one.optional or one.is_ in there}
+        table = DialectTable(columns, self._dialect.notation(self._kind), self._rows.used)
+        with spill_dir(self._run) as spill:
+            schema, splits = self._write(table, counts, path, spill)
+        report = self._report(splits)
         layout = self._dialect.layouts[self._kind]
         card = Card(to.name, layout.about, layout.tags, self._dialect.folder, license=self._spec.license)
-        card.write(path / "README.md", schema, splits, _history(self._run, self._source, samplers), report)
+        history = _history(self._run, self._source, self._rows.samplers)
+        card.write(path / "README.md", schema, splits, history, report)
         write_beside(layout.beside, path, to, list(splits), schema.names)
         return report
 
@@ -148,17 +151,19 @@ class Filling:
         return str(self._source[0]) if self._kind != "prompts" else f"prompts of {self._run}"
 
     def _write(
-        self, session: Session, table: DialectTable, counts: dict[str, int], path: Path
+        self, table: DialectTable, counts: dict[str, int], path: Path, spill: Path
     ) -> tuple[pa.Schema, dict[str, Split]]:
         writers: dict[str, ShardWriter] = {}
         schema = None
-        for joined in self._rows.batches(session):
-            rows, of_split = table.rows(joined)
+        batches = self._rows.batches(spill, table.parts)
+        for built in prefetch_map(batches, lambda one: table.rows(one[0].batch(one[1])), usable_cores()):
+            self._dropped += built.dropped
+            self._left_out += built.left_out
             if schema is None:
-                schema = rows.schema.with_metadata({"prefdata": self._lineage.model_dump_json()})
-            rows = rows.cast(schema)
+                schema = built.rows.schema.with_metadata({"prefdata": self._lineage.model_dump_json()})
+            rows = built.rows.cast(schema)
             for split, total in counts.items():
-                some = rows.filter((of_split == split).to_arrow()) if len(counts) > 1 else rows
+                some = rows.filter((built.splits == split).to_arrow()) if len(counts) > 1 else rows
                 if some.num_rows and split not in writers:
                     each = rows_per_shard(some, total, self._spec.shard_mb * 1_000_000, self._form)
                     folder = self._dialect.folder
@@ -166,13 +171,14 @@ class Filling:
                 if some.num_rows:
                     writers[split].write(some)
         if not writers:
-            why = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in table.dropped.items())
+            why = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in self._dropped.items())
             raise InputError(f"no row of {self._name} can be written in the dialect {self._spec.dialect} ({why}).")
         assert schema is not None
         return schema, {split: writers[split].finish() for split in counts if split in writers}
 
-    def _report(self, table: DialectTable, splits: dict[str, Split], dropped: dict[str, int], rows: int) -> Report:
+    def _report(self, splits: dict[str, Split]) -> Report:
         written = sum(split.rows for split in splits.values())
+        dropped = {**self._rows.left_out, **self._dropped}
         figures = {name: split.rows for name, split in splits.items()}
         return Report(
             step="export",
@@ -180,7 +186,7 @@ class Filling:
             rows_in=written + sum(dropped.values()),
             rows_out=written,
             dropped=nonzero(dropped),
-            figures=figures | {"files": sum(split.files for split in splits.values())} | nonzero(table.left_out),
+            figures=figures | {"files": sum(split.files for split in splits.values())} | nonzero(self._left_out),
         )
 
 

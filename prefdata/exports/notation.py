@@ -98,7 +98,8 @@ def _call_texts(calls: pl.Expr) -> pl.Expr:
     )
 
 
-def message_type() -> pl.DataType:
-    """A message as a table has it, as a type of Polars."""
+def message_type(used: Collection[str]) -> pl.Struct:
+    """A message as a type of Polars: role, content, and the keys that are used."""
     types: dict[str, Any] = {"string": pl.String, "double": pl.Float64, "bool": pl.Boolean}
-    return pl.Struct({field.name: types[str(field.type)] for field in MESSAGE})
+    fields = [field for field in MESSAGE if not field.nullable or field.name in used]
+    return pl.Struct({field.name: types[str(field.type)] for field in fields})

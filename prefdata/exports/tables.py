@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import polars as pl
 import pyarrow as pa
@@ -11,42 +12,49 @@ import pyarrow as pa
 from prefdata.exports.notation import Notation
 from prefdata.exports.places import Places
 from prefdata.exports.registry import Column
-from prefdata.exports.templates import build
+from prefdata.exports.templates import build, leaves
+from prefdata.storage.report import by_reason
+
+
+@dataclass(frozen=True)
+class Built:
+    """Rows in a dialect.
+
+    Attributes:
+        rows, splits: the rows that the dialect can say, and the split of each.
+        dropped: the others, by reason.
+        left_out: of how many rows something is not written.
+    """
+
+    rows: pa.Table
+    splits: pl.Series
+    dropped: Counter[str]
+    left_out: Counter[str]
 
 
 class DialectTable:
-    """Rows in a dialect; what it has no place for is counted.
-
-    Attributes:
-        dropped: rows that the dialect cannot say, by reason.
-        left_out: rows of which something is not written.
-    """
+    """Makes a dialect's rows of joined ones."""
 
     def __init__(self, columns: Mapping[str, Column], notation: Notation, used: Collection[str]) -> None:
         """A table with these columns; `used` are the keys that any message has."""
         self._columns, self._notation, self._used = columns, notation, used
-        self._places = Places([column.is_ for column in columns.values()], notation, used)
-        self.dropped: Counter[str] = Counter()
-        self.left_out: Counter[str] = Counter()
+        templates = [column.is_ for column in columns.values()]
+        self._places = Places(templates, notation, used)
+        self.parts = frozenset(leaf.partition(".")[0] for one in templates for leaf in leaves(one))
 
-    def rows(self, joined: pl.DataFrame) -> tuple[pa.Table, pl.Series]:
-        """The rows that the dialect can say, and their splits."""
+    def rows(self, joined: pl.DataFrame) -> Built:
+        """The rows in the dialect."""
         reasons = self._places.reasons(joined)
         if reasons.null_count() < joined.height:
-            self.dropped.update(reasons.drop_nulls().to_list())
             joined = joined.filter(reasons.is_null())
-        self.left_out += self._places.left_out(joined)
-        built = {name: build(joined, one.is_, self._notation, self._used) for name, one in self._columns.items()}
         arrays, fields = [], []
-        for name, values in built.items():
-            if len(values) != joined.height:
-                values = values.extend_constant(values[0], joined.height - 1) if joined.height else values.clear()
-            array = values.to_arrow()
+        for name, column in self._columns.items():
+            array = build(joined, column.is_, self._notation, self._used).to_arrow()
             kind = self._kind(array.type)
             arrays.append(array.cast(kind))
-            about = self._columns[name].about or ABOUT.get(name, "")
-            fields.append(pa.field(name, kind, metadata={"description": about}))
-        return pa.Table.from_arrays(arrays, schema=pa.schema(fields)), joined["split"]
+            fields.append(pa.field(name, kind, metadata={"description": column.about or ABOUT.get(name, "")}))
+        rows = pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+        return Built(rows, joined["split"], by_reason(reasons), self._places.left_out(joined))
 
     def _kind(self, kind: pa.DataType) -> pa.DataType:
         """A type as trainers' loaders have it: plain texts and lists, a message's role and content never null."""

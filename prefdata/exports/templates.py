@@ -59,11 +59,11 @@ def expression(template: Template, notation: Notation, used: Collection[str]) ->
 def build(rows: pl.DataFrame, template: Template, notation: Notation, used: Collection[str]) -> pl.Series:
     """A column, a value for each row."""
     if not (isinstance(template, dict) and "each" in template):
-        return rows.select(value=expression(template, notation, used))["value"]
+        return rows.with_columns(_value=expression(template, notation, used))["_value"]
     lists = [name for name, kind in rows.schema.items() if name in EACH]
     single = rows.select("_row", *lists).explode(lists)
-    each = single.select("_row", value=expression(template["each"], notation, used))
-    return each.group_by("_row", maintain_order=True).agg("value")["value"]
+    each = single.with_columns(_value=expression(template["each"], notation, used))
+    return each.group_by("_row", maintain_order=True).agg("_value")["_value"]
 
 
 EACH = ("response", "score", "rank", "place", "candidate_id")
