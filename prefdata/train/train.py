@@ -29,6 +29,7 @@ from prefdata.storage.exchange import refuse_place
 from prefdata.storage.report import Report
 from prefdata.storage.run import Artifact, Lineage, Outcome, State
 from prefdata.train import data as sources
+from prefdata.train.loop_specs import LoopSpec
 from prefdata.train.objectives.registry import WANTED, Data
 from prefdata.train.parsing import Kind as Layout
 from prefdata.train.parsing import Needs, contradicting
@@ -178,7 +179,10 @@ class _TrainingRun:
         return Outcome(report, self.folder.path, did)
 
     def _state(self, replace: bool) -> State:
-        state = self.folder.check(self.lineage, replace=replace)
+        named = (
+            {} if self.spec.dtype == "auto" else {"dtype": self.spec.dtype, "device": self.spec.device or "this device"}
+        )
+        state = self.folder.check(self.lineage.computing(named), replace=replace)
         there = None if replace else self.folder.lineage()
         if there is not None and there.parents != self.lineage.parents:
             raise SpecConflict(
@@ -352,7 +356,7 @@ def _account(rows: int, dropped: dict[str, int]) -> str:
     return f"{rows} rows, {reasons or 'all of them in the test split'}"
 
 
-def start_model(spec: TrainSpec) -> ModelFiles:
+def start_model(spec: LoopSpec) -> ModelFiles:
     """The model that training starts from.
 
     Raises:
