@@ -180,6 +180,11 @@ def test_the_page_on_reliability(run_all: Pages) -> None:
     assert said[commands[0]] == "runs/demo: every file is as it was written.\n"
 
 
+def test_the_page_on_training(run_all: Pages) -> None:
+    said = run_all(console_commands(DOCS / "training.md"))
+    assert sum("made models/" in out for out in said.values()) == len(list(Path("models").glob("*/_SUCCESS"))) > 0
+
+
 def test_the_page_on_objectives(run_all: Pages) -> None:
     page = DOCS / "objectives.md"
     for name, rows in re.findall(r"```json (\S+)\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL):

@@ -21,7 +21,7 @@ from prefdata.train.batches import Example, micro_batches, step_indices, steps_p
 from prefdata.train.metrics import MetricMeans, MetricSums, MetricsWriter, RunMeans, stack_sums
 from prefdata.train.models import LoadedModel
 from prefdata.train.objectives.objective import Objective
-from prefdata.train.optimizer import learning_rate, make_optimizer
+from prefdata.train.optimizer import gradient_norm, learning_rate, make_optimizer
 from prefdata.train.reference import LiveReference
 from prefdata.train.specs import TrainSpec
 from prefdata.train.steps import StepGradient, measure
@@ -134,12 +134,15 @@ class Loop:
             return gradient.add(micro_batches(self.train, index, tokens, self.loaded.layout))
 
         pieces = self.loaded.micro.whole(add)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), spec.max_grad_norm or math.inf)
+        norm = gradient_norm(model.parameters())
+        if spec.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(model.parameters(), spec.max_grad_norm, norm)
         metrics = stack_sums([*pieces, {"grad_norm": (norm.detach(), 1.0)}])
         if self.loaded.device.type == "cpu":  # where looking costs no wait
             self._check_finite(step + 1, {name: float(metrics[name][0]) for name in ("loss", "grad_norm")})
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(spec, step, self.total)
+        torch.manual_seed(seed_of(spec.seed, "rounding", step))  # of bfloat16 weights
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.reference is not None:

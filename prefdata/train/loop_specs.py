@@ -69,9 +69,15 @@ class LoopSpec(ChatSpec):
         "model finds the same numbers and gradients.",
         group=Group.HARDWARE,
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = runtime_field(
+    dtype: Literal["auto", "float32", "bf16-mixed", "bfloat16"] = runtime_field(
         "auto",
-        "Precision of the matrix products; weights and optimiser stay float32. auto = bfloat16 on a GPU that "
-        "has it, float32 elsewhere.",
+        "bf16-mixed: float32 weights and optimiser, matrix products in bfloat16. bfloat16: weights and optimiser too, "
+        "rounded stochastically, in half of the memory. auto = bf16-mixed on a GPU that has bfloat16, else float32.",
+        group=Group.HARDWARE,
+    )
+    gradient_checkpointing: bool = runtime_field(
+        False,
+        "Keep only what enters each layer, and compute the layer again in the backward pass: less memory, a third more "
+        "time, the same gradients.",
         group=Group.HARDWARE,
     )

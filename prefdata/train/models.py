@@ -25,6 +25,7 @@ from prefdata.storage.atomic import storage_errors
 from prefdata.train.batches import Layout
 from prefdata.train.encode import Encoded
 from prefdata.train.loop_specs import LoopSpec
+from prefdata.train.precision import Precision, pick_precision, recompute_layers
 from prefdata.train.self_check import check_trunk, is_reward_model, pick_layout
 from prefdata.train.specs import RmSpec
 
@@ -39,7 +40,7 @@ class LoadedModel:
     """A model ready to train.
 
     Attributes:
-        model: with float32 weights, on `device`.
+        model: on `device`, with weights of the precision that was asked for.
         tokenizer: its tokenizer.
         device: where it is.
         autocast: the precision of matrix products, or None for the weights' own.
@@ -58,8 +59,9 @@ class LoadedModel:
 
     @property
     def computed(self) -> dict[str, str]:
-        """In and on what it computes: `dtype` of matrix products, and `device`."""
-        return computed(self.device, str(self.autocast or torch.float32).removeprefix("torch."))
+        """In and on what it computes: the precision's name as `dtype`, and `device`."""
+        name = str(self.model.dtype).removeprefix("torch.") if self.autocast is None else "bf16-mixed"
+        return computed(self.device, name)
 
     def precision(self) -> torch.autocast:
         """The context that forward passes run in."""
@@ -87,33 +89,37 @@ def load(files: ModelFiles, spec: LoopSpec, tokenizer: Any) -> LoadedModel:
         UsageError: the device is not there.
     """
     device = pick_device(spec.device)
+    precision = pick_precision(spec.dtype, device)
     config = read_config(files)
     saved = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(spec.seed, "weights"))
         try:
             model = (
-                _reward_model(files, spec, config, tokenizer)
+                _reward_model(files, spec, config, tokenizer, precision)
                 if isinstance(spec, RmSpec)
-                else _causal(files, spec, config)
+                else _causal(files, spec, config, precision)
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"{files.name}: transformers cannot load it ({error}).") from None
-    model.float().to(device)
+    model.to(device)
     check_trunk(model, files.name)
     layout = pick_layout(model, spec.batch_layout, files.name)
-    return LoadedModel(
-        model, tokenizer, device, _autocast(device, spec.dtype), saved, _micro_tokens(device, spec), layout
-    )
+    for head in (getattr(model, name, None) for name in ("score", "length_head")):
+        if head is not None:
+            head.float()  # scores that differ by less than bfloat16 tells apart would be ties
+    if spec.gradient_checkpointing:
+        recompute_layers(model, files.name)
+    return LoadedModel(model, tokenizer, device, precision.products, saved, _micro_tokens(device, spec), layout)
 
 
-def _causal(files: ModelFiles, spec: LoopSpec, config: Any) -> Any:
+def _causal(files: ModelFiles, spec: LoopSpec, config: Any, precision: Precision) -> Any:
     if spec.from_scratch:
-        return _from_config(AutoModelForCausalLM, config)
-    return read_weights(AutoModelForCausalLM, files, torch.float32, config=config)
+        return _from_config(AutoModelForCausalLM, config, precision.weights)
+    return read_weights(AutoModelForCausalLM, files, precision.weights, config=config)
 
 
-def _reward_model(files: ModelFiles, spec: RmSpec, config: Any, tokenizer: Any) -> Any:
+def _reward_model(files: ModelFiles, spec: RmSpec, config: Any, tokenizer: Any, precision: Precision) -> Any:
     config.num_labels = spec.heads
     if spec.attributes:
         config.id2label = dict(enumerate(spec.attributes))
@@ -129,10 +135,10 @@ def _reward_model(files: ModelFiles, spec: RmSpec, config: Any, tokenizer: Any) 
         )
     new_head = spec.from_scratch or not files.architecture.endswith("ForSequenceClassification") or spec.heads > 1
     if spec.from_scratch:
-        model = _from_config(AutoModelForSequenceClassification, config)
+        model = _from_config(AutoModelForSequenceClassification, config, precision.weights)
     else:
         new = "score" if new_head else ""
-        model = read_weights(AutoModelForSequenceClassification, files, torch.float32, new=new, config=config)
+        model = read_weights(AutoModelForSequenceClassification, files, precision.weights, new=new, config=config)
     if not is_reward_model(model):
         raise ModelError(f"{files.name}: {type(model).__name__} has no linear `score` head on its last hidden states.")
     if new_head:
@@ -144,21 +150,14 @@ def _reward_model(files: ModelFiles, spec: RmSpec, config: Any, tokenizer: Any) 
     return model
 
 
-def _from_config(auto: Any, config: Any) -> Any:
-    return auto.from_config(config, dtype=torch.float32, **attention_settings(config))
+def _from_config(auto: Any, config: Any, dtype: torch.dtype) -> Any:
+    return auto.from_config(config, dtype=dtype, **attention_settings(config))
 
 
 def _micro_tokens(device: torch.device, spec: LoopSpec) -> TokenBudget:
     # Short batches of like lengths waste less on padding and stay in a CPU's caches (measured: 28% less time than
     # one batch of 32 pairs); a GPU wants them large.
     return TokenBudget(spec.micro_tokens or (1024 if device.type == "cpu" else 16384), "--micro-tokens")
-
-
-def _autocast(device: torch.device, dtype: str) -> torch.dtype | None:
-    if dtype == "auto":
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else None
-    return torch.bfloat16 if dtype == "bfloat16" else None
 
 
 def save(loaded: LoadedModel, files: ModelFiles, chat: Chat, trained: Encoded, folder: Path) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prefdata.train.loop_specs import LoopSpec
+from prefdata.train.precision import round_stochastically
+
+CHUNK = 1 << 24
+"""Elements of a parameter that are updated at one time: what is computed in float32 is never as large as a model."""
 
 
 def make_optimizer(model: nn.Module, spec: LoopSpec) -> torch.optim.Optimizer:
@@ -18,7 +24,61 @@ def make_optimizer(model: nn.Module, spec: LoopSpec) -> torch.optim.Optimizer:
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     used = [group for group in groups if group["params"]]
+    if any(parameter.dtype == torch.bfloat16 for parameter in trained):
+        return StochasticAdamW(used, lr=spec.lr, betas=(0.9, spec.beta2))
     return torch.optim.AdamW(used, lr=spec.lr, betas=(0.9, spec.beta2), fused=True)
+
+
+class StochasticAdamW(torch.optim.Optimizer):
+    """AdamW for bfloat16 weights: computed in float32; weights and moments are stored rounded stochastically.
+
+    The moments have the type of their parameter, so that a bfloat16 parameter takes 8 bytes: weight, gradient and two
+    moments. Rounded to the nearest, the second moment could not fall: with beta2 0.999 a step changes it by less than
+    half of the distance between two bfloat16 numbers. Random numbers are torch's own, which the caller seeds.
+    """
+
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float = 1e-8) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            zeros = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+            state.update(step=torch.tensor(0.0), exp_avg=zeros, exp_avg_sq=zeros.clone())
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        first, second = (1 - beta ** state["step"].item() for beta in (beta1, beta2))
+        assert parameter.grad is not None
+        for weight, gradient, mean, square in _chunks(
+            parameter, parameter.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"]
+        ):
+            slope = gradient.float()
+            m = mean.float().lerp_(slope, 1 - beta1)
+            v = square.float().mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
+            new = weight.float().mul_(1 - group["lr"] * group["weight_decay"])
+            new.addcdiv_(m, (v / second).sqrt_().add_(group["eps"]), value=-group["lr"] / first)
+            for stored, value in ((weight, new), (mean, m), (square, v)):
+                stored.copy_(round_stochastically(value) if stored.dtype == torch.bfloat16 else value)
+
+
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Slices of the tensors, flat."""
+    return zip(*(torch.split(tensor.view(-1), CHUNK) for tensor in tensors), strict=True)
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The norm over all gradients, in float32 whatever their type."""
+    norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in parameters if p.grad is not None]
+    whole: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return whole
 
 
 def learning_rate(spec: LoopSpec, step: int, total: int) -> float:

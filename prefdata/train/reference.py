@@ -128,6 +128,8 @@ def cached_reference(
     values = torch.zeros(len(examples), max((len(example.responses) for example in examples), default=1))
     identity = {"format": FORMAT, "model": revision, "dtype": str(loaded.autocast), "layout": loaded.layout}
     identity |= {} if ld_alpha == 1 else {"ld_alpha": ld_alpha}
+    if (weights := next(loaded.model.parameters()).dtype) != torch.float32:
+        identity["weights"] = str(weights)
     windows = [(_key(identity, [examples[i] for i in window]), window) for window in _windows(examples, loaded)]
     known, done = _read(cache, {key for key, _ in windows}), 0
     with storage_errors(cache):

@@ -16,8 +16,11 @@ from prefdata.train.batches import Example, Layout, collate
 from prefdata.train.head import Head
 from prefdata.train.logps import last_hidden
 
-TOLERANCE = 1e-3
-"""By how much packed and padded may differ, relative to the norm: rounding is below 1e-5, a wrong mask above 1e-2."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""By how much two ways may differ, relative to the norm, by the type of the weights.
+
+In float32 rounding is below 1e-5 and a wrong mask above 1e-2; in bfloat16 rounding is about 1e-2.
+"""
 
 COMPARED_PARAMETERS = 10_000_000
 """Gradients that are compared: those of the smallest parameters, which are in every layer."""
@@ -41,16 +44,22 @@ def check_trunk(model: Any, name: str) -> None:
     tokens = torch.tensor([_probe_ids(model)[:6]], device=model.device)
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :4]
     alone = model.base_model(input_ids=tokens[:, :4], use_cache=False).last_hidden_state
-    if not torch.allclose(hidden, alone, rtol=1e-3, atol=1e-4):
+    if not _close(hidden, alone):
         raise ModelError(
             f"{name}: in {type(model).__name__} tokens see what comes after them; it cannot be trained here."
         )
     theirs = model(input_ids=tokens[:, :4], use_cache=False).logits
     ours = model.score(alone[:, -1]) if is_reward_model(model) else Head.of(model).logits(alone)
-    if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4):
+    if not _close(ours, theirs):
         raise ModelError(
             f"{name}: {type(model).__name__} does more than a linear head does; it cannot be trained here."
         )
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    if one.dtype == torch.float32:
+        return torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+    return bool((one - other).float().norm() <= TOLERANCE[one.dtype] * other.float().norm())
 
 
 def pick_layout(model: Any, asked: Literal["auto", Layout], name: str) -> Layout:
@@ -67,7 +76,7 @@ def pick_layout(model: Any, asked: Literal["auto", Layout], name: str) -> Layout
     want = _probe(model, "padded")
     try:
         model.set_attn_implementation(PACKED_ATTENTION)
-        reason = _difference(want, _probe(model, "packed"))
+        reason = _difference(want, _probe(model, "packed"), TOLERANCE[model.dtype])
     except Exception as error:  # whatever a model's own code does with what it does not know
         reason = f"{type(error).__name__}: {error}"
     if reason is None:
@@ -123,14 +132,14 @@ def _compared(model: Any) -> list[Tensor]:
     return taken
 
 
-def _difference(want: Sequence[Tensor], got: Sequence[Tensor]) -> str | None:
-    """What differs, or None."""
+def _difference(want: Sequence[Tensor], got: Sequence[Tensor], tolerance: float) -> str | None:
+    """What differs by more than `tolerance`, relative to the norm, or None."""
     if len(want) != len(got):
         return "other parameters get a gradient"
     for what, part in (("numbers", slice(1)), ("gradients", slice(1, None))):
         # Over all gradients together: some, as those of the keys' biases, are rounding and nothing else.
         whole = sum(float(one.square().sum()) for one in want[part])
         off = sum(float((one - other).square().sum()) for one, other in zip(want[part], got[part], strict=True))
-        if not off <= TOLERANCE**2 * whole:
+        if not off <= tolerance**2 * whole:
             return f"its {what} differ by {(off / max(whole, 1e-30)) ** 0.5:.1e} of their norm"
     return None

@@ -179,7 +179,10 @@ class _TrainingRun:
         return Outcome(report, self.folder.path, did)
 
     def _state(self, replace: bool) -> State:
-        state = self.folder.check(self.lineage, replace=replace)
+        named = (
+            {} if self.spec.dtype == "auto" else {"dtype": self.spec.dtype, "device": self.spec.device or "this device"}
+        )
+        state = self.folder.check(self.lineage.computing(named), replace=replace)
         there = None if replace else self.folder.lineage()
         if there is not None and there.parents != self.lineage.parents:
             raise SpecConflict(
