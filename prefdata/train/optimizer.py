@@ -24,8 +24,8 @@ def make_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
 def learning_rate(spec: TrainSpec, step: int, total: int) -> float:
     """The learning rate of a step (from 0) of `total`.
 
-    It rises on a line over the first `warmup * total` steps (rounded up), the first of which already moves, and is at
-    its peak in the step after them.
+    It rises linearly over the first `warmup * total` steps (rounded up), positive in the first of them, and is at its
+    peak in the step after them.
     """
     warm = math.ceil(spec.warmup * total)
     if step < warm:

@@ -1,4 +1,4 @@
-"""What the trainer takes for granted of a model, held against the model itself on a few tokens."""
+"""Check on a few tokens that a model computes what the trainer assumes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ TOLERANCE = 1e-3
 """By how much packed and padded may differ, relative to the norm: rounding is below 1e-5, a wrong mask above 1e-2."""
 
 COMPARED_PARAMETERS = 10_000_000
-"""Gradients that are compared: those of the smallest parameters, which are in every layer."""
+"""How many gradients are compared: those of the smallest parameters, which are in every layer."""
 
 log = logging.getLogger("prefdata.train")
 
 
 def is_reward_model(model: Any) -> bool:
-    """Whether the model has a linear `score` head."""
+    """Return whether the model has a linear `score` head."""
     return isinstance(getattr(model, "score", None), nn.Linear)
 
 
@@ -35,31 +35,29 @@ def check_trunk(model: Any, name: str) -> None:
     """Compare the trunk and head that are trained with the whole model.
 
     Raises:
-        ModelError: a token sees what comes after it, or the head is more than a linear layer.
+        ModelError: a token attends to later tokens, or the head is more than a linear layer.
     """
     model.eval()
     tokens = torch.tensor([_probe_ids(model)[:6]], device=model.device)
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :4]
     alone = model.base_model(input_ids=tokens[:, :4], use_cache=False).last_hidden_state
     if not torch.allclose(hidden, alone, rtol=1e-3, atol=1e-4):
-        raise ModelError(
-            f"{name}: in {type(model).__name__} tokens see what comes after them; it cannot be trained here."
-        )
+        raise ModelError(f"{name}: tokens of {type(model).__name__} attend to later tokens; it cannot be trained here.")
     theirs = model(input_ids=tokens[:, :4], use_cache=False).logits
     ours = model.score(alone[:, -1]) if is_reward_model(model) else Head.of(model).logits(alone)
     if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4):
         raise ModelError(
-            f"{name}: {type(model).__name__} does more than a linear head does; it cannot be trained here."
+            f"{name}: the head of {type(model).__name__} is not a linear layer; it cannot be trained here."
         )
 
 
 def pick_layout(model: Any, asked: Literal["auto", Layout], name: str) -> Layout:
-    """How batches are laid out for a model: packed where it computes the same numbers and gradients, else padded.
+    """Pick the layout of a model's batches: packed where it gives the same numbers and gradients, else padded.
 
-    Sets the model's attention to the packed one where that is taken.
+    Sets the model's attention to `packed_attention` if packed is picked.
 
     Raises:
-        UsageError: packed was asked for, and the model computes something else so.
+        UsageError: packed was requested, and the model computes something else with it.
     """
     if asked == "padded":
         return "padded"
@@ -68,7 +66,7 @@ def pick_layout(model: Any, asked: Literal["auto", Layout], name: str) -> Layout
     try:
         model.set_attn_implementation(PACKED_ATTENTION)
         reason = _difference(want, _probe(model, "packed"))
-    except Exception as error:  # whatever a model's own code does with what it does not know
+    except Exception as error:  # the model's own code may raise anything
         reason = f"{type(error).__name__}: {error}"
     if reason is None:
         log.info("%s: each prompt is computed once for its responses (packed, as padded rows to rounding).", name)
@@ -89,7 +87,7 @@ def _probe_ids(model: Any) -> list[int]:
 
 
 def _probe_examples(model: Any) -> list[Example]:
-    """Three examples: a pair, a prompt with one response, and a group whose prompt is a single token."""
+    """Make three examples: a pair, a prompt with one response, and a group whose prompt is a single token."""
     ids = np.array(_probe_ids(model), dtype=np.int32)
     return [
         Example(ids[:9], (ids[9:12], ids[5:11])),
@@ -99,7 +97,7 @@ def _probe_examples(model: Any) -> list[Example]:
 
 
 def _probe(model: Any, layout: Layout) -> list[Tensor]:
-    """Hidden states where tokens are predicted, and the gradients of a sum of them by some parameters."""
+    """Compute hidden states where tokens are predicted, and the gradients of their sum by some parameters."""
     model.eval()
     examples = _probe_examples(model)
     batch = collate(examples, np.arange(len(examples)), layout).to(model.device)
@@ -124,11 +122,11 @@ def _compared(model: Any) -> list[Tensor]:
 
 
 def _difference(want: Sequence[Tensor], got: Sequence[Tensor]) -> str | None:
-    """What differs, or None."""
+    """Describe the difference, or return None."""
     if len(want) != len(got):
         return "other parameters get a gradient"
     for what, part in (("numbers", slice(1)), ("gradients", slice(1, None))):
-        # Over all gradients together: some, as those of the keys' biases, are rounding and nothing else.
+        # Over all gradients together: some of them, such as those of the keys' biases, are rounding errors only.
         whole = sum(float(one.square().sum()) for one in want[part])
         off = sum(float((one - other).square().sum()) for one, other in zip(want[part], got[part], strict=True))
         if not off <= TOLERANCE**2 * whole:

@@ -152,7 +152,7 @@ def test_probability_is_read_only_where_it_is_asked_for(tmp_path: Path, write_js
     rows = [{**GOOD, "probability": 0.75}, {**GOOD, "probability": 0.5}, {**GOOD, "probability": "high"}]
     path = write_jsonl(tmp_path / "x.jsonl", rows)
     assert [item.probability for item in read(path, "preferences")] == [1.0, 1.0, 1.0]
-    with pytest.raises(BadRows, match=r"x\.jsonl:3: probability is missing, or no number"):
+    with pytest.raises(BadRows, match=r"x\.jsonl:3: probability is missing or not a number"):
         read(path, "preferences", need_probability=True)
     (item,) = read(
         write_jsonl(tmp_path / "y.jsonl", [{**GOOD, "probability": 0.75}]), "preferences", need_probability=True
