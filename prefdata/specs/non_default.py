@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefdata.specs.base import Spec
-from prefdata.specs.decide import ExportSpec, PairSpec, SelectSpec
+from prefdata.specs.decide import PairSpec, SelectSpec
+from prefdata.specs.export import ExportSpec
 from prefdata.specs.ingest import IngestSpec
 from prefdata.specs.rank import KINDS, RankSpec
 from prefdata.specs.sample import SampleSpec

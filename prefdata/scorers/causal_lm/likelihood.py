@@ -168,7 +168,7 @@ class LanguageModel:
         return [logp for _, logp in sorted(self.each_sum(asked))]
 
     def each_sum(self, asked: Sequence[Continuation]) -> Iterator[tuple[int, float]]:
-        """Yield `sums` as they are computed, each with its continuation's place: a stop loses only what is being computed."""
+        """Yield `sums` as they are computed, each with its continuation's index, so that an interrupt loses little."""
         yield from self._read([one.prompt + one.ids[:-1] for one in asked], partial(self._summed, asked))
 
     @torch.inference_mode()
