@@ -240,13 +240,13 @@ class ItemStream:
     ) -> Item:  # fmt: skip
         weight = record.weight if record.weight is not None else weight
         if weight < 0:
-            raise BadRowError("weight", f"weight is {weight}, but must be a number of at least 0")
+            raise BadRowError("weight", f"weight is {weight}, but should be a number of at least 0")
         if self.needs.margin and record.margin is None:
             raise BadRowError("margin", "margin is missing, but use_margin needs it")
         if self.needs.probability and record.probability is None and not record.verdicts:
             raise BadRowError("probability", "probability is missing or not a number, but soft_labels needs it")
         if self.needs.probability and not 0 <= probability <= 1:
-            raise BadRowError("probability", f"probability is {probability}, but must be from 0 to 1")
+            raise BadRowError("probability", f"probability is {probability}, but should be from 0 to 1")
         place = Row(row.file, row.row, record.split or "train", row.values)
         tools = None if record.tools is None else json.loads(record.tools)
         sure = probability if self.needs.probability else 1.0
