@@ -234,7 +234,7 @@ def test_side_by_side_with_sampled_ones(tmp_path: Path, write: Write, prefdata: 
     assert texts == {("the longest", "four"), ("longest", "no")}  # an empty answer is scored, and teaches nothing
     code, out, err = prefdata("explain", run, next(row["pair_id"] for row in pairs if row["margin"] == 5))
     assert (code, err) == (0, "")
-    assert "  longest\n  by films-rejected (rejected, ingest), draw 0\n" in out
+    assert "  longest\n  by films-rejected (rejected, ingest), sample 0\n" in out
     export(run, ExportSpec(dialect="trl"), tmp_path / "trl")
     rows_out = pq.read_table(tmp_path / "trl" / "data" / "train-00000-of-00001.parquet").to_pylist()
     (with_tools,) = [row for row in rows_out if row["prompt"] == asked]

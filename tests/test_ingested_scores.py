@@ -99,7 +99,7 @@ def test_bad_rows_are_told_all_at_once(run: Run, write: Write) -> None:
         "rewards[0] should be a number, not nan": [float("nan"), 1],
         "rewards[1] should be a number, not -inf": [1, float("-inf")],
         "rewards[0] should be a number, not '1/2'": ["1/2", 1],
-        "should be a list of 2 numbers, one a response, not 7": 7,
+        "should be a list of 2 numbers, one per response, not 7": 7,
     }
     file = write(row(0, [1, 2]), *(row(number, rewards) for number, rewards in enumerate(bad.values(), 1)))
     with pytest.raises(BadRows) as found:

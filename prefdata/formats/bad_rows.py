@@ -1,4 +1,4 @@
-"""What to do with rows that cannot be used: refuse them all at once, leave them out, or put them aside."""
+"""Handling of rows that cannot be used: report all as one error, drop them, or write them to a file."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from prefdata.formats.records import BadRowError
 OnBadRows = Literal["error", "drop", "quarantine"]
 
 _HELD = 10_000
-"""Bad rows that are named at most; the others are counted."""
+"""Maximum number of bad rows that are named; the others are counted."""
 
 HINT = "Nothing was written; fix them, or leave them out with --on-bad-rows drop."
 
 
 class BadRowLog:
-    """The bad rows of one reading.
+    """The bad rows found while reading.
 
     Attributes:
-        policy: what becomes of them.
-        reasons: how many there are, by reason.
+        policy: the setting --on-bad-rows.
+        reasons: number of bad rows by reason.
     """
 
     def __init__(self, policy: OnBadRows = "error") -> None:
@@ -38,7 +38,7 @@ class BadRowLog:
 
     @property
     def rows(self) -> list[BadRow]:
-        """The bad rows, the first of them."""
+        """The first bad rows."""
         return self._rows
 
     def add(self, row: RawRow, error: BadRowError) -> None:
@@ -51,17 +51,17 @@ class BadRowLog:
             self._aside.append({**place, "values": row.values})
 
     def refuse(self, *, any_left: bool) -> None:
-        """Refuse what was read, where bad rows are not to be left out or no other is left.
+        """Raise if there are bad rows and the policy is error, or if no other row is left.
 
         Raises:
-            BadRows: all of them, by place.
+            BadRows: the bad rows, with file and row.
         """
         if len(self) and (self.policy == "error" or not any_left):
             hint = HINT if any_left else "Nothing was written."
             raise BadRows(self._rows, hint=hint, count=len(self))
 
     def put_aside(self, path: Path) -> None:
-        """Write the bad rows, each with its place and what is wrong, to a JSONL file; an old one goes."""
+        """Write the bad rows, with file, row and reason, to a JSONL file, which replaces an older one."""
         from prefdata.formats.layouts import plain
 
         if self.policy != "quarantine":

@@ -1,4 +1,4 @@
-"""Casts: what a value of a file says as a label, a verdict or a number. Nothing is guessed."""
+"""Casts: conversion of values in files to labels, verdicts and numbers. Nothing is guessed."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ NO_VERDICT = {
 }
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-"""A number as a cell of a CSV file writes it; nothing else is read as one."""
+"""A number in a CSV cell; no other text is read as a number."""
 
 _COMPARED = re.compile(r"(\w+?)\s*(>{1,3}|<{1,3}|=+|~+|≈)\s*(\w+)")
 _INDEX_WORDS = (("0", "1"), ("1", "2"), ("a", "b"), ("one", "two"), ("first", "second"), ("left", "right"))
 
 
 def number_of(value: Any) -> float | None:
-    """A finite number, also as text and as true or false; None for anything else."""
+    """Read a finite number, also from text or a truth value; None for anything else."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         value = float(value)
     if isinstance(value, int | float) and math.isfinite(value):
@@ -56,7 +56,7 @@ def number_of(value: Any) -> float | None:
 
 
 def label_of(value: Any) -> bool | None:
-    """Whether a response is wanted, by a truth value, 0 or 1, -1 or 1, or a word; None where it does not say."""
+    """Read whether a response is wanted, from a truth value, 0 or 1, -1 or 1, or a word; None for other values."""
     if isinstance(value, bool):
         return value
     number = number_of(value)
@@ -67,10 +67,10 @@ def label_of(value: Any) -> bool | None:
 
 
 def label(value: Any, name: str) -> bool:
-    """A label.
+    """Read a label.
 
     Raises:
-        BadRowError: it says neither.
+        BadRowError: the value is not a label.
     """
     found = label_of(value)
     if found is None:
@@ -81,7 +81,7 @@ def label(value: Any, name: str) -> bool:
 
 
 def tie(value: Any) -> bool | None:
-    """Whether chosen and rejected tie; None where something else is said."""
+    """Read whether chosen and rejected tie; None for other values."""
     if isinstance(value, bool):
         return value
     word = _word(value)
@@ -89,22 +89,22 @@ def tie(value: Any) -> bool | None:
 
 
 def probability(value: Any, name: str) -> float:
-    """A probability.
+    """Read a probability.
 
     Raises:
-        BadRowError: it is none.
+        BadRowError: it is not a number from 0 to 1.
     """
     number = number_of(value)
     if number is None or not 0 <= number <= 1:
-        raise BadRowError("probability", f"{name} is {shown(value)}, and should be from 0 to 1")
+        raise BadRowError("probability", f"{name} is {shown(value)}, but should be from 0 to 1")
     return number
 
 
 def finite(value: Any, name: str, reason: str = "number") -> float:
-    """A number.
+    """Read a finite number.
 
     Raises:
-        BadRowError: it is none, or not finite.
+        BadRowError: it is not a number, or not finite.
     """
     number = number_of(value)
     if number is None:
@@ -117,20 +117,20 @@ def _word(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for a message, not too long."""
+    """Shorten a value for a message."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 Answer = float | int | None
-"""What a verdict says: the number of the best response (an int), or the probability of the first (a float)."""
+"""A verdict: the index of the best response (an int), or the probability that the first is better (a float)."""
 
 
 def by_words(value: Any, names: Sequence[Sequence[str]], models: Sequence[str | None]) -> Answer:
-    """Read a verdict in words: a response's name, letter or model, `A>B`, a tie; None where it gives none.
+    """Read a verdict in words: a response's name, letter or model, `A>B`, a tie; None for no verdict.
 
     Raises:
-        KeyError: it says something else.
+        KeyError: it is another text.
     """
     if isinstance(value, Mapping):
         value = next((value[key] for key in ("verdict", "winner", "preference", "choice") if key in value), None)
@@ -159,10 +159,10 @@ def _by_comparison(compared: re.Match[str], names: Sequence[Sequence[str]]) -> A
 
 
 def named(text: str, names: Sequence[Sequence[str]]) -> int:
-    """The number of the response that a text names: by its column, its letter or number, or `first` and `second`.
+    """Find the response that a text names: by its column, its letter or number, or `first` and `second`.
 
     Raises:
-        KeyError: it names none, or several.
+        KeyError: it names no response, or several.
     """
     word = _word(text)
     found = [i for i, known in enumerate(names) if word in {_word(name) for name in known}]
@@ -170,7 +170,7 @@ def named(text: str, names: Sequence[Sequence[str]]) -> int:
         last = re.split(r"[_\W]+", text.strip().lower())[-1] if text.strip() else ""
         last = re.sub(r"^(?:model|response|output|answer|assistant|completion)(?=[ab12]$)", "", last)
         own = {name.lower() for known in names for name in known if len(name) == 1}
-        # Numbers mean what the responses' own numbers mean; words are the same everywhere.
+        # Numbers have the meaning of the responses' own numbers; words mean the same everywhere.
         sets = [pair for pair in _INDEX_WORDS if not pair[0].isdigit() or not own or set(pair) <= own]
         found = sorted({pair.index(last) for pair in sets if last in pair})
     if len(found) != 1:
@@ -182,10 +182,10 @@ def by_number(value: float, cast: str) -> Answer:
     """Read a verdict that is a number of a known meaning.
 
     Raises:
-        KeyError: it is not one of those that it may be.
+        KeyError: it is not a value of the cast.
     """
     if cast == "one-two" and 1 <= value <= 2:
-        return 2 - value  # the probability of the first: 1 is certain, 2 is the other one, 1.5 a tie
+        return 2 - value  # the probability of the first: 1 is the first, 2 the second, 1.5 a tie
     if cast == "one-two" and value == 0:
         return 0.5
     if cast == "probability" and 0 <= value <= 1:
@@ -199,7 +199,7 @@ def by_number(value: float, cast: str) -> Answer:
 
 
 def as_json(value: Any) -> Any:
-    """The value that a text is the JSON of, where it is one; else the value itself."""
+    """Parse a text that is JSON; return any other value unchanged."""
     if not isinstance(value, str) or value[:1] not in ("[", "{"):
         return value
     try:

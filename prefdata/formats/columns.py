@@ -1,4 +1,4 @@
-"""The columns of a file's first rows: what kinds of values they hold, and which differ in a number alone."""
+"""The columns of a file's first rows: the kinds of their values, and columns that differ only in a number."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from prefdata.formats.transcripts import transcript
 Rows = Sequence[Mapping[str, Any]]
 
 RESPONSE_KINDS = ("text", "turn", "turns", "object")
-"""What one response may be."""
+"""Kinds of values that can be one response."""
 
 RARE = 0.2
-"""Columns with values in a smaller share of the rows do not decide what the others are read as."""
+"""Columns with values in a smaller fraction of the rows do not decide how other columns are read."""
 
 _SHORT = 40
-"""Characters of the longest text that can be a verdict."""
+"""Maximum characters of a verdict."""
 
 
 def kind_of(value: Any) -> str | None:
-    """What a value is, as far as layouts care; None where it tells nothing (null, an empty list)."""
+    """Return the kind of a value, as far as layouts distinguish kinds; None for null and an empty list."""
     if isinstance(value, str):
         try:
             value = parsed(value, "") or value
@@ -65,11 +65,11 @@ class Column:
     """A column of the first rows.
 
     Attributes:
-        path: what it is called.
-        rows: how many rows there are.
-        kinds: how many of its values are of each kind.
-        values: those that tell something.
-        lengths: how long its lists are, by the number of the row.
+        path: its name, with the objects that it is in.
+        rows: number of rows.
+        kinds: number of values of each kind.
+        values: its values, without null and empty lists.
+        lengths: lengths of its lists, by row number.
     """
 
     path: str
@@ -79,7 +79,7 @@ class Column:
     lengths: dict[int, int] = field(default_factory=dict)
 
     def add(self, value: Any, row: int) -> None:
-        """Look at its value in a row."""
+        """Count its value in a row."""
         if (kind := kind_of(value)) is not None:
             self.kinds[kind] += 1
             self.values.append(value)
@@ -87,12 +87,12 @@ class Column:
             self.lengths[row] = len(value)
 
     def holds(self, *kinds: str) -> bool:
-        """Whether most of its values are of these kinds; rows with others are then bad rows."""
+        """Tell whether most of its values are of these kinds; rows with others are then bad rows."""
         return 2 * sum(self.kinds[kind] for kind in kinds) > self.kinds.total()
 
     @property
     def name(self) -> str:
-        """Its name without the objects that it is in."""
+        """Name without the objects that it is in."""
         return self.path.rpartition(".")[2]
 
     @property
@@ -106,13 +106,13 @@ class Column:
         return [value for value in self.values if isinstance(value, str)]
 
     def is_as_long_as(self, other: Column) -> bool:
-        """Whether its lists have as many elements as another column's, in every row that has both."""
+        """Tell whether its lists are as long as another column's, in every row that has both."""
         both = self.lengths.keys() & other.lengths.keys()
         return bool(both) and all(self.lengths[row] == other.lengths[row] for row in both)
 
     @property
     def is_conversation(self) -> bool:
-        """Whether it holds conversations, beside texts perhaps, or transcripts."""
+        """Whether it holds conversations, perhaps with some texts, or transcripts."""
         if self.holds("turns", "turn") or (self.kinds["turns"] and self.holds("turns", "turn", "text")):
             return True
         return self.holds("text") and any(transcript(text) for text in self.texts)
@@ -145,7 +145,7 @@ def _has_text(value: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Family:
-    """Columns whose names differ in a number or a letter alone: `response_a`, `response_b`."""
+    """Columns whose names differ only in a number or a letter: `response_a`, `response_b`."""
 
     rest: tuple[str, ...]
     indices: tuple[str, ...]
@@ -153,7 +153,7 @@ class Family:
 
     @property
     def is_responses(self) -> bool:
-        """Whether its name is one of responses, and its columns hold such."""
+        """Whether its name is a name of responses, and its columns hold responses."""
         known = {*vocabulary("numbered")}
         named = bool(known & {*self.rest}) and not {*self.rest} - known - {*vocabulary("numbered_beside")}
         two = not self.rest and len(self.columns) == 2  # first and second, a and b
@@ -174,27 +174,27 @@ class Family:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Its place among families of responses: the shorter name first."""
+        """Sort key among families of responses: the shorter name first."""
         known = vocabulary("numbered")
         return len(self.rest) or len(known), min((known.index(one) for one in self.rest if one in known), default=0)
 
 
 def _only_codes(column: Column) -> bool:
-    """Whether a column of texts holds numbers alone."""
+    """Tell whether a column of texts holds only numbers."""
     return bool(column.texts) and all(text.strip().isdigit() for text in column.texts)
 
 
 class Columns:
-    """The columns of a file's first rows, which the parts of a layout take one after the other.
+    """The columns of a file's first rows, from which the parts of a layout take theirs in turn.
 
     Attributes:
         rows: the first rows.
         every: all columns, by path.
-        left: those that no part has taken.
+        left: columns that no part has taken.
     """
 
     def __init__(self, rows: Rows, ignore: Iterable[str] = ()) -> None:
-        """Look at rows; objects that only hold other columns are opened."""
+        """Read rows; the keys of objects become columns if the objects hold only other columns."""
         self.rows = rows
         self.every: dict[str, Column] = {}
         ignored = {*ignore}
@@ -222,26 +222,26 @@ class Columns:
         return self.left.pop(path)
 
     def drop(self, paths: Iterable[str]) -> None:
-        """Leave columns to nobody else."""
+        """Remove columns, so that no part can take them."""
         for path in paths:
             self.left.pop(path, None)
 
     def named(self, slot: str, fits: Callable[[Column], bool] = lambda column: True) -> Iterator[str]:
-        """The columns left that are names of a slot and fit, in the slot's order, those that few rows have last."""
+        """Iterate over the remaining columns that are names of a slot and fit, in the slot's order, rare ones last."""
         found = sorted(first_named(self.left, slot), key=lambda path: self.left[path].is_rare)
         return (path for path in found if path in self.left and fits(self.left[path]))
 
     def first(self, slot: str, *kinds: str) -> str | None:
-        """The first column left of a slot that holds these kinds."""
+        """Return the first remaining column of a slot that holds these kinds."""
         return next(self.named(slot, lambda column: column.holds(*kinds)), None)
 
     def values_at(self, path: str) -> list[Any]:
-        """The values at a path."""
+        """Return the values at a path."""
         return [value for row in self.rows if (value := dig(row, path)) is not None]
 
     @cached_property
     def families(self) -> list[Family]:
-        """The columns whose names differ in a number or a letter alone."""
+        """Group the columns whose names differ only in a number or a letter."""
         return [
             Family(rest, tuple(order), tuple(by_index[index] for index in order))
             for rest, by_index in self.by_index
@@ -250,7 +250,7 @@ class Columns:
 
     @cached_property
     def by_index(self) -> list[tuple[tuple[str, ...], dict[str, Column]]]:
-        """The columns with a number or a letter in their names, by the other words, and by that."""
+        """Group the columns with a number or a letter in their names by the other words, then by it."""
         found: dict[tuple[str, ...], dict[str, Column]] = {}
         indices = {index for some in vocabulary("indices") for index in some}
         for path, column in sorted(self.every.items(), key=lambda item: item[1].is_rare):
@@ -267,7 +267,7 @@ class Columns:
 
 
 def _in_order(indices: Iterable[str]) -> list[str] | None:
-    """Indices in their order, if they are the first ones of a kind: 0, 1 or 1, 2, 3 or a, b."""
+    """Sort indices if they are the first of a series: 0, 1 or 1, 2, 3 or a, b; else return None."""
     some = {*indices}
     if len(some) < 2:
         return None

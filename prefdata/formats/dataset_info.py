@@ -1,4 +1,4 @@
-"""LLaMA-Factory's dataset_info.json: how the columns of a file beside it are called, as a key map."""
+"""LLaMA-Factory's dataset_info.json: the names of a file's columns, as a key map."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIDES = {"chosen": "chosen", "rejected": "rejected"}
 
 
 def layout_beside(file: str) -> LayoutMap | None:
-    """The layout that the dataset_info.json in a file's folder has for it; None where there is none."""
+    """Find a file's layout in the dataset_info.json of its folder; None if there is none."""
     path = Path(file)
     info = path.parent / NAME
     if not info.is_file() or path.name == NAME:
@@ -31,7 +31,7 @@ def layout_beside(file: str) -> LayoutMap | None:
 
 
 def layout_of(name: str, entry: dict[str, Any]) -> LayoutMap:
-    """The key map of one entry."""
+    """Convert one entry to a key map."""
     sharegpt = entry.get("formatting", "alpaca") == "sharegpt"
     given = entry.get("columns") or {}
     columns = (given or _SHAREGPT) if sharegpt else (given or _ALPACA)

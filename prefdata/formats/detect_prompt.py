@@ -1,4 +1,4 @@
-"""Which columns of a file are the prompt."""
+"""Detection of the columns of the prompt."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from prefdata.formats.names import plain_name
 from prefdata.formats.transcripts import transcript
 
 _STRONG = ("prompt", "instruction", "question", "query")
-"""Names of the request that give way to none."""
+"""Names of the request that always win."""
 
 
 def prompt_of(columns: Columns, responses: Sequence[ResponseMap], where: str, *, labelled: bool) -> PromptMap:
-    """The prompt of a file whose responses were found.
+    """Find the prompt of a file whose responses were found.
 
     Raises:
-        InputError: two columns hold two prompts.
+        InputError: two columns hold different prompts.
     """
     turns = list(dict.fromkeys(columns.named("turns", lambda column: column.is_conversation)))
     request = [path for path in columns.named("request", _is_request) if path not in turns or _is_both(columns, path)]
     shared = _hold_prompt(columns, responses)
     alternate = list(columns.named("alternate", lambda column: column.holds("texts")))
-    # What few rows have is read where there is nothing else.
+    # Columns that few rows have are read only if there are no others.
     turns, request, alternate = _common(columns, turns, request, alternate, shared=shared)
     if all(columns.left[path].is_rare for path in (*turns, *request, *alternate)) and not shared:
         found = _alone(columns)
@@ -51,7 +51,7 @@ def prompt_of(columns: Columns, responses: Sequence[ResponseMap], where: str, *,
 
 
 def _common(columns: Columns, *found: list[str], shared: bool) -> Iterator[list[str]]:
-    """The columns without those that few rows have, unless there are no others."""
+    """Leave out the columns that few rows have, unless there are no others."""
     rare = not shared and all(columns.left[path].is_rare for paths in found for path in paths)
     return ([path for path in paths if rare or not columns.left[path].is_rare] for paths in found)
 
@@ -61,12 +61,12 @@ def _is_request(column: Column) -> bool:
 
 
 def _is_both(columns: Columns, path: str) -> bool:
-    """Whether a column of conversations has rows with plain texts as well."""
+    """Tell whether a column of conversations also has rows with plain texts."""
     return any(not transcript(text) and kind_of(text) == "text" for text in columns.left[path].texts)
 
 
 def last_turn(responses: Sequence[ResponseMap], *, labelled: bool) -> LastTurn:
-    """What a last turn of the assistant is: a reference only where nothing says otherwise."""
+    """Decide what a last turn of the assistant is: a reference only if no column says otherwise."""
     kinds = {one.kind for one in responses}
     if kinds == {"rejected"}:
         return "chosen"
@@ -76,13 +76,13 @@ def last_turn(responses: Sequence[ResponseMap], *, labelled: bool) -> LastTurn:
 
 
 def _hold_prompt(columns: Columns, responses: Sequence[ResponseMap]) -> bool:
-    """Whether responses are whole conversations."""
+    """Tell whether responses are whole conversations."""
     paths = [path for one in responses if one.kind != "reference" for path in one.column]
     return any(is_whole(value) for path in paths if path in columns.every for value in columns.every[path].values)
 
 
 def _alone(columns: Columns) -> tuple[list[str], list[str]]:
-    """The conversation or the text that is the prompt where no column with a better name is."""
+    """Find the conversation or text that is the prompt if no column has a better name."""
 
     def fits(column: Column) -> bool:
         return column.is_text or column.is_conversation
@@ -94,7 +94,7 @@ def _alone(columns: Columns) -> tuple[list[str], list[str]]:
 
 
 def _one_request(columns: Columns, paths: list[str], where: str) -> list[str]:
-    """The columns that hold the request: weak names give way to strong ones, and strong ones have to agree."""
+    """Choose the columns of the request: strong names win over weak ones, and strong ones have to agree."""
     strong = [path for path in paths if plain_name(path.rpartition(".")[2]) in _STRONG]
     kept = strong or paths[:1]
     for other in kept[1:]:
@@ -102,6 +102,6 @@ def _one_request(columns: Columns, paths: list[str], where: str) -> list[str]:
         if any(str(one).strip() != str(two).strip() for one, two in pairs):
             raise InputError(
                 f"{where}: the prompt could be {kept[0]} or {other}, which differ. Leave one out with "
-                f"--ignore {other}, or say how to read them with --layout FILE.yaml.\n{columns}"
+                f"--ignore {other}, or define a layout with --layout FILE.yaml.\n{columns}"
             )
     return kept

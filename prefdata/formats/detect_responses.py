@@ -1,4 +1,4 @@
-"""Which columns of a file are responses: two sides, numbered ones, lists, or one."""
+"""Detection of the columns of responses: two sides, numbered columns, lists, or one column."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _SIDE_KINDS = (*RESPONSE_KINDS, "texts", "conversations")
 _MODEL_NAMES = ("model", "source", "generator", "model_name", "model_id", "llm")
 
 SCORE_WORDS = {"score", "scores", "rating", "ratings", "reward", "rewards", "elo", "grade", "grades"}
-"""Words of a column that holds numbers of which the highest is best."""
+"""Words in names of columns of numbers of which the highest is best."""
 
-HOW_TO_SAY = "Leave columns out with --ignore NAME, or say how to read them with --layout FILE.yaml."
+HOW_TO_SAY = "Leave columns out with --ignore NAME, or define a layout with --layout FILE.yaml."
 
 
 def responses_of(columns: Columns, where: str) -> tuple[ResponseMap, ...]:
-    """The responses, whose columns are taken.
+    """Find the responses and take their columns.
 
     Raises:
-        InputError: they could be read in two ways.
+        InputError: the columns could be read in two ways.
     """
     fitting = [one for one in columns.families if one.is_responses]
     common_numbered = any(not one.is_rare for one in fitting)
@@ -41,7 +41,7 @@ def responses_of(columns: Columns, where: str) -> tuple[ResponseMap, ...]:
     slots = ("lists", "single", "plain", *(["answered"] if label_of(columns) or model_of(columns) else []))
     common |= any(not columns.left[path].is_rare for slot in slots for path in columns.named(slot))
     common |= _has_conversations(columns)
-    # What few rows have is read where there is nothing else.
+    # Columns that few rows have are read only if there are no others.
     numbered = _numbered(columns, [one for one in fitting if not one.is_rare or not common], where)
     sides = [] if sides_rare and common else _sides(columns, beside_numbered=bool(numbered))
     found = [*sides, *numbered, *_lists(columns, rare=not common)]
@@ -56,7 +56,7 @@ def _sides(columns: Columns, *, beside_numbered: bool) -> list[ResponseMap]:
             found[side] = columns.take(path)
     rare = found.get("chosen")
     if "rejected" in found and (rare is None or (rare.is_rare and not found["rejected"].is_rare)):
-        # The chosen one is then the only response beside it, or a whole conversation.
+        # The chosen response is then the only one, or a whole conversation.
         whole = found["rejected"].holds("turns") and any(is_whole(value) for value in found["rejected"].values)
         if path := columns.first("turns", "turns") if whole else columns.first("single", *RESPONSE_KINDS):
             found["chosen"] = columns.take(path)
@@ -66,12 +66,12 @@ def _sides(columns: Columns, *, beside_numbered: bool) -> list[ResponseMap]:
 
 
 def _is_side(column: Column, *, beside_numbered: bool) -> bool:
-    # Beside numbered responses a short text says which of them is meant.
+    # With numbered responses, a short text names one of them.
     return column.holds(*_SIDE_KINDS) and not (beside_numbered and column.holds("text") and column.is_short)
 
 
 def _side(columns: Columns, side: Kind, column: Column) -> ResponseMap:
-    """A side, with the columns whose names have its word in them."""
+    """Map a side, with the columns whose names contain its word."""
     own = words(column.name)
     word = next((one for one in own if one not in (*vocabulary("numbered"), "messages", "message")), own[0])
     attributes = {
@@ -90,7 +90,7 @@ def _entry(column: Column, attributes: Mapping[str, str], **more: Any) -> Respon
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a response is a whole conversation, which begins with the prompt."""
+    """Tell whether a response is a whole conversation, which begins with the prompt."""
     if isinstance(value, str):
         if transcript(value):
             return True
@@ -108,7 +108,7 @@ def is_whole(value: Any) -> bool:
 
 
 def _numbered(columns: Columns, families: Iterable[Family], where: str) -> list[ResponseMap]:
-    """Responses whose columns differ in a number or a letter, and what stands beside each."""
+    """Map responses whose columns differ in a number or a letter, with the columns of each."""
     fitting = sorted(families, key=lambda one: one.order)
     if not fitting:
         return []
@@ -120,7 +120,7 @@ def _numbered(columns: Columns, families: Iterable[Family], where: str) -> list[
     beside: dict[str, dict[str, str]] = {index: {} for index in best.indices}
     people = [one.rest for one in columns.families if one.is_people]
     for rest, by_index in columns.by_index:
-        # What one response alone has is told by its whole name.
+        # An attribute of only one response keeps its full name.
         own = {*by_index} <= {*best.indices} and (len(by_index) > 1 or {*best.rest} <= {*rest})
         if own and rest != best.rest and rest not in people:
             name = "_".join(one for one in rest if one not in best.rest) or "_".join(rest)
@@ -138,7 +138,7 @@ def _numbered(columns: Columns, families: Iterable[Family], where: str) -> list[
 
 
 def _is_list_of_scores(column: Column, count: int) -> bool:
-    """Whether a column has a list of numbers, one for each response."""
+    """Tell whether a column has a list of numbers, one for each response."""
     if not column.holds("list") or not {*words(column.path)} & SCORE_WORDS or {*column.lengths.values()} != {count}:
         return False
     return all(casts.number_of(one) is not None for value in column.values for one in value)
@@ -171,7 +171,7 @@ def _have_texts(column: Column) -> bool:
 
 
 def _list(columns: Columns, column: Column) -> ResponseMap:
-    """A list of responses, with the lists beside it that are as long, and the keys of its objects."""
+    """Map a list of responses, with the lists of the same length, and the keys of its objects."""
     beside = {path: other for path, other in columns.left.items() if _is_beside(other, column)}
     keys = list(dict.fromkeys(key for item in _items(column) for key in item))
 
@@ -192,18 +192,18 @@ def _list(columns: Columns, column: Column) -> ResponseMap:
 
 
 def _is_beside(other: Column, column: Column) -> bool:
-    """Whether a column holds lists with one element for each response of `column`."""
+    """Tell whether a column holds lists with one element for each response of `column`."""
     if not other.holds("texts", "list", "objects") or not other.is_as_long_as(column):
         return False
     if plain_name(other.name) in known_names("turns", "request", "tags", "references", "tools"):
         return False
-    # Lists of one element each may have nothing to do with each other.
+    # Lists of one element each may be unrelated.
     told = known_names("of_response", "models", "rank")
     return max(column.lengths.values()) > 1 or bool({plain_name(other.name), *words(other.name)} & told)
 
 
 def _single(columns: Columns, *, several: bool, rare: bool) -> list[ResponseMap]:
-    """The only response of a row; completion, output and answer are references unless a label or model owns them."""
+    """Map the only response of a row; completion, output and answer are references without a label or model column."""
 
     def fits(column: Column) -> bool:
         return column.holds(*RESPONSE_KINDS) and (rare or not column.is_rare)
@@ -223,22 +223,22 @@ def _single(columns: Columns, *, several: bool, rare: bool) -> list[ResponseMap]
 
 
 def _has_conversations(columns: Columns) -> bool:
-    """Whether a column of conversations, which may end with a response, is there in most rows."""
+    """Tell whether most rows have a column of conversations, which may end with a response."""
     paths = (path for slot in ("turns", "last_resort") for path in columns.named(slot))
     return any(columns.left[path].is_conversation and not columns.left[path].is_rare for path in paths)
 
 
 def label_of(columns: Columns) -> str | None:
-    """The column that says whether a response is wanted."""
+    """Find the column that labels a response as wanted or not."""
     return next(columns.named("label", _is_label), None)
 
 
 def _is_label(column: Column) -> bool:
-    """Whether nearly all values are labels; the others are then bad rows."""
+    """Tell whether nearly all values are labels; the others are then bad rows."""
     labels = sum(casts.label_of(value) is not None for value in column.values)
     return bool(column.values) and labels > 0.75 * len(column.values) and not column.is_rare
 
 
 def model_of(columns: Columns) -> str | None:
-    """The column that names the model of a row's response."""
+    """Find the column that names the model of a row's response."""
     return columns.first("model", "text")

@@ -1,4 +1,4 @@
-"""Which columns of a file say which of several responses is better."""
+"""Detection of the columns of verdicts: which of several responses is better."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WINNER_WORDS = {"winner", "win", "wins", "won", "better", "best", "preferred", 
 
 
 def verdicts_of(columns: Columns, responses: Sequence[ResponseMap]) -> tuple[VerdictMap, ...]:
-    """The verdicts, whose columns are taken: the annotators', or those of columns with such names, or by scores."""
+    """Find the verdicts and take their columns: annotators', columns with such names, or scores."""
     compared = [one for one in responses if one.kind == "response" and one.column]
     if len(compared) < 2 and not {"first_id", "second_id"} <= columns.every.keys():
         return ()
@@ -39,7 +39,7 @@ def _cast(column: Column) -> Cast:
 
 
 def _by_attributes(columns: Columns, compared: Sequence[ResponseMap]) -> tuple[VerdictMap, ...]:
-    """What is said of each response alone: one of them is marked as the winner, or each has a score."""
+    """Map attributes of single responses as a verdict: one is marked as the winner, or each has a score."""
     if not compared:
         return ()
     shared = [name for name in compared[0].attributes if all(name in one.attributes for one in compared)]

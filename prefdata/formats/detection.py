@@ -1,7 +1,7 @@
 """Detection: the key map of a file, from its first rows and the vocabulary of maps/general.yaml.
 
-What is found is a layout like any other (`--dry-run` prints it): which columns are the prompt, which are responses, and
-what says which is better. What could be read in two ways is an error that names both.
+The result is an ordinary layout (`--dry-run` prints it): the columns of the prompt, of the responses, and of verdicts.
+An ambiguous file is an error that names both readings.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def detect(rows: Rows, where: str, given: LayoutMap | None = None, ignore: Itera
     Args:
         rows: the first rows.
         where: the file's name, for messages.
-        given: a layout that was named; what it leaves open is found.
+        given: a named layout; the parts that it leaves open are detected.
         ignore: columns that are not read.
 
     Raises:
-        InputError: no layout fits, or several do; the message lists them and what was found.
+        InputError: no layout fits, or several do; the message lists them and the columns.
     """
     given = given or _recognised(rows, where)
     if given is not None and given.refuse:
@@ -55,13 +55,13 @@ def detect(rows: Rows, where: str, given: LayoutMap | None = None, ignore: Itera
 
 
 def _recognised(rows: Rows, where: str) -> LayoutMap | None:
-    """The built-in layout whose columns are there; of several the one that asks for all that the others do."""
+    """Recognise a built-in layout by its columns; of several, the one whose columns include those of the others."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     fitting = [one for one in built_in().values() if one.needs and _fits(one, rows, names)]
     best = [one for one in fitting if all({*one.needs} >= {*other.needs} for other in fitting)]
     if fitting and not best:
         either = " or ".join(one.layout for one in fitting)
-        raise InputError(f"{where}: could be read as {either}. Say which with --layout NAME.")
+        raise InputError(f"{where}: could be read as {either}. Choose one with --layout NAME.")
     return best[0] if best else None
 
 
@@ -76,7 +76,7 @@ def _fits(layout: LayoutMap, rows: Rows, names: Sequence[str]) -> bool:
 
 
 def _completed(given: LayoutMap, columns: Columns, where: str) -> LayoutMap:
-    """A layout with all its parts: those that it has, and those that are found."""
+    """Complete a layout: its own parts, and the parts that are found."""
     columns.drop(paths_of(given))
     responses = given.responses if given.responses is not None else responses_of(columns, where)
     verdicts = given.verdicts if given.verdicts is not None else verdicts_of(columns, responses)
@@ -99,11 +99,11 @@ _OF_VERDICTS = ("annotator", "strength", "rationale", "order")
 def _fields(
     given: LayoutMap, columns: Columns, responses: Sequence[ResponseMap], verdicts: Sequence[VerdictMap]
 ) -> Fields:
-    """The columns of the other fields, where they hold what these do; what is given stays."""
+    """Find the columns of the other fields whose values fit; given ones are kept."""
     found: Fields = {}
     beside = [one for one in responses if one.column and one.kind != "reference"]
     if len(responses) <= 1 and not any(one.each for one in responses) and (label := label_of(columns)):
-        found["label"] = (label,)  # which is one of the response's attributes too
+        found["label"] = (label,)  # it is one of the response's attributes too
     if len(beside) <= 1 and not any(one.kind == "rejected" for one in responses) and (model := model_of(columns)):
         found["model"] = (columns.take(model).path,)
     kinds = dict(_KINDS)
@@ -131,7 +131,7 @@ def _check(found: LayoutMap, given: LayoutMap, columns: Columns, where: str) -> 
     """Refuse a layout without a prompt, or with half a pair.
 
     Raises:
-        InputError: it is one, with what was found.
+        InputError: it lacks a prompt or a side; the message lists the columns.
     """
     prompt = found.prompt
     assert prompt is not None
@@ -140,8 +140,8 @@ def _check(found: LayoutMap, given: LayoutMap, columns: Columns, where: str) -> 
         raise InputError(f"{where}: nothing to read as {found.layout}.\n{columns}")
     if not (asked or prompt.shared or columns.every.keys() >= _BY_ID):
         raise InputError(
-            f"{where}: no column holds a prompt. Rename one to prompt, say which with --layout FILE.yaml, or --join "
-            f"the file that does.\n{columns}\nLayouts known: {', '.join(built_in())}."
+            f"{where}: no column holds a prompt. Rename one to prompt, define a layout with --layout FILE.yaml, "
+            f"or --join the file with the prompts.\n{columns}\nLayouts known: {', '.join(built_in())}."
         )
     sides = {one.kind for one in found.responses or () if one.kind in ("chosen", "rejected")}
     read = {path for field in PROMPT_PATHS for path in getattr(prompt, field)}
@@ -150,13 +150,13 @@ def _check(found: LayoutMap, given: LayoutMap, columns: Columns, where: str) -> 
         (side,) = sides
         other = "rejected" if side == "chosen" else "chosen"
         raise InputError(
-            f"{where}: there is a {side} response and no {other} one, and {', '.join(rest)} is not read: rename it to "
+            f"{where}: there is a {side} response but no {other} one, and {', '.join(rest)} is not read: rename it to "
             f"{other}, or leave it out with --ignore {rest[0]}.\n{columns}"
         )
 
 
 def _with_names(layout: LayoutMap, names: Sequence[str]) -> LayoutMap:
-    """A layout whose paths are written as the file's columns are."""
+    """Spell a layout's paths like the file's columns."""
 
     def rewritten(value: Any) -> Any:
         if isinstance(value, tuple):
@@ -173,7 +173,7 @@ def _with_names(layout: LayoutMap, names: Sequence[str]) -> LayoutMap:
 
 
 def _name(layout: LayoutMap, columns: Columns) -> str:
-    """What a detected layout is called: by the form of its prompt."""
+    """Name a detected layout by the form of its prompt."""
     prompt = layout.prompt
     assert prompt is not None
     if prompt.shared and not prompt.turns:

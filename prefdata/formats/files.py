@@ -1,12 +1,12 @@
-"""Containers: every row of one file with its place, whatever the file is.
+"""Containers: every row of a file with its row number, for all file formats.
 
-A reader knows JSON lines, JSON, CSV, Parquet, Arrow and text, and nothing of prompts. A row that the container itself
-has broken (a line that is not JSON, a record with a cell too many) is handed on with its `problem`, so that all of them
+Readers parse JSON lines, JSON, CSV, Parquet, Arrow and text, independent of layouts. A row that is broken in the
+container (a line that is not JSON, a record with a cell too many) is yielded with its `problem`, so that all of them
 can be counted and reported at once; a file that cannot be read at all raises InputError.
 
-Ordinary here: gzip and zstd, known by their first bytes; a UTF-8 byte order mark (removed); CRLF (between records
-removed, inside texts kept); raw control characters and NUL inside strings (kept); blank lines (skipped); a JSON list
-in a file that is called .jsonl, and lines in one called .json. Bytes that are not UTF-8 make the row a bad one.
+Supported: gzip and zstd, recognised by their first bytes; a UTF-8 byte order mark (removed); CRLF (removed between
+records, kept inside texts); raw control characters and NUL inside strings (kept); blank lines (skipped); a JSON list
+in a file named .jsonl, and lines in one named .json. Bytes that are not UTF-8 make the row a bad one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from prefdata.errors import InputError
 from prefdata.formats.json_lists import JsonError, elements, rows_of_object
 
 BATCH = 1024
-"""Rows of columnar files that become Python objects at a time."""
+"""Rows of columnar files that are converted to Python objects at a time."""
 
 COMPRESSED = (".gz", ".zst")
 _GZIP, _ZSTD, _ARROW = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"ARROW1"
@@ -38,7 +38,7 @@ _ROWS_LOOKED_AT = 20
 _CELL_LIMIT = 2**31 - 1
 
 INDEX_COLUMNS = ("", "Unnamed: 0", "__index_level_0__")
-"""What pandas calls the column of row numbers that it writes unasked; it holds nothing else and is not read."""
+"""The column of row numbers that pandas writes by default; it is not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,9 @@ class RawRow:
     """One row of an input file.
 
     `row` counts from 1; in JSONL and plain text it is the number of the line, elsewhere that of the record (a CSV's
-    header is not counted). Where `problem` is set the row could not be read, `values` is empty, and `reason` is the
-    problem in one word, to be counted. `mended` says that lone surrogates (half an emoji, which UTF-8 and every
-    tokenizer refuse) were replaced by U+FFFD.
+    header is not counted). If `problem` is set, the row could not be read, `values` is empty, and `reason` is the
+    problem in one word, for the counts. `mended`: lone surrogates (half an emoji, which UTF-8 and every tokenizer
+    refuse) were replaced by U+FFFD.
     """
 
     file: str
@@ -60,7 +60,7 @@ class RawRow:
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """Open a file's bytes, decompressed, after its byte order mark.
+    """Open a file as bytes, decompressed, after its byte order mark.
 
     Raises:
         InputError: the file is UTF-16.
@@ -92,14 +92,14 @@ def _compression(path: Path) -> str | None:
 
 
 def _json(path: Path) -> Iterator[RawRow]:
-    """JSON rows however they are written: one object a line, a list, or an object that holds one."""
+    """Read JSON rows in any form: one object per line, a list, or an object that contains one."""
     with open_file(path) as file:
         kind = _json_kind(file, path)
     yield from {"lines": _json_lines, "list": _json_list, "object": _json_object}[kind](path)
 
 
 def _json_kind(file: IO[bytes], path: Path) -> str:
-    """How a file holds its rows; where lines are expected by its name, one that is good among the first decides."""
+    """Decide the form of a JSON file; if its name says lines, one valid line among the first decides."""
     lines = (line for line in file if line.strip())
     first = next(lines, b"")
     if first.lstrip()[:1] == b"[":
@@ -129,10 +129,10 @@ def _json_lines(path: Path) -> Iterator[RawRow]:
 def _json_line(file: str, number: int, line: bytes) -> RawRow:
     try:
         return json_row(file, number, from_json(line), is_utf8=True)
-    except ValueError:  # not JSON, or of a kind that the fast parser refuses and people have
+    except ValueError:  # not JSON, or a form that only the slower parser accepts
         pass
     try:
-        # strict=False: raw tabs, NULs and other control characters inside strings are text like any other.
+        # strict=False: raw tabs, NULs and other control characters inside strings are ordinary text.
         return json_row(file, number, json.loads(line.rstrip(b"\r\n").decode(), strict=False))
     except UnicodeDecodeError as error:
         return RawRow(file, number, problem=f"not UTF-8 at byte {error.start + 1}")
@@ -143,7 +143,7 @@ def _json_line(file: str, number: int, line: bytes) -> RawRow:
 
 
 def json_row(file: str, number: int, value: Any, *, is_utf8: bool = False) -> RawRow:
-    """Make a row of a value that was read as JSON, without lone surrogates."""
+    """Make a row from a parsed JSON value, without lone surrogates."""
     if isinstance(value, dict):
         mended = value if is_utf8 else _mended(value)
         return RawRow(file, number, mended, mended=mended is not value)
@@ -163,7 +163,7 @@ def _json_object(path: Path) -> Iterator[RawRow]:
 
 
 def _mended(value: Any) -> Any:
-    """`value` with every lone surrogate replaced; two halves that belong together become their character."""
+    """Replace every lone surrogate in `value` by U+FFFD; a high and a low one in sequence become their character."""
     if isinstance(value, str):
         return value if _is_utf8(value) else value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, list):
@@ -188,7 +188,7 @@ def _is_utf8(text: str) -> bool:
 
 @contextmanager
 def _json_errors(path: Path) -> Iterator[None]:
-    """Report what is wrong with a whole JSON file as an error with the file's name."""
+    """Convert errors of a whole JSON file to input errors with the file's name."""
     try:
         yield
     except json.JSONDecodeError as error:
@@ -201,23 +201,23 @@ def _json_errors(path: Path) -> Iterator[None]:
 
 def _csv(path: Path, delimiter: str = ",") -> Iterator[RawRow]:
     csv.field_size_limit(_CELL_LIMIT)  # the library's own limit of 128 KiB is shorter than a long document
-    # Bytes that are not UTF-8 come through as lone surrogates, to be reported with their row.
+    # Bytes that are not UTF-8 become lone surrogates, which are reported with their row.
     with io.TextIOWrapper(open_file(path), encoding="utf-8", errors="surrogateescape", newline="") as text:
         records = _records(csv.reader(text, delimiter=delimiter, strict=True))
         header = next(records, None)
         if header is None:
             return
         if isinstance(header, list) and len(header) == 1 and delimiter == "," and ";" in header[0]:
-            yield from _csv(path, ";")  # as spreadsheets write it where the comma is in numbers
+            yield from _csv(path, ";")  # the separator of spreadsheets in locales with decimal commas
             return
         if isinstance(header, str) or len(set(header)) < len(header) or "" in header[1:]:
-            raise InputError(f"{path}: the first line should name the columns, each once; it reads {header!r}.")
+            raise InputError(f"{path}: the first line should name the columns, each once, but it is {header!r}.")
         for number, cells in enumerate(records, 1):
             yield _csv_row(str(path), number, header, cells)
 
 
 def _records(reader: Any) -> Iterator[list[str] | str]:
-    """The records of a CSV file; what is wrong with one, where it is broken."""
+    """Iterate over the records of a CSV file; a broken one yields its problem."""
     while True:
         try:
             cells = next(reader)
@@ -234,7 +234,7 @@ def _csv_row(file: str, number: int, header: list[str], cells: list[str] | str) 
     if isinstance(cells, str):
         return RawRow(file, number, problem=cells)
     if len(cells) != len(header):
-        return RawRow(file, number, problem=f"{len(cells)} cells, and the header has {len(header)}")
+        return RawRow(file, number, problem=f"{len(cells)} cells, but the header has {len(header)}")
     if any("\udc80" <= char <= "\udcff" for cell in cells if not cell.isascii() for char in cell):
         return RawRow(file, number, problem="not UTF-8")
     return RawRow(file, number, {name: cell or None for name, cell in zip(header, cells, strict=True)})
@@ -284,7 +284,7 @@ def _arrow_batches(file: Any) -> Iterator[pa.RecordBatch]:
 
 
 def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
-    """The rows as Python's values; None for one that holds a value which Python has not."""
+    """Convert rows to Python values; None for a row with a value that Python cannot represent."""
     try:
         return batch.to_pylist()  # type: ignore[no-any-return]
     except (OverflowError, ValueError):
@@ -293,9 +293,9 @@ def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
 
 
 def numbered(file: str, batches: Iterable[pa.RecordBatch]) -> Iterator[RawRow]:
-    """Turn batches into raw rows of `file`, counted from 1.
+    """Convert batches to raw rows of `file`, counted from 1.
 
-    A struct has the keys of all rows' structs; those that are null in a row are padding and left out.
+    An Arrow struct has the keys of all rows; keys that are null in a row are padding and are left out.
     """
     number = 0
     for batch in batches:
@@ -330,7 +330,7 @@ READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
     ".txt": _lines,
     ".md": _lines,
 }
-"""How each extension is read: JSON lines, JSON, cells with a header line, Parquet, Arrow, one prompt a line."""
+"""Reader of each extension: JSON lines, JSON, cells with a header line, Parquet, Arrow, one prompt per line."""
 
 
 def _suffix(path: Path) -> str:
@@ -341,10 +341,10 @@ def _suffix(path: Path) -> str:
 
 
 def reader(path: Path) -> Callable[[Path], Iterator[RawRow]]:
-    """Choose how a file is read, by its extension.
+    """Choose the reader of a file by its extension.
 
     Raises:
-        InputError: the extension is not known.
+        InputError: the extension is unknown.
     """
     suffix = _suffix(path)
     if suffix not in READERS:

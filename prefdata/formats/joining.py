@@ -1,4 +1,4 @@
-"""Joining: columns of another input put beside each row, by a key: responses and their questions in two files."""
+"""Joining: adding columns of another input to each row by a key, such as questions to their responses."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from prefdata.formats.files import RawRow
 from prefdata.formats.paths import dig
 
 ROW = "@row"
-"""Stands for the number of a row of the other input, from 0."""
+"""Key column: the row number in the other input, from 0."""
 
 Read = Callable[[str], Iterator[RawRow]]
 
 
 class Join:
-    """The rows of another input, by the key that they are joined by; they are held in memory.
+    """The rows of another input by their join key; they are kept in memory.
 
     Attributes:
-        hidden: columns of the other input that were not put beside rows, because these have them already.
+        hidden: columns of the other input that were not added, because the rows have columns of that name.
     """
 
     def __init__(self, given: str, on: str, read: Read) -> None:
         """Read the other input.
 
         Args:
-            given: its name, or `NAME=INPUT`: its columns are then put under NAME, as `NAME.column`.
-            on: a column that both have, or `COLUMN=OTHER`, where OTHER may be `@row`; several with commas between.
-            read: gives the rows of an input.
+            given: its name, or `NAME=INPUT`: its columns are then named `NAME.column`.
+            on: a column of both, or `COLUMN=OTHER`, where OTHER may be `@row`; several are separated by commas.
+            read: returns the rows of an input.
 
         Raises:
             InputError: it cannot be read, lacks a column, or has a key twice.
@@ -45,18 +45,19 @@ class Join:
         self.hidden: Counter[str] = Counter()
         for number, row in enumerate(read(self._name)):
             if row.problem:
-                raise InputError(f"{row.file}:{row.row}: {row.problem}. A file that is joined has to be whole.")
+                raise InputError(f"{row.file}:{row.row}: {row.problem}. All rows of a joined file must be readable.")
             key = tuple(number if other == ROW else _key(dig(row.values, other)) for other in self._other)
             if None in key:
                 missing = self._other[key.index(None)]
-                raise InputError(f"{row.file}:{row.row}: it has no {missing}, which --on names.")
+                raise InputError(f"{row.file}:{row.row}: the row has no {missing}, which --on names.")
             if self._rows.setdefault(key, row.values) is not row.values:
                 raise InputError(
-                    f"{row.file}:{row.row}: it has the same {', '.join(self._other)} as an earlier row ({_shown(key)})."
+                    f"{row.file}:{row.row}: the row has the same {', '.join(self._other)} as an earlier row "
+                    f"({_shown(key)})."
                 )
 
     def rows(self, rows: Iterator[RawRow]) -> Iterator[RawRow]:
-        """Each row with the other input's columns; its own win. One without a match is a bad row."""
+        """Yield each row with the other input's columns added; its own win. One without a match is a bad row."""
         for row in rows:
             if row.problem:
                 yield row
@@ -77,7 +78,7 @@ class Join:
 
 
 def _named(given: str) -> tuple[str | None, str]:
-    """The name that an input's columns are put under, if it has one, and the input."""
+    """Split NAME=INPUT into the name for the columns, if there is one, and the input."""
     name, equals, rest = given.partition("=")
     return (name, rest) if equals and name.isidentifier() and not Path(given).exists() else (None, given)
 
@@ -87,7 +88,7 @@ def _shown(key: tuple[Any, ...]) -> str:
 
 
 def _key(value: Any) -> Any:
-    """A key that can be compared: numbers as numbers, also as text."""
+    """Normalise a key: numbers, and texts of numbers, compare as numbers."""
     number = casts.number_of(value)
     if number is not None:
         return int(number) if number.is_integer() else number

@@ -1,4 +1,4 @@
-"""Rows in JSON that is not one object a line: a list, read a piece at a time, or an object that holds the rows."""
+"""Rows in JSON files other than JSON lines: a list, read in pieces, or an object that contains the rows."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Protocol, TextIO
 _PIECE = 1 << 20
 _SPACE = " \t\r\n"
 _LONGEST_TOKEN = 16
-"""Characters at the end of a piece in which a value that is only cut off there may seem wrong (`-Infinity`)."""
+"""Within so many characters of the end of a piece, an incomplete value (`-Infinity`) may look broken."""
 
 
 class JsonError(ValueError):
-    """Good JSON that does not hold rows; the message begins with its place, to follow the file's name."""
+    """Valid JSON without rows; the message begins with a position and follows the file's name."""
 
 
 def elements(text: TextIO) -> Iterator[Any]:
-    """Read the elements of a JSON list one after the other; memory holds the largest, and not the list.
+    """Read the elements of a JSON list one at a time, so that memory holds one element and not the list.
 
     Raises:
         JSONDecodeError: the list is broken, at this line and column of the file.
@@ -35,7 +35,7 @@ def elements(text: TextIO) -> Iterator[Any]:
                 break
             scan.take(",")
     if scan.next():
-        raise JsonError(f":{scan.line}: there is more after the list. Save the rows as one list, or as JSONL.")
+        raise JsonError(f":{scan.line}: there is more text after the list. Save the rows as one list, or as JSONL.")
 
 
 class _Readable(Protocol):
@@ -43,15 +43,15 @@ class _Readable(Protocol):
 
 
 class _Scan:
-    """A place in a JSON text that is read a piece at a time."""
+    """A position in a JSON text that is read in pieces."""
 
     def __init__(self, text: _Readable) -> None:
         self._text, self._held, self._at, self._ended = text, "", 0, False
-        self._column, self.line = 1, 1  # of the place `_at`
+        self._column, self.line = 1, 1  # of the position `_at`
         self._decoder = json.JSONDecoder(strict=False)
 
     def next(self) -> str:
-        """The next character that is not white space; empty at the end."""
+        """Return the next character that is not white space; empty at the end."""
         while True:
             start = self._at
             while self._at < len(self._held) and self._held[self._at] in _SPACE:
@@ -67,7 +67,7 @@ class _Scan:
         self._column += 1
 
     def value(self) -> Any:
-        """The value that begins here."""
+        """Read the value that begins here."""
         self.next()
         piece = _PIECE
         while True:
@@ -76,13 +76,13 @@ class _Scan:
             except json.JSONDecodeError as error:
                 cut = error.pos > len(self._held) - _LONGEST_TOKEN or error.msg.startswith("Unterminated")
                 after = error.pos - self._at
-                # With twice as much text each time, the whole takes at most twice the time.
+                # Doubling the text each time takes at most twice the total time.
                 if not cut or not self._more(piece):
                     raise self._error(error.msg, after) from None
                 piece *= 2
                 continue
             if end == len(self._held) and self._more(piece):
-                continue  # a number may go on
+                continue  # the number may continue
             self._count(self._at, end)
             self._at = end
             return value
@@ -109,12 +109,12 @@ class _Scan:
 def rows_of_object(text: str) -> list[Any]:
     """Find the rows of a JSON file that is one object, or several after one another.
 
-    They are the only list of objects in it, a list for each column, or an object for each row or for each column (as
-    pandas writes them).
+    The rows are the only list of objects in it, or one list per column, or one object per row or per column (as pandas
+    writes them).
 
     Raises:
-        JSONDecodeError: it is broken.
-        JsonError: it holds no rows, or it cannot be told which of its lists does.
+        JSONDecodeError: the JSON is broken.
+        JsonError: it has no rows, or several lists of objects.
     """
     scan = _Scan(_Whole(text))
     values = []
@@ -124,13 +124,13 @@ def rows_of_object(text: str) -> list[Any]:
 
 
 class _Whole:
-    """A text to be read at once, as a file."""
+    """A file-like object that returns a text at once."""
 
     def __init__(self, text: str) -> None:
         self._text = text
 
     def read(self, size: int, /) -> str:
-        """All of it, once."""
+        """Return the whole text, once."""
         text, self._text = self._text, ""
         return text
 
@@ -151,7 +151,7 @@ def _rows_within(whole: dict[str, Any]) -> list[Any]:
 
 
 def _by_name(whole: dict[str, dict[str, Any]]) -> list[Any]:
-    """An object for each row, or where the inner names are numbers and the outer ones not, for each column."""
+    """Return one object per row, or per column if the inner names are numbers and the outer ones are not."""
     inner = [name for value in whole.values() for name in value]
     if all(name.isdigit() for name in inner) and not all(name.isdigit() for name in whole):
         numbers = dict.fromkeys(inner)

@@ -1,9 +1,9 @@
-"""Layouts as data: which columns of a row are its prompt, its responses, and what is said of them.
+"""Layouts as data: the columns of a row's prompt, responses and verdicts.
 
 A layout is a YAML file of the keys below; the built-in ones are such files (`maps/`). Values are paths into a row
-(`annotations.helpfulness.Rating`; dots lead inwards, a number picks an element of a list, * all of them) or texts with
-paths in braces (`response_{better_response_id}`), which name a column by what another holds. Nothing in it is run: a
-layout may come from a stranger.
+(`annotations.helpfulness.Rating`; dots are nested keys, a number an index of a list, * all elements) or texts with
+paths in braces (`response_{better_response_id}`), which name a column by another's value. A layout never runs
+code, so that one from an untrusted source is safe.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from prefdata.formats.records import Kind
 
 
 def _listed(value: Any) -> Any:
-    """One value where several may be given; none is an empty list, and so is an empty text."""
+    """Wrap a single value in a list; None and an empty text become an empty list."""
     if value is None or value == "":
         return ()
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-"""Columns to look in, one after the other: the first that holds something is read."""
+"""Columns to try in this order: the first that is not empty is read."""
 
 Cast = Literal[
     "words",
@@ -50,10 +50,10 @@ class _Map(BaseModel):
 
 
 class PromptMap(_Map):
-    """Where the prompt is.
+    """Columns of the prompt.
 
-    `turns` hold a conversation, `text` a request or a transcript. With `shared` the prompt is what whole conversations
-    in the chosen and rejected columns have in common at their start.
+    `turns` hold a conversation, `text` a request or a transcript. With `shared` the prompt is the common start of the
+    whole conversations in the chosen and rejected columns.
     """
 
     turns: Paths = Field((), description="Conversations: lists of turns, also as JSON text, and transcripts.")
@@ -76,7 +76,7 @@ PROMPT_PATHS = ("turns", "text", "alternate", "texts", "then", "system", "histor
 
 
 class ResponseMap(_Map):
-    """Where a response is, or with `each` a list of them."""
+    """Column of a response, or with `each` of a list of them."""
 
     column: Paths = Field((), description="A text, a message, a conversation; for a side also a list of texts.")
     each: Paths = Field((), description="A list of texts, or of objects with a `text`.")
@@ -93,7 +93,7 @@ class ResponseMap(_Map):
 
     @property
     def paths(self) -> list[str]:
-        """Every path that it reads."""
+        """List every path that it reads."""
         return [*self.column, *self.each, *self.model, *self.label, *self.rank, *self.attributes.values()]
 
     @model_validator(mode="after")
@@ -104,7 +104,7 @@ class ResponseMap(_Map):
 
 
 class VerdictMap(_Map):
-    """What says which response is better."""
+    """Column of a verdict: which response is better."""
 
     column: Paths = Field((), description="The verdict; a list is one of several annotators.")
     better: str | None = Field(None, description="The better response's column, with paths in braces.")
@@ -128,10 +128,10 @@ class LayoutMap(_Map):
     Attributes:
         layout: its name.
         about: what it is, in a line.
-        needs: columns by which it is recognised, all of them; one without is only read when it is named.
+        needs: columns by which it is recognised, all of them; a layout without `needs` is read only by name.
         without: columns that it must not have.
         refuse: why rows like these are not read.
-        prompt, responses, verdicts: as above. What is not given is found by the general vocabulary.
+        prompt, responses, verdicts: as above. Parts that are not given are found by the general vocabulary.
     """
 
     layout: str
@@ -163,7 +163,7 @@ class LayoutMap(_Map):
 
     @property
     def is_general(self) -> bool:
-        """Whether it has a name alone, and is read by the general vocabulary."""
+        """Whether it has only a name, and is read by the general vocabulary."""
         return self.prompt is None and self.responses is None and self.verdicts is None
 
 
@@ -174,7 +174,7 @@ FIELDS = (*OF_PROMPTS, "label", "model", "weight", "margin", "probability", "tie
 
 
 def paths_of(layout: LayoutMap) -> list[str]:
-    """Every path that a layout takes for itself; a label stays one of the response's attributes."""
+    """List every path that a layout takes for itself; a label stays one of the response's attributes."""
     return [
         *prompt_paths(layout),
         *response_paths(layout),
@@ -184,7 +184,7 @@ def paths_of(layout: LayoutMap) -> list[str]:
 
 
 def prompt_paths(layout: LayoutMap) -> list[str]:
-    """The paths of the prompt, and of the references that stand beside it."""
+    """List the paths of the prompt, and of its references."""
     prompt = layout.prompt or PromptMap()
     found = [path for field in PROMPT_PATHS for path in getattr(prompt, field)]
     found += [path for field in OF_PROMPTS for path in getattr(layout, field)]
@@ -192,12 +192,12 @@ def prompt_paths(layout: LayoutMap) -> list[str]:
 
 
 def response_paths(layout: LayoutMap) -> list[str]:
-    """The paths of the responses."""
+    """List the paths of the responses."""
     return [path for one in layout.responses or () if one.kind != "reference" for path in one.paths]
 
 
 def verdict_paths(layout: LayoutMap) -> list[str]:
-    """The paths of the verdicts."""
+    """List the paths of the verdicts."""
     texts = [text for one in layout.verdicts or () for text in (one.better, one.annotator) if text and "{" in text]
     return [*(path for one in layout.verdicts or () for path in one.column), *texts]
 
@@ -206,7 +206,7 @@ def parse_map(value: Any, name: str) -> LayoutMap:
     """Check a map.
 
     Raises:
-        InputError: it has unknown keys, or values that do not fit; all are named, with their places.
+        InputError: it has unknown keys or wrong values; all are named, with their paths.
     """
     if not isinstance(value, dict):
         raise InputError(f"{name}: a layout is a mapping of prompt, responses, verdicts, …; see docs/formats.md.")
@@ -225,17 +225,17 @@ def _problem(error: Any) -> str:
 
 @cache
 def built_in() -> dict[str, LayoutMap]:
-    """The built-in layouts, by name."""
+    """Load the built-in layouts, by name."""
     maps = (parse_map(read_map(name), name) for name in map_names())
     return {one.layout: one for one in maps}
 
 
 def named_map(name: str) -> LayoutMap:
-    """The layout of that name, or of that file, or of that mapping in braces.
+    """Find a layout by name, by file, or as a mapping in braces.
 
     Raises:
-        UsageError: there is none of that name.
-        InputError: the file cannot be read, or is no layout.
+        UsageError: no layout has that name.
+        InputError: the file cannot be read, or is not a layout.
     """
     if name.endswith((".yaml", ".yml")) or name.lstrip().startswith("{"):
         return parse_map(read_map_file(name), "layout" if name.lstrip().startswith("{") else name)

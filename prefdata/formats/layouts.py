@@ -1,4 +1,4 @@
-"""A layout at work: a key map compiled for a file's columns, which turns raw rows into records."""
+"""Compiled layouts: a key map that converts the raw rows of a file to records."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ _KEPT: dict[str, tuple[IngestKind, ...]] = {
     "probability": ("pairs", "comparisons"),
     **dict.fromkeys(OF_VERDICTS, ("pairs", "comparisons")),
 }
-"""What the fields that are no part of a prompt are kept for."""
+"""The kinds of data for which the fields outside the prompt are kept."""
 
 DECIDE_THE_PROMPT = {
     "messages", "conversations", "conversation", "chat", "dialogue", "prompt", "instruction", "question", "query",
     "system", "systemprompt", "systemmessage",
 }  # fmt: skip
-"""Columns that a row is not read without: they say what is asked."""
+"""Columns that are part of the prompt: a row with one that the layout does not read is a bad row."""
 
 
 class Layout:
@@ -58,13 +58,13 @@ class Layout:
     Attributes:
         map: the key map.
         used: the columns that it reads.
-        notes: what of the rows was not kept, by name, and how often.
-        kept: columns that became metadata, and in how many rows.
-        not_kept: columns that are read, and of no use for what is wanted, and in how many rows.
+        notes: counts of content that was not kept, by name.
+        kept: columns that became metadata, with the number of rows.
+        not_kept: columns that are read but not needed for `want`, with the number of rows.
     """
 
     def __init__(self, layout: LayoutMap, ignore: Iterable[str] = (), want: IngestKind = "pairs") -> None:
-        """Compile a map; columns to `ignore` are not read, and are no metadata either."""
+        """Compile a map; columns to `ignore` are not read, and not kept as metadata."""
         self.map = layout
         self.notes: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()
@@ -92,11 +92,11 @@ class Layout:
         self._says_more = any(self._fields[field] for field in OF_VERDICTS)
 
     def record(self, row: RawRow) -> Record:
-        """What a row holds.
+        """Read a row into a record.
 
         Raises:
-            BadRowError: it cannot be used.
-            LeftOutError: the map leaves it out.
+            BadRowError: the row cannot be used.
+            LeftOutError: the layout leaves the row out.
         """
         if row.problem:
             raise BadRowError(row.reason, row.problem)
@@ -138,16 +138,16 @@ class Layout:
             if watched is None:
                 continue
             if watched == "pictures" and value not in (None, [], "", {}):
-                raise BadRowError("pictures", f"it has {name}, and only text is read")
+                raise BadRowError("pictures", f"it has {name}, but only text is read")
             if watched == "prompt" and _says_something(value):
                 raise BadRowError(
                     "unread_prompt",
-                    f"{name} says what is asked, and the layout {self.map.layout} does not read it: leave it out with "
-                    f"--ignore {name}, or name another --layout",
+                    f"{name} is part of the prompt, but the layout {self.map.layout} does not read it: leave it out "
+                    f"with --ignore {name}, or choose another --layout",
                 )
 
     def _watch(self, name: str) -> str | None:
-        """Why a column may be the end of its row: it holds pictures, or asks something and is not read."""
+        """Explain why a column may make its row unusable: it holds pictures, or part of the prompt that is not read."""
         if plain_name(name) in self._unread:
             return "pictures"
         return "prompt" if plain_name(name) in DECIDE_THE_PROMPT and name not in self.used else None
@@ -164,7 +164,7 @@ class Layout:
         return record
 
     def _last_turn(self, record: Record, prompt: Prompt) -> None:
-        """A last turn of the assistant: a reference, the response, the chosen one, or the beginning of responses."""
+        """Use a last turn of the assistant as a reference, the response, the chosen one, or a prefill."""
         turns = prompt.turns
         if not turns or turns[-1]["role"] != "assistant":
             return
@@ -176,7 +176,7 @@ class Layout:
             if not any(list(one.turns) == turns[-len(one.turns) :] for one in record.responses):
                 raise BadRowError(
                     "answered",
-                    "the conversation ends with the assistant's turn, which is none of the responses beside it",
+                    "the conversation ends with the assistant's turn, which is not one of the row's responses",
                 )
             prompt.turns = turns[:-1]
         else:
@@ -229,7 +229,7 @@ class Layout:
         return list(dict.fromkeys(found))
 
     def _attribute(self, record: Record, values: Values) -> None:
-        """The model of a row belongs to its responses, unless it has sides; its label to the only one."""
+        """Assign a row's model to its responses, unless it has sides, and its label to the only response."""
         own = [one for one in record.responses if one.kind != "rejected"]
         model = self._field("model", values)
         if isinstance(model, str) and len(own) == len(record.responses):
@@ -244,7 +244,7 @@ class Layout:
         more: dict[str, str] = {}
         if self._says_more:
             found = {field: self._field(field, values) for field in OF_VERDICTS}
-            if isinstance(found["order"], bool):  # whether the two were shown the other way round
+            if isinstance(found["order"], bool):  # whether the two were shown in reverse order
                 found["order"] = "second-first" if found["order"] else "first-second"
             more = {field: str(value) for field, value in found.items() if value is not None}
         if more.get("order", "first-second") not in ("first-second", "second-first"):
@@ -266,7 +266,7 @@ class Layout:
         return name in self._fits and not self._fits[name](value)
 
     def _metadata(self, record: Record, values: Values) -> dict[str, Any]:
-        """What was not used; the keys of a `metadata` object come up one level."""
+        """Collect what was not used; the keys of a `metadata` object move up one level."""
         left = {}
         for name, value in values.items():
             if value is None:
@@ -280,7 +280,7 @@ class Layout:
             self.kept[name] += 1
         for name in self._useless:
             self.not_kept[name] += values.get(name) is not None
-        # One of our own tables: its id says nothing new.
+        # A table of a run: its id is derived from the messages.
         if "prompt_id" in left and left["prompt_id"] == prompt_id(record.messages, record.tools):
             del left["prompt_id"]
         given = casts.as_json(left.get("metadata"))
@@ -294,7 +294,7 @@ def _columns(paths: Iterable[str]) -> set[str]:
 
 
 def _useless(layout: LayoutMap, want: IngestKind) -> list[str]:
-    """The paths that are of no use for what is wanted."""
+    """List the paths that are not needed for `want`."""
     found = [path for field, wants in _KEPT.items() if want not in wants for path in getattr(layout, field)]
     if want not in JUDGED:
         found += verdict_paths(layout)
@@ -302,9 +302,9 @@ def _useless(layout: LayoutMap, want: IngestKind) -> list[str]:
 
 
 def _reference_texts(value: Any) -> list[tuple[str, str | None]] | None:
-    """The references that a value holds, each with its source: a text, a number, an object with a text, or a list.
+    """List the references in a value, each with its source: a text, a number, an object with a text, or a list.
 
-    None where it is something else.
+    None for other values.
     """
     listed = casts.as_json(value)
     found: list[tuple[str, str | None]] = []
@@ -319,7 +319,7 @@ def _reference_texts(value: Any) -> list[tuple[str, str | None]] | None:
 
 
 def _give_turns(response: Response, whole: Whole, prompt: Prompt) -> None:
-    """The rest of a whole conversation is the response."""
+    """Set a response to the rest of its whole conversation."""
     count = len(prompt.turns)
     if whole.turns[:count] != prompt.turns:
         raise BadRowError("two_prompts", "chosen and rejected do not begin with the same prompt")
@@ -338,11 +338,11 @@ _OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "probability": lambda value: casts.number_of(value) is not None,
     "tie": lambda value: casts.tie(value) is not None,
 }
-"""Fields whose columns may hold something else, which then stays with the metadata."""
+"""Fields whose columns may hold other values, which then become metadata."""
 
 
 def _interleave(found: Sequence[tuple[Response, Whole | None]], prompt: Prompt) -> None:
-    """Responses that are lists of texts, one for each of the user's: the user's later turns stand between them."""
+    """Insert the user's later turns between the texts of responses that are lists, one text per user turn."""
     for response, _ in found:
         asked = [{"role": "user", "content": text} for text in prompt.later]
         if len(response.turns) != len(asked) + 1:
@@ -371,7 +371,7 @@ def _split(value: Any) -> str | None:
 
 
 def plain(value: Any) -> Any:
-    """`value` in JSON's terms: NaN and infinities are null, bytes base64, what JSON cannot say is its text."""
+    """Convert `value` to JSON types: NaN and infinities to null, bytes to base64, other types to text."""
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The files that say how layouts are read: `maps/*.yaml`, and a user's own. They are data; nothing in them is run."""
+"""Files that define layouts: `maps/*.yaml`, and a user's own. They are data and never run code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FOLDER = "maps"
 
 
 def map_names() -> list[str]:
-    """The names of the built-in maps, the vocabulary apart."""
+    """List the names of the built-in maps, without the vocabulary."""
     folder = resources.files("prefdata.formats") / _FOLDER
     names = (file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
     return sorted(name for name in names if name != "general")
@@ -29,10 +29,10 @@ def read_map(name: str) -> Any:
 
 
 def read_map_file(name: str) -> Any:
-    """Read a map from a file, or from the name itself where that is a mapping in braces.
+    """Read a map from a file, or from the name itself if it is a mapping in braces.
 
     Raises:
-        InputError: there is no such file, or it is not YAML.
+        InputError: the file does not exist, or is not YAML.
     """
     try:
         return yaml.load(name if name.lstrip().startswith("{") else Path(name).read_text(encoding="utf-8"), _Loader)
@@ -45,7 +45,7 @@ def read_map_file(name: str) -> Any:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Reads `yes`, `no`, `on` and `off` as the words that they are in other people's files, dates as text."""
+    """YAML loader that reads `yes`, `no`, `on`, `off` and dates as text."""
 
 
 _Loader.yaml_implicit_resolvers = {

@@ -1,8 +1,8 @@
-"""Conversations: from the ways in which people write turns to the messages of the contract.
+"""Conversations: conversion of turns in any common notation to the messages of the contract.
 
-A message has role and content, and where they are given tool_calls (as JSON text), tool_call_id, name,
-reasoning_content, weight and prefill. Keys and roles are known under many names, in any case. What a message says
-beyond that is counted as not kept; pictures and sound are refused, never passed over.
+A message has role and content, and optionally tool_calls (as JSON text), tool_call_id, name, reasoning_content, weight
+and prefill. Keys and roles have many names, in any case. Other keys are counted as not kept; pictures and sound are
+refused and never skipped.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _ROLE_NAMES = {
     "user": ("user", "human", "prompter", "customer", "question"),
     "assistant": ("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "ai", "agent", "answer"),
     "tool": ("tool", "function", "observation", "function_response", "tool_response", "ipython"),
-    "call": ("function_call", "tool_call"),  # the assistant's message, and its content is a call
+    "call": ("function_call", "tool_call"),  # an assistant's message whose content is a call
 }
 ROLES = {name: role for role, names in _ROLE_NAMES.items() for name in names}
-"""The roles by every name that they are written as; `call` is an assistant's message whose content is a tool call."""
+"""The names of each role; `call` is an assistant's message whose content is a tool call."""
 
 _ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
 _CONTENT_KEYS = ("content", "value", "text", "message", "parts", "utterance")
@@ -38,7 +38,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _PLAIN = {"role", "content"}
 
 _PLACEHOLDER = re.compile(r"<image>(?!.*</image>)|\A\s*<(video|audio)>\s*\n(?!.*</\1>)", re.DOTALL)
-"""What stands for a picture in a text, or for a film before it; in XML and HTML the element is closed."""
+"""Placeholders of a picture or video in a text; in XML and HTML the element is closed."""
 
 _AFTER: dict[str | None, tuple[str, ...]] = {
     None: ("system", "user"),
@@ -50,17 +50,17 @@ _AFTER: dict[str | None, tuple[str, ...]] = {
 
 
 def role_of(name: Any) -> str | None:
-    """The role that a name stands for, or None where it is none."""
+    """Find the role of a name; None if it is unknown."""
     return ROLES.get(name.strip().lower().replace(" ", "_").replace("-", "_")) if isinstance(name, str) else None
 
 
 def are_turns(value: Any) -> bool:
-    """Whether a value is a conversation: a list of objects with a role and a content, or with roles as their keys."""
+    """Tell whether a value is a conversation: a list of objects with role and content, or with roles as keys."""
     return isinstance(value, list) and bool(value) and all(is_turn(turn) for turn in value)
 
 
 def is_turn(value: Any) -> bool:
-    """Whether a value is one turn of a conversation, well or badly formed."""
+    """Tell whether a value is one turn of a conversation, well or badly formed."""
     if not isinstance(value, dict):
         return False
     if value.keys() >= _PLAIN:
@@ -77,14 +77,14 @@ def _all_texts(values: Any) -> bool:
 
 
 def turns_of(value: Sequence[Mapping[str, Any]], unused: Counter[str] | None = None) -> Turns:
-    """Messages from turns as people write them; `unused` counts the keys that are not kept.
+    """Convert turns in any notation to messages; `unused` counts the keys that are not kept.
 
     Raises:
-        BadRowError: a turn has an unknown role, or a content that is not text.
+        BadRowError: a turn has an unknown role, or its content is not text.
     """
     found: Turns = []
     for number, turn in enumerate(value, 1):
-        # The common case, for speed.
+        # Fast path for the common case.
         if len(turn) == 2 and type(content := turn.get("content")) is str and type(name := turn.get("role")) is str:
             role = ROLES.get(name)
             if role is not None and role != "call":
@@ -96,7 +96,7 @@ def turns_of(value: Sequence[Mapping[str, Any]], unused: Counter[str] | None = N
 
 
 def _append(turns: Turns, message: dict[str, Any]) -> None:
-    """Add a message; a call that follows the assistant's words is one message with them."""
+    """Append a message; a call after a text of the assistant is merged into one message with it."""
     last = turns[-1] if turns else {}
     if message.get("tool_calls") and not message["content"] and last.get("role") == "assistant":
         if "tool_calls" in last:
@@ -135,7 +135,7 @@ def _known() -> str:
 
 
 def _kept(number: int, keys: dict[str, Any]) -> dict[str, Any]:
-    """The keys beside role and content that the contract has, taken out of `keys`."""
+    """Take the message keys other than role and content that the contract has out of `keys`."""
     if pictures := next((key for key in _PICTURE_KEYS if keys.get(key)), None):
         raise BadRowError("pictures", f"message {number} has {pictures}; only text is read")
     kept: dict[str, Any] = {}
@@ -161,10 +161,10 @@ def _kept(number: int, keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def tool_calls(number: int, calls: Any) -> str:
-    """Tool calls as JSON text, as chat templates read them: `{"type", "function": {"name", "arguments"}}`, with an id.
+    """Convert tool calls to the JSON text of chat templates: `{"type", "function": {"name", "arguments"}}`, with an id.
 
     Raises:
-        BadRowError: they are no calls.
+        BadRowError: they are not tool calls.
     """
     if isinstance(calls, str):
         try:
@@ -187,7 +187,7 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     arguments: Any = next(
         (inner[key] for key in ("arguments", "parameters", "input") if inner.get(key) is not None), {}
     )
-    if isinstance(arguments, str):  # OpenAI has them as JSON text, chat templates as an object
+    if isinstance(arguments, str):  # JSON text in OpenAI's format, an object in chat templates
         try:
             parsed = json.loads(arguments, strict=False)
             arguments = parsed if isinstance(parsed, dict) else arguments
@@ -198,7 +198,7 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _called(message: dict[str, Any], content: Any) -> Iterator[dict[str, Any]]:
-    """The message of a turn in the role of a call: its content is the call, or words where it is none."""
+    """Convert a turn in the role of a call: its content is the call, or text if it is not a call."""
     try:
         yield {"role": "assistant", "content": "", **message, "tool_calls": tool_calls(0, content)}
     except BadRowError:
@@ -208,7 +208,7 @@ def _called(message: dict[str, Any], content: Any) -> Iterator[dict[str, Any]]:
 
 
 def _content(number: int, content: Any, message: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A message's text, and the reasoning and calls that stand among its parts."""
+    """Split a message's parts into its text, and the reasoning and calls among them."""
     if isinstance(content, str):
         return content, {}
     if content is None and ("tool_calls" in message or "reasoning_content" in message):
@@ -250,7 +250,7 @@ def _part(number: int, part: Any) -> str:
 
 
 def _tool_results(number: int, content: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """Results of tools that are written as parts of a user's message, each as a message of its own."""
+    """Extract tool results written as parts of a user's message, each as a message of its own."""
     for part in content:
         if _sort(part) != "tool_result":
             yield {"role": "user", "content": _part(number, part)}
@@ -272,14 +272,14 @@ TEXT_KEYS = (
     "full_text",
     "body",
 )
-"""The keys under which an object may hold its one text."""
+"""The keys of an object's only text."""
 
 
 def text_within(value: Mapping[str, Any], name: str) -> str:
-    """The only text that an object holds, also under an object of its own.
+    """Find the only text in an object, also inside one nested object.
 
     Raises:
-        BadRowError: it holds none, or several.
+        BadRowError: it has no text, or several.
     """
     found = [value[key] for key in TEXT_KEYS if isinstance(value.get(key), str)]
     inner = [value[key] for key in TEXT_KEYS if isinstance(value.get(key), dict)]
@@ -287,14 +287,14 @@ def text_within(value: Mapping[str, Any], name: str) -> str:
         return str(found[0])
     if not found and len(inner) == 1:
         return text_within(inner[0], name)
-    raise BadRowError("not_text", f"{name} is an object with {'several texts' if found else 'no text'}, and not a text")
+    raise BadRowError("not_text", f"{name} is an object with {'several texts' if found else 'no text'}, not a text")
 
 
 def parsed(text: str, name: str) -> Any:
-    """The turns that a text is the JSON or the Python notation of; None for a text that is none such.
+    """Parse turns written as JSON or in Python notation; None for any other text.
 
     Raises:
-        BadRowError: it looks like such a notation and cannot be parsed.
+        BadRowError: it looks like such turns but cannot be parsed.
     """
     start = text.lstrip()[:200]
     if start[:1] not in ("[", "{") or not _looks_serialised(start):
@@ -306,7 +306,7 @@ def parsed(text: str, name: str) -> Any:
             continue
         return value if are_turns(value) or is_turn(value) or conversation_within(value) is not None else None
     raise BadRowError(
-        "serialised", f"{name} looks like turns written as JSON or by Python, and cannot be parsed: {start[:60]!r}"
+        "serialised", f"{name} looks like turns in JSON or Python notation, but cannot be parsed: {start[:60]!r}"
     )
 
 
@@ -327,26 +327,26 @@ def _looks_serialised(start: str) -> bool:
 
 
 def conversation_within(value: Any) -> Any:
-    """The turns of an object that holds a conversation under `messages` or `conversations`, else None."""
+    """Get the turns of an object with a conversation under `messages` or `conversations`, else None."""
     if not isinstance(value, dict):
         return None
     return next((value[key] for key in ("messages", "conversations") if are_turns(value.get(key))), None)
 
 
 def plain(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether messages hold nothing but roles and contents."""
+    """Tell whether messages have only roles and contents."""
     return all(message.keys() == _PLAIN for message in messages)
 
 
 def check(messages: Sequence[Mapping[str, Any]]) -> None:
-    """Hold a conversation that waits for a response against the rules for prompts.
+    """Check the conversation of a prompt, which ends where a response is expected.
 
     At most one system message, which comes first, then user and assistant in turn; results of tools may follow an
-    assistant's message. Last comes the user's message, a tool's result, or the beginning of the response, marked
-    prefill. No message is empty but one that calls a tool, and a tool's result.
+    assistant's message. The last message is the user's, a tool's result, or the beginning of the response, marked
+    prefill. Only messages that call a tool, and tool results, may be empty.
 
     Raises:
-        BadRowError: it breaks one.
+        BadRowError: it breaks a rule.
     """
     if not any(message["role"] == "user" for message in messages):
         raise BadRowError("no_user_turn", "there is no user message")
@@ -360,13 +360,13 @@ def check(messages: Sequence[Mapping[str, Any]]) -> None:
         before = role
     if before == "system" or (before == "assistant" and not messages[-1].get("prefill")):
         raise BadRowError(
-            "no_user_last", f"the last message is {before}'s, it should be the user's, a tool's or marked prefill"
+            "no_user_last", f"the last message is {before}'s, but should be the user's, a tool's or marked prefill"
         )
     for number, message in enumerate(messages, 1):
         content = message["content"]
         if "<" in content and (picture := _PLACEHOLDER.search(content)):
             raise BadRowError(
-                "pictures", f"message {number} has a place for a picture, {picture[0].strip()}; only text is read"
+                "pictures", f"message {number} has a placeholder of a picture, {picture[0].strip()}; only text is read"
             )
         empty = not content or content.isspace()
         if empty and message["role"] != "tool" and not message.get("tool_calls"):

@@ -1,4 +1,4 @@
-"""Names of columns: the words they are made of, however they are written, and the vocabulary of maps/general.yaml."""
+"""Names of columns: their words, in any spelling, and the vocabulary of maps/general.yaml."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Words = tuple[str, ...]
 
 @cache
 def words(name: str) -> Words:
-    """The words of a column's name, in lower case: `responseA`, `response_a` and `Response a` have the same."""
+    """Split a column's name into lower-case words: `responseA`, `response_a` and `Response a` give the same."""
     noise = vocabulary("noise")
     found = tuple(word.lower() for word in _WORD.findall(name))
     return tuple(word for word in found if word not in noise) or found
@@ -24,38 +24,38 @@ def words(name: str) -> Words:
 
 @cache
 def plain_name(name: str) -> str:
-    """A column's name without case, spaces, dashes and underscores, to be compared."""
+    """Normalise a column's name for comparison: no case, spaces, dashes or underscores."""
     return "".join(words(name))
 
 
 @cache
 def vocabulary(slot: str) -> Sequence[str]:
-    """The names of a slot, in the order in which they are looked for."""
+    """List the names of a slot, in the order in which they are tried."""
     names: Sequence[str] = tuple(general()[slot])
     return names
 
 
 @cache
 def general() -> dict[str, Any]:
-    """The whole vocabulary."""
+    """Load the whole vocabulary."""
     found: dict[str, Any] = read_map("general")
     return found
 
 
 def known_names(*slots: str) -> frozenset[str]:
-    """The names of several slots."""
+    """Collect the names of several slots."""
     return frozenset(name for slot in slots for name in vocabulary(slot))
 
 
 @cache
 def is_known(column: str) -> bool:
-    """Whether a column's name may say what it holds."""
+    """Tell whether a column's name is in the vocabulary."""
     of_columns = general().keys() - {"noise", "indices", "of_response", "numbered_beside", "opaque", "wrappers"}
     return plain_name(column) in known_names(*of_columns) or bool({*words(column)} & {*vocabulary("numbered")})
 
 
 def first_named(columns: Iterable[str], slot: str) -> list[str]:
-    """The columns that are names of a slot, in its order."""
+    """List the columns that are names of a slot, in its order."""
     by_name: dict[str, list[str]] = {}
     for column in columns:
         by_name.setdefault(plain_name(column.rpartition(".")[2]), []).append(column)

@@ -1,4 +1,4 @@
-"""Paths into a row: keys in one another, elements of lists, and texts that name a column by what another holds."""
+"""Paths into a row: nested keys, elements of lists, and texts that name a column by another's value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PLACE = re.compile(r"\{([^{}]+)\}")
 
 
 def dig(values: Any, path: str) -> Any:
-    """The value at a path, or None: the key itself; else dots lead inwards, a number picks of a list, * takes all."""
+    """Get the value at a path, or None: the key itself; else dots are nested keys, a number an index, * all items."""
     if isinstance(values, Mapping):
         if path in values:
             return values[path]
@@ -32,7 +32,7 @@ def dig(values: Any, path: str) -> Any:
 
 
 def getter(path: str) -> Getter:
-    """A function that finds the value at a path, which may have other paths in braces."""
+    """Compile a path, which may have other paths in braces, into a function that gets its value."""
     if _PLACE.search(path):
         return lambda values: dig(values, filled(path, values))
     if "." not in path:
@@ -41,7 +41,7 @@ def getter(path: str) -> Getter:
 
 
 def filled(text: str, values: Mapping[str, Any]) -> str:
-    """A text with the values at the paths in braces: `response_{better_response_id}`. 1.0 is written as 1."""
+    """Fill in the values at the paths in braces: `response_{better_response_id}`. 1.0 is written as 1."""
 
     def value_at(match: re.Match[str]) -> str:
         value = dig(values, match[1])
@@ -51,13 +51,13 @@ def filled(text: str, values: Mapping[str, Any]) -> str:
 
 
 def columns_of(path: str) -> list[str]:
-    """The columns of a row that a path reads: its first key, and those in braces."""
+    """List the columns of a row that a path reads: its first key, and those in braces."""
     inner = _PLACE.findall(path)
     return [one.partition(".")[0] for one in inner] or [path.partition(".")[0]]
 
 
 def resolved(path: str, columns: Sequence[str]) -> str:
-    """A path whose first key is written as one of the columns is, where it differs in case or separators alone."""
+    """Spell a path's first key like one of the columns, if they differ only in case or separators."""
     first, dot, rest = path.partition(".")
     if path in columns or first in columns or "{" in path:
         return path

@@ -1,4 +1,4 @@
-"""The first rows as they are understood, and the layout that they were read by: what --dry-run shows."""
+"""Output of --dry-run: the layout of each input, and its first rows as they are read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prefdata.formats.reading import Reader
 from prefdata.formats.records import Record, Response
 
 ROWS = 3
-"""Records of each input that are shown."""
+"""Number of records shown per input."""
 
 _LONGEST = 400
 

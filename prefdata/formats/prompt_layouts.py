@@ -1,6 +1,6 @@
-"""Prompts: from the columns that a layout names to the conversation that waits for a response.
+"""Prompts: from the columns of a layout to the conversation that is to be answered.
 
-What several columns say of the prompt has to agree: none of them is passed over.
+If several columns hold the prompt, they have to agree: none is ignored.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ Values = Mapping[str, Any]
 
 @dataclass(slots=True)
 class Prompt:
-    """What a row's prompt columns say.
+    """The prompt from a row's columns.
 
     Attributes:
         turns: the conversation.
-        plain: the prompt as the one text that it was written as, where it was.
+        plain: the prompt as one text, if it was written as a text.
         is_transcript: whether that text is a transcript.
-        tools: the tools that the conversation's own object names.
+        tools: the tools in the conversation's own object.
         complete: whether the conversation may end with its own response (a file of conversations).
-        later: the user's turns that are not in it, where only the first is read.
+        later: the user's later turns, if only the first is read.
     """
 
     turns: Turns
@@ -53,7 +53,7 @@ class Prompt:
 
 
 class PromptReader:
-    """Reads the prompt of one layout."""
+    """Reader of one layout's prompts."""
 
     def __init__(self, layout: PromptMap) -> None:
         self.map = layout
@@ -65,10 +65,10 @@ class PromptReader:
     def read(
         self, values: Values, wholes: Sequence[Whole], notes: Counter[str], sides: Sequence[Response] = ()
     ) -> Prompt:
-        """The prompt; `wholes` are the conversations of the sides, where they hold it.
+        """Read the prompt; `wholes` are the conversations of the sides, if they contain it.
 
         Raises:
-            BadRowError: there is none, or its columns contradict each other.
+            BadRowError: there is no prompt, or its columns contradict each other.
         """
         prompt = _shared_words(sides) if self.map.shared and not wholes else self._read(values, wholes, notes)
         if prompt.turns and prompt.turns[0]["role"] == "system" and not prompt.turns[0]["content"].strip():
@@ -159,7 +159,7 @@ class PromptReader:
 
 
 def _conversation(value: Any, name: str, notes: Counter[str]) -> Prompt | None:
-    """A conversation, a transcript, or either as JSON text; None where the value is another text."""
+    """Read a conversation, a transcript, or either as JSON text; None if the value is another text."""
     if isinstance(value, str):
         found = parsed(value, name)
         if found is None:
@@ -177,7 +177,7 @@ def _conversation(value: Any, name: str, notes: Counter[str]) -> Prompt | None:
 
 
 def _of_transcript(written: Transcript) -> Prompt:
-    """A transcript as a prompt; an empty turn of the assistant at its end only asks for the response."""
+    """Convert a transcript to a prompt; an empty assistant turn at its end is not part of the prompt."""
     asks = written.turns[-1]["role"] == "assistant" and not written.turns[-1]["content"].strip()
     turns = written.turns[:-1] if asks else written.turns
     return Prompt(turns, written.text if asks else None, is_transcript=True)
@@ -188,11 +188,11 @@ def _text(value: Any, name: str) -> str:
         return value
     if isinstance(value, Mapping):
         return text_within(value, name)
-    raise BadRowError("no_prompt", f"{name} should hold a text or a conversation, and is {casts.shown(value)}")
+    raise BadRowError("no_prompt", f"{name} should hold a text or a conversation, but is {casts.shown(value)}")
 
 
 def _longest(conversations: list[Prompt], texts: list[tuple[str, str]]) -> Prompt:
-    """The conversation that the others are beginnings of."""
+    """Choose the conversation of which the others are beginnings."""
     longest = max(conversations, key=lambda one: len(one.turns))
     for other in conversations:
         if other.turns != longest.turns[: len(other.turns)]:
@@ -202,7 +202,7 @@ def _longest(conversations: list[Prompt], texts: list[tuple[str, str]]) -> Promp
 
 
 def _agree(turns: Turns, texts: list[tuple[str, str]]) -> None:
-    """That texts beside a conversation say what is in it."""
+    """Check that texts next to a conversation are in it."""
     said = {turn["content"].strip() for turn in turns}
     for name, text in texts:
         if text.strip() and text.strip() not in said:
@@ -210,11 +210,11 @@ def _agree(turns: Turns, texts: list[tuple[str, str]]) -> None:
 
 
 def _within_sides(wholes: Sequence[Whole], conversations: list[Prompt], texts: list[tuple[str, str]]) -> Prompt:
-    """The prompt that whole conversations share; columns beside have to say the same."""
+    """Extract the prompt that whole conversations share; other prompt columns have to agree."""
     shared = shared_turns(wholes)
     beside = [one for one in conversations if any(one.turns == whole.turns[: len(one.turns)] for whole in wholes)]
     if len(beside) < len(conversations):
-        raise BadRowError("two_prompts", "chosen and rejected do not begin with what the prompt says")
+        raise BadRowError("two_prompts", "chosen and rejected do not begin with the prompt")
     if not shared:
         raise BadRowError("no_prompt", "there is no prompt: chosen and rejected do not start alike")
     _agree([turn for whole in wholes for turn in whole.turns], texts)
@@ -225,10 +225,10 @@ def _within_sides(wholes: Sequence[Whole], conversations: list[Prompt], texts: l
 
 
 def _shared_words(sides: Sequence[Response]) -> Prompt:
-    """The words that the texts of all sides begin with, which are cut off: TRL's implicit prompt of plain texts."""
+    """Cut the words that all sides begin with off their texts: TRL's implicit prompt of plain texts."""
     texts = [str(one.plain) for one in sides]
     shared = _common_start(texts)
-    # The prompt ends between two words: after white space, or before it.
+    # The prompt ends between two words, after or before white space.
     end = len(shared) - len(shared.split()[-1]) if shared.split() and not shared[-1:].isspace() else len(shared)
     if all(text[len(shared) : len(shared) + 1].isspace() or len(text) == len(shared) for text in texts):
         end = len(shared)
@@ -256,7 +256,7 @@ def tools_of(value: Any) -> str | None:
     """Tool definitions as one JSON text: the source's spacing does not matter, the order of its keys is kept.
 
     Raises:
-        BadRowError: they are no list.
+        BadRowError: the value is not a list of tools.
     """
     if value is None or value in ("", []):
         return None

@@ -1,4 +1,4 @@
-"""Inputs by name: files, folders, globs, standard input, datasets saved by `datasets` or on the hub; as raw rows."""
+"""Inputs by name, as raw rows: files, folders, globs, standard input, datasets saved by `datasets` or on the hub."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class HubName:
 
     @classmethod
     def of(cls, name: str) -> HubName | None:
-        """Parse a name; None where it is none, or looks like a file's."""
+        """Parse a name; None if it is not a hub name, or looks like a file's."""
         found = _HUB_NAME.fullmatch(name)
         path = Path(name)
         if found is None or path.suffix in READERS or path.parent.is_dir():
@@ -62,12 +62,12 @@ def read(name: str) -> Iterator[RawRow]:
 
     A file is read by its extension (`READERS`, also with .gz or .zst). A folder is a dataset that `datasets` saved, or
     holds such files at any depth, read in the order of their paths; names that start with a dot or an underscore,
-    READMEs, licences, YAML files and logs are passed over. `*`, `?` and `[…]` stand for any of several files. `-` is
-    standard input. `org/name[@revision][:config[:split]]` that is no file is a dataset on the hub. Where a dataset or
-    a folder has several splits (train, test, …), a row that does not name its own gets a `split` value.
+    READMEs, licences, YAML files and logs are skipped. `*`, `?` and `[…]` are wildcards. `-` is standard input.
+    `org/name[@revision][:config[:split]]` is a dataset on the hub, unless such a file exists. If a dataset or a folder
+    has several splits (train, test, …), a row without a `split` gets that of its file.
 
     Raises:
-        InputError: there is no such file, its extension is not known, it cannot be read or holds no row.
+        InputError: the file does not exist, its extension is unknown, it cannot be read or has no row.
     """
     path = Path(name)
     hub = HubName.of(name)
@@ -87,7 +87,7 @@ def read(name: str) -> Iterator[RawRow]:
 
 
 def input_files(name: str) -> list[Path]:
-    """List the files that an input is read from, for hashing; none for standard input and the hub."""
+    """List the files of an input, for hashing; none for standard input and the hub."""
     path = Path(name)
     if path.is_dir():
         return _files_within(path)
@@ -95,7 +95,7 @@ def input_files(name: str) -> list[Path]:
 
 
 def input_name(name: str) -> str:
-    """Name an input without its folder and extensions: what a source is called unless it is named."""
+    """Name an input without its folder and extensions: the default name of a source."""
     path = Path(name)
     if name == STDIN:
         return "stdin"
@@ -105,7 +105,7 @@ def input_name(name: str) -> str:
 
 
 def hub_fingerprint(hub: HubName) -> str:
-    """The id of a dataset's content, as `datasets` knows it."""
+    """Return the id of a dataset's content in `datasets`."""
     found = _load(str(hub), hub)
     splits = [found[split] for split in ("train", "test") if split in found] if isinstance(found, dict) else [found]
     return digest([rows._fingerprint for rows in splits])
@@ -114,7 +114,7 @@ def hub_fingerprint(hub: HubName) -> str:
 def split_of(name: str) -> str | None:
     """Tell whether a split is train or test, by its name (`validation`) or a file's (`train-00000-of-00002.parquet`).
 
-    A word of the name decides; None where there is none, or both.
+    A word of the name decides; None if it has no such word, or both.
     """
     words = {word for word in re.split(r"[^a-z]+", name.lower()) if word}
     found = [split for split, names in (("train", _TRAIN), ("test", _TEST)) if words & {*names}]
@@ -127,7 +127,7 @@ def _glob(name: str) -> list[Path]:
 
 
 def _fixed_part(pattern: Path) -> Path:
-    """The folders of a pattern before its first wildcard."""
+    """Return the folders of a pattern before its first wildcard."""
     parts = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parent.parts)
     return Path(*parts)
 
@@ -142,7 +142,7 @@ def _missing(path: Path) -> InputError:
 
 
 def _in_our_words(name: str, rows: Iterator[RawRow]) -> Iterator[RawRow]:
-    """`rows`, with the errors of the libraries below as errors of the input."""
+    """Iterate over `rows`, with the libraries' errors converted to input errors."""
     try:
         yield from rows
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -161,18 +161,18 @@ def _not_empty(name: str, rows: Iterator[RawRow]) -> Iterator[RawRow]:
         empty = False
         yield row
     if empty:
-        raise InputError(f"{name}: it is empty, there is no row in it.")
+        raise InputError(f"{name}: it is empty: it has no rows.")
 
 
 def _standard_input() -> Iterator[RawRow]:
-    """Standard input, kept in a temporary file: some layouts are read twice."""
+    """Read standard input, kept in a temporary file, since some layouts are read twice."""
     path = _spooled()
     yield from (replace(row, file=STDIN) for row in reader(path)(path))
 
 
 def _spooled() -> Path:
     if not _SPOOLED:
-        _SPOOLED.append(tempfile.TemporaryDirectory(prefix="prefdata-stdin-"))  # removed when the process ends
+        _SPOOLED.append(tempfile.TemporaryDirectory(prefix="prefdata-stdin-"))  # deleted when the process exits
         path = Path(_SPOOLED[0].name) / "stdin"
         with path.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
@@ -201,34 +201,34 @@ def _files_within(path: Path) -> list[Path]:
 
 
 def _saved(folder: Path) -> Iterator[RawRow]:
-    """A dataset as `Dataset.save_to_disk` leaves it: Arrow streams named by `state.json`."""
+    """Read a dataset written by `Dataset.save_to_disk`: Arrow streams named by `state.json`."""
     for file in _listed(folder / "state.json", "_data_files"):
         yield from arrow_rows(_within(folder, file.get("filename") if isinstance(file, dict) else None))
 
 
 def _listed(file: Path, key: str) -> list[Any]:
-    """What a file that `datasets` writes lists under a key."""
+    """Return the list under a key of a file written by `datasets`."""
     try:
         found = json.loads(file.read_text("utf-8"))[key]
     except (ValueError, KeyError, TypeError, RecursionError):
         found = None
     if not isinstance(found, list):
-        raise InputError(f"{file}: it is not as `datasets` saves it: it has no list {key!r}. Save the dataset again.")
+        raise InputError(f"{file}: `datasets` did not write it: it has no list {key!r}. Save the dataset again.")
     return found
 
 
 def _within(folder: Path, name: Any) -> Path:
-    """The path of a name that a file in the folder gives; it may not lead out of the folder."""
+    """Resolve a file name that a file in the folder gives; it may not point outside the folder."""
     root = os.path.normpath(folder)
     path = Path(os.path.normpath(f"{root}/{name}")) if isinstance(name, str) and "\0" not in name else None
     if path is None or Path(str(name)).is_absolute() or not path.is_relative_to(root) or path == Path(root):
-        raise InputError(f"{folder}: it names {str(name)[:100]!r}, which is no file in it. Save the dataset again.")
+        raise InputError(f"{folder}: it names {str(name)[:100]!r}, which is not a file in it. Save the dataset again.")
     return path
 
 
 def _with_splits(sources: list[tuple[str | Path, Iterator[RawRow]]]) -> Iterator[RawRow]:
     splits = [_split_of_path(Path(name)) for name, _ in sources]
-    # One split alone is no split: a dataset that has not been divided is called "train" everywhere.
+    # A single split is ignored: datasets without splits are named "train".
     several = len({*splits} - {None}) > 1
     for split, (_, rows) in zip(splits, sources, strict=True):
         for row in rows:
@@ -239,7 +239,7 @@ def _with_splits(sources: list[tuple[str | Path, Iterator[RawRow]]]) -> Iterator
 
 
 def _split_of_path(path: Path) -> str | None:
-    """The split by a file's name, or by the nearest folder's that names one."""
+    """Detect the split from a file's name, or from the nearest folder whose name is a split."""
     return next((split for part in path.parts[::-1] if (split := split_of(part))), None)
 
 
@@ -259,7 +259,7 @@ def _load(name: str, hub: HubName) -> Any:
         ) from None
     try:
         return datasets.load_dataset(hub.repository, hub.config, split=hub.split, revision=hub.revision)
-    except Exception as error:  # the library has no base class for what can go wrong on the way
+    except Exception as error:  # the library's errors have no base class
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"{name}: no such file, and the hub has no such dataset or cannot be reached ({lines[0]}). "

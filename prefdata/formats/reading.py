@@ -1,4 +1,4 @@
-"""Reading: files of any layout in, records out. Every command that takes data reads it here.
+"""Reading: files of any layout to records. Every command that takes data uses this module.
 
 reader = Reader(["films.jsonl"])
 for row, record in reader.records():
@@ -30,11 +30,11 @@ from prefdata.specs.base import Spec
 from prefdata.specs.ingest import JUDGED, IngestKind
 
 LOOKED_AT = 100
-"""Good rows of each file that its layout is found from."""
+"""Number of readable rows from which a file's layout is found."""
 
 OneMeans = Literal["first", "second"]
 _CHOICE = {"id", "index", "idx", "choice", "winner", "best", "better", "preferred", "chosen", "selected"}
-"""Words of a column that names a response by its number."""
+"""Words in names of columns that name a response by its number."""
 
 _SOME_VALUES = 12
 
@@ -44,14 +44,14 @@ class ReadOptions:
     """How files are read.
 
     Attributes:
-        layout: a layout's name, file or mapping; found out unless given.
+        layout: a layout's name, file or mapping; default: detected.
         ignore: columns that are left out.
-        one_means: which response 1 stands for in verdicts of 0 and 1 (or the positive number, in signed ones).
-        verdict: which of several verdicts a row has counts.
-        join, on: other inputs whose columns are put beside each row, and the key of each (`joining`).
-        limit: how many rows are read.
-        on_bad_rows: what becomes of rows that cannot be used.
-        want: what is needed of the rows; files that cannot hold it are refused, and verdicts are read where they count.
+        one_means: the response that 1 means in verdicts of 0 and 1 (or positive numbers, in signed ones).
+        verdict: the name of the verdict to read, if rows have several.
+        join, on: other inputs whose columns are added to each row, and the key of each (`joining`).
+        limit: maximum number of rows to read.
+        on_bad_rows: what happens to rows that cannot be used.
+        want: the kind of data that is needed; other files are refused, and verdicts are read only if needed.
     """
 
     layout: str | None = None
@@ -66,23 +66,23 @@ class ReadOptions:
 
     @classmethod
     def of(cls, spec: Spec, **more: Any) -> ReadOptions:
-        """Take from a spec the settings of this name that it has; `more` comes first."""
+        """Copy the settings from a spec that has them; `more` takes precedence."""
         names = [field.name for field in fields(cls) if field.name in type(spec).model_fields]
         return cls(**{name: getattr(spec, name) for name in names} | more)
 
 
 class Reader:
-    """Reads inputs one after the other.
+    """Reader of one or more inputs, in their order.
 
     Attributes:
-        layouts: the layout of each file, once it was read from.
+        layouts: the layout of each file that was read.
         bad: the rows that cannot be used.
-        left_out: rows that their layout leaves out, by its reasons.
-        notes: what of the rows was not kept, by name, and how often.
-        kept: columns that became metadata, and in how many rows.
-        not_kept: columns that are of no use for what is wanted, and in how many rows.
-        surrogates: rows in which lone surrogates were replaced.
-        rows: how many there were.
+        left_out: counts of rows that their layout leaves out, by reason.
+        notes: counts of content that was not kept, by name.
+        kept: columns that became metadata, with the number of rows.
+        not_kept: columns that are not needed for `want`, with the number of rows.
+        surrogates: number of rows in which lone surrogates were replaced.
+        rows: number of rows read.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Reader:
         *,
         read: Callable[[str], Iterator[RawRow]] = read,
     ) -> None:
-        """Read inputs by name; `read` gives the rows of one, each time it is called."""
+        """Prepare to read inputs by name; `read` returns the rows of one, each time it is called."""
         self.inputs, self.options, self._read = list(inputs), options or ReadOptions(), read
         options = self.options
         self._joins = [Join(name, on, read) for name, on in zip(options.join, options.on, strict=True)]
@@ -109,11 +109,11 @@ class Reader:
 
     @property
     def dropped(self) -> Counter[str]:
-        """The rows without a record, by reason."""
+        """Count the rows without a record, by reason."""
         return self.bad.reasons + self.left_out
 
     def records(self) -> Iterator[tuple[RawRow, Record]]:
-        """The rows that can be used, each with what it holds; the others go to `bad`.
+        """Iterate over the usable rows, each with its record; the others go to `bad`.
 
         Raises:
             InputError: a file cannot be read, or its layout is unknown or ambiguous.
@@ -137,7 +137,7 @@ class Reader:
             if layout is not None and (new := _filled(row) - seen if row.values.keys() - seen else None):
                 seen |= new
                 if any(is_known(column) for column in new):
-                    # A column of which the first rows told nothing.
+                    # A column that was empty in the first rows.
                     self._count(layout)
                     good.append(row)
                     layout = self._layout(name, file, good)
@@ -177,7 +177,7 @@ class Reader:
     def _decided(
         self, name: str, file: str, layout: LayoutMap, verdicts: tuple[VerdictMap, ...]
     ) -> tuple[VerdictMap, ...]:
-        """Verdicts that are numbers, with what the numbers of the whole file mean."""
+        """Set the meaning of verdicts that are numbers, from the numbers of the whole file."""
         open_ = [one for one in verdicts if one.cast == "numbers"]
         seen: dict[str, set[float]] = {one.column[0]: set() for one in open_}
         getters = {column: getter(column) for column in seen}
@@ -187,7 +187,7 @@ class Reader:
                     value = casts.as_json(get(row.values))
                     numbers = map(casts.number_of, value if isinstance(value, list) else [value])
                     seen[column].update(number for number in numbers if number is not None)
-        together = set().union(*seen.values())  # annotators use one scale
+        together = set().union(*seen.values())  # all annotators use the same scale
         return tuple(
             one.model_copy(update={"cast": _cast(one, layout, together, self.options.one_means, file)})
             if one.cast == "numbers"
@@ -201,7 +201,7 @@ def _joined(join: Join, read: Callable[[str], Iterator[RawRow]]) -> Callable[[st
 
 
 def _until_good(rows: Iterator[RawRow]) -> Iterator[RawRow]:
-    """The rows from which the layout of a file is found."""
+    """Collect the rows from which the layout of a file is found."""
     good = 0
     for row in rows:
         yield row
@@ -211,19 +211,19 @@ def _until_good(rows: Iterator[RawRow]) -> Iterator[RawRow]:
 
 
 def _filled(row: RawRow) -> set[str]:
-    """The columns of a row that tell something."""
+    """List the columns of a row that are not empty."""
     return {column for column, value in row.values.items() if value is not None and value not in ("", [])}
 
 
 def _beside(file: str, rows: Sequence[Mapping[str, Any]]) -> LayoutMap | None:
-    """What a dataset_info.json beside the file says, if the prompt's columns are there."""
+    """Find the layout in a dataset_info.json next to the file, if the prompt's columns exist."""
     found = layout_beside(file)
     asked = (*found.prompt.turns, *found.prompt.text) if found is not None and found.prompt is not None else ()
     return found if any(row.get(column) is not None for row in rows for column in asked) else None
 
 
 def holds(layout: LayoutMap) -> list[IngestKind]:
-    """What the rows of a layout can hold, besides prompts."""
+    """List what the rows of a layout can provide, besides prompts."""
     entries = layout.responses or ()
     kinds = {one.kind for one in entries}
     last = layout.prompt.last_turn if layout.prompt is not None and layout.prompt.turns else "prompt"
@@ -239,10 +239,10 @@ def holds(layout: LayoutMap) -> list[IngestKind]:
 
 
 def refuse_without(layout: LayoutMap, want: IngestKind, file: str) -> None:
-    """Refuse a file whose rows cannot hold what is wanted.
+    """Refuse a file whose rows cannot provide the data that is needed.
 
     Raises:
-        InputError: what was found, and what it is read as.
+        InputError: it cannot; the message says what it has and how to read it.
     """
     able = holds(layout)
     if want == "prompts" or want in able:
@@ -264,10 +264,10 @@ def refuse_without(layout: LayoutMap, want: IngestKind, file: str) -> None:
 
 
 def _chosen(layout: LayoutMap, name: str | None, file: str) -> tuple[VerdictMap, ...]:
-    """The verdicts that count: all annotators' of one thing.
+    """Choose the verdicts that count: all annotators' verdicts about one thing.
 
     Raises:
-        InputError: rows judge several things and none was named, or there is none of that name.
+        InputError: rows have several verdicts and none was named, or none has that name.
     """
     verdicts = layout.verdicts or ()
     names = list(dict.fromkeys(one.name for one in verdicts))
@@ -279,16 +279,16 @@ def _chosen(layout: LayoutMap, name: str | None, file: str) -> tuple[VerdictMap,
         return chosen
     if len(names) > 1:
         raise InputError(
-            f"{file}: several columns say which response is better. Say which with --verdict {names[0]} (or {known})."
+            f"{file}: several columns say which response is better. Choose one with --verdict {names[0]} (or {known})."
         )
     return verdicts
 
 
 def _cast(verdict: VerdictMap, layout: LayoutMap, values: set[float], one_means: OneMeans | None, file: str) -> str:
-    """What the numbers of a verdict mean, by all that the file holds.
+    """Decide the meaning of a verdict's numbers, from all values in the file.
 
     Raises:
-        InputError: they can mean one thing or the opposite, and nobody said which.
+        InputError: they are ambiguous, and --one-means is not set.
     """
     responses = [one for one in layout.responses or () if one.kind == "response"]
     names = {name for one in responses for name in one.names}
@@ -305,7 +305,7 @@ def _cast(verdict: VerdictMap, layout: LayoutMap, values: set[float], one_means:
         first, second = (one.column[0] if one.column else "the first" for one in [*responses, *responses][:2])
         word = "a positive number" if min(values) < 0 else "1"
         raise InputError(
-            f"{file}: {column} holds {shown}, and files differ in what that means. Say --one-means first if {word} "
+            f"{file}: {column} holds {shown}, which is ambiguous. Set --one-means first if {word} "
             f"means that {first} is better, or --one-means second if {second} is."
         )
     if min(values) < 0:

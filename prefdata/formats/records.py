@@ -1,4 +1,4 @@
-"""Records: what one row of any file holds, as every command reads it: a prompt, responses, and what is said of them."""
+"""Records: the content of one row of any file, as every command reads it: a prompt, responses and verdicts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Message = dict[str, Any]
 
 
 class BadRowError(Exception):
-    """A row that cannot be used: `reason` in one word, to be counted, and in a sentence, to be read."""
+    """Error for a row that cannot be used: `reason` in one word for the counts, and the message."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -22,23 +22,23 @@ class BadRowError(Exception):
 
 
 class LeftOutError(Exception):
-    """A row that its layout leaves out, with the layout's reason; nothing is wrong with it."""
+    """A valid row that its layout leaves out, with the layout's reason."""
 
 
 @dataclass(slots=True)
 class Response:
-    """A response that a row holds.
+    """A response of a row.
 
     Attributes:
-        kind: chosen, rejected or reference where the row says so, else response.
-        turns: its messages; the first and the last are the assistant's, and as a rule there is one.
-        model: who wrote it, where the row says.
-        label: whether it is wanted on its own, where the row says.
-        rank: its place among the row's responses, the lowest best, where the row says.
-        attributes: what else the row says of it, by column (without the part that names the response).
-        item: the object of the row that it was in, for scores by path.
-        plain: the text as it was written, where a plain prompt goes before it.
-        names: what verdicts may call it: its column, its letter or number.
+        kind: chosen, rejected or reference if the row says so, else response.
+        turns: its messages; the first and the last are the assistant's; usually there is one.
+        model: the model that wrote it, if the row names it.
+        label: whether it is good, if the row has a label.
+        rank: its rank among the row's responses, the lowest best, if the row has ranks.
+        attributes: other values of the response, by column (without the part that names the response).
+        item: its object in the row, for scores by path.
+        plain: the original text, if it follows a plain prompt.
+        names: its names in verdicts: its column, its letter or number.
     """
 
     kind: Kind
@@ -58,7 +58,7 @@ class Response:
 
     @property
     def message(self) -> str | None:
-        """Its message as JSON, or its messages, where it is more than text."""
+        """Its message or messages as JSON, if it is more than text."""
         if len(self.turns) == 1 and len(self.turns[0]) == 2:
             return None
         turns = [_open(turn) for turn in self.turns]
@@ -66,31 +66,31 @@ class Response:
 
     @property
     def empty(self) -> bool:
-        """Whether it says nothing: no word, no reasoning and no call."""
+        """Whether it is empty: no text, no reasoning and no call."""
         last = self.turns[-1]
         return not last["content"].strip() and not last.get("tool_calls") and not last.get("reasoning_content")
 
     @property
     def key(self) -> str:
-        """What tells it apart from other responses, white space aside."""
+        """Key that identifies its content; differences in white space do not matter."""
         return " ".join((self.message or self.text).split())
 
 
 def _open(turn: Message) -> Message:
-    """A message whose calls are values, and not the text of some."""
+    """Parse the message's calls from JSON text."""
     return {**turn, "tool_calls": json.loads(turn["tool_calls"])} if "tool_calls" in turn else turn
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Which of two responses of a row is better.
+    """Verdict: which of two responses of a row is better.
 
     Attributes:
-        first, second: their numbers in the row's responses.
-        probability: that the first is better; 0.5 is a tie.
-        annotator: who says so, where the row says.
-        name: what is judged, where a row judges several things (`better`, `safer`).
-        strength, rationale, order: as the contract of comparisons has them.
+        first, second: their indices in the row's responses.
+        probability: the probability that the first is better; 0.5 is a tie.
+        annotator: the annotator, if the row names one.
+        name: what is compared, if a row has several verdicts (`better`, `safer`).
+        strength, rationale, order: as in the contract of comparisons.
     """
 
     first: int
@@ -105,22 +105,22 @@ class Verdict:
 
 @dataclass(slots=True)
 class Record:
-    """What a row holds.
+    """The content of a row.
 
     Attributes:
-        file, row: where it is.
+        file, row: its file and row number.
         messages: the prompt.
         tools: as JSON text.
-        references: reference responses: (text, where from).
+        references: reference responses: (text, source).
         metadata: what was not used, by column.
-        plain: the prompt as the text that it was written as, where prompt and responses are texts or a transcript.
+        plain: the original text of the prompt, if prompt and responses are texts or a transcript.
         is_transcript: whether it was written as a transcript.
-        responses, verdicts: see there. Sides and ranks say what is better as well (`relations`).
-        undecided: whether there is a verdict, and it says nothing (null, unknown, invalid).
-        weight, margin, probability: of the pair that the row is, where the row says.
+        responses, verdicts: its responses and verdicts. Sides and ranks are preferences too (`relations`).
+        undecided: whether there is a verdict without a decision (null, unknown, invalid).
+        weight, margin, probability: those of the row's pair, if given.
         tie: whether the row says that its chosen and rejected responses tie.
-        said: what else the row says of its verdict: annotator, strength, rationale, order.
-        pair_ids: two candidates of the run, where the row names them instead of holding responses.
+        said: other fields of its verdict: annotator, strength, rationale, order.
+        pair_ids: two candidates of the run, if the row names them instead of responses.
     """
 
     file: str
@@ -145,14 +145,14 @@ class Record:
 
     @property
     def place(self) -> str:
-        """Where it is, in messages."""
+        """Its file and row, for messages."""
         return f"{self.file}:{self.row}"
 
     def preferences(self) -> list[tuple[Verdict, list[Verdict]]]:
-        """What the row says of each two responses: one verdict, whose probability is the annotators' mean, and theirs.
+        """List the preference for each two responses: one verdict with the annotators' mean probability, and theirs.
 
         Raises:
-            BadRowError: it says nothing, and no verdict of it is undecided.
+            BadRowError: the row has no preference and no undecided verdict.
         """
         judged = self.judged()
         if not judged and not self.undecided:
@@ -164,7 +164,7 @@ class Record:
         return judged
 
     def judged(self) -> list[tuple[Verdict, list[Verdict]]]:
-        """As `preferences`, and none where the row says nothing."""
+        """List the same as `preferences`, or nothing if the row has no preference."""
         judged: dict[tuple[int, int], list[Verdict]] = {}
         for one in self.relations():
             turned = one if one.first < one.second else _turned(one)
@@ -173,19 +173,19 @@ class Record:
         return [(replace(said[0], probability=shares[pair]), said) for pair, said in judged.items()]
 
     def worse(self) -> set[int]:
-        """The numbers of the responses to which the row prefers another one."""
+        """Collect the indices of responses to which the row prefers another one."""
         sides = {number for number, one in enumerate(self.responses) if one.kind == "rejected"}
         preferred = (joint for joint, _ in self.judged() if joint.probability != 0.5)
         return sides | {joint.second if joint.probability > 0.5 else joint.first for joint in preferred}
 
     def certainty(self, verdict: Verdict) -> float:
-        """The probability that the better one of a verdict is better: the row's own beside chosen and rejected."""
+        """Return the probability that a verdict is right; beside chosen and rejected, the row's own."""
         if not self.verdicts and self.probability is not None:
             return self.probability
         return max(verdict.probability, 1 - verdict.probability)
 
     def demonstrations(self) -> list[Response]:
-        """The responses to imitate: those that are given, but for worse and bad ones; else the reference."""
+        """List the responses to imitate: given ones that are not worse or bad; else the reference."""
         worse = self.worse()
         good = [one for n, one in enumerate(self.responses) if n not in worse and one.label is not False]
         given = [one for one in good if one.kind != "reference"] or good
@@ -198,7 +198,7 @@ class Record:
         ]
 
     def relations(self) -> list[Verdict]:
-        """Which responses are better than which, as the row says: by verdicts, else by sides, else by ranks."""
+        """List which responses are better than which: by verdicts, else by sides, else by ranks."""
         if self.verdicts:
             return self.verdicts
         sides = [[i for i, one in enumerate(self.responses) if one.kind == kind] for kind in ("chosen", "rejected")]
@@ -214,7 +214,7 @@ class Record:
 
 
 def no_pair(chosen: Response, rejected: Response) -> str | None:
-    """Why two responses are no pair: nothing can be preferred to itself, and preferring silence teaches nothing."""
+    """Explain why two responses are not a pair: they are equal, or one of them is empty."""
     if chosen.key == rejected.key:
         return "same_text"
     return "empty" if chosen.empty or rejected.empty else None

@@ -1,4 +1,4 @@
-"""Responses: from the columns that a layout names to the responses of a row, and to what says which is better."""
+"""Responses and verdicts of a row, from the columns of a layout."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from prefdata.formats.records import BadRowError, Response, Verdict
 from prefdata.formats.transcripts import Transcript, transcript
 
 OBJECT_TEXTS = ("response", "answer", "completion", "text", "output", "content", "generation", "message", "body")
-"""The keys under which an object of a list may hold its response."""
+"""The keys of the response in an object of a list."""
 
 Values = Mapping[str, Any]
 
 
 class Whole:
-    """A side that holds a whole conversation: what the prompt is follows from all sides (`shared_turns`)."""
+    """A side that is a whole conversation; the prompt follows from all sides (`shared_turns`)."""
 
     __slots__ = ("rest", "source", "tools", "turns")
 
@@ -29,10 +29,10 @@ class Whole:
 
 
 class ResponseReader:
-    """Reads the responses of one entry of a layout."""
+    """Reader of the responses of one entry of a layout."""
 
     def __init__(self, entry: ResponseMap, *, turns: bool = False) -> None:
-        """Read an entry; with `turns` a response is a list of texts, one for each turn of the user."""
+        """Compile an entry; with `turns` a response is a list of texts, one for each turn of the user."""
         self._map, self._turns = entry, turns
         self._columns = [(name, getter(name)) for name in (entry.column or entry.each)]
         self._model, self._label, self._rank = (
@@ -41,10 +41,10 @@ class ResponseReader:
         self._attributes = {name: getter(path) for name, path in entry.attributes.items()}
 
     def read(self, values: Values, notes: Counter[str]) -> list[tuple[Response, Whole | None]]:
-        """The responses; one that is part of a whole conversation has no turns yet.
+        """Read the responses; one that is part of a whole conversation has no turns yet.
 
         Raises:
-            BadRowError: what is there is no response.
+            BadRowError: the value is not a response.
         """
         name, value = next(
             ((n, v) for n, get in self._columns if (v := get(values)) is not None and v != []), ("", None)
@@ -73,7 +73,7 @@ class ResponseReader:
         return found
 
     def _several(self, value: Any) -> bool:
-        """Whether a side's column holds several responses: texts, or for chosen and rejected conversations."""
+        """Tell whether a side's column holds several responses: texts, or for chosen and rejected conversations."""
         if not isinstance(value, list) or not value or self._map.kind == "response":
             return False
         return all(isinstance(one, str) for one in value) or all(are_turns(one) for one in value)
@@ -128,7 +128,7 @@ class ResponseReader:
 
     @staticmethod
     def _beside(getters: Sequence[Any], values: Values, count: int) -> list[Any] | None:
-        """A list beside the responses, one element each."""
+        """Return a list with one element per response from another column, or None."""
         found = (casts.as_json(v) for _, get in getters if (v := get(values)) is not None)
         return next((value for value in found if isinstance(value, list) and len(value) == count), None)
 
@@ -142,7 +142,7 @@ class ResponseReader:
 
 
 def _fill_turns(response: Response, value: Any, name: str) -> None:
-    """Give a response the assistant's turns of a list of texts, also as JSON."""
+    """Set a response's assistant turns from a list of texts, or from that list as JSON."""
     texts = casts.as_json(value)
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
@@ -151,10 +151,10 @@ def _fill_turns(response: Response, value: Any, name: str) -> None:
 
 
 def fill(response: Response, value: Any, name: str, notes: Counter[str]) -> Whole | None:
-    """Give a response its turns; a whole conversation, which begins with the prompt, is given back.
+    """Set a response's turns; a whole conversation, which begins with the prompt, is returned.
 
     Raises:
-        BadRowError: the value is no text, message or conversation.
+        BadRowError: the value is not a text, message or conversation.
     """
     tools = None
     if isinstance(value, str):
@@ -183,7 +183,7 @@ def fill(response: Response, value: Any, name: str, notes: Counter[str]) -> Whol
 
 
 def checked(turns: Turns, name: str) -> Turns:
-    """A response's turns, which begin and end with the assistant's.
+    """Check that a response's turns begin and end with the assistant's.
 
     Raises:
         BadRowError: they do not.
@@ -191,16 +191,16 @@ def checked(turns: Turns, name: str) -> Turns:
     if not turns or turns[0]["role"] != "assistant" or turns[-1]["role"] != "assistant":
         roles = ", ".join(turn["role"] for turn in turns) or "none"
         raise BadRowError(
-            "response_turns", f"{name} has the turns {roles}, and should begin and end with the assistant's"
+            "response_turns", f"{name} has the turns {roles}, but should begin and end with the assistant's"
         )
     return turns
 
 
 def shared_turns(wholes: Sequence[Whole]) -> Turns:
-    """What whole conversations have in common at their start, one turn of each at least left over.
+    """Find the common start of whole conversations that leaves at least one turn of each.
 
-    The prompt ends with a message that the assistant answers: turns of the assistant that all share are in it only
-    where more of the user's follow.
+    The prompt ends with a message that the assistant answers: a common turn of the assistant is part of it only if a
+    common turn of the user follows.
     """
     shortest = min(len(whole.turns) for whole in wholes)
     count = 0
@@ -212,22 +212,22 @@ def shared_turns(wholes: Sequence[Whole]) -> Turns:
 
 
 def _numbered(more: Mapping[str, Any], number: int) -> str:
-    """The name of an annotator of several."""
+    """Name one of several annotators."""
     return " ".join([*([more["annotator"]] if more.get("annotator") else []), str(number + 1)])
 
 
 class VerdictReader:
-    """Reads one verdict of a layout."""
+    """Reader of one verdict of a layout."""
 
     def __init__(self, entry: VerdictMap) -> None:
         self.map = entry
         self._columns = [(name, getter(name)) for name in entry.column]
 
     def read(self, values: Values, responses: Sequence[Response], more: Mapping[str, Any]) -> list[Verdict]:
-        """What a row's verdict says: the best response against each other one; `more` is what else the row says of it.
+        """Read a row's verdict: the best response against each other one; `more` has the verdict's other columns.
 
         Raises:
-            BadRowError: it says something unknown, or is about responses that are not there.
+            BadRowError: the verdict is unknown, or names responses that the row does not have.
         """
         if self.map.annotator is not None:
             more = {**more, "annotator": filled(self.map.annotator, values)}
@@ -274,13 +274,13 @@ class VerdictReader:
         column = filled(self.map.better, values)
         found = [i for i, one in enumerate(responses) if column in one.names]
         if len(found) != 1:
-            raise BadRowError("verdict", f"{self.map.better} is {column}, and there is no such response")
+            raise BadRowError("verdict", f"{self.map.better} is {column}, but there is no such response")
         return found[0]
 
     def _one_hot(self, values: Values, responses: Sequence[Response], more: Mapping[str, Any]) -> list[Verdict]:
         marks = [casts.number_of(get(values)) for _, get in self._columns]
         if sum(mark or 0 for mark in marks) != 1:
-            raise BadRowError("verdict", f"of {', '.join(self.map.column)} one should be 1")
+            raise BadRowError("verdict", f"exactly one of {', '.join(self.map.column)} should be 1")
         place = marks.index(1)
         return self._relations(place if place < len(responses) else 0.5, responses, more)
 
@@ -298,12 +298,10 @@ class VerdictReader:
         if answer is None:
             return []
         if len(responses) < 2:
-            raise BadRowError("no_responses", "there is a verdict, and fewer than two responses")
+            raise BadRowError("no_responses", "there is a verdict, but fewer than two responses")
         if isinstance(answer, float):
             if len(responses) > 2 and answer != 0.5:
-                raise BadRowError(
-                    "verdict", f"a number of one scale decides between two responses, not {len(responses)}"
-                )
+                raise BadRowError("verdict", f"a number on one scale compares two responses, not {len(responses)}")
             return [self._verdict(0, 1, answer, more)] if len(responses) == 2 else []
         others = [i for i in range(len(responses)) if i != answer]
         return [self._verdict(min(answer, i), max(answer, i), float(answer < i), more) for i in others]
@@ -313,7 +311,7 @@ class VerdictReader:
         return Verdict(first, second, probability, name=self.map.name, **given)
 
     def _strength(self, value: Any, more: Mapping[str, Any]) -> Mapping[str, Any]:
-        """How much better, where the verdict itself says it: `A>>B`, or the size of a number of several steps."""
+        """Read the strength from the verdict itself: `A>>B`, or the size of a number on a scale of several steps."""
         if more.get("strength") is not None:
             return more
         if isinstance(value, str) and (">>" in value or "<<" in value):

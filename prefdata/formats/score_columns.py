@@ -1,8 +1,8 @@
-"""Scores that stand beside responses: where a column's number for one response is found, and that it is a number.
+"""Scores in columns: finding and checking the number of each response.
 
-beside                                      where the number stands, for the column "score"
-a list of responses                         score: a list of as many
-objects                                     in each object; dots lead inwards: annotations.helpfulness.Rating
+responses                                   the numbers, for the column "score"
+a list of responses                         score: a list of the same length
+objects                                     in each object; dots are nested keys: annotations.helpfulness.Rating
 chosen and rejected                         score_chosen, chosen_score
 response_0, response_a, …                   response_0_score, score_0, score_a
 one response                                score
@@ -19,21 +19,21 @@ from prefdata.formats.paths import dig
 from prefdata.formats.records import BadRowError, Response
 
 WHERE = (
-    "For the column score there is looked for: score (beside lists of responses a list as long), score in each object "
-    "(dots lead inwards: annotations.helpfulness), score_chosen, chosen_score, response_0_score, score_0."
+    "The column score is found as: score (with lists of responses a list of the same length), score in each object "
+    "(dots are nested keys: annotations.helpfulness), score_chosen, chosen_score, response_0_score, score_0."
 )
-"""The above on one line."""
+"""The table above as one line."""
 
 
 def score_columns(
     values: Mapping[str, Any], responses: Sequence[Response], columns: Sequence[str]
 ) -> list[tuple[float | None, ...]]:
-    """What columns say of each of a row's responses; None where they say nothing, true as 1 and false as 0.
+    """Read the columns' scores of a row's responses; None if there is none, true as 1 and false as 0.
 
-    What `-column` says is the same with the other sign: ranks, of which the smallest is best.
+    `-column` negates its values, for ranks, of which the smallest is best.
 
     Raises:
-        BadRowError: what stands there is no number, or is not one number for each response.
+        BadRowError: a value is not a number, or their number differs from that of the responses.
     """
     own = [_values(values, responses, column.removeprefix("-")) for column in columns]
     signs = [-1 if column.startswith("-") else 1 for column in columns]
@@ -49,12 +49,12 @@ def _values(values: Mapping[str, Any], responses: Sequence[Response], column: st
         return [_number(given, column)]
     if given is not None and not any(_attribute(one, column) is not None for one in responses):
         listed = [i for i, one in enumerate(responses) if one.kind == "response"]
-        if len(listed) == 1 and not isinstance(given, list):  # a reference stands beside
+        if len(listed) == 1 and not isinstance(given, list):  # a reference is among them
             return [_number(given if i == listed[0] else None, column) for i in range(len(responses))]
         if not isinstance(given, list):
             raise BadRowError(
                 "scores",
-                f"{column} should be a list of {len(listed)} numbers, one a response, not {casts.shown(given)}",
+                f"{column} should be a list of {len(listed)} numbers, one per response, not {casts.shown(given)}",
             )
         if len(given) != len(listed):
             raise BadRowError("scores", f"{column} holds {len(given)} numbers for {len(listed)} responses")

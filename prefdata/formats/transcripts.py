@@ -1,4 +1,4 @@
-"""Transcripts: conversations that are written as one text, with a marker before each turn."""
+"""Transcripts: conversations as one text, with a marker before each turn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefdata.formats.messages import Turns
 
 @dataclass(frozen=True)
 class Notation:
-    """How a transcript marks its turns: the marker before each role's turn, and what ends a turn."""
+    """Notation of a transcript: the marker before each role's turn, and the end of a turn."""
 
     name: str
     markers: dict[str, str]
@@ -34,12 +34,12 @@ NOTATIONS = (
         end="<|im_end|>",
     ),
 )
-"""The notations that are read: HH-RLHF's, Guanaco's and ChatML."""
+"""The supported notations: HH-RLHF's, Guanaco's and ChatML."""
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """A text as turns.
+    """A text split into turns.
 
     Attributes:
         turns: the messages; the last one of a prompt may be the assistant's, and empty.
@@ -56,9 +56,9 @@ _BEGINNINGS = tuple(dict.fromkeys(marker.strip() for one in NOTATIONS for marker
 
 
 def transcript(text: str) -> Transcript | None:
-    """Read a text as a transcript, which begins with a marker; None where it is none.
+    """Parse a transcript, which begins with a marker; None for any other text.
 
-    Without the line breaks that HH-RLHF begins with it takes an assistant's turn: "Human: …" alone is a text.
+    If the text does not begin with HH-RLHF's line breaks, it needs an assistant's turn: "Human: …" alone is a text.
     """
     if not text[:40].lstrip().startswith(_BEGINNINGS):
         return None
@@ -72,7 +72,7 @@ def transcript(text: str) -> Transcript | None:
 
 
 def without_end(text: str) -> str:
-    """A response without the mark that ends a turn, where a notation writes one."""
+    """Remove the mark that ends a turn from a response, if a notation writes one."""
     for notation in NOTATIONS:
         if notation.end and text.rstrip().endswith(notation.end):
             return text.rstrip().removesuffix(notation.end)
@@ -91,5 +91,5 @@ def _read(notation: Notation, text: str, found: list[re.Match[str]]) -> Transcri
 
 
 def _stripped(notation: Notation, content: str) -> str:
-    """A turn's text without the white space that belongs to the markers around it."""
+    """Strip the white space that belongs to the markers around a turn's text."""
     return content.strip() if notation.name == "guanaco" else content.removeprefix(" ")

@@ -1,8 +1,8 @@
-"""Attention over packed examples: a prompt once, then its responses, none of which sees another.
+"""Attention over packed examples: each prompt once, then its responses, which do not attend to each other.
 
-It is a block mask through PyTorch's scaled dot-product attention, applied block by block, so that what the mask leaves
-out is not computed: each prompt attends to itself, its responses to the prompt and each to itself. Sliding windows
-count in positions, and logits are capped where the model caps them.
+It computes PyTorch's scaled dot-product attention block by block, so that masked parts are not computed: each prompt
+attends to itself, and each response to the prompt and to itself. Sliding windows are counted in positions, and logits
+are capped where the model caps them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 TOGETHER = 1.5
-"""The responses of an example are one block where that computes at most so many times what is needed; else each is a
-block, which copies the keys of the prompt."""
+"""The responses of an example are one block if that computes at most so many times the attention that is needed; else
+each is a block, which copies the keys of the prompt."""
 
 PACKED_ATTENTION = "prefdata-packed"
 """The name that `packed_attention` has among transformers' implementations of attention."""
@@ -26,7 +26,7 @@ PACKED_ATTENTION = "prefdata-packed"
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where an example stands in a packed row: its first token, and how many its prompt and each response have."""
+    """Position of an example in a packed row: its first token, and the lengths of its prompt and of each response."""
 
     start: int
     prompt: int
@@ -34,7 +34,7 @@ class Span:
 
     @property
     def end(self) -> int:
-        """One past its last token."""
+        """Index one past its last token."""
         return self.start + self.prompt + sum(self.responses)
 
 
@@ -47,7 +47,7 @@ class Block:
     mask: Tensor | None
 
     def of_keys(self, part: Tensor) -> Tensor:
-        """The keys' places of `part` `[1, heads, M, size]`."""
+        """Slice `part` `[1, heads, M, size]` to the positions of the keys."""
         pieces = [part[:, :, piece] for piece in self.keys]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
 
@@ -60,14 +60,14 @@ class Packing:
     _blocks: dict[tuple[Any, ...], list[Block]] = field(default_factory=dict)
 
     def blocks(self, window: int | None, like: Tensor) -> list[Block]:
-        """The blocks of attention, in the order of their queries.
+        """Split attention into blocks, in the order of their queries.
 
         Args:
-            window: how many positions a token sees, its own included; None: all.
-            like: masks have its type and device.
+            window: how many positions a token attends to, its own included; None: all.
+            like: masks have its dtype and device.
         """
         key = (window, like.dtype, like.device)
-        if key not in self._blocks:  # every layer of a pass asks for the same ones
+        if key not in self._blocks:  # every layer of a pass needs the same blocks
             self._blocks[key] = [block for span in self.spans for block in _blocks_of(span, window, like)]
         return self._blocks[key]
 
@@ -98,7 +98,7 @@ def _window_mask(length: int, window: int | None, like: Tensor) -> Tensor | None
 
 
 def _visible(span: Span, window: int | None) -> Tensor:
-    """`[L, L]` whether the token of a row sees that of a column."""
+    """Return `[L, L]`: whether the token of a row sees that of a column."""
     parts = (span.prompt, *span.responses)
     branch = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor(parts))
     starts = (0, *[span.prompt] * len(span.responses))
@@ -129,16 +129,16 @@ def packed_attention(
     """Attend within each example of a packed row, as transformers' implementations of attention do.
 
     Args:
-        module: the layer; its own settings come as the other arguments.
+        module: the layer; its settings are the other arguments.
         query: `[1, heads, M, size]`.
         key: `[1, key heads, M, size]`, as many or fewer.
         value: as `key`.
-        attention_mask: none; `packing` takes its place.
-        packing: where the examples stand.
-        scaling: factor of the logits; `size ** -0.5` unless given.
-        dropout: the share of weights that are dropped.
-        sliding_window: how many positions a token sees, its own included; None: all.
-        softcap: logits `l` become `softcap * tanh(l / softcap)`, as Gemma 2 has it.
+        attention_mask: unused; `packing` replaces it.
+        packing: the positions of the examples.
+        scaling: factor of the logits; default: `size ** -0.5`.
+        dropout: the fraction of attention weights that are dropped.
+        sliding_window: how many positions a token attends to, its own included; None: all.
+        softcap: logits `l` become `softcap * tanh(l / softcap)`, as in Gemma 2.
 
     Returns:
         `[1, M, heads, size]`, and no weights.

@@ -1,12 +1,12 @@
-"""Examples of tokens, the order they are trained in, and the batches that a model takes.
+"""Examples as token ids, their order in training, and batches for the model.
 
 An example is a prompt and its K responses: K = 1 for demonstrations and unpaired data, 2 for pairs, more for groups. A
 batch is laid out in one of two ways:
 
-- `packed`: one row without padding, in which each prompt stands once, followed by its responses. Positions start again
+- `packed`: one row without padding, which holds each prompt once, followed by its responses. Positions start again
   after the prompt, and the attention of `prefdata.train.attention` keeps responses apart. A prompt is computed once for
   all of its responses, with gradient.
-- `padded`: each response is a row of its own behind its prompt, padded on the right. Any causal model takes it.
+- `padded`: each response is a row of its own after its prompt, padded on the right. It works for any causal model.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Example:
 
     Attributes:
         prompt: token ids.
-        responses: token ids of each response; of a pair the chosen one is first.
-        trained: which tokens of each response count; None: all of them. The first token of an example has nothing
-            before it that could predict it and never counts.
-        weight: of the example in the loss.
-        margin: by how much the chosen response should win.
-        probability: that a pair's label is right.
-        label: of unpaired data, whether the response is desirable.
-        ratings: of groups, how good each response is, by attribute.
+        responses: token ids of each response; the chosen one of a pair is first.
+        trained: which tokens of each response count; None: all of them. The first token of an example never counts:
+            no token precedes it.
+        weight: the example's weight in the loss.
+        margin: the reward gap that the chosen response should have.
+        probability: the probability that a pair's label is right.
+        label: whether the response is desirable, for unpaired data.
+        ratings: the ratings of each response by attribute, for groups.
     """
 
     prompt: Ids
@@ -77,19 +77,19 @@ class Example:
         return sum(len(self.trained_places(k)) for k in range(len(self.responses)))
 
     def trained_places(self, k: int) -> np.ndarray:
-        """Indices, within response k, of the tokens that count."""
+        """Return the indices, within response k, of the tokens that count."""
         places = np.arange(len(self.responses[k])) if self.trained is None else np.flatnonzero(self.trained[k])
         return places if len(self.prompt) else places[places > 0]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`E` examples with up to `K` responses, as tokens of a model and as what losses read; `N` tokens count.
+    """`E` examples with up to `K` responses: token ids for the model, and labels for the loss; `N` tokens count.
 
     Attributes:
-        input_ids: `[1, M]` packed, or padded a row a response.
+        input_ids: `[1, M]` packed, or padded with one row per response.
         position_ids: as `input_ids`; None where every row starts at 0.
-        packing: where the examples of a packed row stand; None for padded rows.
+        packing: the positions of the examples in a packed row; None for padded rows.
         predictors: `[N]` flat indices into `input_ids` of the tokens whose next token counts.
         targets: `[N]` ids of those next tokens.
         row: `[N]` the response of each, `e * K + k`.
@@ -97,12 +97,12 @@ class Batch:
         ends: `[E, K]` flat indices of each response's last token; 0 where there is no such response.
         counts: `[E, K]` tokens that count.
         present: `[E, K]` whether the example has that response.
-        weight: `[E]` of the example in the loss.
-        margin: `[E]` by how much the chosen response should win.
+        weight: `[E]` the examples' weights in the loss.
+        margin: `[E]` the reward gap that the chosen response should have.
         labels: `[E, 2]` the probabilities that a pair's label is right, and that it is flipped.
         label: `[E]` 1 where the response is desirable, else 0.
         ratings: `[E, K, A]` by attribute, NaN where there is none.
-        index: the examples' places in the data.
+        index: the examples' indices in the data.
     """
 
     input_ids: Tensor
@@ -123,7 +123,7 @@ class Batch:
     index: np.ndarray
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
+        """Copy the batch to `device`."""
         if device.type == "cpu":
             return self
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
@@ -136,7 +136,7 @@ class Batch:
 def collate(
     examples: Sequence[Example], index: np.ndarray, layout: Layout = "padded", width: int | None = None
 ) -> Batch:
-    """The examples at `index` as one batch; K is `width`, or as many responses as one of them has."""
+    """Collate the examples at `index` into one batch; K is `width`, or the largest number of responses among them."""
     taken = [examples[i] for i in index]
     width = width or max(len(example.responses) for example in taken)
     placed = _packed(taken) if layout == "packed" else _padded(taken)
@@ -166,7 +166,7 @@ def collate(
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """Tokens in place: `starts[e, k]` is the flat index of the prompt's last token and of the response's first."""
+    """Laid-out tokens: `starts[e, k]` is the flat index of the prompt's last token and of the response's first."""
 
     ids: np.ndarray
     positions: np.ndarray | None
@@ -204,7 +204,7 @@ def _padded(examples: Sequence[Example]) -> _Placed:
 
 
 def _targets(examples: Sequence[Example], width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The tokens that count, the response of each (`e * width + k`) and its index there."""
+    """Find the tokens that count, the response of each (`e * width + k`) and its index there."""
     targets, rows, positions = [], [], []
     for e, example in enumerate(examples):
         for k, response in enumerate(example.responses):
@@ -216,7 +216,7 @@ def _targets(examples: Sequence[Example], width: int) -> tuple[np.ndarray, np.nd
 
 
 def _labels(examples: Sequence[Example], width: int) -> dict[str, Tensor]:
-    """What the data say of the examples, as `Batch` holds it."""
+    """Collect the examples' weights, margins, labels and ratings, as `Batch` holds them."""
     rated = [example.ratings for example in examples if example.ratings]
     ratings = np.full((len(examples), width, len(rated[0][0]) if rated else 1), np.nan, dtype=np.float32)
     for e, example in enumerate(examples):
@@ -225,7 +225,7 @@ def _labels(examples: Sequence[Example], width: int) -> dict[str, Tensor]:
     return {
         "weight": torch.tensor([example.weight for example in examples], dtype=torch.float32),
         "margin": torch.tensor([example.margin for example in examples], dtype=torch.float32),
-        # Each rounded once from float64, so that p = 1 - e gives the very numbers that label smoothing by e does.
+        # Each is rounded once from float64, so that p = 1 - e gives the same bits as label smoothing by e.
         "labels": torch.tensor([[e.probability, 1 - e.probability] for e in examples], dtype=torch.float32),
         "label": torch.tensor([float(example.label or 0) for example in examples]),
         "ratings": torch.from_numpy(ratings),
@@ -235,10 +235,9 @@ def _labels(examples: Sequence[Example], width: int) -> dict[str, Tensor]:
 def micro_batches(
     examples: Sequence[Example], index: Sequence[int], max_tokens: int, layout: Layout = "padded"
 ) -> Iterator[Batch]:
-    """The examples at `index` in batches of at most `max_tokens` tokens, padding included, of similar lengths.
+    """Batch the examples at `index`: at most `max_tokens` tokens each, padding included, of similar lengths.
 
-    All have the same K. An example that is larger than `max_tokens` gets a batch of its own: the bound on length is the
-    data's business.
+    All have the same K. An example that is larger than `max_tokens` gets a batch of its own; `max_length` bounds it.
     """
     width = max((len(examples[i].responses) for i in index), default=1)
     waiting: list[int] = []
@@ -255,23 +254,23 @@ def micro_batches(
 
 @lru_cache(maxsize=2)
 def order(count: int, run_seed: int, epoch: int) -> np.ndarray:
-    """The order of `count` examples in an epoch (from 0): a permutation that only the seed and the epoch decide."""
+    """Permute `count` examples for an epoch (from 0); the permutation depends on the seed and the epoch only."""
     return np.random.Generator(np.random.PCG64(seed(run_seed, "order", epoch))).permutation(count)
 
 
 def step_indices(count: int, batch_size: int, run_seed: int, step: int) -> np.ndarray:
-    """Which examples an optimiser step (from 0) trains on; the last step of an epoch may have fewer."""
+    """Return the indices of the examples of an optimiser step (from 0); the last step of an epoch may have fewer."""
     epoch, place = divmod(step, steps_per_epoch(count, batch_size))
     return order(count, run_seed, epoch)[place * batch_size : (place + 1) * batch_size]
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Optimiser steps that see every example once."""
+    """Count the optimiser steps in which every example is seen once."""
     return -(-count // batch_size)
 
 
 def content_hash(examples: Sequence[Example]) -> str:
-    """The id of what the examples hold: their tokens and which of them count."""
+    """Hash the content of the examples: their tokens and which of them count."""
     sha = hashlib.sha256()
     for example in examples:
         for part in (example.prompt, *example.responses, *(example.trained or ())):

@@ -1,6 +1,6 @@
-"""Checkpoints: one file that holds all that a run needs to continue with the same bits.
+"""Checkpoints: one file with all that training needs to continue with identical bits.
 
-The weights, the optimiser's state, the step, and how far metrics.jsonl had come. There is nothing else: the order of
+It holds the weights, the optimiser's state, the step, and the length of metrics.jsonl. No more is needed: the order of
 the data, the learning rate and the random numbers of a step are functions of the seed and the step.
 """
 
@@ -28,12 +28,12 @@ def write(
 
     Args:
         path: the checkpoint.
-        modules: what is trained, and what follows it, by name.
-        optimizer: by what.
-        state: whatever else the loop needs, as JSON values.
+        modules: the trained model, and a reference that follows it, by name.
+        optimizer: the optimiser.
+        state: what else the loop needs, as JSON values.
 
     Raises:
-        StorageError: the disk refused; the checkpoint before it is still there.
+        StorageError: writing failed; the earlier checkpoint is kept.
     """
     tensors = _weights(modules)
     for number, slots in optimizer.state_dict()["state"].items():
@@ -55,7 +55,7 @@ def read(path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Op
     """Restore the checkpoint at `path` into `modules` and `optimizer`; returns its state, or None where there is none.
 
     Raises:
-        InputError: it is damaged.
+        InputError: the checkpoint is damaged.
     """
     if not path.exists():
         return None
@@ -64,7 +64,7 @@ def read(path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Op
         with safe_open(path, framework="pt") as file, torch.no_grad():
             metadata = file.metadata()
             hashed = xxhash.xxh3_64(metadata["state"].encode())
-            for key in sorted(file.keys()):  # one after the other: memory holds no second copy of the weights
+            for key in sorted(file.keys()):  # one by one, so that memory holds no second copy of the weights
                 tensor = file.get_tensor(key)
                 _add(hashed, key, tensor)
                 if key in weights:
@@ -83,7 +83,7 @@ def read(path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Op
 
 
 def _checksum(tensors: dict[str, Tensor], state: str) -> str:
-    """The checksum of all that a checkpoint holds; it stands in its header."""
+    """Compute the checksum of all that a checkpoint holds; it is stored in its header."""
     hashed = xxhash.xxh3_64(state.encode())
     for name in sorted(tensors):
         _add(hashed, name, tensors[name])

@@ -1,6 +1,6 @@
-"""Where training data comes from: a run directory, or any input that `ingest` reads (an export, files, the hub).
+"""Sources of training data: a run directory, or any input that `ingest` reads (an export, files, the hub).
 
-Rows of the split `test` are never trained on: they are what is evaluated.
+Rows of the split `test` are never trained on: they are for evaluation.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from prefdata.storage.schemas import TABLES
 from prefdata.train.parsing import ItemStream, Kind, Needs
 
 LABEL = ("margin", "probability", "weight", "verdict")
-"""What a run's pairs say of their labels."""
+"""Columns of a run's pairs about their labels."""
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """Data that was found.
+    """An opened source of training data.
 
     Attributes:
-        name: as messages call it.
-        parents: what it is, by name, and the id of its content.
-        read: its rows, each time it is called.
-        run: the run directory that it is, or None.
+        name: its name in messages.
+        parents: the hashes of its content, by name.
+        read: returns an iterator over its rows; may be called several times.
+        run: its run directory, or None.
     """
 
     name: str
@@ -48,7 +48,7 @@ class DataSource:
     run: Path | None = None
 
     def items(self, needs: Needs, options: ReadOptions | None = None) -> ItemStream:
-        """What there is to learn from, one item at a time."""
+        """Read the data as training items, one at a time."""
         options = replace(options or ReadOptions(), want=needs.want)
         return ItemStream(Reader([self.name], options, read=lambda _: self.read()), needs, self.name)
 
@@ -56,16 +56,16 @@ class DataSource:
 def open_source(
     data: Path | str, kind: Kind, *, part: str | None = None, demonstrations: str | None = None
 ) -> DataSource:
-    """The data at `data`, without reading its rows.
+    """Open the data at `data` without reading its rows.
 
     Args:
         data: a run directory, an export's folder, or whatever `ingest` reads: files, a pattern, a name for `datasets`.
-        kind: what is wanted of it.
-        part: which pairing (preferences), selector (demonstrations), labels or groups of a run.
-        demonstrations: which demonstrations of a run, instead of a selector.
+        kind: the kind of data to read.
+        part: name of the pairing (preferences), selector (demonstrations), labels or groups of a run.
+        demonstrations: name of demonstrations of a run, instead of a selector.
 
     Raises:
-        InputError: there is no such thing, or it is none of these.
+        InputError: nothing is there, or it is none of these.
         NotReady: a run directory has no pairs yet.
     """
     name = str(Path(data).expanduser()) if str(data).startswith("~") else str(data)
@@ -84,11 +84,11 @@ def open_source(
     if path.is_dir():
         _refuse_changed_export(path)
     if not files:
-        read(name).close()  # type: ignore[attr-defined] # says what is wrong with the name
+        read(name).close()  # type: ignore[attr-defined] # raises if the name is wrong
         hub = HubName.of(name)
         parents = {name: hub_fingerprint(hub)} if hub is not None else {name: digest(_hash_of_rows(read(name)))}
         return DataSource(name, parents, lambda: read(name))
-    # How a dataset_info.json beside them says the columns are called is part of what they are.
+    # A dataset_info.json next to the files names their columns, so it is part of the content.
     beside = [info for folder in dict.fromkeys(file.parent for file in files) if (info := folder / INFO).is_file()]
     return DataSource(name, {path.name: _hash([*files, *beside])}, lambda: read(name))
 
@@ -97,7 +97,7 @@ def _refuse_changed_export(path: Path) -> None:
     """Refuse an export whose data is not what was written.
 
     Raises:
-        InputError: a file of it is damaged, was changed or is missing.
+        InputError: a file of the export is damaged, was changed or is missing.
     """
     export = Artifact(path)
     wrong = [name for name in (*export.changed(), *export.missing()) if name.startswith("data/")]
@@ -109,7 +109,7 @@ def _refuse_changed_export(path: Path) -> None:
 
 
 def _in_order(folder: Path) -> list[Path]:
-    """The files of a folder; of an export the training split first."""
+    """List the data files of a folder; of an export, the training split first."""
     files = input_files(str(folder))
     return sorted(files, key=lambda file: (not file.name.startswith("train-"), file))
 
@@ -123,7 +123,7 @@ def _preferences(run: Run, pairing: str | None) -> DataSource:
 
     def read() -> Iterator[RawRow]:
         rows = pairs.read(["pair_id", "prompt_id", "chosen_id", "rejected_id", *LABEL])
-        rows = rows.sort_by([("prompt_id", "ascending"), ("pair_id", "ascending")])  # as exports have them
+        rows = rows.sort_by([("prompt_id", "ascending"), ("pair_id", "ascending")])  # the order of exports
         prompts, texts = _prompts(run), _texts(run)
         asked = _look_up(rows["prompt_id"], prompts, "prompt_id", pairs)
         sides = [
@@ -197,7 +197,7 @@ def _all(part: Partition) -> pa.Table:
 
 
 def _best(part: Partition) -> pa.Table:
-    """The row of each prompt with the highest score (RSO's ranks are an order of acceptance, not of merit)."""
+    """Keep the row with the highest score per prompt (RSO's ranks are an order of acceptance, not of quality)."""
     order = [("prompt_id", "ascending"), ("score", "descending"), ("rank", "ascending")]
     rows = part.read(["candidate_id", "prompt_id", "score", "rank"]).sort_by(order)
     others = rows["prompt_id"].combine_chunks()
@@ -215,7 +215,7 @@ def _references(run: Run) -> DataSource:
         prompts = prompts.take(first).sort_by("prompt_id")
         if not prompts.num_rows:
             raise NotReady(
-                f"no prompt of {run} has a reference answer to imitate: run `prefdata select {run} …` first."
+                f"no prompt of {run} has a reference response to imitate: run `prefdata select {run} …` first."
             )
         references = pa.table({"text": prompts["reference"], "message": pa.nulls(prompts.num_rows, pa.string())})
         yield from _imitate("prompts", prompts, references)
@@ -234,7 +234,7 @@ def _imitate(
 
 
 def turns_of(text: str, message: str | None) -> list[dict[str, Any]]:
-    """A candidate's response as messages."""
+    """Return a candidate's response as messages."""
     turns = {"role": "assistant", "content": text} if message is None else json.loads(message)
     return turns if isinstance(turns, list) else [turns]
 
@@ -244,7 +244,7 @@ def _zip(columns: tuple[pa.ChunkedArray, ...]) -> Iterator[tuple[Any, ...]]:
 
 
 def _prompts(run: Run) -> pa.Table:
-    """The prompts of all sources, those of the first ingested first."""
+    """Read the prompts of all sources, in the order of ingestion."""
     columns = ["prompt_id", "messages", "tools", "reference", "split", "source_number"]
     tables = [part.read(columns) for part in run.partitions("prompts")]
     tables.sort(key=lambda rows: (rows.num_rows and rows["source_number"][0].as_py()) or 0)
@@ -257,11 +257,11 @@ def _texts(run: Run) -> pa.Table:
 
 
 def _look_up(ids: pa.ChunkedArray, rows: pa.Table, key: str, wanted_by: Partition) -> pa.Table:
-    """The rows of those ids, in their order."""
+    """Return the rows of those ids, in their order."""
     found = pc.index_in(ids, value_set=rows[key])
     if found.null_count:
         lost = ids.filter(found.is_null())[0].as_py()
-        raise InputError(f"{wanted_by} names {key} {lost}, which the run does not hold. Make its parent tables again.")
+        raise InputError(f"{wanted_by} names {key} {lost}, which is not in the run. Make its parent tables again.")
     return rows.take(found)
 
 

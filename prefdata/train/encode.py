@@ -1,11 +1,11 @@
-"""Items become examples of token ids: rendered and tokenised by the encoder, split where prompt and response part.
+"""Encoding of items as examples of token ids: rendered, tokenised, and split into prompt and response.
 
-The texts, and their ids, are those that scoring, likelihoods and sampling use (`prefdata.chat`). Trained is all that
-the template writes from the response on, the end of the turn included; a template with `{% generation %}` blocks says
-itself what is trained. Plain texts end with the tokenizer's end token.
+The texts, and their ids, are those that scoring, likelihoods and sampling use (`prefdata.chat`). All that the template
+writes from the response on is trained, the end of the turn included; with `{% generation %}` blocks in the template,
+those blocks are. Plain texts end with the tokenizer's end token.
 
-A run's candidates are trained as texts, through the template, also where they were truncated: the trained response then
-ends there too.
+A run's candidates are trained as texts, rendered by the template, even if they were truncated: the end token then
+follows the truncated response.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from prefdata.train.batches import Example, Ids
 from prefdata.train.parsing import Item, Row, Turns
 
 _END_WINDOW = 4
-"""Tokens at the end of a response among which its end token must be: some templates write a line break after it."""
+"""The end token must be among so many last tokens of a response: some templates write a line break after it."""
 
 
 class Problem(NamedTuple):
-    """Why an item has no example: a word for the report, and what is wrong."""
+    """Why an item has no example: the reason for the report, and the message."""
 
     reason: str
     detail: str
@@ -39,16 +39,16 @@ class Problem(NamedTuple):
 
 @dataclass
 class Encoded:
-    """Examples, and what became of the items that are not among them.
+    """Examples, and the counts of items without one.
 
     Attributes:
         examples: the examples.
-        rows: the places of their items.
-        dropped: items that are left out, by reason.
-        bad: the rows of those that the template refuses or changes, and why.
-        figures: items of which a report should tell, by what is to be told.
+        rows: the indices of their items.
+        dropped: counts of items that are left out, by reason.
+        bad: the rows that the template refuses or changes, and why.
+        figures: counts of items for the report, by name.
         ends: the tokens that end the responses.
-        conversations: how many of the examples are conversations, and not plain texts.
+        conversations: how many of the examples are conversations rather than plain texts.
     """
 
     examples: list[Example] = field(default_factory=list)
@@ -65,11 +65,11 @@ class Encoder:
 
     Args:
         chat: the model's encoder.
-        max_length: most tokens of a prompt with one response, or None.
+        max_length: maximum tokens of a prompt with one response, or None.
         on_long: error, drop or truncate; what happens to longer ones. Truncation cuts the ends of responses.
-        sampled: whether the model is one that is sampled from, so that a response must follow the prompt as it does
-            there. A reward model reads whole conversations.
-        on_bad_rows: what happens to items that the template refuses or changes; all but error leave them out.
+        sampled: whether the model will be sampled from: a response must then follow the generation prompt as in
+            sampling. A reward model reads whole conversations.
+        on_bad_rows: what happens to items that the template refuses or changes; all values but error leave them out.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Encoder:
         self._ends = set(chat.end_ids) | (set(chat.special_ids) if chat.turn_end is None else set())
 
     def encode(self, items: Sequence[Item]) -> Encoded:
-        """The items as examples.
+        """Encode the items as examples.
 
         Raises:
             ModelError: the chat template is missing, or does not end a response with an end token.
@@ -113,12 +113,12 @@ class Encoder:
         return out
 
     def _is_marked(self, item: Item) -> bool:
-        """Whether the template's own marks say which tokens of an item are trained."""
+        """Return whether the template's own marks say which tokens of an item are trained."""
         chats = len(item.answers) == 1 and not isinstance(item.prompt, str)
         return self.sampled and chats and self.chat.template is not None and self.chat.template.marks
 
     def _split(self, items: Sequence[Item], out: Encoded) -> list[Example | Problem]:
-        """Examples by the longest common prefix of the prompt's and the whole texts' tokens."""
+        """Split examples at the longest common prefix of the prompt's and the full texts' tokens."""
         rendered = [self._texts(item, out) for item in items]
         examples: list[Example | Problem] = [one if isinstance(one, Problem) else Problem("", "") for one in rendered]
         for chat in (self.chat, self.plain):
@@ -134,7 +134,7 @@ class Encoder:
         return examples
 
     def _texts(self, item: Item, out: Encoded) -> list[str] | Problem:
-        """The prompt's text and every whole text; or what is wrong."""
+        """Render the prompt's text and the full text of each response; or return what is wrong."""
         try:
             if isinstance(item.prompt, str):
                 texts = [require_unicode(text) for text in (item.prompt, *(item.prompt + str(a) for a in item.answers))]
@@ -155,12 +155,12 @@ class Encoder:
         one_turn = len(item.prompt) == 1 and all(len(answer) == 1 for answer in item.answers)
         if self.chat.template is None and not one_turn:
             raise ModelError(
-                "the tokenizer has no chat template, and the data holds conversations of several turns. Give a model "
-                "that has one, or a template with --chat-template."
+                "the tokenizer has no chat template, and the data has conversations of several turns. Choose a "
+                "model with a chat template, or set --chat-template."
             )
 
     def _count(self, item: Item, wholes: Sequence[str], out: Encoded) -> None:
-        """Count what a report should tell of an item's texts."""
+        """Count the properties of an item's texts that the report names."""
         responses = [_responses(answer) for answer in item.answers]
         if any(text not in whole for own, whole in zip(responses, wholes, strict=True) for text in own):
             out.figures["whitespace_changed_by_template"] += 1
@@ -173,7 +173,7 @@ class Encoder:
         return self._checked(item, wholes[0][:start], tuple(whole[start:] for whole in wholes), None, out)
 
     def _masked(self, items: Sequence[Item], out: Encoded) -> list[Example | Problem]:
-        """Examples by the template's {% generation %} marks: every turn of the assistant, or those of the response."""
+        """Build examples from the template's {% generation %} marks: every assistant turn, or those of the response."""
         examples: list[Example | Problem] = []
         for item in items:
             try:
@@ -187,7 +187,7 @@ class Encoder:
         return examples
 
     def _marked(self, item: Item, out: Encoded) -> tuple[Ids, np.ndarray]:
-        """The token ids of a conversation, and which of them are trained.
+        """Encode a conversation: its token ids, and which of them are trained.
 
         Raises:
             TemplateRefusal: the template refuses the conversation, changes a response, or does not mark it.
@@ -211,30 +211,30 @@ class Encoder:
     ) -> Example | Problem:
         for response in responses:
             if not len(response):
-                return Problem("changed_by_template", "the chat template writes nothing for the response")
+                return Problem("changed_by_template", "the chat template writes no text for the response")
             out.ends.add(self._end_of(response))
         return Example(
             prompt, responses, trained, item.weight, item.margin or 0.0, item.probability, item.label, item.ratings
         )
 
     def _end_of(self, response: Ids) -> int:
-        """The token that ends a response: the one that the template ends turns with, or any other end token.
+        """Find the token that ends a response: the template's end of turn, or any other end token.
 
         Raises:
-            ModelError: there is none.
+            ModelError: there is no end token.
         """
         tail = response[-_END_WINDOW:].tolist()
         found = self.chat.turn_end if self.chat.turn_end in tail else next((t for t in tail if t in self._ends), None)
         if found is None:
             raise ModelError(
-                f"the chat template ends a response with {self.chat.tokenizer.decode(tail)!r}, which is no end token: "
-                "a model trained so would never stop. Let the template write the end token after the assistant's turn "
-                "(inside its generation block, where it has one)."
+                f"the chat template ends a response with {self.chat.tokenizer.decode(tail)!r}, which is not an end "
+                "token: a model trained on it would never stop. Change the template to write the end token after the "
+                "assistant's turn (inside its generation block, if it has one)."
             )
         return found
 
     def _fit(self, item: Item, example: Example, out: Encoded, place: int) -> Problem | None:
-        """Put the example into `out` if it is not too long, or as `on_long` says; returns what is wrong with it."""
+        """Add the example to `out`, too long ones as `on_long` says; returns what is wrong with it."""
         fits = example = self._distinct(example, out)
         if example.weight == 0:
             out.dropped["weight_zero"] += 1
@@ -262,7 +262,7 @@ class Encoder:
 
     @staticmethod
     def _distinct(example: Example, out: Encoded) -> Example:
-        """A group with each response once: of equal ones the best rated stays."""
+        """Remove duplicate responses of a group; of equal ones the best rated is kept."""
         ratings = example.ratings
         if ratings is None or len(example.responses) < 3:
             return example
@@ -279,13 +279,13 @@ class Encoder:
 
 
 def truncate(example: Example, room: int) -> Example:
-    """The example with its responses cut to `room` tokens."""
+    """Cut the example's responses to `room` tokens."""
     trained = None if example.trained is None else tuple(mask[:room] for mask in example.trained)
     return replace(example, responses=tuple(response[:room] for response in example.responses), trained=trained)
 
 
 def _alike(example: Example) -> bool:
-    """Whether two responses are the same tokens, so that there is nothing to prefer."""
+    """Return whether two responses are the same tokens, so that there is no preference to learn."""
     return len({response.tobytes() for response in example.responses}) < len(example.responses)
 
 

@@ -1,7 +1,7 @@
 """The head of a language model: log-probabilities of given tokens without the logits of all positions.
 
-Forward and backward go through the positions in chunks. What fits one chunk keeps its logits for the backward pass;
-more is computed again there, chunk by chunk, and the gradient of the head is added up.
+Forward and backward passes go through the positions in chunks. A single chunk keeps its logits for the backward pass;
+several are computed again there, chunk by chunk, and the gradient of the head is accumulated.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A linear head and what a model does with its logits: `cap * tanh(scale * l / cap)`.
+    """A linear head and the model's transform of its logits: `cap * tanh(scale * l / cap)`.
 
     Attributes:
-        module: the layer; one that is not plainly linear (an adapter, quantised weights) is called as it is.
+        module: the layer; one that is not a plain linear layer (an adapter, quantised weights) is called as a module.
         scale: factor of the logits (Cohere, Granite).
         cap: bound of the logits (Gemma); None: none.
     """
@@ -31,7 +31,7 @@ class Head:
 
     @classmethod
     def of(cls, model: Any) -> Self:
-        """The head of a causal language model of transformers."""
+        """Get the head of a transformers causal language model."""
         config = model.config.get_text_config()
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
@@ -39,15 +39,15 @@ class Head:
 
     @property
     def vocabulary(self) -> int:
-        """Logits of one position."""
+        """Number of logits per position."""
         return int(self.module.weight.shape[0])
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """`[N, V]` of hidden states `[N, H]`, in the precision of the layer."""
+        """Compute logits `[N, V]` of hidden states `[N, H]`, in the precision of the layer."""
         return self.transform(self.module(hidden))
 
     def transform(self, logits: Tensor) -> Tensor:
-        """What the model does with the layer's output."""
+        """Apply the model's scale and cap to the layer's output."""
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
@@ -56,14 +56,14 @@ class Head:
 def head_logps(
     head: Head, hidden: Tensor, targets: Tensor, chunk_elements: int, *, entropies: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """`[N]` log-probabilities of `targets` `[N]` under the distributions at `hidden` `[N, H]`, in float32.
+    """Compute the log-probabilities `[N]` of `targets` `[N]` under the distributions at `hidden` `[N, H]`, in float32.
 
     Args:
         head: the head.
         hidden: hidden states.
         targets: token ids.
-        chunk_elements: how many logits may exist at one time.
-        entropies: whether the distributions' entropies `[N]` are wanted as well, in nats and without gradient.
+        chunk_elements: maximum number of logits in memory at one time.
+        entropies: whether to compute the distributions' entropies `[N]` too, in nats and without gradient.
     """
     rows = max(1, chunk_elements // head.vocabulary)
     if type(head.module) is nn.Linear:
@@ -90,13 +90,13 @@ def _module_logps(head: Head, hidden: Tensor, targets: Tensor) -> tuple[Tensor, 
 
 @torch.no_grad()
 def head_collisions(head: Head, hidden: Tensor, chunk_elements: int) -> Tensor:
-    """`[N]` `log sum_v p(v)^2` of the distributions at `hidden` `[N, H]`, in float32 and without gradient."""
+    """Compute `[N]` `log sum_v p(v)^2` of the distributions at `hidden` `[N, H]`, in float32 without gradient."""
     parts = torch.split(hidden, max(1, chunk_elements // head.vocabulary))
     return torch.cat([torch.logsumexp(2 * head.logits(part).float().log_softmax(-1), -1) for part in parts])
 
 
 def head_kls(head: Head, hidden: Tensor, other: Head, theirs: Tensor, chunk_elements: int) -> Tensor:
-    """`[N]` KL(p || q) in nats, p the distributions at `hidden` `[N, H]`, q those of another head at `theirs`."""
+    """Compute KL(p || q) `[N]` in nats, p the distributions at `hidden` `[N, H]`, q those of `other` at `theirs`."""
     rows = max(1, chunk_elements // head.vocabulary)
     parts = [
         checkpoint(_kl, head, h, other, t, use_reentrant=False)
@@ -113,7 +113,7 @@ def _kl(head: Head, hidden: Tensor, other: Head, theirs: Tensor) -> Tensor:
 class _LinearLogps(torch.autograd.Function):
     """Log-probabilities of a linear head; their gradient by a logit is `1[it is the target's] - its probability`.
 
-    What the forward pass kept is overwritten in the backward pass, of which there can be one.
+    The backward pass overwrites the saved tensors, so it can run only once.
     """
 
     @staticmethod
@@ -172,12 +172,12 @@ def _logits(head: Head, hidden: Tensor, weight: Tensor, bias: Tensor | None, dty
 
 
 def _slopes(head: Head, table: Tensor, norms: Tensor, targets: Tensor, grad: Tensor) -> Tensor:
-    """`[N, V]` the gradient by the layer's output; `table`, the log-probabilities, is overwritten.
+    """Compute the gradient `[N, V]` by the layer's output; `table`, the log-probabilities, is overwritten.
 
     Args:
         head: the head.
         table: `[N, V]` log-probabilities.
-        norms: `[N, 1]` by how much each position's logits are larger than they.
+        norms: `[N, 1]` the logsumexp of each position's logits.
         targets: `[N]`.
         grad: `[N]` the gradient by the targets' log-probabilities.
     """

@@ -1,4 +1,4 @@
-"""What rows say of single responses: whether one is good, safe, or how it is rated."""
+"""Labels and ratings of single responses in rows of data: good or bad, safe or unsafe, ratings."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from prefdata.formats.records import BadRowError, Record, Response
 from prefdata.formats.score_columns import score_columns
 
 SCORES = ("scores", "score", "ratings", "rating")
-"""Columns of ratings that are looked for where none is named, in this order."""
+"""Columns of ratings that are tried in this order if none is named."""
 
 Ratings = tuple[float, ...]
 """The ratings of a response, one for each column; NaN where there is none."""
 
 
 def labelled(record: Record) -> list[tuple[Response, bool]]:
-    """The responses that a row calls good or bad: by a label, or as the chosen and rejected sides of no tie."""
+    """List the responses that a row labels good or bad: by a label, or as the chosen and rejected sides of no tie."""
     found = []
     for response in record.responses:
         side = None if record.tie or response.kind not in ("chosen", "rejected") else response.kind == "chosen"
@@ -31,18 +31,18 @@ def labelled(record: Record) -> list[tuple[Response, bool]]:
 def rated(
     values: Mapping[str, Any], record: Record, columns: Sequence[str], *, sides: bool
 ) -> list[tuple[Response, Ratings]]:
-    """The responses of a row with their ratings.
+    """List the responses of a row with their ratings.
 
     Args:
         values: the row.
         record: what it holds.
-        columns: where the ratings are; unless given, the first of `SCORES` that says something, else the ranks.
+        columns: columns with the ratings; default: the first of `SCORES` that has values, else the ranks.
         sides: whether, where there are none, chosen responses are rated 1 and rejected ones 0.
 
     Raises:
-        BadRowError: a rating is no number, or there is not one for each response.
+        BadRowError: a rating is not a number, or their number differs from that of the responses.
     """
-    # A completion alone is a reference to who looks for candidates.
+    # For ingest, a completion without a label or model is a reference.
     responses = [one for one in record.responses if one.kind != "reference"] or record.responses
     for names in [columns] if columns else [[name] for name in SCORES]:
         found = [tuple(map(_or_nan, ratings)) for ratings in score_columns(values, responses, names)]
@@ -55,10 +55,10 @@ def rated(
 
 
 def safety(values: Mapping[str, Any], responses: Sequence[Response]) -> tuple[Ratings, ...]:
-    """1 for each response that a row calls safe, 0 for unsafe ones, NaN where it says nothing.
+    """Return 1 for each response labelled safe, 0 for unsafe ones, NaN where the row has no label.
 
     Raises:
-        BadRowError: `chosen_safe` or `rejected_safe` is no label.
+        BadRowError: `chosen_safe` or `rejected_safe` is not a label.
     """
     found = []
     for response in responses:
@@ -71,7 +71,7 @@ def safety(values: Mapping[str, Any], responses: Sequence[Response]) -> tuple[Ra
 
 
 def known(ratings: Ratings) -> bool:
-    """Whether there is any rating."""
+    """Return whether there is any rating."""
     return not all(map(math.isnan, ratings))
 
 

@@ -1,7 +1,7 @@
-"""Log-probabilities of the tokens that are trained, and of no others; scores at the ends of responses.
+"""Log-probabilities of the trained tokens only; scores at the ends of responses.
 
-The trunk of the model runs over a batch however it is laid out; the head is applied only where the next token is a
-trained one, in chunks, so that no tensor of (positions x vocabulary) exists for a large batch, forward or backward.
+The trunk of the model runs over a batch in either layout; the head is applied only where the next token is a trained
+one, in chunks, so that no tensor of (positions x vocabulary) exists for a large batch, forward or backward.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prefdata.train.batches import Batch
 from prefdata.train.head import Head, head_collisions, head_kls, head_logps
 
 CHUNK_ELEMENTS = 1 << 26
-"""Logits that exist at one time: 256 MiB in float32."""
+"""Maximum number of logits in memory at one time: 256 MiB in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +25,14 @@ class ResponseLogps:
     """Log-probabilities of a batch's responses, in nats and float32.
 
     Attributes:
-        tokens: `[N]` of the tokens that count.
+        tokens: `[N]` one for each token that counts.
         row: `[N]` the response of each, `e * K + k`.
         position: `[N]` its index in the response.
         counts: `[E, K]` tokens of each response that count.
         sums: `[E, K]` of the responses, summed over their tokens; 0 where there is none.
-        entropies: `[N]` of the distributions that the tokens were taken from, without gradient; None unless asked for.
-        collisions: `[N]` `log sum_v p(v)^2` of those distributions, without gradient; None unless asked for.
-        kls: `[N]` KL from those distributions to a reference's; None unless asked for.
+        entropies: `[N]` of the distributions at those tokens, without gradient; None unless requested.
+        collisions: `[N]` `log sum_v p(v)^2` of those distributions, without gradient; None unless requested.
+        kls: `[N]` KL from those distributions to a reference's; None unless requested.
     """
 
     tokens: Tensor
@@ -54,15 +54,15 @@ def response_logps(
     reference: Any = None,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> ResponseLogps:
-    """The log-probabilities of a batch's responses, whatever way the batch is laid out.
+    """Compute the log-probabilities of a batch's responses, packed or padded.
 
     Args:
         model: a causal language model of transformers.
         batch: its examples.
-        entropies: whether those are wanted.
-        collisions: whether those are wanted.
-        reference: a model that `kls` are wanted to; it takes the same layout.
-        chunk_elements: how many logits may exist at one time.
+        entropies: whether to compute `entropies`.
+        collisions: whether to compute `collisions`.
+        reference: the model for `kls`, with the same batch layout; None: no `kls`.
+        chunk_elements: maximum number of logits in memory at one time.
     """
     hidden = last_hidden(model, batch)[batch.predictors]
     head = Head.of(model)
@@ -85,17 +85,17 @@ def response_logps(
 
 
 def sum_responses(batch: Batch, values: Tensor) -> Tensor:
-    """`[E, K]` sums of values `[N]` over the tokens of each response."""
-    # Every token to its own cell, then a sum along rows: deterministic on every device, which index_add is not.
+    """Sum values `[N]` over the tokens of each response: `[E, K]`."""
+    # Scatter each token to its own cell, then sum along rows: deterministic on every device, unlike index_add.
     columns = int(batch.position.max()) + 1 if len(batch.position) else 1
     cells = values.new_zeros(batch.counts.numel(), columns).index_put((batch.row, batch.position), values)
     return cells.sum(1).view_as(batch.counts)
 
 
 def last_hidden(model: Any, batch: Batch) -> Tensor:
-    """`[M, H]` the trunk's last hidden states, in the order of the batch's tokens.
+    """Compute the trunk's last hidden states `[M, H]`, in the order of the batch's tokens.
 
-    Padding is on the right and attention is causal: no token ever sees it, so that padded rows need no mask.
+    Padding is on the right and attention is causal, so no token attends to it and padded rows need no mask.
     """
     more: dict[str, Any] = {} if batch.packing is None else {"packing": batch.packing}
     if batch.position_ids is not None:
@@ -105,11 +105,10 @@ def last_hidden(model: Any, batch: Batch) -> Tensor:
 
 
 def end_scores(model: Any, batch: Batch) -> Tensor:
-    """`[E, K, H]` a reward model's scores by head, read at each response's last token; 0 where there is none.
+    """Compute a reward model's scores by head, `[E, K, H]`, at each response's last token; 0 where there is none.
 
-    In float32 whatever the precision of the trunk: rounded to bfloat16, scores that differ become equal. The place
-    comes from the batch and not from comparing ids with the padding's: where the padding token is the end token, that
-    comparison reads the token before the end.
+    Always in float32: rounded to bfloat16, scores that differ become equal. The position comes from the batch and not
+    from comparing ids with the padding token: where that is the end token, the comparison finds the token before it.
     """
     hidden, head = last_hidden(model, batch)[batch.ends], score_head(model)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -119,6 +118,6 @@ def end_scores(model: Any, batch: Batch) -> Tensor:
 
 
 def score_head(model: Any) -> nn.Linear:
-    """The linear head of a reward model."""
+    """Get the linear head of a reward model."""
     head: nn.Linear = model.score
     return head

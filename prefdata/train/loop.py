@@ -1,4 +1,4 @@
-"""The loop that every trainer shares: batches in the order of the seed, one optimiser step each, resumable anywhere."""
+"""The training loop of all trainers: batches in seeded order, one optimiser step each, resumable at any step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from prefdata.train.specs import TrainSpec
 from prefdata.train.steps import StepGradient, measure
 
 DRIFT_PER_TOKEN = -1.0
-"""Log-probability (nats) per token that the chosen responses may lose against the reference before a warning."""
+"""Loss of log-probability (nats per token) of the chosen responses against the reference that causes a warning."""
 
 log = logging.getLogger("prefdata.train")
 
@@ -40,10 +40,10 @@ class Loop:
         objective: the loss and its metrics.
         spec: the settings.
         train: the data.
-        folder: where the metrics go.
-        checkpoint: the file that training continues from, if it is there.
+        folder: the folder of metrics.jsonl.
+        checkpoint: the file that training continues from, if it exists.
         evaluate: computes the metrics on held-out data, if there is any.
-        reference: the reference, where it follows the policy.
+        reference: the reference, if it follows the policy.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class Loop:
         self.checked = 0
 
     def run(self, progress: Progress = no_progress) -> dict[str, float]:
-        """Train to the end, from the folder's checkpoint where there is one.
+        """Train to the end, from the folder's checkpoint if there is one.
 
         Returns:
-            The last metrics of each kind; those of the whole run are in `run_means`.
+            The last metrics of each kind; the means over the whole run are in `run_means`.
 
         Raises:
             EngineError: the loss or the gradient is not finite; the last checkpoint is kept.
-            StorageError: the disk refused a checkpoint or the metrics.
+            StorageError: a checkpoint or the metrics could not be written.
         """
         state = checkpoints.read(self.checkpoint, self._modules, self.optimizer) or {}
         done = self.checked = state.get("step", 0)
@@ -114,7 +114,7 @@ class Loop:
         checkpoints.write(self.checkpoint, self._modules, self.optimizer, state)
 
     def _step(self, step: int) -> dict[str, Tensor]:
-        """One optimiser step (from 0): forward, backward, clip, update; returns the sums and counts of its metrics."""
+        """Run one optimiser step (from 0): forward, backward, clip, update; returns its metrics' sums and counts."""
         started = time.perf_counter()
         model, spec = self.loaded.model, self.spec
         model.train(self.objective.dropout)
@@ -125,7 +125,7 @@ class Loop:
             self.objective,
             self.objective.size(examples),
             entropies=spec.log_entropy and self._logs(step + 1),
-            # Random numbers are a function of the step and the micro-batch: there is no generator's state to save.
+            # Random numbers are a function of the step and the micro-batch, so no generator state is saved.
             reseed=lambda number: torch.manual_seed(seed_of(spec.seed, "dropout", step, number)),
         )
 
@@ -138,7 +138,7 @@ class Loop:
         if spec.max_grad_norm:
             nn.utils.clip_grads_with_norm_(model.parameters(), spec.max_grad_norm, norm)
         metrics = stack_sums([*pieces, {"grad_norm": (norm.detach(), 1.0)}])
-        if self.loaded.device.type == "cpu":  # where looking costs no wait
+        if self.loaded.device.type == "cpu":  # reading the value needs no synchronisation
             self._check_finite(step + 1, {name: float(metrics[name][0]) for name in ("loss", "grad_norm")})
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(spec, step, self.total)
@@ -161,7 +161,7 @@ class Loop:
         return done % self.spec.log_every == 0 or done == self.total
 
     def _check_finite(self, done: int, sums: dict[str, float]) -> None:
-        """Raise where the loss or the gradient of a step since the last check was not finite: its sum is not either."""
+        """Raise if the loss or gradient of a step since the last check is not finite: then its sum is not either."""
         broken = [name for name in ("loss", "grad_norm") if name in sums and not math.isfinite(sums[name])]
         if broken:
             kept = "The last checkpoint is kept. " if self.checkpoint.exists() else ""
@@ -192,8 +192,8 @@ class Loop:
         if drift < DRIFT_PER_TOKEN and not self.last.get("warned"):
             self.last["warned"] = 1.0
             log.warning(
-                "step %d: the chosen responses have lost %.2f nats per token against the reference. DPO may push both "
-                "responses down; where the model's own text suffers, lower lr or raise beta.",
+                "step %d: the chosen responses have lost %.2f nats per token against the reference. DPO may lower "
+                "the likelihood of both responses; if samples of the model get worse, lower lr or raise beta.",
                 done,
                 -drift,
             )
@@ -203,7 +203,7 @@ class Loop:
 def evaluate(
     loaded: LoadedModel, objective: Objective, examples: Sequence[Example], batch_size: int
 ) -> dict[str, float]:
-    """The objective's metrics over all of `examples`, with dropout off; a coupled loss sees `batch_size` at a time."""
+    """Compute the metrics over `examples` with dropout off; a coupled loss sees `batch_size` examples at a time."""
     loaded.model.eval()
     means = MetricMeans()
     together = batch_size if objective.coupled else max(1, len(examples))

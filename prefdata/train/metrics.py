@@ -1,6 +1,6 @@
 """Metrics: one JSON object a line in metrics.jsonl, and the same numbers in TensorBoard where it is installed.
 
-Sums stay on the device until a line is written, so that no step waits for the device to say its loss.
+Sums stay on the device until a line is written, so that no step waits for the device.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import Tensor
 METRICS_FILE = "metrics.jsonl"
 
 MetricSums = Mapping[str, tuple[Tensor | float, Tensor | float]]
-"""Metrics as (sum, count), so that micro-batches add up to the same mean however they were cut."""
+"""Metrics as (sum, count), so that the means do not depend on the micro-batches."""
 
 log = logging.getLogger("prefdata.train")
 
 
 class MetricMeans:
-    """Means that are added up piece by piece, in float64, exactly restorable from JSON.
+    """Running means in float64, exactly restorable from JSON.
 
     Args:
-        sums: [sum, count] by name, of an earlier part of the run.
+        sums: [sum, count] by name, of the steps before.
     """
 
     def __init__(self, sums: Mapping[str, Sequence[float]] | None = None) -> None:
@@ -41,17 +41,17 @@ class MetricMeans:
 
     @property
     def sums(self) -> dict[str, list[float]]:
-        """What `MetricMeans` continues from, as JSON values; waits for the device."""
+        """The state that `MetricMeans` continues from, as JSON values; waits for the device."""
         return to_host(self._sums)
 
     def pop(self) -> dict[str, float]:
-        """The means since the last `pop`."""
+        """Return the means since the last `pop`."""
         means = self.means()
         self._sums = {}
         return means
 
     def means(self) -> dict[str, float]:
-        """The means of what was added."""
+        """Return the means of all values added."""
         return {name: total / count if count else 0.0 for name, (total, count) in self.sums.items()}
 
 
@@ -59,8 +59,8 @@ class RunMeans:
     """The means of a run's metrics over all of its steps, and over the first and the last tenth of them.
 
     Args:
-        steps: how many the run has.
-        sums: of an earlier part of the run, as `sums` has them.
+        steps: number of steps of the run.
+        sums: of the steps before, as `sums` returns them.
     """
 
     def __init__(self, steps: int, sums: Mapping[str, Mapping[str, Sequence[float]]] | None = None) -> None:
@@ -69,7 +69,7 @@ class RunMeans:
 
     @property
     def sums(self) -> dict[str, dict[str, list[float]]]:
-        """What `RunMeans` continues from, as JSON values."""
+        """The state that `RunMeans` continues from, as JSON values."""
         return {part: means.sums for part, means in self._means.items()}
 
     def add(self, step: int, metrics: Mapping[str, Tensor]) -> None:
@@ -80,13 +80,13 @@ class RunMeans:
                 self._means[part].add(metrics)
 
     def figures(self, names: Sequence[str]) -> dict[str, float]:
-        """The means of these metrics, where there are such: `loss`, `loss first`, `loss last`."""
+        """Return the means of those metrics that exist: `loss`, `loss first`, `loss last`."""
         parts = {part: means.means() for part, means in self._means.items()}
         return {f"{name}{part}": means[name] for name in names for part, means in parts.items() if name in means}
 
 
 def stack_sums(pieces: Sequence[MetricSums]) -> dict[str, Tensor]:
-    """`[2]` float64 tensors of sum and count by name, added up over `pieces`, on the device where each sum is."""
+    """Sum `pieces` into `[2]` float64 tensors of sum and count by name, each on the device of its sums."""
     sums: dict[str, Tensor] = {}
     for piece in pieces:
         for name, (total, count) in piece.items():
@@ -97,7 +97,7 @@ def stack_sums(pieces: Sequence[MetricSums]) -> dict[str, Tensor]:
 
 
 def to_host(sums: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """The numbers of `[2]` tensors by name, in one transfer from the device."""
+    """Copy `[2]` tensors by name to the host in one transfer."""
     by_device: dict[torch.device, dict[str, Tensor]] = {}
     for name, pair in sums.items():
         by_device.setdefault(pair.device, {})[name] = pair.detach()
@@ -107,12 +107,11 @@ def to_host(sums: Mapping[str, Tensor]) -> dict[str, list[float]]:
 
 
 class MetricsWriter:
-    """metrics.jsonl and TensorBoard, from a given step on.
+    """Writer of metrics.jsonl and TensorBoard, from a given step on.
 
     Args:
         folder: the model's folder.
-        position: bytes of metrics.jsonl that a checkpoint vouches for; what lies beyond belongs to steps that are run
-            again, and is removed.
+        position: bytes of metrics.jsonl at the checkpoint; later lines, of steps that are run again, are removed.
         step: the first step that will be logged.
     """
 
@@ -122,7 +121,7 @@ class MetricsWriter:
         self._board = _tensorboard(folder / "tensorboard", step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """One line: the step (from 1) and its numbers."""
+        """Write one line: the step (from 1) and its metrics."""
         self._file.write(json.dumps({"step": step, **values}).encode() + b"\n")
         self._file.flush()
         if self._board is not None:
@@ -130,12 +129,12 @@ class MetricsWriter:
                 self._board.add_scalar(name, value, step)
 
     def sync(self) -> int:
-        """Wait until the disk has all lines; returns how many bytes they are."""
+        """Sync all lines to disk; returns their length in bytes."""
         os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
-        """Close both."""
+        """Close the file and TensorBoard."""
         self._file.close()
         if self._board is not None:
             self._board.close()

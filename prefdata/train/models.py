@@ -1,4 +1,4 @@
-"""Models in and out: Hugging Face folders become what the loop trains, and what was trained becomes one again."""
+"""Loading of Hugging Face models for training, and saving of trained ones."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class LoadedModel:
     Attributes:
         model: on `device`, with weights of the precision that was asked for.
         tokenizer: its tokenizer.
-        device: where it is.
-        autocast: the precision of matrix products, or None for the weights' own.
-        save_dtype: precision of the saved weights: that of the model it started from.
-        micro: most tokens that go through it at once, padding included.
-        layout: how batches are laid out for it.
+        device: the model's device.
+        autocast: the precision of matrix products, or None for that of the weights.
+        save_dtype: precision of the saved weights, as in the initial model.
+        micro: maximum tokens of a micro-batch, padding included.
+        layout: the layout of its batches.
     """
 
     model: Any
@@ -64,7 +64,7 @@ class LoadedModel:
         return computed(self.device, name)
 
     def precision(self) -> torch.autocast:
-        """The context that forward passes run in."""
+        """Open the autocast context of forward passes."""
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
 
@@ -73,11 +73,11 @@ def load_chat(files: ModelFiles, spec: LoopSpec) -> Chat:
 
     Raises:
         ModelError: transformers cannot read the tokenizer, or it names no end token.
-        UsageError, InputError: there is no such chat template, or it does not read a variable.
+        UsageError, InputError: the chat template is unknown, or does not use a variable.
     """
     chat = Chat.of(files, choice=spec.template_choice)
     if chat.tokenizer.eos_token_id is None:
-        raise ModelError(f"{files.name}: the tokenizer names no end token. Set eos_token in tokenizer_config.json.")
+        raise ModelError(f"{files.name}: the tokenizer has no end token. Set eos_token in tokenizer_config.json.")
     return chat
 
 
@@ -85,8 +85,8 @@ def load(files: ModelFiles, spec: LoopSpec, tokenizer: Any) -> LoadedModel:
     """The model that `spec` trains: a reward model for an RmSpec (with a new head on a causal LM), else a causal LM.
 
     Raises:
-        ModelError: transformers cannot load it, its files lack tensors, or it computes what the trainer does not know.
-        UsageError: the device is not there.
+        ModelError: transformers cannot load it, its files lack tensors, or its architecture is not supported.
+        UsageError: the device is not available.
     """
     device = pick_device(spec.device)
     precision = pick_precision(spec.dtype, device)
@@ -142,10 +142,10 @@ def _reward_model(files: ModelFiles, spec: RmSpec, config: Any, tokenizer: Any, 
     if not is_reward_model(model):
         raise ModelError(f"{files.name}: {type(model).__name__} has no linear `score` head on its last hidden states.")
     if new_head:
-        # Small at the start (1 / (h + 1), as OpenRLHF does), so that the first loss is ln 2 and none is favoured.
+        # Small initial weights (1 / (h + 1), as in OpenRLHF), so that all scores are near 0 and the first loss is ln 2.
         nn.init.normal_(model.score.weight, std=1 / (model.score.in_features + 1))
     if spec.loss == "poe-length":
-        model.length_head = nn.Linear(2, 1, bias=False)  # trained beside the score, not saved
+        model.length_head = nn.Linear(2, 1, bias=False)  # trained with the score head, not saved
         nn.init.zeros_(model.length_head.weight)
     return model
 
@@ -163,8 +163,8 @@ def _micro_tokens(device: torch.device, spec: LoopSpec) -> TokenBudget:
 def save(loaded: LoadedModel, files: ModelFiles, chat: Chat, trained: Encoded, folder: Path) -> None:
     """Write `folder` as a Hugging Face model that transformers and vLLM load: weights, tokenizer, template, configs.
 
-    It says what was trained: the chat template with the variables that were set, or none where the data were plain
-    texts, and the tokens that ended the responses.
+    The folder has the chat template of training with the variables that were set, or none if the data were plain texts,
+    and the tokens that ended the responses as end tokens.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(NOT_SAVED)}
@@ -173,7 +173,7 @@ def save(loaded: LoadedModel, files: ModelFiles, chat: Chat, trained: Encoded, f
     plain = chat.template is None or not trained.conversations
     if plain:
         model.config.prefdata = {PLAIN_END: tokenizer.eos_token}
-    elif hasattr(model.config, "prefdata"):  # of the model that training began with
+    elif hasattr(model.config, "prefdata"):  # of the initial model
         del model.config.prefdata
     tokenizer.chat_template = None if plain else chat.saved_templates
     ends = [] if is_reward_model(model) else _declare(model.config, files, trained.ends)
@@ -181,13 +181,13 @@ def save(loaded: LoadedModel, files: ModelFiles, chat: Chat, trained: Encoded, f
         model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
-        file.chmod(0o666 & ~_umask())  # safetensors writes for its owner only
+        file.chmod(0o666 & ~_umask())  # safetensors makes files readable by their owner only
     if not is_reward_model(model):
         _save_generation_config(files.folder() / "generation_config.json", folder / "generation_config.json", ends)
 
 
 def _declare(config: Any, files: ModelFiles, trained: Set[int]) -> list[int]:
-    """Add the tokens that ended responses in training to those of a config; empty where all are there already."""
+    """Add the tokens that ended responses in training to a config; returns all of them, or [] if nothing was added."""
     source = files.folder() / "generation_config.json"
     generation = json.loads(source.read_text("utf-8")) if source.exists() else {}
     declared = named_ends(generation) or named_ends(files.config)
@@ -198,7 +198,7 @@ def _declare(config: Any, files: ModelFiles, trained: Set[int]) -> list[int]:
 
 
 def _save_generation_config(source: Path, target: Path, ends: list[int]) -> None:
-    """Copy the generation defaults of the model that training began with; `ends` take the place of its end tokens."""
+    """Copy the generation defaults of the initial model; `ends` replace its end tokens."""
     if source.exists():
         shutil.copyfile(source, target)
     if ends:

@@ -84,8 +84,8 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 def learning_rate(spec: LoopSpec, step: int, total: int) -> float:
     """The learning rate of a step (from 0) of `total`.
 
-    It rises on a line over the first `warmup * total` steps (rounded up), the first of which already moves, and is at
-    its peak in the step after them.
+    It rises linearly over the first `warmup * total` steps (rounded up), positive in the first of them, and is at its
+    peak in the step after them.
     """
     warm = math.ceil(spec.warmup * total)
     if step < warm:

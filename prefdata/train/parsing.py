@@ -1,6 +1,6 @@
-"""What training adds to the reading of data: records become items, a prompt with the responses to learn from.
+"""Parsing of records into training items: a prompt with the responses to learn from.
 
-Preferences: a prompt, a chosen and a rejected response, with weight, margin and the probability that the label holds.
+Preferences: a prompt, a chosen and a rejected response, with weight, margin and the probability of a right label.
 Demonstrations: a prompt and a response to imitate. All layouts are those of `prefdata.formats`. A prompt and responses
 that are texts (TRL's standard layouts) are trained as plain text, conversations through the model's chat template;
 transcripts through it where the model has one.
@@ -31,7 +31,7 @@ Turns = list[Message]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row as it was read: where from, which split it belongs to, and its values."""
+    """A row as it was read: its file and row number, its split and its values."""
 
     file: str
     row: int
@@ -43,8 +43,8 @@ class Row:
 class Item:
     """A prompt and its responses (one for a demonstration; chosen and rejected for a preference).
 
-    All parts are texts, or all are conversations, whose messages are as chat templates read them. With `every_turn` the
-    assistant's turns of the prompt may be trained on as well, where the chat template marks them.
+    All parts are texts, or all are conversations, whose messages have the form that chat templates read. With
+    `every_turn` the assistant's turns of the prompt are trained too, where the chat template marks them.
     """
 
     prompt: str | Turns
@@ -61,16 +61,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Needs:
-    """What training needs of data.
+    """What the training command needs from the data.
 
     Attributes:
         kind: preferences, demonstrations, single labelled responses, groups of rated ones, or single rated ones.
-        margin: whether each pair needs one.
+        margin: whether each pair needs a margin.
         probability: whether each pair needs the probability that its label is right.
-        template: whether the model has a chat template; without one a transcript is trained as the text it is.
-        ratings: the columns that responses are rated in, of groups and rated ones; found from the row unless given.
-        safety: whether preferences say which of their sides are safe.
-        wanted: what is wanted of the data, and by which command, for messages.
+        template: whether the model has a chat template; without one a transcript is trained as plain text.
+        ratings: the columns with ratings, for groups and rated responses; default: detected from the row.
+        safety: whether preferences have labels of safe and unsafe sides.
+        wanted: the command and the data that it needs, for messages.
     """
 
     kind: Kind
@@ -83,7 +83,7 @@ class Needs:
 
     @property
     def want(self) -> IngestKind:
-        """What is asked of the reader."""
+        """Return the kind of data to ask the reader for."""
         return _WANTS[self.kind]
 
 
@@ -98,11 +98,11 @@ _WANTS: dict[Kind, IngestKind] = {
 
 @dataclass
 class ItemStream:
-    """Items of a reading, one at a time; what became of the other rows is known at the end.
+    """Items read from data, one at a time; the counts of the other rows are complete at the end.
 
     Attributes:
-        skipped: rows that make no item although nothing is wrong with them, by reason.
-        left_out: responses that groups and rated ones are without, by reason.
+        skipped: counts of valid rows that yield no item, by reason.
+        left_out: counts of responses left out of groups and of rated responses, by reason.
     """
 
     reader: Reader
@@ -112,11 +112,11 @@ class ItemStream:
     left_out: Counter[str] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[Item]:
-        """The items, in the order of the rows.
+        """Read the items, in the order of the rows.
 
         Raises:
-            InputError: there are no rows, their columns are of no known layout, or lack one that a setting asks for.
-            BadRows: rows that cannot be used, all of them, unless they are left out.
+            InputError: there are no rows, their layout is unknown, or a column that a setting needs is missing.
+            BadRows: all rows that cannot be used, unless they are left out.
         """
         try:
             yield from self._read()
@@ -141,7 +141,7 @@ class ItemStream:
             raise InputError(f"{what} Check the file, or the step that made it.")
 
     def figures(self) -> dict[str, Any]:
-        """What a report tells of the reading: the layouts, and what was not used."""
+        """Return the report's figures about reading: the layouts, and what was not used."""
         reader = self.reader
         figures: dict[str, Any] = {"layout": ", ".join(dict.fromkeys(one.layout for one in reader.layouts.values()))}
         if reader.surrogates:
@@ -155,7 +155,7 @@ class ItemStream:
         if self.skipped:
             reasons = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in self.skipped.items())
             return f"all rows are left out ({reasons})"
-        return "its rows hold none" if self.reader.rows else "it is empty"
+        return "its rows have none" if self.reader.rows else "it is empty"
 
     def _items(self, row: RawRow, record: Record) -> Iterator[Item]:
         if self.needs.kind == "demonstrations":
@@ -212,7 +212,7 @@ class ItemStream:
             self.skipped["labelled_bad"] += 1
             return
         if not responses:
-            raise BadRowError("no_response", "it holds no response to imitate")
+            raise BadRowError("no_response", "the row has no response to imitate")
         for response in responses:
             if response.empty:
                 self.skipped["empty"] += 1
@@ -221,17 +221,17 @@ class ItemStream:
             yield self._item(row, record, [response], every_turn=every_turn, weight=weight)
 
     def _refuse_absent(self, row: RawRow) -> None:
-        """Refuse data that lacks a column which a setting asks for.
+        """Refuse data without a column that a setting needs.
 
         Raises:
-            InputError: the first row does not have it.
+            InputError: the first row lacks the column.
         """
         asked_by = {"margin": "--use-margin", "probability": "--soft-labels"}
         for column, flag in asked_by.items():
             if getattr(self.needs, column) and self.reader.rows <= 1 and column not in row.values:
                 raise InputError(
-                    f"{self.name} has no column {column}, which {flag} asks for. An export has it without "
-                    "--strict-columns, and a run always."
+                    f"{self.name} has no column {column}, which {flag} needs. An export without "
+                    "--strict-columns has it, and so does every run."
                 )
 
     def _item(
@@ -240,13 +240,13 @@ class ItemStream:
     ) -> Item:  # fmt: skip
         weight = record.weight if record.weight is not None else weight
         if weight < 0:
-            raise BadRowError("weight", f"weight is {weight}, and should be a number from 0 up")
+            raise BadRowError("weight", f"weight is {weight}, but should be a number of at least 0")
         if self.needs.margin and record.margin is None:
-            raise BadRowError("margin", "margin is missing, and use_margin asks for it")
+            raise BadRowError("margin", "margin is missing, but use_margin needs it")
         if self.needs.probability and record.probability is None and not record.verdicts:
-            raise BadRowError("probability", "probability is missing, or no number, and soft_labels asks for it")
+            raise BadRowError("probability", "probability is missing or not a number, but soft_labels needs it")
         if self.needs.probability and not 0 <= probability <= 1:
-            raise BadRowError("probability", f"probability is {probability}, and should be from 0 to 1")
+            raise BadRowError("probability", f"probability is {probability}, but should be from 0 to 1")
         place = Row(row.file, row.row, record.split or "train", row.values)
         tools = None if record.tools is None else json.loads(record.tools)
         sure = probability if self.needs.probability else 1.0
@@ -259,14 +259,14 @@ class ItemStream:
             return record.plain or "", tuple(str(response.plain) for response in responses)
         messages = [for_template(message) for message in record.messages]
         turns = [[for_template(turn) for turn in response.turns] for response in responses]
-        if record.messages[-1].get("prefill"):  # what the assistant has begun belongs to each of the responses
+        if record.messages[-1].get("prefill"):  # a prefill is the beginning of each response
             begun = messages.pop()["content"]
             turns = [[{**first, "content": begun + first["content"]}, *rest] for first, *rest in turns]
         return messages, tuple(turns)
 
 
 def contradicting(items: Sequence[Item]) -> set[int]:
-    """The places of items that say of two responses to a prompt what another one says the other way round."""
+    """Find the items whose preference is contradicted by another item of the same prompt; returns their indices."""
     places: dict[bytes, list[tuple[bool, int]]] = {}
     for place, item in enumerate(items):
         sides = [json.dumps(side) for side in item.answers]
@@ -277,10 +277,10 @@ def contradicting(items: Sequence[Item]) -> set[int]:
 
 
 def _turn_weights(record: Record, response: Response) -> tuple[bool, float]:
-    """Whether all the assistant's turns are trained, and the weight of the last.
+    """Return whether all the assistant's turns are trained, and the weight of the last.
 
     Raises:
-        BadRowError: some of them are, or they weigh differently, which training does not do.
+        BadRowError: only some turns are trained, or their weights differ; training supports neither.
     """
     weights = [message.get("weight") for message in record.messages if message["role"] == "assistant"]
     last = response.turns[-1].get("weight")
@@ -291,7 +291,7 @@ def _turn_weights(record: Record, response: Response) -> tuple[bool, float]:
     if given == {0.0}:
         return False, own
     raise BadRowError(
-        "turn_weights", "its turns have different loss weights; training takes all of them, or the last alone"
+        "turn_weights", "its turns have different loss weights; training supports all turns, or the last one only"
     )
 
 
@@ -306,11 +306,11 @@ def parse(
     on_bad_rows: OnBadRows = "error",
     template: bool = True,
 ) -> list[Item]:
-    """The rows as items, in their order; `skipped` is where those that make none are counted.
+    """Parse the rows into items, in their order; rows that yield none are counted in `skipped`.
 
     Raises:
-        InputError: there are no rows, or their columns are of no known layout.
-        BadRows: rows that cannot be used, all of them.
+        InputError: there are no rows, or their layout is unknown.
+        BadRows: all rows that cannot be used.
     """
     needs = Needs(kind, need_margin, need_probability, template)
     options = ReadOptions(on_bad_rows=on_bad_rows, want=needs.want)
@@ -322,7 +322,7 @@ def parse(
 
 
 def _reader_of(rows: Iterable[RawRow | Row | BadRow], name: str, options: ReadOptions) -> Reader:
-    """A reader of rows that are in memory."""
+    """Make a reader of rows that are in memory."""
     listed = [_raw(row) for row in rows]
     return Reader([name], options, read=lambda _: iter(listed))
 

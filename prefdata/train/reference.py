@@ -1,8 +1,9 @@
-"""The reference that a policy is held to: its log-probabilities, computed once, or a model that follows the policy.
+"""The reference of a policy: its log-probabilities, computed once, or a model that follows the policy.
 
-Computed once they are kept in Parquet, so that no second model is in memory. They are computed window by window, in the
-order of the data, and written every few seconds: what is stopped loses no more than that. A window is found by what
-decides its numbers: the reference's weights and config, the tokens and which of them count, and how they were computed.
+Log-probabilities that are computed once are cached in Parquet, so that no second model is in memory. They are computed
+in windows, in the order of the data, and written every few seconds: an interrupted run loses no more than that. The key
+of a window hashes all that its values depend on: the reference's weights and config, the tokens and which of them
+count, and the settings of the computation.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ from prefdata.train.models import LoadedModel
 from prefdata.train.objectives.forward import weighted_logps
 
 WINDOW = 16
-"""Micro-batches of a window: as many tokens, of similar lengths in each."""
+"""Micro-batches per window; each has responses of similar lengths."""
 
 WRITE_SECONDS = 5.0
-"""How long computed windows are in memory only."""
+"""Seconds that computed windows are in memory only."""
 
 _PART = pa.schema({"window": pa.string(), "logps": pa.list_(pa.list_(pa.float32()))})
 
 
 class Reference(Protocol):
-    """What a policy is held to."""
+    """Log-probabilities that a policy is compared with."""
 
     def logps(self, batch: Batch) -> Tensor:
-        """`[E, K]` log-probabilities of a batch's responses, nats summed over tokens, on its device."""
+        """Return the log-probabilities `[E, K]` of a batch's responses, nats summed over tokens, on its device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +53,13 @@ class CachedReference:
     """Log-probabilities of all the data under a model that does not change.
 
     Attributes:
-        values: `[examples, K]` by place in the data, on the CPU.
+        values: `[examples, K]` in the order of the data, on the CPU.
     """
 
     values: Tensor
 
     def logps(self, batch: Batch) -> Tensor:
-        """Those of the batch's examples."""
+        """Look up those of the batch's examples."""
         return self.values[batch.index, : batch.counts.shape[1]].to(batch.weight.device, non_blocking=True)
 
 
@@ -70,7 +71,7 @@ class LiveReference:
     Args:
         loaded: the policy, which the reference is a copy of.
         every: steps between updates.
-        alpha: the policy's share in an update; 1 replaces the reference.
+        alpha: the policy's weight in an update; 1 replaces the reference.
         ld_alpha: LD-DPO's weight of surplus tokens.
     """
 
@@ -80,7 +81,7 @@ class LiveReference:
 
     @torch.no_grad()
     def logps(self, batch: Batch) -> Tensor:
-        """Those of the batch's examples, as the reference is now."""
+        """Compute those of the batch's examples under the reference as it is now."""
         with self._loaded.precision():
             return weighted_logps(batch, response_logps(self.model, batch), self._ld_alpha)
 
@@ -93,17 +94,15 @@ class LiveReference:
 
 
 def frozen_model(frozen: LoadedModel, policy: LoadedModel) -> Any:
-    """A model whose distributions a policy is held to, of its own: the policy moves on.
+    """Return a frozen model of its own for the reference's distributions, since the policy's weights change.
 
     Raises:
-        UsageError: it does not take batches as the policy's are laid out.
+        UsageError: its batch layout differs from the policy's.
     """
     if frozen is policy:
         return deepcopy(policy.model).eval().requires_grad_(False)
     if frozen.layout != policy.layout:
-        raise UsageError(
-            "the reference and the policy lay out their batches in two ways: give both --batch-layout padded."
-        )
+        raise UsageError("the reference and the policy need different batch layouts: set --batch-layout padded.")
     return frozen.model.eval().requires_grad_(False)
 
 
@@ -115,14 +114,14 @@ def cached_reference(
     progress: Progress = no_progress,
     ld_alpha: float = 1.0,
 ) -> CachedReference:
-    """The log-probabilities of every response under `loaded` as it is now, read from `cache` where they are there.
+    """Compute the log-probabilities of every response under `loaded` as it is now, or read them from `cache`.
 
     Args:
         loaded: the model that is the reference, before its first step.
         revision: the id of its weights and config.
         examples: the data.
-        cache: a folder of cached log-probabilities.
-        progress: told of every window that is there.
+        cache: the folder of cached log-probabilities.
+        progress: called after each window.
         ld_alpha: LD-DPO's weight of surplus tokens.
     """
     values = torch.zeros(len(examples), max((len(example.responses) for example in examples), default=1))
@@ -148,7 +147,7 @@ def cached_reference(
 
 @torch.no_grad()
 def compute(loaded: LoadedModel, examples: Sequence[Example], window: range, ld_alpha: float = 1.0) -> np.ndarray:
-    """`[E, K]` log-probabilities of the examples of a window, in the order of the data."""
+    """Compute `[E, K]` log-probabilities of the examples of a window, in the order of the data."""
     loaded.model.eval()
     width = max(len(examples[i].responses) for i in window)
 
@@ -165,7 +164,7 @@ def compute(loaded: LoadedModel, examples: Sequence[Example], window: range, ld_
 
 
 def _windows(examples: Sequence[Example], loaded: LoadedModel) -> Iterator[range]:
-    """Consecutive examples, as many as `WINDOW` micro-batches hold: what decides them is the data, and no restart."""
+    """Cut the examples into windows of `WINDOW` micro-batches; the cuts depend on the data only, not on restarts."""
     start = tokens = 0
     for place, example in enumerate(examples):
         if tokens and tokens + example.tokens > WINDOW * loaded.micro.given:
@@ -181,7 +180,7 @@ def _key(identity: Mapping[str, Any], examples: Sequence[Example]) -> str:
 
 
 class _Writer:
-    """Writes windows in parts named by their checksums, every few seconds and at the end, whatever ends it."""
+    """Writes windows in parts named by their checksums, every few seconds and at the end, also after an error."""
 
     def __init__(self, cache: Path) -> None:
         self._cache, self._since = cache, time.monotonic()
@@ -194,7 +193,7 @@ class _Writer:
         self._write()
 
     def add(self, key: str, values: np.ndarray) -> None:
-        """Keep a window's values."""
+        """Buffer a window's values until the next write."""
         self._waiting[key] = values
         if time.monotonic() - self._since > WRITE_SECONDS:
             self._write()
@@ -211,7 +210,7 @@ class _Writer:
 
 
 def _read(cache: Path, keys: set[str]) -> dict[str, np.ndarray]:
-    """The windows of these keys that are in the cache; damaged files are as if they were not there."""
+    """Read the windows of these keys from the cache; damaged files count as missing."""
     found: dict[str, np.ndarray] = {}
     for path in cache.glob("*.parquet"):
         if checksum(path) != path.stem:

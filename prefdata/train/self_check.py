@@ -1,4 +1,4 @@
-"""What the trainer takes for granted of a model, held against the model itself on a few tokens."""
+"""Check on a few tokens that a model computes what the trainer assumes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ In float32 rounding is below 1e-5 and a wrong mask above 1e-2; in bfloat16 round
 """
 
 COMPARED_PARAMETERS = 10_000_000
-"""Gradients that are compared: those of the smallest parameters, which are in every layer."""
+"""How many gradients are compared: those of the smallest parameters, which are in every layer."""
 
 log = logging.getLogger("prefdata.train")
 
 
 def is_reward_model(model: Any) -> bool:
-    """Whether the model has a linear `score` head."""
+    """Return whether the model has a linear `score` head."""
     return isinstance(getattr(model, "score", None), nn.Linear)
 
 
@@ -38,7 +38,7 @@ def check_trunk(model: Any, name: str) -> None:
     """Compare the trunk and head that are trained with the whole model.
 
     Raises:
-        ModelError: a token sees what comes after it, or the head is more than a linear layer.
+        ModelError: a token attends to later tokens, or the head is more than a linear layer.
     """
     model.eval()
     tokens = torch.tensor([_probe_ids(model)[:6]], device=model.device)
@@ -52,7 +52,7 @@ def check_trunk(model: Any, name: str) -> None:
     ours = model.score(alone[:, -1]) if is_reward_model(model) else Head.of(model).logits(alone)
     if not _close(ours, theirs):
         raise ModelError(
-            f"{name}: {type(model).__name__} does more than a linear head does; it cannot be trained here."
+            f"{name}: the head of {type(model).__name__} is not a linear layer; it cannot be trained here."
         )
 
 
@@ -63,12 +63,12 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 
 def pick_layout(model: Any, asked: Literal["auto", Layout], name: str) -> Layout:
-    """How batches are laid out for a model: packed where it computes the same numbers and gradients, else padded.
+    """Pick the layout of a model's batches: packed where it gives the same numbers and gradients, else padded.
 
-    Sets the model's attention to the packed one where that is taken.
+    Sets the model's attention to `packed_attention` if packed is picked.
 
     Raises:
-        UsageError: packed was asked for, and the model computes something else so.
+        UsageError: packed was requested, and the model computes something else with it.
     """
     if asked == "padded":
         return "padded"
@@ -98,7 +98,7 @@ def _probe_ids(model: Any) -> list[int]:
 
 
 def _probe_examples(model: Any) -> list[Example]:
-    """Three examples: a pair, a prompt with one response, and a group whose prompt is a single token."""
+    """Make three examples: a pair, a prompt with one response, and a group whose prompt is a single token."""
     ids = np.array(_probe_ids(model), dtype=np.int32)
     return [
         Example(ids[:9], (ids[9:12], ids[5:11])),
@@ -108,7 +108,7 @@ def _probe_examples(model: Any) -> list[Example]:
 
 
 def _probe(model: Any, layout: Layout) -> list[Tensor]:
-    """Hidden states where tokens are predicted, and the gradients of a sum of them by some parameters."""
+    """Compute hidden states where tokens are predicted, and the gradients of their sum by some parameters."""
     model.eval()
     examples = _probe_examples(model)
     batch = collate(examples, np.arange(len(examples)), layout).to(model.device)
@@ -137,7 +137,7 @@ def _difference(want: Sequence[Tensor], got: Sequence[Tensor], tolerance: float)
     if len(want) != len(got):
         return "other parameters get a gradient"
     for what, part in (("numbers", slice(1)), ("gradients", slice(1, None))):
-        # Over all gradients together: some, as those of the keys' biases, are rounding and nothing else.
+        # Over all gradients together: some of them, such as those of the keys' biases, are rounding errors only.
         whole = sum(float(one.square().sum()) for one in want[part])
         off = sum(float((one - other).square().sum()) for one, other in zip(want[part], got[part], strict=True))
         if not off <= tolerance**2 * whole:

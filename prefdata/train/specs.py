@@ -70,7 +70,7 @@ class TrainSpec(LoopSpec):
 
 
 class LossSpec(TrainSpec):
-    """What every trainer with a choice of losses is asked. A setting that the loss does not have is None."""
+    """Settings of every trainer with a choice of losses. A setting that the loss does not have is None."""
 
     command: ClassVar[Command]
     loss: str
@@ -87,7 +87,7 @@ class LossSpec(TrainSpec):
 
     @model_validator(mode="after")
     def _names_what_is_read(self) -> Self:
-        """That the part of a run which is named is of the kind that the loss reads."""
+        """Check that the named part of a run is of the kind that the loss reads."""
         pairs = self.objective.data == "pairs"
         wrong = "input" if pairs else "pairing"
         if self.command in ("rm", "dpo") and getattr(self, wrong) is not None:
@@ -97,7 +97,7 @@ class LossSpec(TrainSpec):
 
     @classmethod
     def essence(cls, identity: Mapping[str, Any]) -> dict[str, Any]:
-        """As every spec's; the settings of a loss are compared with that loss's own defaults."""
+        """Return the non-default settings; those of a loss are compared with that loss's own defaults."""
         loss = identity.get("loss", cls.model_fields["loss"].default)
         own = {
             name: list(value) if isinstance(value, tuple) else value
@@ -108,7 +108,7 @@ class LossSpec(TrainSpec):
 
     @property
     def objective(self) -> Loss:
-        """The loss, as the registry knows it."""
+        """The loss's entry in the registry."""
         return LOSSES.find(self.command, self.loss)
 
     @property
@@ -123,12 +123,12 @@ class LossSpec(TrainSpec):
 
 
 class SftSpec(LossSpec):
-    """Supervised fine-tuning: imitate answers."""
+    """Supervised fine-tuning: imitate responses."""
 
     step: ClassVar[str] = "train sft"
     command: ClassVar[Command] = "sft"
 
-    loss: str = identity_field("nll", "Which loss; they are listed below.", group=Group.LOSS)
+    loss: str = identity_field("nll", "The loss; all are listed below.", group=Group.LOSS)
     lr: float = identity_field(2e-5, "Peak learning rate of AdamW.", gt=0, group=Group.OPTIMISER)
     selector: str | None = identity_field(
         None, "Which selection of a run to imitate, the best of each prompt (the only one).", group=Group.INPUT
@@ -180,7 +180,7 @@ class RmSpec(PreferenceSpec):
     step: ClassVar[str] = "train rm"
     command: ClassVar[Command] = "rm"
 
-    loss: str = identity_field("bradley-terry", "Which loss; they are listed below.", group=Group.LOSS)
+    loss: str = identity_field("bradley-terry", "The loss; all are listed below.", group=Group.LOSS)
     pairing: str | None = identity_field(None, "Which pairs of a run; the only ones unless given.", group=Group.INPUT)
     input: str | None = identity_field(
         None, "Which groups or labels of a run, for losses of those; the only ones unless given.", group=Group.INPUT
@@ -236,7 +236,7 @@ class DpoSpec(PreferenceSpec):
     step: ClassVar[str] = "train dpo"
     command: ClassVar[Command] = "dpo"
 
-    loss: str = identity_field("sigmoid", "Which loss; they are listed below.", group=Group.LOSS)
+    loss: str = identity_field("sigmoid", "The loss; all are listed below.", group=Group.LOSS)
     lr: float = identity_field(1e-6, "Peak learning rate of AdamW.", gt=0, group=Group.OPTIMISER)
     pairing: str | None = identity_field(None, "Which pairs of a run; the only ones unless given.", group=Group.INPUT)
     input: str | None = identity_field(
@@ -313,7 +313,7 @@ class KtoSpec(LossSpec):
     step: ClassVar[str] = "train kto"
     command: ClassVar[Command] = "kto"
 
-    loss: str = identity_field("kto", "Which loss; they are listed below.", group=Group.LOSS)
+    loss: str = identity_field("kto", "The loss; all are listed below.", group=Group.LOSS)
     lr: float = identity_field(1e-6, "Peak learning rate of AdamW.", gt=0, group=Group.OPTIMISER)
     input: str | None = identity_field(None, "Which labels of a run; the only ones unless given.", group=Group.INPUT)
     pairing: str | None = identity_field(

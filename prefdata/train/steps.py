@@ -1,4 +1,4 @@
-"""The gradient of one optimiser step, micro-batch by micro-batch; losses that couple examples included."""
+"""The gradient of one optimiser step, accumulated over micro-batches, also for losses that couple examples."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class StepGradient:
     Args:
         loaded: the model.
         objective: the loss.
-        size: what the step's summed loss is divided by, so that micro-batches do not matter.
-        entropies: whether the entropies of the policy are to be among the metrics.
-        reseed: called with a micro-batch's number before each of its forward passes, so that a second one drops out
-            the same.
+        size: divisor of the step's summed loss, so that the result does not depend on the micro-batches.
+        entropies: whether to add the policy's entropies to the metrics.
+        reseed: called with a micro-batch's number before each of its forward passes, so that a second pass has the
+            same dropout.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class StepGradient:
         self._entropies, self._reseed = entropies, reseed
 
     def add(self, batches: Iterable[Batch]) -> list[MetricSums]:
-        """Go through the micro-batches of the step, forward and backward; returns its metrics."""
+        """Run forward and backward passes over the step's micro-batches; returns its metrics."""
         if not self._objective.coupled:
             return [self._add_one(number, batch) for number, batch in enumerate(batches)]
         step = list(batches)
@@ -52,10 +52,10 @@ class StepGradient:
         return metrics
 
     def _add_coupled(self, step: Sequence[Batch]) -> MetricSums:
-        """The gradient of a loss over all micro-batches, of which only one is in memory at a time.
+        """Add the gradient of a loss over all micro-batches, with one micro-batch in memory at a time.
 
-        First the values of all without gradient, and the loss's gradient by them; then each micro-batch again, with
-        `sum(value * gradient)` in the place of the loss (GradCache, Gao et al. 2021, arXiv:2101.06983, section 3.2).
+        First compute all values without gradient, and the loss's gradient by them; then run each micro-batch again with
+        `sum(value * gradient)` as its loss (GradCache, Gao et al. 2021, arXiv:2101.06983, section 3.2).
         """
         with torch.no_grad():
             joined = _leaves(join_values([self._forward(number, batch) for number, batch in enumerate(step)]))
@@ -74,14 +74,14 @@ class StepGradient:
 
 
 def forward(loaded: LoadedModel, objective: Objective, batch: Batch, *, entropies: bool = False) -> Any:
-    """What the objective's loss is a function of, for one batch."""
+    """Compute the values that the objective's loss is a function of, for one batch."""
     with loaded.precision():
         return objective.values(loaded.model, batch.to(loaded.device), entropies)
 
 
 @torch.no_grad()
 def measure(loaded: LoadedModel, objective: Objective, batches: Iterable[Batch]) -> list[MetricSums]:
-    """The metrics of batches without gradient; of a coupled loss, those of all together."""
+    """Compute the metrics of batches without gradient; of a coupled loss, those of all batches together."""
     if not objective.coupled:
         return [summed_loss(objective, forward(loaded, objective, batch), [batch])[1] for batch in batches]
     step = list(batches)
@@ -90,7 +90,7 @@ def measure(loaded: LoadedModel, objective: Objective, batches: Iterable[Batch])
 
 
 def summed_loss(objective: Objective, values: Any, batches: Sequence[Batch]) -> tuple[Tensor, MetricSums]:
-    """The weighted sum of the losses of the batches that `values` are of, and metrics."""
+    """Sum the weighted losses of the batches that `values` belong to; returns the metrics too."""
     losses, metrics = objective.loss(values)
     weight = torch.cat([batch.weight for batch in batches]).to(losses.device, non_blocking=True)
     size = float(sum(objective.sizes(batch).sum() for batch in batches))
@@ -99,7 +99,7 @@ def summed_loss(objective: Objective, values: Any, batches: Sequence[Batch]) -> 
 
 
 def join_values(parts: Sequence[Any]) -> Any:
-    """The values of several batches of the same K as those of one: dataclasses of tensors `[E, …]`."""
+    """Concatenate the values (dataclasses of tensors `[E, …]`) of several batches of the same K."""
     return replace(parts[0], **{name: _join([getattr(part, name) for part in parts]) for name in _names(parts[0])})
 
 
@@ -112,14 +112,14 @@ def _names(values: Any) -> list[str]:
 
 
 def _leaves(values: Any) -> Any:
-    """The values, each number of which gathers the gradient by it."""
+    """Detach the values so that each tensor collects its own gradient."""
     found = {name: getattr(values, name) for name in _names(values)}
     numbers = {name: value for name, value in found.items() if isinstance(value, Tensor) and value.is_floating_point()}
     return replace(values, **{name: value.detach().requires_grad_() for name, value in numbers.items()})
 
 
 def _surrogate(values: Any, joined: Any, start: int, end: int) -> Tensor:
-    """A number whose gradient is that of the loss by these values: rows `start` to `end` of `joined`."""
+    """Return a scalar whose gradient is that of the loss by these values: rows `start` to `end` of `joined`."""
     total: Any = 0.0
     for name in _names(values):
         own, whole = getattr(values, name), getattr(joined, name)

@@ -1,9 +1,9 @@
-"""Training from a person's side: data in, a Hugging Face folder out, the same command again continues.
+"""Training: from data to a Hugging Face folder; the same command again continues an interrupted run.
 
     train_dpo("runs/demo", DpoSpec(model="models/policy"), "runs/demo/models/dpo")
 
-Nothing is written before the model and all of the data have been found good. A killed run continues from its last
-checkpoint and ends with the same bits as one that was never killed; a finished one is left as it is.
+Nothing is written before the model and all of the data have been checked. A killed run continues from its last
+checkpoint and ends with the same bits as one that was never killed; a finished model is not trained again.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from prefdata.train.reference import LiveReference
 
 CHECKPOINT_FILE = "_checkpoint"
-"""In the model's folder while it is trained. Safetensors without the suffix: engines load every *.safetensors."""
+"""Checkpoint in the model's folder during training. It has no suffix .safetensors: engines load every *.safetensors."""
 
 REFERENCE_FOLDER = "_reference"
-"""The cached log-probabilities of references: in the run, or beside the model's folder where there is no run."""
+"""The cached log-probabilities of references: in the run, or next to the model's folder if there is no run."""
 
 METRICS = ("metrics.jsonl", "tensorboard")
-"""What the loop logs to, in the model's folder: a file and a folder."""
+"""Logs of the loop in the model's folder: a file and a folder."""
 
 RUN_MEANS = (
     "loss",
@@ -59,7 +59,7 @@ RUN_MEANS = (
     "kl",
     "logps/chosen_drift",
 )
-"""The metrics of which the Report has means over the run, and over its first and last tenth."""
+"""Metrics whose means over the run, and over its first and last tenth, are in the Report."""
 
 KINDS: dict[Data, Layout] = {
     "demonstrations": "demonstrations",
@@ -68,7 +68,7 @@ KINDS: dict[Data, Layout] = {
     "unpaired": "unpaired",
     "rated": "rated",
 }
-"""What losses want, as the reader of data calls it."""
+"""The reader's kind of data for the data of each loss."""
 
 EVALUATED = ("eval/loss", "eval/rewards/accuracies")
 """The metrics of the last evaluation that the Report repeats; metrics.jsonl has them all."""
@@ -79,21 +79,21 @@ def train_sft(
 ) -> Outcome:
     """Fine-tune a causal LM on demonstrations.
 
-    Without `{% generation %}` marks in the model's chat template the last turn of each conversation is trained, with
-    them every turn of the assistant.
+    If the model's chat template has `{% generation %}` marks, every turn of the assistant is trained, else the last
+    turn of each conversation.
 
     Args:
-        data: a run directory (each prompt's best of a selection; demonstrations, all of them; or without either the
+        data: a run directory (the best response per prompt of a selection; all demonstrations; or without either the
             references), an export, a file or a `datasets` name.
         spec: the settings.
         out: the folder of the new model.
-        replace: train again if `out` holds a model that prefdata made; what it did not make is never removed.
-        progress: True for a bar, or lines in a pipe; or a function f(done, total, **figures) of every step (for DPO
-            first of every example that the reference has read).
+        replace: train again if `out` has a model that prefdata made; other files are never removed.
+        progress: True for a bar, or lines in a pipe; or a function f(done, total, **figures), called after each step
+            (for DPO first after each window of the reference's log-probabilities).
 
     Raises:
-        InputError: the data, the model or a setting is bad, or `out` holds something else; nothing was written.
-        EngineError: training ran into numbers that are not finite.
+        InputError: the data, the model or a setting is bad, or `out` has other content; nothing was written.
+        EngineError: the loss or the gradient is not finite.
     """
     return _TrainingRun(data, spec, out, spec.selector, replace).run(replace, progress)
 
@@ -129,7 +129,7 @@ def train_kto(
 
 
 def _part(spec: RmSpec | DpoSpec | KtoSpec) -> str | None:
-    """Which part of a run the data are."""
+    """Name the part of a run that the data are."""
     return spec.input if spec.pairing is None else spec.pairing
 
 
@@ -164,7 +164,7 @@ class _TrainingRun:
         )
 
     def run(self, replace: bool, progress: Watch) -> Outcome:
-        refuse_place(self.folder.path)  # now, and not when the model is trained
+        refuse_place(self.folder.path)  # check it before training, not after
         state = self._state(replace)
         success = None if replace else self.folder.success()
         if success is not None:
@@ -206,7 +206,7 @@ class _TrainingRun:
         data.stream.reader.bad.put_aside(self.folder.path / "quarantine.jsonl")
         train, test = data.train.examples, data.test.examples
         objective, test_objective, live = self._objectives(loaded, frozen, train, test, progress)
-        del frozen  # what the objective needs of it, it has
+        del frozen  # the objective keeps what it needs
 
         def held_out() -> dict[str, float]:
             return evaluate(loaded, test_objective, test, self.spec.batch_size)
@@ -226,7 +226,7 @@ class _TrainingRun:
             figures |= {"steps": loop.total, "batch_layout": loaded.layout, **loaded.computed}
             return data.report(objective.noun).timed(time.monotonic() - started, **figures)
 
-        return self.folder.rebuild(lineage, fill)  # whole, in the place of the folder with the checkpoint
+        return self.folder.rebuild(lineage, fill)  # replaces the folder with the checkpoint
 
     def _objectives(
         self,
@@ -236,7 +236,7 @@ class _TrainingRun:
         test: list[Example],
         progress: Progress,
     ) -> tuple[Objective, Objective, LiveReference | None]:
-        """The objective in training, the one on held-out data, and the reference where it follows the policy."""
+        """Make the objective for training, the one for held-out data, and the reference if it follows the policy."""
         from prefdata.train.objectives.objective import Objective
         from prefdata.train.reference import LiveReference, Reference, cached_reference, frozen_model
 
@@ -245,10 +245,10 @@ class _TrainingRun:
         live = None
         if isinstance(spec, DpoSpec) and spec.sync_ref_every:
             live = LiveReference(loaded, spec.sync_ref_every, spec.sync_ref_alpha, ld_alpha)
-        model = None  # of the reference, where the loss reads its distributions and not only its log-probabilities
+        model = None  # the reference's, if the loss reads its distributions and not only its log-probabilities
         if spec.loss_settings.get("regularizer") == "kl":
             model = frozen_model(frozen, loaded) if live is None else live.model
-        # In the run, or beside the new model: other settings of the loss need the same numbers.
+        # In the run, or next to the new model, since other settings of the loss need the same values.
         cache = (self.source.run or self.folder.path.absolute().parent) / REFERENCE_FOLDER
         revision = (self.reference or self.files).revision
 
@@ -262,7 +262,7 @@ class _TrainingRun:
         return make(train), make(test), live
 
     def _load_reference(self, loaded: LoadedModel) -> LoadedModel:
-        """The frozen model that the policy is compared with; before the first step that may be the policy itself."""
+        """Load the frozen reference model; before the first step the policy itself may serve as it."""
         from prefdata.train import models
 
         files = self.reference
@@ -271,14 +271,14 @@ class _TrainingRun:
         tokenizer = models.load_chat(files, self.spec).tokenizer
         if tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
             raise ModelError(
-                f"{files.name} has other tokens than {self.files.name}, so that it cannot be its reference. Name a "
-                "model of the same tokenizer with --ref-model."
+                f"{files.name} has other tokens than {self.files.name}, so it cannot be its reference. Set --ref-model "
+                "to a model with the same tokenizer."
             )
         return models.load(files, self.spec, tokenizer)
 
 
 class TrainingData:
-    """The data of a training, tokenised: `train`, `test`, and the account of its rows."""
+    """Tokenised training data: `train`, `test`, and the counts of its rows."""
 
     def __init__(self, training: _TrainingRun, progress: Progress) -> None:
         from prefdata.train.encode import Encoder
@@ -332,7 +332,7 @@ class TrainingData:
             )
 
     def report(self, unit: str) -> Report:
-        """What became of every row: trained, held out for evaluation, or dropped and why."""
+        """Report what became of every row: trained, held out for evaluation, or dropped and why."""
         dropped = {"held_out": len(self.test.examples)} if self.test.examples else {}
         for reason, count in [*(+self.skipped).items(), *self.train.dropped.items(), *self.test.dropped.items()]:
             dropped[reason] = dropped.get(reason, 0) + count
@@ -367,7 +367,7 @@ def start_model(spec: LoopSpec) -> ModelFiles:
 
 
 def longest(files: ModelFiles, spec: TrainSpec) -> int | None:
-    """Most tokens of a row: what the spec says, else the model's context.
+    """Return the maximum tokens of a row: the spec's, else the model's context.
 
     Raises:
         UsageError: the spec asks for more than the model's context.

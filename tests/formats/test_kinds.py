@@ -225,7 +225,7 @@ def test_a_verdict_that_says_nothing_is_no_pair() -> None:
 @pytest.mark.parametrize(("one_means", "expected"), [("first", "Aaa > Bbb"), ("second", "Bbb > Aaa")])
 def test_0_and_1_mean_what_is_said_and_are_never_guessed(one_means: str, expected: str) -> None:
     rows = [{**TWO, "label": 1}, {**TWO, "label": 0}]
-    with pytest.raises(InputError, match=r"label holds 0, 1, and files differ in what that means\. Say --one-means"):
+    with pytest.raises(InputError, match=r"label holds 0, 1, which is ambiguous\. Set --one-means"):
         list(records(rows))
     with pytest.raises(InputError, match="--one-means"):
         list(records([{**TWO, "label": "1"}], on_bad_rows="drop"))
@@ -257,7 +257,7 @@ def test_words_that_are_no_verdict_are_bad_rows() -> None:
 
 def test_several_verdicts_are_several_questions() -> None:
     row = {"prompt": "Q?", "response_0": "Aaa", "response_1": "Bbb", "better_response_id": 1, "safer_response_id": 0}
-    with pytest.raises(InputError, match=r"Say which with --verdict better \(or better, safer\)"):
+    with pytest.raises(InputError, match=r"Choose one with --verdict better \(or better, safer\)"):
         list(records([row]))
     assert [shown(record) for record in records([row], verdict="safer")] == ["Q? | Aaa > Bbb"]
 
@@ -296,7 +296,7 @@ def test_no_pictures_are_no_pictures() -> None:
 
 
 def test_half_a_pair_is_refused() -> None:
-    with pytest.raises(InputError, match=r"there is a chosen response and no rejected one, and meh is not read"):
+    with pytest.raises(InputError, match=r"there is a chosen response but no rejected one, and meh is not read"):
         list(records([{"prompt": "Q?", "chosen": "Aaa", "meh": "Bbb bb"}]))
 
 

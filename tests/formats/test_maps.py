@@ -147,5 +147,5 @@ def test_empty_and_none_are_absent(tmp_path: Path) -> None:
 
 def test_two_layouts_that_fit_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {**MAPS["nectar"].example[0], "context": [], "response1": "a", "response2": "b", "overall_preference": 1}
-    with pytest.raises(InputError, match=r"could be read as helpsteer3 or nectar\. Say which with --layout NAME"):
+    with pytest.raises(InputError, match=r"could be read as helpsteer3 or nectar\. Choose one with --layout NAME"):
         list(records([both]))

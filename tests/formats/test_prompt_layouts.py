@@ -179,7 +179,7 @@ def test_unknown_layout_lists_what_is_known_and_what_was_found() -> None:
         detect([{"id": 1, "words": "x"}, {"id": 2, "words": ["x"], "no": None}], "my.jsonl")
     said = str(caught.value)
     assert said.startswith(
-        "my.jsonl: no column holds a prompt. Rename one to prompt, say which with --layout FILE.yaml"
+        "my.jsonl: no column holds a prompt. Rename one to prompt, define a layout with --layout FILE.yaml"
     )
     assert "\nColumns found: id (number), words (text or texts), no (null).\n" in said
     assert "Layouts known: alpaca-eval, " in said
@@ -195,7 +195,7 @@ def test_two_columns_that_both_hold_a_prompt() -> None:
     with pytest.raises(InputError, match=r"the prompt could be prompt or question, which differ. Leave one out with"):
         prompt({"prompt": "Answer this: Hi", "question": "Hi"})
     both = {"prompt": "Other", "messages": [USER, ASSISTANT]}
-    with pytest.raises(BadRowError, match="messages says what is asked, and the layout prompt does not read it"):
+    with pytest.raises(BadRowError, match="messages is part of the prompt, but the layout prompt does not read it"):
         prompt(both, "prompt")
     layout = detect([both], "file", ignore=["messages"])
     assert Layout(layout, ["messages"]).record(RawRow("file", 1, both)).messages[0]["content"] == "Other"
@@ -205,7 +205,7 @@ def test_a_column_that_asks_something_and_is_in_later_rows_alone() -> None:
     """The layout was found before such a row came: it is not read without it."""
     layout = Layout(detect([{"prompt": "Hi"}] * 3, "file"))
     for column, value in (("system", "Be brief"), ("messages", [USER]), ("instruction", "x")):
-        with pytest.raises(BadRowError, match=f"{column} says what is asked, .*--ignore {column}") as caught:
+        with pytest.raises(BadRowError, match=f"{column} is part of the prompt, .*--ignore {column}") as caught:
             layout.record(RawRow("file", 9, {"prompt": "Hi", column: value}))
         assert caught.value.reason == "unread_prompt"
     assert layout.record(RawRow("file", 9, {"prompt": "Hi", "system": "", "question": 3})).messages == [USER]

@@ -156,7 +156,7 @@ def test_a_list_is_read_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
     assert values(put(tmp_path / "a.json", text)) == rows
     for broken, place in (
         (text[:-1], ":15: broken JSON at column 1"),
-        (text + ",", ":15: there is more after the list"),
+        (text + ",", ":15: there is more text after the list"),
     ):
         with pytest.raises(InputError, match=place):
             values(put(tmp_path / "a.json", broken))
@@ -259,7 +259,7 @@ def test_csv_cells_quotes_and_broken_records(tmp_path: Path) -> None:
     text = 'prompt,tags\n"a ""b"", \nc",x\n\none,two,three\n"ab"c,y\nlast,\n'
     assert values(put(tmp_path / "a.csv", text)) == [
         {"prompt": 'a "b", \nc', "tags": "x"},
-        "3 cells, and the header has 2",
+        "3 cells, but the header has 2",
         "broken CSV at line 6: ',' expected after '\"'",
         {"prompt": "last", "tags": None},
     ]
@@ -290,7 +290,7 @@ def test_parquet_and_what_only_says_so(tmp_path: Path) -> None:
 def test_an_empty_file_is_an_error(tmp_path: Path, name: str, content: str) -> None:
     if name.endswith("sv") and content:
         content = "p,q\n"
-    with pytest.raises(InputError, match=f"{name}: it is empty, there is no row in it"):
+    with pytest.raises(InputError, match=f"{name}: it is empty: it has no rows"):
         values(put(tmp_path / name, content))
 
 

@@ -108,7 +108,7 @@ def test_columns_of_another_file_by_a_key(write: Write) -> None:
     with pytest.raises(BadRows, match=r"films\.jsonl:1: .*q\.jsonl has no row for qid 9"):
         read(write({"qid": 9, "chosen": "A", "rejected": "B"}), join=(questions,), on=("qid=id",))
     twice = write({"id": 7, "prompt": "x"}, {"id": 7, "prompt": "y"}, name="twice.jsonl")
-    with pytest.raises(InputError, match=r"twice\.jsonl:2: it has the same id as an earlier row \(7\)"):
+    with pytest.raises(InputError, match=r"twice\.jsonl:2: the row has the same id as an earlier row \(7\)"):
         read(answers, join=(twice,), on=("qid=id",))
 
 

@@ -219,7 +219,7 @@ def test_what_stands_beside_a_response_is_its_own_and_no_metadata_of_the_prompt(
         (
             {"prompt": "Hi", "chosen": [said("a"), USER], "rejected": said("b")},
             "response_turns",
-            "chosen has the turns assistant, user, and should begin and end",
+            "chosen has the turns assistant, user, but should begin and end",
         ),
         (
             {"chosen": [USER, said("a")], "rejected": [SYSTEM, USER, said("a")]},
@@ -234,7 +234,7 @@ def test_what_stands_beside_a_response_is_its_own_and_no_metadata_of_the_prompt(
         (
             {"prompt": [SYSTEM, USER], "chosen": [USER, said("a")], "rejected": [USER, said("b")]},
             "two_prompts",
-            "chosen and rejected do not begin with what the prompt says",
+            "chosen and rejected do not begin with the prompt",
         ),
         ({"prompt": "Hi", "chosen": [{"role": "x", "content": "a"}]}, "unknown_role", "message 1 has the role 'x'"),
         ({"prompt": "Hi", "responses": "a"}, "not_text", "responses should be a list of responses, not 'a'"),
@@ -243,7 +243,7 @@ def test_what_stands_beside_a_response_is_its_own_and_no_metadata_of_the_prompt(
         (
             {"prompt": "Hi", "response": {"text": "a", "answer": "b"}},
             "not_text",
-            "response is an object with several texts, and not a text",
+            "response is an object with several texts, not a text",
         ),
     ],
 )

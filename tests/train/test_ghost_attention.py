@@ -115,7 +115,7 @@ def test_explain_shows_what_the_model_saw(run: Run, prefdata: Any) -> None:
     assert (code, err) == (0, "")
     # said once in the prompt, on both user turns for each of the two answers
     assert out.count("Napoleon") == 1 + 2 * 2
-    assert out.count("  who saw instead of the prompt:\n    user: Act as Napoleon.") == 2
+    assert out.count("  sampled from these messages, not from the prompt:\n    user: Act as Napoleon.") == 2
 
 
 @pytest.mark.parametrize("template", [None, MARKED], ids=["plain template", "template with marks"])

@@ -82,7 +82,7 @@ GOOD = {"prompt": [user("q")], "chosen": [assistant("a")], "rejected": [assistan
         ({"rejected": None}, "rejected is missing, or null"),
         ({"prompt": None}, "there is no prompt"),
         ({"chosen": []}, "chosen is missing, or null"),
-        ({"chosen": [user("a")]}, "chosen and rejected do not begin with what the prompt says"),
+        ({"chosen": [user("a")]}, "chosen and rejected do not begin with the prompt"),
         ({"chosen": [{"role": "assistant"}]}, "the content of message 1 is null"),
         ({"chosen": [{"role": "wizard", "content": "a"}]}, "message 1 has the role 'wizard'"),
         ({"chosen": 3}, "chosen should be a text, a message or a conversation, not 3"),
@@ -152,13 +152,13 @@ def test_probability_is_read_only_where_it_is_asked_for(tmp_path: Path, write_js
     rows = [{**GOOD, "probability": 0.75}, {**GOOD, "probability": 0.5}, {**GOOD, "probability": "high"}]
     path = write_jsonl(tmp_path / "x.jsonl", rows)
     assert [item.probability for item in read(path, "preferences")] == [1.0, 1.0, 1.0]
-    with pytest.raises(BadRows, match=r"x\.jsonl:3: probability is missing, or no number"):
+    with pytest.raises(BadRows, match=r"x\.jsonl:3: probability is missing or not a number"):
         read(path, "preferences", need_probability=True)
     (item,) = read(
         write_jsonl(tmp_path / "y.jsonl", [{**GOOD, "probability": 0.75}]), "preferences", need_probability=True
     )
     assert item.probability == 0.75
-    for value, problem in ((None, "probability is missing"), (1.5, "probability is 1.5, and should be from 0 to 1")):
+    for value, problem in ((None, "probability is missing"), (1.5, "probability is 1.5, but should be from 0 to 1")):
         with pytest.raises(BadRows, match=problem):
             read(
                 write_jsonl(tmp_path / "z.jsonl", [{**GOOD, "probability": value}]),

@@ -1,5 +1,5 @@
 """Objectives: every loss by command and name, with its equation, defaults and source.
 
-`registry` and `catalog` say what there is and need no torch; the losses are pure functions of log-probabilities
-(`values.Policy`) or scores (`values.Scored`) in one module a family; `objective` makes what the loop runs from a spec.
+`registry` and `catalog` list the losses and need no torch; the losses are pure functions of log-probabilities
+(`values.Policy`) or scores (`values.Scored`), one module per family; `objective` builds from a spec what the loop runs.
 """

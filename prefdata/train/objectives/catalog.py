@@ -1,7 +1,7 @@
-"""Every loss, in the order of help: the one place that says what there is.
+"""The list of all losses, in the order of help.
 
 Notation: a and b are the scores of the chosen and the rejected response, a_i those of K responses with ratings r_i; d
-is a response's log-ratio to the reference, s the logistic function. That of `train dpo` is in `policy_losses`.
+is a response's log-ratio to the reference, s the logistic function. The losses of `train dpo` are in `policy_losses`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ LOSSES = Registry(
         Loss(
             "poe-length",
             "rm",
-            "Bradley-Terry beside a length expert, which is not saved.",
+            "Bradley-Terry plus a length expert, which is not saved.",
             "-log s((a - b) + (b_len(a) - b_len(b)) - m)",
             "arXiv:2310.05199",
             "rewards.poe_length",

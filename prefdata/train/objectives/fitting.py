@@ -1,4 +1,4 @@
-"""What a loss asks of examples before training: something to compare, weights it can use, mismatched responses."""
+"""Selection of the examples that a loss can use: comparable responses, supported weights, mismatched responses."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from prefdata.train.objectives.registry import Loss
 def fit(
     examples: Sequence[Example], loss: Loss, seed: int, max_length: int | None, dropped: Counter[str]
 ) -> list[Example]:
-    """The examples that a loss can learn from, with what it needs besides.
+    """Keep the examples that a loss can learn from, and add what it needs.
 
     Args:
         examples: the data.
-        loss: as the registry knows it.
-        seed: of the mismatched responses.
-        max_length: most tokens of a prompt with a response.
-        dropped: where those that are left out are counted, by reason.
+        loss: its entry in the registry.
+        seed: the seed of the mismatched responses.
+        max_length: maximum tokens of a prompt with a response.
+        dropped: counts of dropped examples by reason, updated in place.
 
     Raises:
-        UsageError: the examples have weights, which the loss has no use for.
+        UsageError: the examples have weights, and the loss does not support them.
     """
     if not loss.weighted and any(example.weight != 1 for example in examples):
         raise UsageError(
-            f"--loss {loss.name} compares the examples of a batch in order, so that none has a weight of its own: "
-            "leave out the data's column weight, or take another loss."
+            f"--loss {loss.name} compares sorted values over the examples of a batch, so examples cannot have weights: "
+            "leave out the data's column weight, or choose another loss."
         )
     kept = []
     for example in examples:
@@ -52,15 +52,15 @@ def _useless(example: Example, loss: Loss) -> str | None:
 
 
 def mismatched(examples: Sequence[Example], seed: int, max_length: int | None) -> list[Example]:
-    """The examples with the response to another prompt beside their own: what KTO estimates its KL from.
+    """Add to each example the response to another prompt, from which KTO estimates its KL.
 
-    Partners are drawn by the seed, one for each example, and no response is taken twice where prompts are distinct.
-    Whoever is alone with one prompt has none.
+    Partners are seeded, one per example, and no response is used twice if prompts are distinct. If all examples have
+    the same prompt, no response is added.
     """
     prompts = [example.prompt.tobytes() for example in examples]
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     drawn = np.random.Generator(np.random.PCG64(seed_of(seed, "mismatched"))).permutation(len(numbers))
-    # Equal prompts lie together, and a partner as far on as the largest such set is long: it has another prompt.
+    # Equal prompts are adjacent; a partner that is as many places on as the largest such group has another prompt.
     places = sorted(range(len(examples)), key=lambda place: int(drawn[numbers[prompts[place]]]))
     shift = max(Counter(prompts).values(), default=0)
     out = list(examples)
@@ -73,7 +73,7 @@ def mismatched(examples: Sequence[Example], seed: int, max_length: int | None) -
 
 
 def beside(example: Example, other: Example, max_length: int | None) -> Example:
-    """The example with the other's response as its second, cut where the two are too long together."""
+    """Add the other's response to the example as its second, cut where the two are too long together."""
     room = len(other.responses[0]) if max_length is None else max_length - len(example.prompt)
     trained = None
     if example.trained is not None or other.trained is not None:

@@ -1,4 +1,4 @@
-"""From a model and a batch to what losses are functions of: the one place that knows how forward passes run."""
+"""Forward passes: from a model and a batch to the values that losses are functions of."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prefdata.train.objectives.values import Policy, Scored
 
 
 def weighted_logps(batch: Batch, found: ResponseLogps, ld_alpha: float) -> Tensor:
-    """`[E, K]` log-probabilities of responses, LD-DPO's where `ld_alpha` is not 1."""
+    """Sum token log-probabilities by response, `[E, K]`; weighted as in LD-DPO where `ld_alpha` is not 1."""
     if ld_alpha == 1:
         return found.sums
     starts = found.counts.flatten().cumsum(0) - found.counts.flatten()
@@ -33,15 +33,15 @@ def policy_values(
     *,
     entropies: bool = False,
 ) -> Policy:
-    """A batch's values under a policy.
+    """Compute a batch's values under a policy.
 
     Args:
         model: the policy.
         batch: its examples.
         ref_logps: `[E, K]` log-probabilities of the reference, or None.
-        settings: those of the loss.
-        reference: the reference's model, where the loss reads its distributions.
-        entropies: whether those are wanted.
+        settings: the loss's settings.
+        reference: the reference's model, if the loss reads its distributions.
+        entropies: whether to compute the policy's entropies.
     """
     wpo, ld_alpha = bool(settings.get("wpo")), settings.get("ld_alpha", 1.0)
     found = response_logps(model, batch, entropies=entropies, collisions=wpo, reference=reference)
@@ -69,13 +69,13 @@ def policy_values(
 
 
 def reward_values(model: Any, batch: Batch, settings: Mapping[str, Any], seed: int) -> Scored:
-    """A batch's scores under a reward model.
+    """Compute a batch's scores under a reward model.
 
     Args:
         model: a sequence classifier with a head of H outputs.
         batch: its examples.
-        settings: those of the loss.
-        seed: of the bootstrap samples.
+        settings: the loss's settings.
+        seed: the seed of the bootstrap samples.
     """
     scores = end_scores(model, batch)
     expert = getattr(model, "length_head", None)
@@ -93,12 +93,12 @@ def reward_values(model: Any, batch: Batch, settings: Mapping[str, Any], seed: i
 
 
 def length_features(counts: Tensor) -> Tensor:
-    """`[E, K, 2]` what the length expert reads: hundreds of tokens, and the logarithm of their number."""
+    """Return the inputs of the length expert `[E, K, 2]`: hundreds of tokens, and the logarithm of their number."""
     return torch.stack([counts / 100, counts.float().log1p()], -1)
 
 
 def bootstrap(batch: Batch, members: int, seed: int) -> Tensor:
-    """`[E, H]` how often each member's bootstrap sample holds each example: Poisson(1), by seed, member and place."""
+    """Draw how often each member's bootstrap sample has each example, `[E, H]`: Poisson(1) by seed and index."""
     generator = torch.Generator()
     rows = []
     for place in batch.index.tolist():

@@ -16,8 +16,8 @@ from prefdata.train.objectives.values import Policy
 def rrhf(v: Policy, *, rank_weight: float, sft_weight: float, length_power: float) -> Tensor:
     """RRHF, `rank_weight sum max(0, p_j - p_i) over r_i > r_j - sft_weight l_best`, `p = l / tokens^length_power`.
 
-    Yuan et al. (2023, arXiv:2304.05302), equations 2 to 4, whose weights are 1. Several best responses share the SFT
-    term; rank_weight 0 is best-of-n SFT, the paper's ablation.
+    Yuan et al. (2023, arXiv:2304.05302), equations 2 to 4, whose weights are 1. Several best responses share the
+    SFT term equally; rank_weight 0 is best-of-n SFT, the paper's ablation.
     """
     p = v.logps / v.counts.clamp(min=1) ** length_power
     rank = over_pairs(torch.relu(-gaps(p)), better(v.rating, v.present), mean=False)
@@ -46,7 +46,7 @@ def slic_list(v: Policy, *, delta: float, reg_weight: float, regularizer: str) -
     A response's rank is the number of those that are rated above it.
     """
     above = better(v.rating, v.present)
-    rank = above.sum(1).to(v.logps.dtype)  # how many are above each
+    rank = above.sum(1).to(v.logps.dtype)  # how many are rated above each
     wanted = delta * (rank[:, None, :] - rank[:, :, None])
     return over_pairs(torch.relu(wanted - gaps(v.logps)), above, mean=False) + reg_weight * _regularizer(v, regularizer)
 
@@ -72,7 +72,7 @@ def _best_logp(v: Policy) -> Tensor:
 
 
 def _regularizer(v: Policy, regularizer: str) -> Tensor:
-    """`[E]` cross-entropy, or the token-wise KL from the model that training began with, along the best response."""
+    """Return `[E]`: cross-entropy, or the token-wise KL from the initial model, along the best response."""
     if regularizer == "ce":
         return -_best_logp(v)
     assert v.kls is not None

@@ -1,4 +1,4 @@
-"""Metrics of a batch, as (sum, count) by name: so that micro-batches add up to the same means however they were cut."""
+"""Metrics of a batch, as (sum, count) by name: so that the means do not depend on the micro-batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prefdata.train.objectives.values import Examples, Policy, Scored
 
 @torch.no_grad()
 def policy_measures(loss: Loss, v: Policy, settings: Mapping[str, Any]) -> MetricSums:
-    """Rewards (beta times what the loss says a reward is), log-probabilities, and how far the policy has drifted."""
+    """Compute rewards (beta times the loss's own reward), log-probabilities, and the policy's drift."""
     logps, tokens = v.whole, v.counts[:, 0].sum()
     sums = _entropy(loss, v)
     if loss.data == "demonstrations":
@@ -27,7 +27,7 @@ def policy_measures(loss: Loss, v: Policy, settings: Mapping[str, Any]) -> Metri
     if loss.data == "pairs":
         sums |= {f"logps/{side}": _mean(logps[:, k]) for k, side in enumerate(("chosen", "rejected"))}
         if v.ref_logps is not None:
-            sums["logps/chosen_drift"] = (v.ratios[:, 0].sum(), tokens)  # nats a token
+            sums["logps/chosen_drift"] = (v.ratios[:, 0].sum(), tokens)  # nats per token
     elif loss.data == "groups":
         sums["logps/best"] = ((logps * best(v.rating, v.present)).sum(), float(len(logps)))
     elif loss.coupled and loss.name == "kto":
@@ -38,7 +38,7 @@ def policy_measures(loss: Loss, v: Policy, settings: Mapping[str, Any]) -> Metri
 def _entropy(loss: Loss, v: Policy) -> dict[str, tuple[Tensor | float, Tensor | float]]:
     if v.entropies is None:
         return {}
-    own = slice(1) if loss.data == "unpaired" else slice(None)  # a mismatched response is none of the example's
+    own = slice(1) if loss.data == "unpaired" else slice(None)  # a mismatched response is not the example's
     return {"entropy": (v.entropies[:, own].sum(), v.counts[:, own].sum())}
 
 
@@ -50,7 +50,7 @@ def _reward(loss: Loss, v: Policy) -> Tensor:
 
 @torch.no_grad()
 def score_measures(loss: Loss, v: Scored) -> MetricSums:
-    """Scores by side, how often they agree with the labels, and the variance of several heads on one thing."""
+    """Compute scores by side, their agreement with the labels, and the variance of several heads on one response."""
     if loss.data == "rated":
         return {"scores": (v.score[v.present].sum(), v.present.sum())}
     sums = dict(preferences(loss.data, v.score, v))
@@ -61,7 +61,7 @@ def score_measures(loss: Loss, v: Scored) -> MetricSums:
 
 
 def preferences(data: Data, rewards: Tensor, v: Examples) -> MetricSums:
-    """Rewards of both sides, margins, accuracies (strict wins, as TRL counts) and ties, for any kind of data."""
+    """Compute the rewards of both sides, margins, accuracies (strict wins, as TRL counts) and ties, for any data."""
     if data == "unpaired":
         good, bad = v.label > 0.5, v.label <= 0.5
         return {

@@ -13,7 +13,7 @@ PairLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def mixed(loss: PairLoss, values: Tensor, labels: Tensor | None) -> Tensor:
-    """The expected loss under labels that are right with a probability: `p f(c, r) + (1 - p) f(r, c)`.
+    """Compute the expected loss under labels that are right with a probability: `p f(c, r) + (1 - p) f(r, c)`.
 
     Args:
         loss: the loss of a pair whose label is right.
@@ -28,21 +28,21 @@ def mixed(loss: PairLoss, values: Tensor, labels: Tensor | None) -> Tensor:
 
 
 def logistic(z: Tensor) -> Tensor:
-    """`-log sigmoid(z)`, finite for every finite z."""
+    """Compute `-log sigmoid(z)`, finite for every finite z."""
     return -F.logsigmoid(z)
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """`log(1 - exp(x))` for x < 0, exact near both ends (Maechler 2012); x = 0 counts as -1e-12."""
+    """Compute `log(1 - exp(x))` for x < 0, exact near both ends (Maechler 2012); x = 0 counts as -1e-12."""
     x = x.clamp(max=-1e-12)
     near = x > -0.6931471805599453
-    # Each branch sees only arguments it is finite for, so that the other's gradient is no NaN.
+    # Each branch gets only arguments for which it is finite, so that the other's gradient is not NaN.
     small, large = torch.where(near, x, -1.0), torch.where(near, -1.0, x)
     return torch.where(near, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
 
 
 def better(rating: Tensor, present: Tensor) -> Tensor:
-    """`[E, K, K]` whether response i is rated above response j; ties and absent ones are never compared.
+    """Return `[E, K, K]`: whether response i is rated above response j; ties and absent ones are never compared.
 
     Args:
         rating: `[E, K]`, NaN where there is none.
@@ -53,25 +53,25 @@ def better(rating: Tensor, present: Tensor) -> Tensor:
 
 
 def best(rating: Tensor, present: Tensor) -> Tensor:
-    """`[E, K]` weights that sum to 1 over the best responses of each example: several share it."""
+    """Return `[E, K]` weights that sum to 1 over the best responses of each example: tied ones share equally."""
     known = torch.where(present & ~rating.isnan(), rating, -torch.inf)
     top = (known == known.max(1, keepdim=True).values) & known.isfinite()
     return top / top.sum(1, keepdim=True).clamp(min=1)
 
 
 def over_pairs(losses: Tensor, compared: Tensor, *, mean: bool = True) -> Tensor:
-    """`[E]` the mean (or sum) of `losses` `[E, K, K]` over the pairs `compared`; 0 where there is none."""
+    """Average (or sum) `losses` `[E, K, K]` over the pairs `compared`: `[E]`, 0 where there is none."""
     total = torch.where(compared, losses, 0.0).sum((1, 2))
     return total / compared.sum((1, 2)).clamp(min=1) if mean else total
 
 
 def gaps(values: Tensor) -> Tensor:
-    """`[E, K, K]` differences `values_i - values_j`."""
+    """Return the differences `values_i - values_j`, `[E, K, K]`."""
     return values[:, :, None] - values[:, None, :]
 
 
 def plackett_luce(values: Tensor, rating: Tensor, present: Tensor) -> Tensor:
-    """`[E]` negative log-likelihood of the ranking by `rating` under the Plackett-Luce model.
+    """Compute the negative log-likelihood `[E]` of the ranking by `rating` under the Plackett-Luce model.
 
     `-sum_i log(exp v_i / (exp v_i + sum of exp v_j over j rated below i))`. Equal ratings are not compared, so that the
     order of ties does not matter; without ties it is Plackett (1975) and Luce (1959).

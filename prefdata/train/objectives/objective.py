@@ -1,4 +1,4 @@
-"""What distinguishes one trainer from another: a loss with its settings, and how the loop gets values for it."""
+"""Objectives: a loss with its settings, and the forward pass that gives its values."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Objective:
     """A loss, ready for the loop.
 
     Attributes:
-        entry: the loss, as the registry knows it.
-        settings: every setting that it has.
-        reference: what the policy is held to, or None.
-        reference_model: the reference's model, where the loss reads its distributions.
-        seed: of what the objective draws.
+        entry: the loss's entry in the registry.
+        settings: all settings of the loss.
+        reference: the reference of the policy, or None.
+        reference_model: the reference's model, if the loss reads its distributions.
+        seed: the seed of bootstrap samples.
     """
 
     entry: Loss
@@ -52,41 +52,41 @@ class Objective:
 
     @property
     def noun(self) -> str:
-        """What an example is called in messages."""
+        """The noun for an example in messages."""
         return NOUNS[self.entry.data]
 
     @property
     def coupled(self) -> bool:
-        """Whether the loss couples the examples of an optimiser batch, which it must then see whole."""
+        """Whether the loss couples the examples of an optimiser batch and needs all of them at once."""
         return self.entry.coupled
 
     @property
     def dropout(self) -> bool:
-        """Whether the model's own dropout is on in training: for imitation only."""
+        """Whether the model's dropout is on in training: for demonstrations only."""
         return self.entry.command == "sft"
 
     @property
     def per(self) -> Literal["example", "token"]:
-        """What a step's summed loss is divided by: the weights of its examples, or those times their tokens."""
+        """The divisor of a step's summed loss: the weights of its examples, or the weights times the tokens."""
         return "token" if self.entry.data == "demonstrations" else "example"
 
     def size(self, examples: Sequence[Example]) -> float:
-        """What the summed loss of these examples is divided by."""
+        """Return the divisor of the summed loss of these examples."""
         return sum(e.weight * (e.trained_tokens if self.per == "token" else 1) for e in examples)
 
     def sizes(self, batch: Batch) -> Tensor:
-        """`[E]` the same of each example."""
+        """Return the same for each example, `[E]`."""
         return batch.weight * batch.counts.sum(1) if self.per == "token" else batch.weight
 
     def values(self, model: Any, batch: Batch, entropies: bool = False) -> Policy | Scored:
-        """What the loss is a function of, under the model; with entropies where those are to be logged."""
+        """Compute the loss's inputs under the model; with entropies where those are logged."""
         if self.entry.command == "rm":
             return reward_values(model, batch, self.settings, self.seed)
         theirs = None if self.reference is None else self.reference.logps(batch)
         return policy_values(model, batch, theirs, self.settings, self.reference_model, entropies=entropies)
 
     def loss(self, v: Policy | Scored) -> tuple[Tensor, MetricSums]:
-        """`[E]` losses, and metrics."""
+        """Compute losses `[E]`, and metrics."""
         if isinstance(v, Scored):
             return self.function(v), score_measures(self.entry, v)
         given, own = self.settings, signature(self.function).parameters
@@ -103,7 +103,7 @@ class Objective:
 
 
 def bound(entry: Loss, settings: Mapping[str, Any]) -> Callable[..., Tensor]:
-    """The loss as a function of values alone."""
+    """Bind the settings: the loss as a function of values alone."""
     function = entry.compute()
     own = signature(function).parameters
     return partial(function, **{name: value for name, value in settings.items() if name in own})

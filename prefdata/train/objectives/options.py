@@ -1,4 +1,4 @@
-"""What changes many losses in one way: labels that may be wrong, f-divergences, LD-DPO, WPO, a mixed-in NLL."""
+"""Options of many losses: labels that may be wrong, f-divergences, LD-DPO, WPO, a mixed-in NLL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DIVERGENCES = ("reverse-kl", "forward-kl", "js", "alpha")
 
 
 def link(ratios: Tensor, divergence: str, alpha: float) -> Tensor:
-    """`f'(exp(d))` of log-ratios d: the implicit reward over beta under an f-divergence, less a constant.
+    """Compute `f'(exp(d))` of log-ratios d: the implicit reward over beta under an f-divergence, less a constant.
 
     reverse-kl: d. forward-kl: `1 - exp(-d)`. js: `log 2 + log s(d)`. alpha: `(exp((alpha - 1) d) - 1) / (alpha - 1)`,
     which is d at alpha 1 (Wang et al. 2023, arXiv:2309.16240). Exponents end at 80, as in TRL.
@@ -30,12 +30,12 @@ def link(ratios: Tensor, divergence: str, alpha: float) -> Tensor:
 
 
 def diverged(v: Policy, divergence: str, alpha: float) -> Policy:
-    """The values with implicit rewards under an f-divergence."""
+    """Replace log-ratios by implicit rewards under an f-divergence."""
     return v if divergence == "reverse-kl" else replace(v, links=link(v.ratios, divergence, alpha))
 
 
 def token_weights(position: Tensor, row: Tensor, counts: Tensor, ld_alpha: float) -> Tensor:
-    """`[N]` LD-DPO's weights: 1 for tokens up to the length of the pair's shorter response, `ld_alpha` beyond.
+    """Return LD-DPO's weights `[N]`: 1 for tokens up to the length of the pair's shorter response, `ld_alpha` beyond.
 
     Liu et al. (2024, arXiv:2409.06411).
 
@@ -43,7 +43,7 @@ def token_weights(position: Tensor, row: Tensor, counts: Tensor, ld_alpha: float
         position: `[N]` index of each token among those of its response that count.
         row: `[N]` its response, `e * K + k`.
         counts: `[E, K]` tokens of the responses.
-        ld_alpha: 1 is DPO; 0 leaves the surplus of the longer response out.
+        ld_alpha: 1 is DPO; 0 ignores the surplus tokens of the longer response.
     """
     shared = counts.min(1, keepdim=True).values.expand_as(counts).reshape(-1)[row]
     return torch.where(position < shared, 1.0, ld_alpha)
@@ -59,5 +59,5 @@ def policy_weights(v: Policy) -> Tensor:
 
 
 def mean_nll(v: Policy) -> Tensor:
-    """`[E]` the NLL of the chosen response a token: what RPO (Pang et al. 2024, arXiv:2404.19733) mixes in."""
+    """Compute the chosen response's NLL per token, `[E]`: what RPO (Pang et al. 2024, arXiv:2404.19733) mixes in."""
     return -v.whole[:, 0] / v.counts[:, 0].clamp(min=1)

@@ -1,7 +1,7 @@
-"""The DPO family: losses of pairs that hold the policy to a reference.
+"""The DPO family: losses of pairs with a reference.
 
 `c` and `r` are the implicit rewards over beta of the chosen and the rejected response (log-ratios, unless an
-f-divergence says otherwise), `h = c - r`, `s` the logistic function.
+f-divergence is set), `h = c - r`, `s` the logistic function.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def ipo_sum(v: Policy, *, beta: float) -> Tensor:
 
 
 def ipo_mean(v: Policy, *, beta: float) -> Tensor:
-    """IPO of log-ratios a token, `(c / |chosen| - r / |rejected| - 1 / (2 beta))^2`, as TRL and HALOs compute it."""
+    """IPO of log-ratios per token, `(c / |chosen| - r / |rejected| - 1 / (2 beta))^2`, as TRL and HALOs compute it."""
     return mixed(lambda c, r: (c - r - 1 / (2 * beta)).square(), v.mean_rewards, v.labels)
 
 
@@ -98,7 +98,7 @@ def discopop(v: Policy, *, beta: float, tau: float) -> Tensor:
 
     def loss(c: Tensor, r: Tensor) -> Tensor:
         z = beta * (c - r)
-        # exp(-z) s(z / tau) as one power: at a large negative z it is 0, and not infinity times 0.
+        # exp(-z) s(z / tau) as one power: at a large negative z it is 0 instead of infinity times 0.
         return logistic(z) * torch.sigmoid(-z / tau) + torch.exp(-z - logistic(z / tau))
 
     return mixed(loss, v.rewards, v.labels)

@@ -15,7 +15,7 @@ SOFT: dict[str, Any] = {"label_smoothing": 0.0, "soft_labels": False}
 LINK: dict[str, Any] = {"f_divergence": "reverse-kl", "f_alpha": 0.5}
 TOKENS: dict[str, Any] = {"ld_alpha": 1.0}
 PAIR: dict[str, Any] = {**SOFT, **TOKENS, "wpo": False, "nll_weight": 0.0}
-"""What every loss of pairs of a policy can do besides."""
+"""Options of every loss of pairs of a policy."""
 LINKED: dict[str, Any] = {**PAIR, **LINK}
 RANKED: dict[str, Any] = {"delta": 1.0, "reg_weight": 1.0, "regularizer": "ce"}
 
@@ -67,9 +67,9 @@ POLICY_LOSSES = [
     ),
     _dpo(
         "ipo-mean",
-        "IPO of log-ratios a token. TRL: ipo.",
+        "IPO of log-ratios per token. TRL: ipo.",
         "(c/|c| - r/|r| - 1/(2 beta))^2",
-        "arXiv:2310.12036; a token as its authors advise",
+        "arXiv:2310.12036; per token as its authors advise",
         "pairs.ipo_mean",
         settings={"beta": 0.1, **LINKED},
         reward="mean_ratios",
@@ -179,7 +179,7 @@ POLICY_LOSSES = [
     ),
     _dpo(
         "orpo",
-        "ORPO, no reference: odds ratio beside the chosen one's NLL.",
+        "ORPO, no reference: odds ratio plus the chosen one's NLL.",
         "-lam log s(log odds(lc/|c|) - log odds(lr/|r|)) + nll_weight (-lc/|c|)",
         "arXiv:2403.07691, equations 4 and 7",
         "reference_free.orpo",
@@ -190,7 +190,7 @@ POLICY_LOSSES = [
     ),
     _dpo(
         "simpo",
-        "SimPO, no reference: log-probs a token, with a margin.",
+        "SimPO, no reference: log-probs per token, with a margin.",
         "-log s(beta (lc/|c| - lr/|r|) - gamma)",
         "arXiv:2405.14734, equation 6",
         "reference_free.simpo",
@@ -201,7 +201,7 @@ POLICY_LOSSES = [
     ),
     _dpo(
         "cpo",
-        "CPO, no reference: DPO's term beside the chosen one's NLL.",
+        "CPO, no reference: DPO's term plus the chosen one's NLL.",
         "-log s(beta (lc - lr)) + nll_weight (-lc/|c|)",
         "arXiv:2401.08417, equation 3",
         "reference_free.cpo",

@@ -10,9 +10,9 @@ from prefdata.train.objectives.values import Policy
 
 
 def orpo(v: Policy, *, lam: float) -> Tensor:
-    """ORPO's odds ratio term, `-lam log s(log odds(c) - log odds(r))`, odds = P / (1 - P), P = exp(log-prob a token).
+    """ORPO's odds ratio term, `-lam log s(log odds(c) - log odds(r))`, odds = P / (1 - P), P = exp(log-prob / tokens).
 
-    Hong et al. (2024, arXiv:2403.07691), equations 4 and 7; the NLL of the chosen response comes beside it.
+    Hong et al. (2024, arXiv:2403.07691), equations 4 and 7; the NLL of the chosen response is added.
     """
     return lam * mixed(lambda c, r: logistic((c - r) - (log1mexp(c) - log1mexp(r))), v.means, v.labels)
 
@@ -25,7 +25,7 @@ def simpo(v: Policy, *, beta: float, gamma: float) -> Tensor:
 def cpo(v: Policy, *, beta: float) -> Tensor:
     """CPO's preference term, `-log s(beta (c - r))` (Xu et al. 2024, arXiv:2401.08417, equation 3).
 
-    The NLL of the chosen response comes beside it.
+    The NLL of the chosen response is added.
     """
     return mixed(lambda c, r: logistic(beta * (c - r)), v.logps, v.labels)
 

@@ -1,4 +1,4 @@
-"""The registry: what each loss is called, reads and has for settings. Nothing here imports torch: help reads it."""
+"""The registry of losses: their names, data and settings. It does not import torch, since help reads it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ WANTED: dict[Data, str] = {
     "unpaired": "labelled responses (prompt, completion and label)",
     "rated": "rated responses (prompt, completion and a column for each attribute; or prompt, completions and scores)",
 }
-"""What each kind of data is called in messages, with the columns that a file of it has."""
+"""The name of each kind of data in messages, with the columns of its files."""
 
 OPTIONS = ("label_smoothing", "soft_labels", "f_divergence", "f_alpha", "ld_alpha", "wpo", "nll_weight")
-"""Settings of many losses that are no argument of theirs: what they change is in `options`."""
+"""Settings of many losses that are not arguments of the loss functions; they are applied in `options`."""
 
 ELSEWHERE = {
     "dpo": "train dpo --loss sigmoid",
     "cdpo": "train dpo --loss sigmoid --label-smoothing 0.1",
-    "sigmoid_norm": "sigmoid-mean in TRL, and sigmoid in RSO's paper,",
-    "sigmoid-norm": "sigmoid in RSO's paper, and sigmoid-mean in TRL,",
+    "sigmoid_norm": "sigmoid-mean (TRL's) or sigmoid (that of RSO's paper)",
+    "sigmoid-norm": "sigmoid (that of RSO's paper) or sigmoid-mean (TRL's)",
     "dpo_norm": "sigmoid-mean",
-    "ipo": "ipo-mean in TRL, and ipo-sum in the paper,",
+    "ipo": "ipo-mean (TRL's) or ipo-sum (the paper's)",
     "hinge-norm": "hinge",
     "exo_pair": "exo",
     "nca_pair": "nca",
@@ -41,38 +41,38 @@ ELSEWHERE = {
     "apo_zero": "apo-zero",
     "apo_down": "apo-down",
     "apo_zero_unpaired": "train kto --loss apo-zero",
-    "slic": "slic-hf (pairs), or slic-rank, slic-margin, slic-list and slic-reward (groups),",
+    "slic": "slic-hf (pairs), or slic-rank, slic-margin, slic-list or slic-reward (groups)",
     "rpo": "train dpo --nll-weight 1",
     "wpo": "train dpo --wpo",
     "ld-dpo": "train dpo --ld-alpha 0.5",
-    "sft": "train sft, or rrhf --rank-weight 0 (on groups),",
-    "kto_pair": "train kto, which takes pairs apart,",
+    "sft": "train sft, or train dpo --loss rrhf --rank-weight 0 (groups)",
+    "kto_pair": "train kto, which splits pairs into labelled responses",
 }
-"""What other tools and papers call losses, and what it is here."""
+"""Names of losses in other tools and papers, and their names here."""
 
 Reward = Literal["ratios", "mean_ratios", "logps", "means"]
-"""What a policy's reward over beta is in metrics: log-ratios to the reference, log-probabilities, or these a token."""
+"""A policy's reward over beta in metrics: log-ratios to the reference, log-probabilities, or these per token."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss as the registry knows it.
+    """An entry of the registry.
 
     Attributes:
-        name: as `--loss` takes it.
-        command: which `train` command it belongs to.
-        line: what it is, in a line of help.
+        name: its value of `--loss`.
+        command: the `train` command that has it.
+        line: its line of help.
         equation: its value for one example, in the notation of docs/objectives.md.
         source: the paper.
-        function: where it is computed, `module.function` in this package.
-        data: the kind of data that it wants.
+        function: its implementation, `module.function` in this package.
+        data: the kind of data that it needs.
         settings: its settings and their defaults; all but `OPTIONS` are arguments of the function.
-        reference: whether it needs the log-probabilities of the model that training begins with.
+        reference: whether it needs the log-probabilities of the initial model.
         coupled: whether it couples the examples of an optimiser batch.
         weighted: whether examples can have weights.
-        ranks: whether it compares responses by rating, so that a group of equal ratings has nothing to learn from.
-        reward: what metrics show as rewards.
-        trl, openrlhf: what others call it, or how theirs differs.
+        ranks: whether it compares responses by rating, so that a group of equal ratings is of no use.
+        reward: the quantity that metrics show as rewards.
+        trl, openrlhf: its name there, or how theirs differs.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Loss:
     openrlhf: str = ""
 
     def compute(self) -> Callable[..., Any]:
-        """The function itself."""
+        """Import the function."""
         module, _, name = self.function.partition(".")
         function: Callable[..., Any] = getattr(import_module(f"prefdata.train.objectives.{module}"), name)
         return function
@@ -110,14 +110,14 @@ class Registry:
         self._by_name = {(loss.command, loss.name): loss for loss in self.losses}
 
     def of(self, command: Command) -> list[Loss]:
-        """The losses of a command, in the order of help."""
+        """List the losses of a command, in the order of help."""
         return [loss for loss in self.losses if loss.command == command]
 
     def find(self, command: Command, name: str) -> Loss:
-        """The loss of that name.
+        """Find the loss of that name.
 
         Raises:
-            ValueError: there is none; the message says what there is.
+            ValueError: no loss has that name; the message suggests others.
         """
         if found := self._by_name.get((command, name)):
             return found
@@ -125,23 +125,23 @@ class Registry:
         if elsewhere:
             raise ValueError(f"--loss {name} is one of `train {elsewhere[0]}`, not of `train {command}`")
         if (here := ELSEWHERE.get(name)) is not None:
-            raise ValueError(f"--loss {name}: what others call so is {here} here")
+            raise ValueError(f"--loss {name}: use {here}")
         known = [loss.name for loss in self.of(command)]
         alike = [one for one in known if one.startswith(f"{name}-")]
         if len(alike) > 1:
-            raise ValueError(f"--loss {name} is several here: say {' or '.join(alike)}")
+            raise ValueError(f"--loss {name} is ambiguous: use {' or '.join(alike)}")
         raise ValueError(f"--loss {name}: there is no such loss.{did_you_mean(name, known).removesuffix('.')}")
 
     def with_setting(self, command: Command, setting: str) -> list[str]:
-        """The names of a command's losses that have a setting."""
+        """List the names of a command's losses that have a setting."""
         return [loss.name for loss in self.of(command) if setting in loss.settings]
 
     def settings(self, command: Command) -> list[str]:
-        """All settings of a command's losses."""
+        """List all settings of a command's losses."""
         return list(dict.fromkeys(name for loss in self.of(command) for name in loss.settings))
 
     def resolve(self, command: Command, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Every setting of a command's losses: as given, else the loss's default; None where it has no such setting.
+        """Resolve every setting of a command's losses: as given, else its default; None where the loss has none.
 
         Args:
             command: the command.
@@ -149,7 +149,7 @@ class Registry:
             given: settings by name; None and False mean not given.
 
         Raises:
-            ValueError: there is no such loss, or it has no such setting; the message names the losses that have it.
+            ValueError: the loss is unknown, or lacks the setting; the message names the losses that have it.
         """
         loss = self.find(command, name)
         values: dict[str, Any] = {}
@@ -164,7 +164,7 @@ class Registry:
 
 
 def listed(names: list[str]) -> str:
-    """The names as a sentence lists them: `a, b and c`."""
+    """Join names as a sentence lists them: `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

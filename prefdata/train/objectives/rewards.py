@@ -12,7 +12,7 @@ from prefdata.train.objectives.values import Scored
 
 
 def bradley_terry(v: Scored, *, center_rewards: float, safety_weight: float) -> Tensor:
-    """The Bradley-Terry loss, `-log s(a - b - m) + center_rewards (a + b)^2 + safety_weight BCE`.
+    """Compute the Bradley-Terry loss, `-log s(a - b - m) + center_rewards (a + b)^2 + safety_weight BCE`.
 
     Bradley and Terry (1952); with a margin m as Touvron et al. (2023, arXiv:2307.09288), equation 2; centred as
     Eisenstein et al. (2023, arXiv:2312.09244); Llama 2's auxiliary loss adds, for each response that is
@@ -26,7 +26,7 @@ def bradley_terry(v: Scored, *, center_rewards: float, safety_weight: float) -> 
 
 
 def k_wise(v: Scored, *, use_margin: bool) -> Tensor:
-    """The mean of `-log s(score_i - score_j - m)` over all pairs `r_i > r_j` of a prompt, m 0 or their rating gap.
+    """Average `-log s(score_i - score_j - m)` over all pairs `r_i > r_j` of a prompt, m 0 or their rating gap.
 
     Ouyang et al. (2022, arXiv:2203.02155), equation 1: all pairs of a prompt are one element of a batch.
     """
@@ -35,12 +35,12 @@ def k_wise(v: Scored, *, use_margin: bool) -> Tensor:
 
 
 def plackett_luce(v: Scored) -> Tensor:
-    """The Plackett-Luce negative log-likelihood of the ranking of a prompt's responses (Plackett 1975; Luce 1959)."""
+    """Compute the Plackett-Luce NLL of the ranking of a prompt's responses (Plackett 1975; Luce 1959)."""
     return mixing.plackett_luce(v.scores[..., 0], v.rating, v.present)
 
 
 def bce(v: Scored) -> Tensor:
-    """The cross-entropy of single labels, `-log s(score)` of a good and `-log (1 - s(score))` of a bad response.
+    """Compute the cross-entropy of single labels: `-log s(score)` of a good, `-log (1 - s(score))` of a bad response.
 
     Pointwise rankers of SLiC-HF (Zhao et al. 2023, arXiv:2305.10425).
     """
@@ -48,7 +48,7 @@ def bce(v: Scored) -> Tensor:
 
 
 def mse(v: Scored) -> Tensor:
-    """The mean squared error `(score_kh - rating_kh)^2` over the ratings that an example has, each attribute its head.
+    """Average `(score_kh - rating_kh)^2` over the ratings that an example has, one head for each attribute.
 
     Regression heads as HelpSteer's and ArmoRM's (Wang et al. 2023, arXiv:2311.09528; 2024, arXiv:2406.12845).
     """
@@ -61,17 +61,17 @@ def poe_length(v: Scored) -> Tensor:
     """Product of experts, `-log s((a - b) + (length score of a - that of b))`: what length explains is not learned.
 
     Shen et al. (2023, arXiv:2310.05199), whose bias expert is a small model; here it is linear in the
-    number of tokens and its logarithm, is trained beside the head, and is not saved.
+    number of tokens and its logarithm, is trained together with the head, and is not saved.
     """
     assert v.length_scores is not None
     return _preference(v.scores[..., 0] + v.length_scores, v)
 
 
 def ensemble(v: Scored) -> Tensor:
-    """The mean Bradley-Terry loss of several heads, each on its own bootstrap sample of the pairs.
+    """Average the Bradley-Terry loss of several heads, each on its own bootstrap sample of the pairs.
 
     Coste et al. (2023, arXiv:2310.02743) train whole models; the heads share a trunk as Osband et al. (2016,
-    arXiv:1602.04621). Their variance says where the score is not to be trusted.
+    arXiv:1602.04621). A high variance marks scores that are uncertain.
     """
     assert v.draws is not None
     losses = torch.stack([_preference(head, v) for head in v.scores.unbind(-1)], -1)

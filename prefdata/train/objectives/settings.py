@@ -1,4 +1,4 @@
-"""Settings of losses as fields of specs. Nothing here imports torch: the command line reads it."""
+"""Settings of losses as fields of specs. It does not import torch, since the command line reads it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from prefdata.train.objectives.catalog import LOSSES
 from prefdata.train.objectives.registry import Command, listed
 
 DEFAULT_LOSS: dict[Command, str] = {"sft": "nll", "rm": "bradley-terry", "dpo": "sigmoid", "kto": "kto"}
-"""The loss of each command unless another is asked for."""
+"""The default loss of each command."""
 
 
 def setting(command: Command, name: str, description: str, **bounds: Any) -> Any:
-    """A setting of some losses: the help says of which, and what it is unless given."""
+    """Declare a setting that only some losses have; its help names the losses and the default."""
     defaults = {loss.name: loss.settings[name] for loss in LOSSES.of(command) if name in loss.settings}
     own = defaults.get(DEFAULT_LOSS[command])
     others: dict[str, list[str]] = {}

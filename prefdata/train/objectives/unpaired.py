@@ -1,4 +1,4 @@
-"""Losses of responses that are desirable or not, each on its own. `d` is a response's log-ratio, `s` the logistic."""
+"""Losses of single responses, desirable or undesirable. `d` is a response's log-ratio, `s` the logistic."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def kto(v: Policy, *, beta: float, desirable_weight: float, undesirable_weight: 
 
 
 def mismatched_kl(v: Policy) -> Tensor:
-    """KTO's `z0`, a number: how far the policy has moved from the reference, from mismatched responses."""
+    """Estimate KTO's `z0`, the policy's KL from the reference, from mismatched responses: a number."""
     if v.logps.shape[1] == 1:
         return v.logps.new_zeros(())
     there = v.present[:, 1]

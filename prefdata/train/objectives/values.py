@@ -1,6 +1,6 @@
-"""What losses are functions of: the values of a batch's responses under the model that is trained, and its reference.
+"""Inputs of losses: the values of a batch's responses under the trained model and its reference.
 
-Shapes: `E` examples, `K` responses of the example with the most of them, `H` heads of a reward model. Log-probabilities
+Shapes: `E` examples, `K` the maximum number of responses of an example, `H` heads of a reward model. Log-probabilities
 are in nats, summed over the trained tokens of a response. No loss averages over examples: each gives `[E]` values, and
 the loop divides their weighted sum by the size of the whole optimiser step.
 """
@@ -16,12 +16,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Examples:
-    """What the data say of `E` examples.
+    """Labels and lengths of `E` examples.
 
     Attributes:
         counts: `[E, K]` trained tokens of each response.
         present: `[E, K]` whether the example has that response; values of absent ones are not read.
-        margin: `[E]` by how much the chosen score should exceed the rejected one.
+        margin: `[E]` the gap that the chosen score should have.
         labels: `[E, 2]` the probabilities that a pair's label is right and that it is flipped; None: all are right.
         label: `[E]` 1 for a desirable response, 0 for an undesirable one (unpaired data); else 0.
         ratings: `[E, K, A]` ratings of the responses by attribute, NaN where there is none.
@@ -48,10 +48,10 @@ class Policy(Examples):
         logps: `[E, K]` of the responses under the policy.
         ref_logps: `[E, K]` under the reference, or None.
         links: `[E, K]` implicit rewards over beta as an f-divergence defines them; None: the log-ratios.
-        full_logps: `[E, K]` as `logps`, where `logps` weigh tokens (LD-DPO); None: the same.
-        kls: `[E, K]` KL(policy || reference) summed over the tokens of each response, where a loss reads it.
-        off_policy: `[E, K]` mean over tokens of `log p(token) - log sum_v p(v)^2`, without gradient, where WPO asks.
-        entropies: `[E, K]` of the policy's distributions, summed over the tokens, without gradient, where asked.
+        full_logps: `[E, K]` as `logps`, where `logps` weigh tokens (LD-DPO); None: no weights.
+        kls: `[E, K]` KL(policy || reference) summed over the tokens of each response, if the loss reads it.
+        off_policy: `[E, K]` mean over tokens of `log p(token) - log sum_v p(v)^2`, without gradient, for WPO.
+        entropies: `[E, K]` of the policy's distributions, summed over the tokens, without gradient, if requested.
     """
 
     logps: Tensor
@@ -64,7 +64,7 @@ class Policy(Examples):
 
     @classmethod
     def of(cls, logps: Tensor, ref_logps: Tensor | None = None, **more: Any) -> Self:
-        """Values from log-probabilities `[E, K]`; what is not given is as in data that say nothing of it."""
+        """Build values from log-probabilities `[E, K]`; what is not given is as in data without it."""
         return cls(**{**_silent(logps), **more}, logps=logps, ref_logps=ref_logps)
 
     @property
@@ -80,12 +80,12 @@ class Policy(Examples):
 
     @property
     def means(self) -> Tensor:
-        """`[E, K]` log-probabilities a token."""
+        """`[E, K]` log-probabilities per token."""
         return self.logps / self.counts.clamp(min=1)
 
     @property
     def mean_rewards(self) -> Tensor:
-        """`[E, K]` implicit rewards over beta, a token."""
+        """`[E, K]` implicit rewards over beta, per token."""
         return self.rewards / self.counts.clamp(min=1)
 
     @property
@@ -110,7 +110,7 @@ class Scored(Examples):
 
     @classmethod
     def of(cls, scores: Tensor, **more: Any) -> Self:
-        """Values from scores `[E, K]` or `[E, K, H]`; what is not given is as in data that say nothing of it."""
+        """Build values from scores `[E, K]` or `[E, K, H]`; what is not given is as in data without it."""
         heads = scores if scores.ndim == 3 else scores[..., None]
         return cls(**{**_silent(heads[..., 0]), **more}, scores=heads)
 
@@ -133,7 +133,7 @@ def _silent(values: Tensor) -> dict[str, Any]:
 
 
 def with_labels(values: Policy, label_smoothing: float) -> Policy:
-    """The values with every label right with probability `1 - label_smoothing`."""
-    # Rounded once from float64, as data's probabilities are: equal numbers give equal losses to the bit.
+    """Return the values with every label right with probability `1 - label_smoothing`."""
+    # Rounded once from float64, like the data's probabilities, so that equal numbers give identical losses.
     one = torch.tensor([1 - label_smoothing, label_smoothing], dtype=torch.float64).to(values.logps)
     return replace(values, labels=one.expand(len(values.logps), 2))

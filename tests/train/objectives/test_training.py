@@ -193,8 +193,8 @@ def test_a_loss_says_which_data_it_wants(
         (("dpo", "--loss", "robust", "--soft-labels"), "--loss robust has no --soft-labels, which"),
         (("rm", "--loss", "bce", "--use-margin"), "--loss bce has no --use-margin, which bradley-terry, k-wise,"),
         (("rm", "--loss", "k-wise", "--center-rewards", "0.1"), "--loss k-wise has no --center-rewards"),
-        (("dpo", "--loss", "ipo"), "--loss ipo: what others call so is ipo-mean in TRL, and ipo-sum in the paper"),
-        (("dpo", "--loss", "sppo_hard"), "what others call so is sppo here"),
+        (("dpo", "--loss", "ipo"), "--loss ipo: use ipo-mean (TRL's) or ipo-sum (the paper's)"),
+        (("dpo", "--loss", "sppo_hard"), "--loss sppo_hard: use sppo"),
         (("dpo", "--loss", "kto"), "--loss kto is one of `train kto`, not of `train dpo`"),
         (("dpo", "--loss", "simpoo"), '--loss simpoo: there is no such loss. Did you mean "simpo"?'),
         (("dpo", "--loss", "exo", "--label-smoothing", "0"), "--loss exo needs --label-smoothing above 0"),
@@ -212,7 +212,7 @@ def test_settings_that_do_not_fit(flags: tuple[str, ...], problem: str, prefdata
 def test_aot_refuses_weights(tiny_policy: Path, tmp_path: Path, write_jsonl: Any) -> None:
     rows = [{**row, "weight": 1 + n} for n, row in enumerate(rows_for("pairs"))]
     data = write_jsonl(tmp_path / "data.jsonl", rows)
-    with pytest.raises(UsageError, match="--loss aot compares the examples of a batch in order"):
+    with pytest.raises(UsageError, match="--loss aot compares sorted values over the examples of a batch"):
         train.train_dpo(data, DpoSpec(model=str(tiny_policy), loss="aot"), tmp_path / "aot")
 
 
