@@ -30,8 +30,8 @@ def labelled(record: Record) -> list[tuple[Response, bool]]:
 
 def rated(
     values: Mapping[str, Any], record: Record, columns: Sequence[str], *, sides: bool
-) -> list[tuple[Response, Ratings]]:
-    """List the responses of a row with their ratings.
+) -> tuple[Sequence[str], list[tuple[Response, Ratings]]]:
+    """Return the columns that a row's ratings are in, and its responses with their ratings.
 
     Args:
         values: the row.
@@ -47,11 +47,11 @@ def rated(
     for names in [columns] if columns else [[name] for name in SCORES]:
         found = [tuple(map(_or_nan, ratings)) for ratings in score_columns(values, responses, names)]
         if columns or any(map(known, found)):
-            return list(zip(responses, found, strict=True))
+            return names, list(zip(responses, found, strict=True))
     if any(one.rank is not None for one in responses):
-        return [(one, (_or_nan(None if one.rank is None else -one.rank),)) for one in responses]
+        return (), [(one, (_or_nan(None if one.rank is None else -one.rank),)) for one in responses]
     known_by_side = {"chosen": 1.0, "rejected": 0.0} if sides else {}
-    return [(one, (known_by_side.get(one.kind, math.nan),)) for one in responses]
+    return (), [(one, (known_by_side.get(one.kind, math.nan),)) for one in responses]
 
 
 def safety(values: Mapping[str, Any], responses: Sequence[Response]) -> tuple[Ratings, ...]:

@@ -19,6 +19,7 @@ from prefdata.chat.messages import for_template
 from prefdata.errors import BadRow, BadRows, InputError
 from prefdata.formats.bad_rows import OnBadRows
 from prefdata.formats.files import RawRow
+from prefdata.formats.paths import columns_of
 from prefdata.formats.reading import Reader, ReadOptions
 from prefdata.formats.records import BadRowError, Record, Response, no_pair
 from prefdata.specs.ingest import IngestKind
@@ -95,6 +96,9 @@ _WANTS: dict[Kind, IngestKind] = {
     "rated": "candidates",
 }
 
+_LABELLED: tuple[Kind, ...] = ("unpaired", "demonstrations")
+"""What a label of the response decides: which side it is on, and whether it is imitated."""
+
 
 @dataclass
 class ItemStream:
@@ -103,6 +107,7 @@ class ItemStream:
     Attributes:
         skipped: counts of valid rows that yield no item, by reason.
         left_out: counts of responses left out of groups and of rated responses, by reason.
+        rated_by: the columns that ratings were found in.
     """
 
     reader: Reader
@@ -110,6 +115,7 @@ class ItemStream:
     name: str
     skipped: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
+    rated_by: set[str] = field(default_factory=set)
 
     def __iter__(self) -> Iterator[Item]:
         """Read the items, in the order of the rows.
@@ -147,9 +153,16 @@ class ItemStream:
         if reader.surrogates:
             figures["lone_surrogates"] = reader.surrogates
         figures |= {name.replace(" ", "_"): count for name, count in (reader.notes + self.left_out).items()}
-        if unused := [*reader.kept, *reader.not_kept]:
+        used = self._used()
+        if unused := [name for name in (*reader.kept, *reader.not_kept) if name not in used]:
             figures["not_used"] = ", ".join(unused)
         return figures
+
+    def _used(self) -> set[str]:
+        """Return the columns that items are made of, and that `ingest` would keep as metadata or leave out."""
+        maps = self.reader.layouts.values()
+        labels = {name for one in maps for name in one.label} if self.needs.kind in _LABELLED else set()
+        return {name for one in maps for name in one.weight} | labels | self.rated_by
 
     def _why(self) -> str:
         if self.skipped:
@@ -176,7 +189,9 @@ class ItemStream:
 
     def _rated(self, row: RawRow, record: Record) -> Iterator[Item]:
         kept, groups = [], self.needs.kind == "groups"
-        for response, ratings in rated(row.values, record, self.needs.ratings, sides=groups):
+        columns, found = rated(row.values, record, self.needs.ratings, sides=groups)
+        self.rated_by.update(one for column in columns for one in columns_of(column.removeprefix("-")))
+        for response, ratings in found:
             reason = "empty_responses" if response.empty else None if known(ratings) else "responses_without_score"
             if reason:
                 self.left_out[reason] += 1

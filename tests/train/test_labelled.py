@@ -147,3 +147,22 @@ def test_groups_and_labels_of_a_run(tmp_path: Path) -> None:
     assert {(item.answers[0][0]["content"], item.label, item.weight) for item in train} == {
         ("0 0", False, 1.0), ("0 1", False, 2.0), ("0 2", True, 3.0),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "needs"),
+    [
+        ("unpaired", {"completion": "a", "label": True, "weight": 2}, {}),
+        ("rated", {"completion": "a", "helpful": 4, "deep": {"clear": 1}}, {"ratings": ("helpful", "deep.clear")}),
+        ("rated", {"completion": "a", "score": 4, "weight": 2}, {}),
+        ("groups", {"completions": ["a", "b"], "scores": [1, 2], "weight": 2}, {}),
+        ("groups", {"completions": ["a", "b"], "place": [1, 2]}, {"ratings": ("-place",)}),
+        ("demonstrations", {"completion": "a", "label": True, "weight": 2}, {}),
+    ],
+)
+def test_a_column_that_trains_is_never_reported_as_not_used(
+    kind: Kind, row, needs, tmp_path: Path, write_jsonl: Any
+) -> None:
+    """Only `other` is not used; labels, ratings and weights are, although `ingest` keeps them as metadata."""
+    _, stream = read(write_jsonl(tmp_path / "x.jsonl", [{"prompt": "q", **row, "other": 1}]), kind, **needs)
+    assert stream.figures()["not_used"] == "other"
