@@ -54,6 +54,7 @@ class Group(StrEnum):
     LABELS = "Labels and weights"
     LIMITS = "Limits"
     LOSS = "Loss"
+    ADAPTER = "Adapter (LoRA)"
     OPTIMISER = "Optimiser"
     LENGTH = "Length"
     CHAT = "Chat template"

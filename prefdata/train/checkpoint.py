@@ -96,9 +96,13 @@ def _add(hashed: xxhash.xxh3_64, name: str, tensor: Tensor) -> None:
 
 
 def _weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Parameters and buffers by the module's name and their own; tied weights appear once."""
-    return {
-        f"{module}.{name}": tensor
-        for module, net in modules.items()
-        for name, tensor in (*net.named_parameters(), *net.named_buffers())
-    }
+    """Tensors by the module's name and their own; tied weights appear once.
+
+    Of a module that is trained they are its buffers and the parameters that change: those under an adapter do not.
+    """
+    found: dict[str, Tensor] = {}
+    for module, net in modules.items():
+        trained = any(parameter.requires_grad for parameter in net.parameters())
+        kept = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad or not trained}
+        found |= {f"{module}.{name}": tensor for name, tensor in (*kept.items(), *net.named_buffers())}
+    return found

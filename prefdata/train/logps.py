@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from prefdata.train.batches import Batch
 from prefdata.train.head import Head, head_collisions, head_kls, head_logps
@@ -117,7 +117,8 @@ def end_scores(model: Any, batch: Batch) -> Tensor:
     return torch.where(batch.present[..., None], scores, 0.0)
 
 
-def score_head(model: Any) -> nn.Linear:
-    """Get the linear head of a reward model."""
-    head: nn.Linear = model.score
-    return head
+def score_head(model: Any) -> Any:
+    """Return the head of a reward model, of an adapter the one that is trained; None without a head."""
+    head = getattr(model, "score", None)
+    trained = getattr(head, "modules_to_save", None)
+    return head if trained is None else trained["default"]

@@ -117,7 +117,7 @@ class Loop:
         """Run one optimiser step (from 0): forward, backward, clip, update; returns its metrics' sums and counts."""
         started = time.perf_counter()
         model, spec = self.loaded.model, self.spec
-        model.train(self.objective.dropout)
+        self.loaded.train(self.objective.dropout)
         index = step_indices(len(self.train), spec.batch_size, spec.seed, step).tolist()
         examples = [self.train[i] for i in index]
         gradient = StepGradient(

@@ -7,8 +7,10 @@ import logging
 import os
 import shutil
 from collections.abc import Set
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,13 +21,24 @@ from prefdata.chat.encoder import PLAIN_END, Chat, named_ends
 from prefdata.errors import ModelError
 from prefdata.ids import seed as seed_of
 from prefdata.models.files import ModelFiles
-from prefdata.models.loading import attention_settings, computed, pick_device, read_config, read_weights, silenced
+from prefdata.models.loading import (
+    attention_settings,
+    computed,
+    merge_adapter,
+    pick_device,
+    read_config,
+    read_weights,
+    silenced,
+)
 from prefdata.models.memory import TokenBudget
 from prefdata.storage.atomic import storage_errors
+from prefdata.train.adapter import adapter_off, add_adapter, save_adapter, train_adapter
+from prefdata.train.adapter_specs import AdapterSpec
 from prefdata.train.batches import Layout
 from prefdata.train.encode import Encoded
+from prefdata.train.logps import score_head
 from prefdata.train.loop_specs import LoopSpec
-from prefdata.train.precision import Precision, pick_precision, recompute_layers
+from prefdata.train.precision import pick_precision, recompute_layers
 from prefdata.train.self_check import check_trunk, is_reward_model, pick_layout
 from prefdata.train.specs import RmSpec
 
@@ -42,11 +55,12 @@ class LoadedModel:
     Attributes:
         model: on `device`, with weights of the precision that was asked for.
         tokenizer: its tokenizer.
-        device: the model's device.
-        autocast: the precision of matrix products, or None for that of the weights.
-        save_dtype: precision of the saved weights, as in the initial model.
-        micro: maximum tokens of a micro-batch, padding included.
-        layout: the layout of its batches.
+        device: where it is.
+        autocast: the precision of matrix products, or None for the weights' own.
+        save_dtype: precision of the saved weights: that of the model it started from.
+        micro: most tokens that go through it at once, padding included.
+        layout: how batches are laid out for it.
+        adapter: PEFT's view of it, where an adapter is trained and not its own weights.
     """
 
     model: Any
@@ -56,12 +70,23 @@ class LoadedModel:
     save_dtype: torch.dtype
     micro: TokenBudget
     layout: Layout = "padded"
+    adapter: Any = None
 
     @property
     def computed(self) -> dict[str, str]:
         """In and on what it computes: the precision's name as `dtype`, and `device`."""
         name = str(self.model.dtype).removeprefix("torch.") if self.autocast is None else "bf16-mixed"
         return computed(self.device, name)
+
+    def train(self, dropout: bool) -> None:
+        """Get ready for a step, with the model's own dropout or without; an adapter's is on in both."""
+        self.model.train(dropout)
+        if self.adapter is not None:
+            train_adapter(self.adapter)
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """The context in which the model computes as it did before it had an adapter."""
+        return nullcontext() if self.adapter is None else adapter_off(self.adapter)
 
     def precision(self) -> torch.autocast:
         """Open the autocast context of forward passes."""
@@ -81,45 +106,55 @@ def load_chat(files: ModelFiles, spec: LoopSpec) -> Chat:
     return chat
 
 
-def load(files: ModelFiles, spec: LoopSpec, tokenizer: Any) -> LoadedModel:
+def load(files: ModelFiles, spec: LoopSpec, tokenizer: Any, *, frozen: bool = False) -> LoadedModel:
     """The model that `spec` trains: a reward model for an RmSpec (with a new head on a causal LM), else a causal LM.
 
+    Args:
+        files: where it is.
+        spec: how it is trained.
+        tokenizer: its tokenizer.
+        frozen: load it to be compared with, and not to be trained.
+
     Raises:
-        ModelError: transformers cannot load it, its files lack tensors, or its architecture is not supported.
-        UsageError: the device is not available.
+        ModelError: transformers cannot load it, its files lack tensors, or it computes what the trainer does not know.
+        UsageError: the device is not there, or the model has no such layers.
     """
     device = pick_device(spec.device)
     precision = pick_precision(spec.dtype, device)
+    adapted = spec if isinstance(spec, AdapterSpec) and spec.lora_r is not None and not frozen else None
+    dtype = precision.weights if adapted is None and not frozen else precision.frozen
     config = read_config(files)
     saved = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(spec.seed, "weights"))
-        try:
-            model = (
-                _reward_model(files, spec, config, tokenizer, precision)
-                if isinstance(spec, RmSpec)
-                else _causal(files, spec, config, precision)
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{files.name}: transformers cannot load it ({error}).") from None
-    model.to(device)
-    check_trunk(model, files.name)
-    layout = pick_layout(model, spec.batch_layout, files.name)
-    for head in (getattr(model, name, None) for name in ("score", "length_head")):
-        if head is not None:
-            head.float()  # scores that differ by less than bfloat16 tells apart would be ties
+        model = _network(files, spec, config, tokenizer, dtype).to(device)
+        check_trunk(model, files.name)
+        layout = pick_layout(model, spec.batch_layout, files.name)
+        adapter = None if adapted is None else add_adapter(model, adapted, files, precision.weights)
+    if isinstance(spec, RmSpec):
+        _complete_heads(model, spec)
     if spec.gradient_checkpointing:
         recompute_layers(model, files.name)
-    return LoadedModel(model, tokenizer, device, precision.products, saved, _micro_tokens(device, spec), layout)
+    micro = _micro_tokens(device, spec)
+    return LoadedModel(model, tokenizer, device, precision.products, saved, micro, layout, adapter)
 
 
-def _causal(files: ModelFiles, spec: LoopSpec, config: Any, precision: Precision) -> Any:
+def _network(files: ModelFiles, spec: LoopSpec, config: Any, tokenizer: Any, dtype: torch.dtype) -> Any:
+    try:
+        if isinstance(spec, RmSpec):
+            return _reward_model(files, spec, config, tokenizer, dtype)
+        return _causal(files, spec, config, dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{files.name}: transformers cannot load it ({error}).") from None
+
+
+def _causal(files: ModelFiles, spec: LoopSpec, config: Any, dtype: torch.dtype) -> Any:
     if spec.from_scratch:
-        return _from_config(AutoModelForCausalLM, config, precision.weights)
-    return read_weights(AutoModelForCausalLM, files, precision.weights, config=config)
+        return _from_config(AutoModelForCausalLM, config, dtype)
+    return read_weights(AutoModelForCausalLM, files, dtype, config=config)
 
 
-def _reward_model(files: ModelFiles, spec: RmSpec, config: Any, tokenizer: Any, precision: Precision) -> Any:
+def _reward_model(files: ModelFiles, spec: RmSpec, config: Any, tokenizer: Any, dtype: torch.dtype) -> Any:
     config.num_labels = spec.heads
     if spec.attributes:
         config.id2label = dict(enumerate(spec.attributes))
@@ -135,19 +170,24 @@ def _reward_model(files: ModelFiles, spec: RmSpec, config: Any, tokenizer: Any, 
         )
     new_head = spec.from_scratch or not files.architecture.endswith("ForSequenceClassification") or spec.heads > 1
     if spec.from_scratch:
-        model = _from_config(AutoModelForSequenceClassification, config, precision.weights)
+        model = _from_config(AutoModelForSequenceClassification, config, dtype)
     else:
         new = "score" if new_head else ""
-        model = read_weights(AutoModelForSequenceClassification, files, precision.weights, new=new, config=config)
+        model = read_weights(AutoModelForSequenceClassification, files, dtype, new=new, config=config)
     if not is_reward_model(model):
         raise ModelError(f"{files.name}: {type(model).__name__} has no linear `score` head on its last hidden states.")
     if new_head:
         # Small initial weights (1 / (h + 1), as in OpenRLHF), so that all scores are near 0 and the first loss is ln 2.
         nn.init.normal_(model.score.weight, std=1 / (model.score.in_features + 1))
-    if spec.loss == "poe-length":
-        model.length_head = nn.Linear(2, 1, bias=False)  # trained with the score head, not saved
-        nn.init.zeros_(model.length_head.weight)
     return model
+
+
+def _complete_heads(model: Any, spec: RmSpec) -> None:
+    """Compute scores in float32, as those that bfloat16 does not tell apart would be ties; add a length expert."""
+    score_head(model).float()
+    if spec.loss == "poe-length":
+        model.length_head = nn.Linear(2, 1, bias=False, device=model.device)  # trained beside the score, not saved
+        nn.init.zeros_(model.length_head.weight)
 
 
 def _from_config(auto: Any, config: Any, dtype: torch.dtype) -> Any:
@@ -160,28 +200,43 @@ def _micro_tokens(device: torch.device, spec: LoopSpec) -> TokenBudget:
     return TokenBudget(spec.micro_tokens or (1024 if device.type == "cpu" else 16384), "--micro-tokens")
 
 
+def merged(loaded: LoadedModel, files: ModelFiles, spec: LoopSpec) -> LoadedModel:
+    """The model with its adapter merged into weights that are read again, in float32 and on the CPU."""
+    with TemporaryDirectory() as folder:
+        save_adapter(loaded.adapter, Path(folder))
+        whole = _network(files, spec, read_config(files), loaded.tokenizer, torch.float32)
+        return replace(loaded, model=merge_adapter(whole, Path(folder)), adapter=None)
+
+
 def save(loaded: LoadedModel, files: ModelFiles, chat: Chat, trained: Encoded, folder: Path) -> None:
     """Write `folder` as a Hugging Face model that transformers and vLLM load: weights, tokenizer, template, configs.
 
-    The folder has the chat template of training with the variables that were set, or none if the data were plain texts,
-    and the tokens that ended the responses as end tokens.
+    It says what was trained: the chat template with the variables that were set, or none where the data were plain
+    texts, and the tokens that ended the responses. Of an adapter there are its own weights, and the model's name.
     """
-    model, tokenizer = loaded.model, loaded.tokenizer
+    plain = chat.template is None or not trained.conversations
+    loaded.tokenizer.chat_template = None if plain else chat.saved_templates
+    with storage_errors(folder), silenced():
+        if loaded.adapter is None:
+            _save_whole(loaded, files, trained, folder, plain=plain)
+        else:
+            save_adapter(loaded.adapter, folder)
+        loaded.tokenizer.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o666 & ~_umask())  # safetensors writes for its owner only
+
+
+def _save_whole(loaded: LoadedModel, files: ModelFiles, trained: Encoded, folder: Path, *, plain: bool) -> None:
+    model = loaded.model
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(NOT_SAVED)}
     weights = {name: tensor.to(loaded.save_dtype) for name, tensor in state.items()}
     model.config.dtype = loaded.save_dtype
-    plain = chat.template is None or not trained.conversations
     if plain:
-        model.config.prefdata = {PLAIN_END: tokenizer.eos_token}
-    elif hasattr(model.config, "prefdata"):  # of the initial model
+        model.config.prefdata = {PLAIN_END: loaded.tokenizer.eos_token}
+    elif hasattr(model.config, "prefdata"):  # of the model that training began with
         del model.config.prefdata
-    tokenizer.chat_template = None if plain else chat.saved_templates
     ends = [] if is_reward_model(model) else _declare(model.config, files, trained.ends)
-    with storage_errors(folder), silenced():
-        model.save_pretrained(folder, state_dict=weights)
-        tokenizer.save_pretrained(folder)
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o666 & ~_umask())  # safetensors makes files readable by their owner only
+    model.save_pretrained(folder, state_dict=weights)
     if not is_reward_model(model):
         _save_generation_config(files.folder() / "generation_config.json", folder / "generation_config.json", ends)
 

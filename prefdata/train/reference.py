@@ -27,6 +27,7 @@ from prefdata.errors import UsageError
 from prefdata.ids import FORMAT, digest
 from prefdata.progress import Progress, no_progress
 from prefdata.storage.atomic import atomic_write, checksum, storage_errors
+from prefdata.train.adapter import WithoutAdapter
 from prefdata.train.batches import Batch, Example, content_hash, micro_batches
 from prefdata.train.logps import response_logps
 from prefdata.train.models import LoadedModel
@@ -94,12 +95,14 @@ class LiveReference:
 
 
 def frozen_model(frozen: LoadedModel, policy: LoadedModel) -> Any:
-    """Return a frozen model of its own for the reference's distributions, since the policy's weights change.
+    """Return a model whose distributions a policy is held to: the policy without its adapter, or a model of its own.
 
     Raises:
         UsageError: its batch layout differs from the policy's.
     """
     if frozen is policy:
+        if policy.adapter is not None:
+            return WithoutAdapter(policy.model, policy.adapter)
         return deepcopy(policy.model).eval().requires_grad_(False)
     if frozen.layout != policy.layout:
         raise UsageError("the reference and the policy need different batch layouts: set --batch-layout padded.")
@@ -155,7 +158,7 @@ def compute(loaded: LoadedModel, examples: Sequence[Example], window: range, ld_
         values = np.zeros((len(window), width), dtype=np.float32)
         for batch in micro_batches(examples, window, tokens, loaded.layout):
             moved = batch.to(loaded.device)
-            with loaded.precision():
+            with loaded.precision(), loaded.without_adapter():
                 found = weighted_logps(moved, response_logps(loaded.model, moved), ld_alpha)
             values[batch.index - window.start] = found.cpu()
         return values

@@ -14,7 +14,7 @@ from prefdata.errors import ModelError, UsageError
 from prefdata.train.attention import PACKED_ATTENTION
 from prefdata.train.batches import Example, Layout, collate
 from prefdata.train.head import Head
-from prefdata.train.logps import last_hidden
+from prefdata.train.logps import last_hidden, score_head
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """By how much two ways may differ, relative to the norm, by the type of the weights.
@@ -30,7 +30,7 @@ log = logging.getLogger("prefdata.train")
 
 def is_reward_model(model: Any) -> bool:
     """Return whether the model has a linear `score` head."""
-    return isinstance(getattr(model, "score", None), nn.Linear)
+    return isinstance(score_head(model), nn.Linear)
 
 
 @torch.no_grad()

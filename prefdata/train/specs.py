@@ -12,7 +12,7 @@ from pydantic import model_validator
 
 from prefdata.specs import Group, identity_field, runtime_field
 from prefdata.specs.base import changes_nothing
-from prefdata.train.loop_specs import LoopSpec
+from prefdata.train.adapter_specs import AdapterSpec
 from prefdata.train.objectives.catalog import LOSSES
 from prefdata.train.objectives.registry import Command, Loss
 from prefdata.train.objectives.settings import setting
@@ -21,7 +21,7 @@ OF_FILES = ("layout", "ignore", "one_means", "verdict")
 """Settings of data in files, which a run's tables do not have."""
 
 
-class TrainSpec(LoopSpec):
+class TrainSpec(AdapterSpec):
     """What every trainer on given data is asked."""
 
     max_length: int | None = identity_field(
@@ -295,6 +295,8 @@ class DpoSpec(PreferenceSpec):
             raise ValueError("--soft-labels take the place of --label-smoothing: leave one out")
         if self.ref_model is not None and self.sync_ref_every:
             raise ValueError("--sync-ref-every starts from the model that is trained: leave out --ref-model")
+        if self.lora_r is not None and self.sync_ref_every:
+            raise ValueError("--sync-ref-every is for whole models: leave out --lora-r")
         given = [name for name in ("ref_model", "sync_ref_every") if getattr(self, name)]
         if given and not self.objective.reference and self.regularizer != "kl":
             raise ValueError(f"--loss {self.loss} has no reference: leave out --{given[0].replace('_', '-')}")

@@ -161,6 +161,7 @@ class _TrainingRun:
             },
             torch=version("torch"),
             transformers=version("transformers"),
+            **({} if spec.lora_r is None else {"peft": version("peft")}),
         )
 
     def run(self, replace: bool, progress: Watch) -> Outcome:
@@ -218,7 +219,8 @@ class _TrainingRun:
         last = loop.run(progress)
 
         def fill(new: Path) -> Report:
-            models.save(loaded, self.files, data.chat, data.train, new)
+            whole = models.merged(loaded, self.files, self.spec) if self.spec.merge else loaded
+            models.save(whole, self.files, data.chat, data.train, new)
             for log in (path / name for name in METRICS if (path / name).exists()):
                 (shutil.copytree if log.is_dir() else shutil.copyfile)(log, new / log.name)
             figures: dict[str, Any] = {name: last[name] for name in EVALUATED if name in last}
@@ -274,7 +276,7 @@ class _TrainingRun:
                 f"{files.name} has other tokens than {self.files.name}, so it cannot be its reference. Set --ref-model "
                 "to a model with the same tokenizer."
             )
-        return models.load(files, self.spec, tokenizer)
+        return models.load(files, self.spec, tokenizer, frozen=True)
 
 
 class TrainingData:
