@@ -18,7 +18,7 @@ from prefdata.errors import ModelError, did_you_mean
 from prefdata.models.identity import config_id, text_id, weights_id
 
 Kind = Literal["causal-lm", "reward-model", "comparer", "reward-start"]
-"""What a model is to serve as; `comparer` is either of the first two, to compare answers, and `reward-start` what a
+"""What a model is to serve as; `comparer` is either of the first two, to compare responses, and `reward-start` what a
 reward model can be trained from, with one label."""
 
 _FITS: dict[Kind, tuple[str, ...]] = {
@@ -30,7 +30,7 @@ _FITS: dict[Kind, tuple[str, ...]] = {
 _WANTED: dict[Kind, str] = {
     "causal-lm": "A causal language model (an architecture such as LlamaForCausalLM or Qwen2ForCausalLM)",
     "reward-model": "A reward model or a classifier (an architecture such as LlamaForSequenceClassification)",
-    "comparer": "A causal language model, or a classifier that reads two answers,",
+    "comparer": "A causal language model, or a classifier that reads two responses,",
     "reward-start": "a causal language model or a reward model",
 }
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
