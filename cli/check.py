@@ -1,4 +1,4 @@
-"""prefdata check: whether a model, or a run's files, can be trusted."""
+"""prefdata check: check a model, or a run's files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import show
 from .help import Command, CommandGroup
 from .options import ChatTemplateArg, ChatTemplateDate, ChatTemplateFlag, Device, TextFormat, option
 
-app = typer.Typer(cls=CommandGroup, help="Check a model, or a run's files, before they are trusted.")
+app = typer.Typer(cls=CommandGroup, help="Check a model, or a run's files.")
 
 
 @app.command("run", cls=Command, epilog="Example: prefdata check run runs/demo")
@@ -29,7 +29,7 @@ def run(path: Annotated[Path, typer.Argument(metavar="RUN", help="A run; or a mo
         typer.echo(f"prefdata: {left} is being written, or was left by a process that was killed.", err=True)
     if faults:
         raise typer.Exit(1)
-    show.line(f"{path}: every file is as it was written.")
+    show.line(f"{path}: every file is unchanged.")
 
 
 @app.command("reward-model", cls=Command, epilog="Example: prefdata check reward-model sample_data/reward_model")
@@ -40,7 +40,7 @@ def reward_model(
         option(
             "--engine",
             metavar="auto|transformers|vllm",
-            help="auto compares with vLLM where it is installed, transformers leaves it out. (default: auto)",
+            help="auto compares with vLLM if it is installed, transformers does not. (default: auto)",
             group=Group.ENGINE,
         ),
     ] = "auto",
@@ -49,7 +49,7 @@ def reward_model(
         option(
             "--data",
             metavar="FILE",
-            help="Preferences whose texts are scored; built-in ones unless given.",
+            help="Preferences whose texts are scored (default: built-in ones).",
             group=Group.INPUT,
         ),
     ] = None,
@@ -63,9 +63,7 @@ def reward_model(
     ] = "float32",
     limit: Annotated[
         int,
-        option(
-            "--limit", metavar="INT", help="Texts of --data that are scored. (default: 64)", min=2, group=Group.INPUT
-        ),
+        option("--limit", metavar="INT", help="Texts of --data to score. (default: 64)", min=2, group=Group.INPUT),
     ] = 64,
     format: Annotated[
         Literal["table", "csv", "json", "jsonl", "markdown"],

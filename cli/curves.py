@@ -1,4 +1,4 @@
-"""prefdata curves: what the number of candidates and the temperature buy."""
+"""prefdata curves: best-of-N reward against the number of candidates and the temperature."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ Format = Literal["table", "csv", "json", "jsonl", "markdown", "parquet"]
 ENDINGS: dict[str, Format] = {
     ".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".md": "markdown", ".parquet": "parquet", ".txt": "table",
 }  # fmt: skip
-"""The form that a file's name asks for."""
+"""The format that a file's name implies."""
 
 TIED = 0.5
-"""Where as many candidates share their score with others, the law of the scores is finite enough for an exact KL."""
+"""Fraction of tied scores from which on the scores' distribution counts as finite, and the exact KL is shown."""
 
 Point = dict[str, Any]
 Key = tuple[str, str, int]
 
 
 def _scores(flag: str, tells: str) -> Any:
-    return option(flag, group=Group.INPUT, help=f"Whose scores say {tells}.")
+    return option(flag, group=Group.INPUT, help=f"Whose scores decide {tells}.")
 
 
 def curves(
     run: RunArgument,
-    scorer: Annotated[str | None, _scores("--scorer", "which answer is best (the only ones unless given)")] = None,
-    gold: Annotated[str | None, _scores("--gold", "how good that answer really is: over-optimisation")] = None,
+    scorer: Annotated[str | None, _scores("--scorer", "which response is best (default: the only ones)")] = None,
+    gold: Annotated[str | None, _scores("--gold", "how good that response really is: over-optimisation")] = None,
     sampler: Annotated[
         list[str] | None,
-        option("--sampler", group=Group.INPUT, help="Only these samplers' candidates (all unless given)."),
+        option("--sampler", group=Group.INPUT, help="Only these samplers' candidates (default: all)."),
     ] = None,
     by: Annotated[
         Literal["sampler", "temperature", "none"],
@@ -60,11 +60,11 @@ def curves(
             "--n",
             metavar="INT",
             parser=parse_int,
-            help="Take prompts with this many scored candidates (what most have unless given).",
+            help="Take prompts with this many scored candidates (default: what most have).",
         ),
     ] = None,
     plan: Annotated[
-        str | None, option("--plan", help="Tell reward and cost for these N, as 8,16,32,64; also beyond n.")
+        str | None, option("--plan", help="Estimate reward and cost for these N, such as 8,16,32,64; also beyond n.")
     ] = None,
     seed: Annotated[
         int, option("--seed", metavar="INT", parser=parse_int, help="Seed of the bootstrap over prompts. (default: 0)")
@@ -90,9 +90,9 @@ def curves(
         ),
     ] = None,
 ) -> None:
-    """Show what N and the temperature buy: the expected best of n with 95% intervals, its cost, how answers differ.
+    """Show the expected best of n by N and temperature with 95% intervals, its cost, and the diversity of responses.
 
-    Unbiased for every n up to the number of candidates that there are; with --plan extrapolated beyond, and marked so.
+    Unbiased for every n up to the number of candidates; with --plan extrapolated beyond, and marked so.
     """
     form = _form(out, format)
     planned = _numbers(plan)
@@ -103,9 +103,7 @@ def curves(
     from prefdata.storage.run import Run
 
     if gold is not None and gold == (scorer if scorer is not None else Run(run).only("scores", partial=partial).name):
-        raise UsageError(
-            f"--gold {gold} is the scorer itself: name another, which says how good its choices really are."
-        )
+        raise UsageError(f"--gold {gold} is the scorer itself: name another scorer, of the real quality.")
     found = explore(
         Run(run), scorer, gold=gold, samplers=tuple(sampler or ()), by=by, n=n, plan=planned, seed=seed, partial=partial
     )  # fmt: skip
@@ -121,14 +119,14 @@ def _numbers(plan: str | None) -> list[int]:
     try:
         return sorted({int(part) for part in plan.split(",")}) if plan is not None else []
     except ValueError:
-        raise UsageError(f"--plan takes numbers with commas between them, as 8,16,32,64, not {plan!r}.") from None
+        raise UsageError(f"--plan takes numbers separated by commas, such as 8,16,32,64, not {plan!r}.") from None
 
 
 def _form(out: Path | None, format: Format | None) -> Format:
     if format is not None or out is None:
         return format or "csv"
     if out.suffix not in ENDINGS:
-        raise UsageError(f"--out {out}: name a file that ends in {', '.join(ENDINGS)}, or say --format.")
+        raise UsageError(f"--out {out}: name a file that ends in {', '.join(ENDINGS)}, or give --format.")
     return ENDINGS[out.suffix]
 
 
@@ -141,7 +139,7 @@ def _write(found: Curves, out: Path, form: Format) -> None:
 
 
 def page(found: Curves, plan: Sequence[int], gold: str | None) -> None:
-    """Print what a person wants to know first; the long table has the rest."""
+    """Print the main results; the long table has the rest."""
     points = {(row["curve"], row["group"], row["n"]): row for row in found.rows.iter_rows(named=True)}
     groups = list(dict.fromkeys(group for _, group, _ in points))
     scorer = found.rows["scorer"][0]
@@ -194,12 +192,12 @@ def _style(lead: Point | None) -> str:
 
 
 def _sure(lead: Point) -> str:
-    return "" if lead["low"] is None else "told apart" if _apart(lead) else "not told apart"
+    return "" if lead["low"] is None else "significant" if _apart(lead) else "not significant"
 
 
 def _star(lead: Point | None) -> str:
     sure = "" if lead is None else _sure(lead)
-    return " *" if sure == "told apart" else f" ({sure})" if sure else ""
+    return " *" if sure == "significant" else f" ({sure})" if sure else ""
 
 
 def _one(points: dict[Key, Point], group: str, scorer: str) -> None:
@@ -251,7 +249,7 @@ def _against_gold(points: dict[Key, Point], group: str, scorer: str, gold: str) 
     fall = points[("gold_fall", group, max(steps))]
     if fall["value"] > 0:
         peak = max(steps, key=lambda n: points[("gold", group, n)]["value"])
-        sure = ", which is not told apart from nothing" if _sure(fall) == "not told apart" else ""
+        sure = ", not significant: the interval includes 0" if _sure(fall) == "not significant" else ""
         show.line(f"  {gold} is highest at n = {peak}; at n = {max(steps)} it has lost {_with_interval(fall)}{sure}.\n")
 
 
@@ -262,8 +260,8 @@ def _differences(points: dict[Key, Point], groups: list[str]) -> None:
         n = max(_steps(points, "median", group))
         cells = [_number(points.get((curve, group, n))) for curve in curves]
         body.append([group, str(n), *cells, _share(points.get(("unique_share", group, n)))])
-    head = ["group", "answers", "distinct-1", "distinct-2", "distinct-3", "self-BLEU", "unique texts"]
-    _table("How different the answers to one prompt are", head, body)
+    head = ["group", "responses", "distinct-1", "distinct-2", "distinct-3", "self-BLEU", "unique texts"]
+    _table("How different the responses to one prompt are", head, body)
 
 
 def _planned(points: dict[Key, Point], groups: list[str], plan: Sequence[int], scorer: str) -> None:
@@ -272,15 +270,15 @@ def _planned(points: dict[Key, Point], groups: list[str], plan: Sequence[int], s
         for group in groups:
             row, lead = points[("max", group, n)], points.get(("lead", group, n))
             tokens = [points.get((curve, group, n)) for curve in ("completion_tokens", "prompt_tokens")]
-            how = "not told" if row["value"] is None else "extrapolated" if row["extrapolated"] else "measured"
+            how = "unknown" if row["value"] is None else "extrapolated" if row["extrapolated"] else "measured"
             base = points[("max", group, 1)]["value"]
             gain = "" if row["value"] is None else f"+{_figure(max(row['value'] - base, 0.0))}"
             name = _styled(group, _style(lead)) + _star(lead)
             body.append([str(n), name, _with_interval(row), gain, how, *(_number(t, 0) for t in tokens)])
-    head = ["N", "group", f"best of N by {scorer}", "over one draw", "", "tokens drawn", "tokens read"]
+    head = ["N", "group", f"best of N by {scorer}", "over one sample", "", "tokens drawn", "tokens read"]
     star = any(_apart(points.get(("lead", group, n))) for group in groups for n in plan)
-    said = "; * is the best for this N" if star else ""
-    _table(f"The plan: what N brings, and costs in tokens a prompt{said}", head, body)
+    note = "; * is the best for this N" if star else ""
+    _table(f"The plan: expected best of N, and its cost in tokens per prompt{note}", head, body)
 
 
 def _account(found: Curves) -> None:
@@ -300,7 +298,7 @@ def _steps(points: dict[Key, Point], curve: str, group: str) -> list[int]:
 
 
 def _doublings(ns: Sequence[int]) -> list[int]:
-    """1, 2, 4, … and the last, of those that there are."""
+    """1, 2, 4, … and the last, of those in the table."""
     return sorted({n for n in ns if n.bit_count() == 1 or n == max(ns)})
 
 

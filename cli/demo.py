@@ -1,4 +1,4 @@
-"""prefdata demo: the whole way once, on the sample data, by the commands that a person would type."""
+"""prefdata demo: every step once on the sample data, by the commands that a user would type."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from prefdata.errors import PrefdataError
 from . import show
 
 DPO = "--lr 2e-4 --beta 0.1 --label-smoothing 0.3 --batch-size 32"
-"""Found by trying. Without the smoothing DPO goes on where the reward model errs: it wins more by the reward model and
-less by the truth (over-optimisation)."""
+"""Found by experiment. Without the smoothing DPO over-optimises: the reward rises, the true reward falls."""
 
 EXAMPLE = "Example: prefdata demo runs/demo"
 
@@ -33,7 +32,7 @@ def demo(
         typer.secho(f"\n[{number}] $ {shlex.join(['prefdata', *arguments])}", bold=True)
         sys.stdout.flush()
         _run(arguments)
-    show.line(f"\nDone in {time.monotonic() - began:,.0f} s. Where everything lies:")
+    show.line(f"\nDone in {time.monotonic() - began:,.0f} s. Where everything is:")
     for line in where(run):
         show.line(f"  {line}")
 
@@ -63,13 +62,13 @@ def commands(run: Path, data: Path) -> list[list[str]]:
 
 
 def where(run: Path) -> list[str]:
-    """List what the demo left in which folder, and what to type next."""
+    """List the outputs of the demo by folder, and the next commands."""
     return [
         f"{run}/{{prompts,candidates,scores,selections,pairs}}  the tables, as Parquet",
         f"{run}/exports/trl                                     shards for TRL and the hub",
         f"{run}/models/dpo                                      the trained model, for transformers and vLLM",
-        f"prefdata status {run}                                 what was made, by what",
-        f'prefdata sql {run} "select * from preferences limit 3"  ask it anything',
+        f"prefdata status {run}                                 what was made, by which command",
+        f'prefdata sql {run} "select * from preferences limit 3"  query it',
     ]
 
 
@@ -86,9 +85,9 @@ def _words(*parts: str | Path) -> list[str]:
 
 
 def _run(arguments: list[str]) -> None:
-    # Each step in a process of its own, as a person would run it: what one engine holds, the next has back.
+    # Each step in a process of its own, as a user would run it: memory that one engine holds is free for the next.
     done = subprocess.run([sys.executable, "-m", "prefdata.cli", *arguments], env=os.environ, check=False)
     if done.returncode == 130:
         raise KeyboardInterrupt
     if done.returncode:
-        raise PrefdataError(f"the step above failed (exit code {done.returncode}); mend that and run the demo again.")
+        raise PrefdataError(f"the step above failed (exit code {done.returncode}); fix that and run the demo again.")

@@ -1,4 +1,4 @@
-"""prefdata eval: policies side by side, and how far a reward model can be trusted."""
+"""prefdata eval: compare policies and judges, and measure a reward model on labelled pairs."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def policies(
     baseline: Annotated[str, option("--baseline", group=Group.INPUT, help="The sampler or selection to win against.")],
     policy: Annotated[
         list[str],
-        option("--policy", group=Group.INPUT, help="A sampler (all its answers) or a selection (its first answer)."),
+        option("--policy", group=Group.INPUT, help="A sampler (all its responses) or a selection (its first)."),
     ],
     split: Split = "test",
     format: TableFormat = None,
 ) -> None:
     """Compare policies on the same prompts: mean scores, win rate over a baseline with its 95% interval, mean tokens.
 
-    A selected response meets only samples that it was not chosen from: fresh ones, or each sample left out in turn.
+    A selected response is compared only with samples that it was not chosen from: fresh ones, or each left out in turn.
     """
     from prefdata.explore.policies import compare
     from prefdata.storage.run import Run
@@ -86,12 +86,12 @@ def judges(
     run: RunArgument,
     judge: Annotated[
         list[str] | None,
-        option("--judge", group=Group.INPUT, help="Whose comparisons; may be given several times (all)."),
+        option("--judge", group=Group.INPUT, help="Whose comparisons; may be given several times (default: all)."),
     ] = None,
     partial: Partial = False,
     format: TableFormat = None,
 ) -> None:
-    """Tell how judges agree: with themselves when the answers change places, and with each other (kappa, AC1)."""
+    """Measure how judges agree: with themselves in both orders, and with each other (kappa, AC1)."""
     from prefdata.explore.judges import judges as found
     from prefdata.storage.run import Run
 
@@ -117,11 +117,11 @@ def reward_model(
     pairing: Annotated[str | None, option("--pairing", group=Group.INPUT, help="Which pairs of a run.")] = None,
     by: Annotated[
         list[str] | None,
-        option("--by", group=Group.INPUT, help="A column to group by (source and subset unless given)."),
+        option("--by", group=Group.INPUT, help="A column to group by (default: source and subset)."),
     ] = None,
     rows: Annotated[
         Path | None,
-        option("--rows", metavar="FILE", group=Group.OUTPUT, help="Write a JSON object a pair into this file."),
+        option("--rows", metavar="FILE", group=Group.OUTPUT, help="Write a JSON object per pair into this file."),
     ] = None,
     label: Annotated[
         str | None, option("--label", group=Group.MODEL, help="Which label of several, by name or number.")
@@ -151,7 +151,7 @@ def reward_model(
         ),
     ] = "table",
 ) -> None:
-    """Accuracy on labelled pairs with 95% intervals, margins, calibration, length bias, other samplers' answers."""
+    """Accuracy on labelled pairs with 95% intervals, margins, calibration, length bias, other samplers' responses."""
     from prefdata.errors import UsageError
     from prefdata.explore import reward_models
     from prefdata.formats.reading import ReadOptions
@@ -228,7 +228,7 @@ def _print(found: Evaluation, form: str) -> None:
         ("margins", pa.Table.from_pylist([found.margins])),
         (f"calibration of sigmoid(margin): ECE {found.ece:.4f}", found.reliability.to_arrow()),
         ("length in characters: accuracies and correlations", _two_columns(found.length)),
-        ("scores of answers", found.distributions.to_arrow()),
+        ("scores of responses", found.distributions.to_arrow()),
     ):
         typer.echo(f"{title}\n")
         show.table(rows, "table")

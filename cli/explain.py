@@ -1,4 +1,4 @@
-"""prefdata explain: why a pair is what it is."""
+"""prefdata explain: why a response was chosen, rejected or left out."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def explain(
 
     For a pair: prompt, texts, scores, seeds, models, steps. For a candidate: its scores, its rank among the prompt's
     candidates, each selection and pair that it is in, or the reason why not. For two candidates: the pair that they
-    are, or the reason why they are none.
+    are, or the reason why they are not one.
     """
     from prefdata.storage.run import Run
 
@@ -88,15 +88,15 @@ REASONS = {
     "empty": "is empty",
     "truncated": "was truncated by --max-tokens",
     "earlier_round": "is of an earlier round",
-    "other_sampler": "is of another sampler than the one that its prompt drew",
-    "duplicate": "has the same text as another candidate, which stands for both",
-    "passed_over": "took part and was not kept by the method",
+    "other_sampler": "is of another sampler than the one that --quota assigned to its prompt",
+    "duplicate": "has the same text as another candidate, which represents both",
+    "passed_over": "was eligible and not kept by the method",
 }
-"""Why a candidate takes no part."""
+"""Why a candidate is excluded."""
 
 NO_PAIR = {
     "same_text": "both have the same text",
-    "tie": "both score the same: a tie is no preference",
+    "tie": "both score the same: a tie is not a preference",
     "no_score": "one of them has no score",
     "best_was_truncated": "the better one is truncated and may only be rejected",
     "chosen_truncated": "the chosen one is truncated and may only be rejected",
@@ -106,17 +106,17 @@ NO_PAIR = {
     "per_candidate_limit": "one of them is in --max-per-candidate better pairs",
     "unsure": "the label's probability is below --min-probability",
     "balance": "it was left out at random, to balance sources",
-    "not_proposed": "the strategy does not bring them together",
-    "changed": "they were none when the pairs were made, and would be one now: run the same `prefdata pair` again",
+    "not_proposed": "the strategy does not propose them",
+    "changed": "the pairs were made before they could be one: run the same `prefdata pair` again",
 }
-"""Why two candidates that take part are not a pair."""
+"""Why two eligible candidates are not a pair."""
 
 BY_VERDICT = {
-    "tie": "the verdicts are a tie, which is no preference",
-    "no_verdict": "they were compared, and no verdict could be had",
+    "tie": "the verdicts are a tie, which is not a preference",
+    "no_verdict": "they were compared, without a verdict",
     "not_proposed": "they were not compared with each other",
 }
-"""The same where verdicts decide and not scores."""
+"""The same where verdicts decide, not scores."""
 
 
 def _missing(found: PairExplanation, run: Run) -> list[str]:
@@ -157,7 +157,7 @@ def _verdict(row: dict[str, Any]) -> str:
 
 
 def _absence(found: PairExplanation, candidate_id: str, run: Run) -> str:
-    """Why one of the two takes no part; where it was not selected, why not."""
+    """Why one of the two is excluded; where it was not selected, why not."""
     why = found.absent[candidate_id]
     if why != "not_selected":
         return REASONS.get(why, why)
@@ -244,7 +244,7 @@ def _made_by(lineages: list[tuple[str, Lineage]]) -> list[str]:
 
 def _candidate(side: str, row: dict[str, Any], score: float | None) -> list[str]:
     revision = f" @ {row['model_revision']}" if row["model_revision"] else ""
-    # What is not known of a response that came from elsewhere is left out.
+    # What is unknown of an imported response is left out.
     facts = {
         "sample {}": row["sample_index"],
         "seed {}": row["seed"],
@@ -265,7 +265,7 @@ def _candidate(side: str, row: dict[str, Any], score: float | None) -> list[str]
 
 def _why(pair: dict[str, Any], *, trusted: bool) -> str:
     if trusted:
-        return f"the chosen one is by {pair['scorer']}, the reference that is trusted"
+        return f"the chosen one is by {pair['scorer']}, the trusted reference"
     if pair["verdict"] == "tie":
         return f"{pair['scorer']} prefers neither; it is kept as a tie"
     if pair["margin"] is None:

@@ -14,7 +14,7 @@ import typer.core
 from prefdata.specs import Group
 
 COLUMN = 26
-"""Where the text beside a flag begins; a longer flag has a line of its own."""
+"""The column where the text after a flag begins; a longer flag has a line of its own."""
 
 MOST_COLUMNS = 100
 """Longer lines are hard to read."""
@@ -44,7 +44,7 @@ class CommandGroup(typer.core.TyperGroup):
         formatter.write("\n".join(_page(self, ctx)))
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        """Read the options; without any, and without a command, help is all that there is to say."""
+        """Read the options; without any, and without a command, print the help."""
         if not args and not ctx.resilient_parsing:
             typer.echo(ctx.get_help())
             ctx.exit(2)

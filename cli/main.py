@@ -22,11 +22,11 @@ from . import check, curves, demo, evaluate, explain, export, ingest, pair, rank
 from .help import Command, CommandGroup
 
 ClickUsageError: type[Exception] = typer.BadParameter.__mro__[1]
-"""What typer raises for wrong usage, wherever it keeps it."""
+"""Typer's exception for wrong usage, whichever module defines it."""
 
 
 class OrderedGroup(CommandGroup):
-    """The commands in the order of the flow; a closed pipe gets a name that typer does not know and exits with 1 for.
+    """The commands in the order of the flow; a closed pipe raises a class that typer does not catch.
 
     `make_context` prints the help of the group, `invoke` runs a command or prints its help.
     """
@@ -79,7 +79,7 @@ INTERRUPTED = 130
 """The exit code of a command that was stopped by Ctrl-C."""
 
 UNREAD = 141
-"""The exit code of a command whose output was closed: what the shell gives for those that SIGPIPE ends."""
+"""The exit code of a command whose output was closed: the shell's for SIGPIPE."""
 
 app = typer.Typer(
     name="prefdata",
@@ -136,14 +136,14 @@ def main() -> None:
         os.environ.setdefault(name, value)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a character that the locale lacks ends no command
+            stream.reconfigure(errors="backslashreplace")  # a character that the locale lacks must not stop a command
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
         code = app(arguments, prog_name="prefdata", standalone_mode=False)
         with _closed_pipe():
-            print(end="", flush=True)  # what waits to be printed may not go out either
-        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            print(end="", flush=True)  # flushing the buffer may fail too
+        if code == INTERRUPTED:  # typer's exit code for Ctrl-C
             raise KeyboardInterrupt
     except PrefdataError as error:
         code = _fail(f"prefdata: {error}", error.exit_code, debug)
@@ -169,7 +169,7 @@ def main() -> None:
             sys.exit(_fail(f"prefdata: {full}", 1, debug))
         if debug:
             raise
-        bug = f"{type(error).__name__}: {error} (a bug: see it whole with --debug)"
+        bug = f"{type(error).__name__}: {error} (a bug: see the traceback with --debug)"
         code = _fail(f"prefdata: {_replaced(error) or bug}", 1, debug)
     if code == INTERRUPTED and still_running():  # an exit as usual would wait for a query that cannot be stopped
         os._exit(INTERRUPTED)
@@ -214,8 +214,8 @@ def _of_a_file(error: OSError) -> PrefdataError:
 
 
 def _say_no_more() -> None:
-    """Write nothing more to where it cannot be written, also when Python flushes at the end."""
-    with suppress(io.UnsupportedOperation):  # an output that is no file
+    """Discard further output, also when Python flushes at the end."""
+    with suppress(io.UnsupportedOperation):  # an output that is not a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

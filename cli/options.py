@@ -54,7 +54,7 @@ TableFormat = Annotated[
         "--format",
         "-f",
         metavar="table|csv|json|jsonl|markdown",
-        help="table on a terminal and csv in a pipe unless given.",
+        help="default: table on a terminal, csv in a pipe.",
         group=Group.OUTPUT,
     ),
 ]
@@ -72,7 +72,7 @@ Split = Annotated[
     option("--split", metavar="all|train|test", help="Which prompts. (default: test)", group=Group.INPUT),
 ]
 Device = Annotated[
-    str | None, option("--device", help="cpu, cuda, …; the best one available unless given.", group=Group.ENGINE)
+    str | None, option("--device", help="cpu, cuda, … (default: the best available).", group=Group.ENGINE)
 ]
 TextFormat = Annotated[
     Path | None,
@@ -103,7 +103,7 @@ _CONFIG = Annotated[
         "--config",
         "-c",
         metavar="YAML",
-        help="A file of settings by command; flags win over them.",
+        help="A file of settings by command; flags override them.",
         group=Group.GENERAL,
     ),
 ]
@@ -200,11 +200,11 @@ def _section(config: Path, step: str, keys: Collection[str]) -> dict[str, Any]:
     """Read the section of the file for a command; `keys` are its settings.
 
     Raises:
-        InputError: there is no such file, or it is not as it should be.
+        InputError: there is no such file, or its content is not valid.
     """
     section = _load_yaml(config)
     if not isinstance(section, dict):
-        raise InputError(f"{config} should hold one section a command (sample:, rank:, …).")
+        raise InputError(f"{config} should hold one section per command (sample:, rank:, …).")
     for key in section:
         if key not in COMMANDS and key in keys:
             raise UsageError(f'{config}: "{key}" is a setting of {step}: put it under `{step.replace(" ", ": ")}:`.')
@@ -218,14 +218,14 @@ def _section(config: Path, step: str, keys: Collection[str]) -> dict[str, Any]:
 
 
 _WITH_EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-"""Numbers that YAML 1.1 takes for texts, as 1e-4."""
+"""Numbers that YAML 1.1 reads as texts, such as 1e-4."""
 
 
 def _load_yaml(config: Path) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Reads 1e-4 as a number, and refuses a key that a mapping has twice, of which YAML would take the last."""
+        """A loader that reads 1e-4 as a number and refuses duplicate keys, of which YAML would take the last."""
 
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)
@@ -246,7 +246,7 @@ def _load_yaml(config: Path) -> Any:
         raise InputError(f"{config} is a folder: name a YAML file.") from None
     except OSError as error:
         raise InputError(f"cannot read {config}: {error.strerror}.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date
         raise InputError(f"{config} is not YAML: {' '.join(str(error).split())}") from None
 
 
@@ -287,7 +287,7 @@ def _metavar(kind: Any) -> str | None:
 
 
 def _parser(kind: Any) -> Callable[[str], Any] | None:
-    """How a flag's text is read where a text will not do; messages as a spec has them."""
+    """Parsers of flags that are not texts, with the messages of specs."""
     if typing.get_origin(kind) is Literal:
         return functools.partial(parse_choice, typing.get_args(kind))
     return {int: parse_int, float: parse_float}.get(kind)

@@ -1,4 +1,4 @@
-"""prefdata pair: which answer is preferred to which."""
+"""prefdata pair: which response is preferred to which."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXAMPLE = "Example: prefdata pair runs/demo --strategy best-worst --min-margin 0
 def pair(
     run: RunArgument, spec: PairSpec, replace: Replace = False, partial: Partial = False, format: ReportFormat = "text"
 ) -> None:
-    """Pair chosen and rejected answers; ties, same texts and cut-off answers are counted and never preferred."""
+    """Pair chosen and rejected responses; ties, equal texts and truncated responses are counted and never preferred."""
     from prefdata.pairs.pair import pair as step
     from prefdata.storage.run import Run
 

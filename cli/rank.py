@@ -14,7 +14,7 @@ EXAMPLE = "Example: prefdata rank runs/demo --reward-model reward_model"
 def rank(
     run: RunArgument, spec: RankSpec, replace: Replace = False, partial: Partial = False, format: ReportFormat = "text"
 ) -> None:
-    """Score the candidates, or have them compared; or make scores of scores and of comparisons."""
+    """Score the candidates or compare them; or derive scores from scores and from comparisons."""
     from prefdata.steps import rank as step
     from prefdata.storage.run import Run
 

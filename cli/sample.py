@@ -1,4 +1,4 @@
-"""prefdata sample: N candidates a prompt."""
+"""prefdata sample: N candidates per prompt."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sample(
         ),
     ] = False,
 ) -> None:
-    """Draw N candidates for every prompt; run it again to continue, or with a larger -n to add more."""
+    """Sample N candidates for every prompt; run it again to continue, or with a larger -n to add more."""
     from prefdata.candidates.sample import dry_run as show_first
     from prefdata.candidates.sample import expand_sweep, sample_many
     from prefdata.storage.run import Run

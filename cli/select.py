@@ -18,7 +18,7 @@ def select(
     partial: Partial = False,
     format: ReportFormat = "text",
 ) -> None:
-    """Keep candidates of each prompt by their scores: best-of-N, top-k, or RSO in either of its laws."""
+    """Keep candidates of each prompt by their scores: best-of-N, top-k, threshold, Boltzmann or RSO."""
     from prefdata.selections.select import select as step
     from prefdata.storage.run import Run
 

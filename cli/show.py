@@ -1,4 +1,4 @@
-"""What a command prints: progress on stderr while it works, one screen of its Report on stdout at the end."""
+"""The output of commands: progress on stderr during the work, one screen of the Report on stdout at the end."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _DID = {
     "continued": "added what was missing to",
     "remade": "made again, because its input or its files changed:",
     "replaced": "replaced",
-    "kept": "nothing to do: the same is there already,",
+    "kept": "nothing to do: it exists already,",
 }
 
 
 def outcome(done: Outcome | Sequence[Outcome], form: str = "text") -> None:
-    """Print what a step did: as text that reads well and greps well, or as JSON (a list where there are several).
+    """Print the report of a step: as text, or as JSON (a list where there are several).
 
     Raises:
-        PrefdataError: it has no usable row; printed first is what became of the rows.
+        PrefdataError: it has no usable row; the report is printed first.
     """
     several = done if isinstance(done, Sequence) else [done]
     if form == "json":
@@ -51,7 +51,7 @@ def outcome(done: Outcome | Sequence[Outcome], form: str = "text") -> None:
 
 
 def line(text: str = "") -> None:
-    """Print text: what a terminal would obey, which a model or a server may have written, is shown."""
+    """Print text; control characters, which a model or a server may have written, are escaped."""
     print(printable_lines(text), flush=True)
 
 
@@ -90,7 +90,7 @@ def facts(told: dict[str, Any]) -> None:
 
 
 def table(rows: pa.Table, form: str | None, *, safe: bool = False) -> None:
-    """Print rows in the form asked for: a table on a terminal and CSV in a pipe where none is.
+    """Print rows in the given format, by default a table on a terminal and CSV in a pipe.
 
     With `safe`, CSV holds no formula that a spreadsheet would run.
     """
@@ -122,7 +122,7 @@ def pieces(tables: Iterator[pa.Table], form: str | None, *, safe: bool = False) 
 
 
 def _held(rows: pa.Table) -> pa.Table:
-    """Rows that Python can hold: bytes, and dates after the year 9999 or before 1, are DuckDB's text of them."""
+    """Rows as Python values: bytes, and dates after the year 9999 or before 1, become DuckDB's text of them."""
     import duckdb
 
     for place, field in enumerate(rows.schema):
@@ -152,7 +152,7 @@ def _parquet(tables: Iterator[pa.Table]) -> None:
 
 
 class _Output(io.RawIOBase):
-    """Standard output for a writer that writes when it is closed, too: after a failed write it takes no more."""
+    """Standard output for a writer that also writes when it is closed: after a failed write it ignores the rest."""
 
     failed = False
 
@@ -191,7 +191,7 @@ def _csv(frames: Iterator[pl.DataFrame], *, safe: bool) -> None:
         as_text = [pl.Series(name, [as_json(v) for v in frame[name].to_list()], pl.String) for name in nested]
         flat = frame.with_columns(as_text)
         text = (_without_formulas(flat) if safe else flat).write_csv(include_header=number == 0)
-        # Whole in a pipe or a file; a terminal would obey some of it.
+        # Unchanged in a pipe or a file; escaped on a terminal.
         print(printable_lines(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
@@ -208,7 +208,7 @@ def _without_formulas(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
-    """JSON as its standard has it: NaN and infinity, which it does not know, are null; safe on a terminal."""
+    """Standard JSON: NaN and infinity are null; safe on a terminal."""
     import json
 
     def dumped(value: Any) -> str:
@@ -216,7 +216,7 @@ def as_json(value: Any, indent: int | None = None) -> str:
 
     try:
         return dumped(value)
-    except (ValueError, TypeError):  # looked for only where there are some: it takes long
+    except (ValueError, TypeError):  # replaced only where there are some: it is slow
         return dumped(_strict(value))
 
 
@@ -251,7 +251,7 @@ def _grid(frames: Iterator[pl.DataFrame], form: str) -> None:
 
 
 WIDEST = 1000
-"""Characters to which the cells of a column are filled up; wider ones stand out."""
+"""Characters to which the cells of a column are filled up; wider ones extend beyond it."""
 
 
 def _line(cells: list[str], widths: list[int], right: list[bool], form: str) -> str:

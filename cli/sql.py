@@ -27,7 +27,7 @@ def sql(
             "--format",
             "-f",
             metavar="table|csv|json|jsonl|markdown|parquet",
-            help="table on a terminal and csv in a pipe unless given; NaN and infinity are null in json and jsonl.",
+            help="default: table on a terminal, csv in a pipe; NaN and infinity are null in json and jsonl.",
             group=Group.OUTPUT,
         ),
     ] = None,
@@ -37,7 +37,7 @@ def sql(
         option(
             "--memory-limit",
             metavar="SIZE",
-            help="Memory that the query may use: 4GB, or a share of the machine's. (default: 50%)",
+            help="Memory that the query may use: 4GB, or a percentage of the machine's. (default: 50%)",
         ),
     ] = "50%",
 ) -> None:

@@ -1,4 +1,4 @@
-"""prefdata status: what is there and what is unfinished."""
+"""prefdata status: what a run holds and what is unfinished."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def status(
     run: RunArgument,
     format: TableFormat = None,
 ) -> None:
-    """List what is in the run, and what to do about what is unfinished."""
+    """List the tables, models and exports of a run, and how to finish what is unfinished."""
     import pyarrow as pa
 
     from prefdata.explore.status import status as explore

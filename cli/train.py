@@ -79,7 +79,7 @@ def rm(data: Data, out: Out, spec: RmSpec, replace: Replace = False, format: Rep
 )
 @spec_options(DpoSpec)
 def dpo(data: Data, out: Out, spec: DpoSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
-    """Prefer better responses: direct preference optimisation and its relatives."""
+    """Prefer better responses: direct preference optimisation and its variants."""
     from prefdata.train.train import train_dpo
 
     done = train_dpo(data, spec, out, replace=replace, progress=True)
@@ -89,7 +89,7 @@ def dpo(data: Data, out: Out, spec: DpoSpec, replace: Replace = False, format: R
 @app.command("kto", cls=with_losses("kto"), epilog="Example: prefdata train kto labels.jsonl --model policy --out kto")
 @spec_options(KtoSpec)
 def kto(data: Data, out: Out, spec: KtoSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
-    """Learn from responses that are good or bad, each on its own."""
+    """Learn from single responses labelled good or bad."""
     from prefdata.train.train import train_kto
 
     done = train_kto(data, spec, out, replace=replace, progress=True)

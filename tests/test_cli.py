@@ -127,7 +127,7 @@ def test_numbers_in_yaml_as_people_write_them(number, prefdata, tmp_path) -> Non
         ("select: {k: three}", "k: should be a valid integer, not 'three'"),
         ("select: 3", "should hold keys and values"),
         ("select: {k: [", "is not YAML"),
-        ("- 1", "should hold one section a command"),
+        ("- 1", "should hold one section per command"),
     ],
 )
 def test_bad_yaml(text, said, prefdata, tmp_path) -> None:
@@ -215,7 +215,7 @@ def test_status_of_what_is_no_run(prefdata, prompts, tmp_path) -> None:
     (tmp_path / "folder/models/mine").mkdir(parents=True)
     code, out, err = prefdata("status", tmp_path / "folder")
     assert (code, out) == (2, "")
-    assert f"{tmp_path / 'folder'} is no run: none of a run's tables (prompts, " in err
+    assert f"{tmp_path / 'folder'} is not a run: none of a run's tables (prompts, " in err
     for command in ("status", "sql", "select", "pair"):
         code, out, err = prefdata(command, prompts)
         assert (code, out) == (2, "")

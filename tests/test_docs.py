@@ -177,7 +177,7 @@ def test_the_page_on_sampling_with_a_server(
 def test_the_page_on_reliability(run_all: Pages) -> None:
     commands = console_commands(DOCS / "reliability.md")
     said = run_all(["prefdata ingest runs/demo sample_data/prompts.jsonl", *commands])
-    assert said[commands[0]] == "runs/demo: every file is as it was written.\n"
+    assert said[commands[0]] == "runs/demo: every file is unchanged.\n"
 
 
 def test_the_page_on_training(run_all: Pages) -> None:

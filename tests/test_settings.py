@@ -19,7 +19,7 @@ SAMPLE = ("sample", "r", "--model", "m")
         (("curves", "r", "--scorer", "rm", "--gold", "rm"), "--gold rm is the scorer itself"),
         (
             (*SAMPLE, "--max-tokens", "32", "--min-tokens", "99"),
-            "sample: --max-tokens 32 is below --min-tokens 99, so that an answer could not end",
+            "sample: --max-tokens 32 is below --min-tokens 99, so that a response could not end",
         ),
         ((*SAMPLE, "--diversity-penalty", "0.5"), "--diversity-penalty goes with --search diverse-beam"),
         ((*SAMPLE, "--stop", ""), "sample: --stop: should not be an empty text"),

@@ -1,6 +1,6 @@
 """Transforms: where what the model sees while it is sampled is not what is scored and trained on.
 
-Every prompt is stored in its train view; a candidate that saw another one keeps it beside its answer. Two ways:
+Every prompt is stored in its train view; a candidate that saw another one keeps it beside its response. Two ways:
 
 Context distillation (Askell et al. 2021, 2112.00861; Llama 2, 2307.09288, section 4.2.4): the model is given something
 more, a preprompt, and trained to answer so without it. With several preprompts each candidate draws one by weight.

@@ -1,1 +1,1 @@
-"""What generates text: transformers, vLLM, any OpenAI-compatible server."""
+"""Engines that generate text: transformers, vLLM, any OpenAI-compatible server."""

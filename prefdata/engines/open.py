@@ -42,7 +42,7 @@ def open_generator(spec: ModelSpec, files: ModelFiles, engine: Engine) -> Genera
     Raises:
         ModelError: the model cannot be loaded.
         EngineError: the engine cannot start.
-        UsageError: a setting that the engine has no use for.
+        UsageError: a setting that the engine does not use.
     """
     reject_unsupported_settings(spec, engine)
     if engine == "openai":
@@ -83,7 +83,7 @@ _GROUPS: dict[Engine, Group] = {
     "vllm": Group.VLLM,
     "openai": Group.OPENAI,
 }
-"""Which settings one engine alone understands: those of its group."""
+"""The settings that only one engine has: those of its group."""
 
 
 def reject_unsupported_settings(spec: VllmSpec, engine: Engine) -> None:
@@ -98,4 +98,4 @@ def reject_unsupported_settings(spec: VllmSpec, engine: Engine) -> None:
             hint = " It takes the GPUs that CUDA_VISIBLE_DEVICES shows it." if engine == "vllm" else ""
             raise UsageError(f"{flag_of(name)} is for the {other} engine, and this is {engine}.{hint} Leave it out.")
     if engine == "openai" and (getattr(spec, "lora", None) or spec.dtype != "auto"):
-        raise UsageError("--lora and --dtype are the server's own affair. Set them where it is started.")
+        raise UsageError("--lora and --dtype are settings of the server: set them where it is started.")

@@ -1,9 +1,9 @@
-"""What sampling asks of an engine: token ids in, completions out, as a stream.
+"""The protocol of engines: token ids in, completions out, as a stream.
 
 An engine gets prompts as token ids. Text is rendered once, by the engine's own `render`, so that nothing ever
 tokenises it again and adds a second BOS; the exception is a server whose tokenizer we do not have (`renders` is false).
-Every request carries its own seed and its own sampling settings, and comes back under its key: order and batches mean
-nothing.
+Every request carries its own seed and its own sampling settings, and comes back under its key: order and batches do
+not matter.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from prefdata.models.files import ModelFiles
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn: penalties on the logits, then temperature, then min-p, top-k, and top-p of what is left.
+    """How tokens are sampled: penalties on the logits, then temperature, then min-p, top-k, and top-p of what is left.
 
     Attributes:
-        temperature: divides the logits; 0 always takes the likeliest token.
-        top_p: the least set of likeliest tokens that holds this share of the probability, in (0, 1]; 1 keeps all.
-        top_k: this many likeliest tokens; 0 keeps all.
-        max_tokens: the most tokens of an answer, its end token included.
-        min_p: tokens at least this share as probable as the likeliest (Nguyen et al. 2024); 0 keeps all.
-        repetition_penalty: of tokens in the prompt or the answer so far, positive logits are divided by it and
+        temperature: divides the logits; 0 always takes the most probable token.
+        top_p: the smallest set of most probable tokens with this total probability, in (0, 1]; 1 keeps all.
+        top_k: this many most probable tokens; 0 keeps all.
+        max_tokens: maximum tokens of a response, its end token included.
+        min_p: tokens at least this fraction as probable as the most probable (Nguyen et al. 2024); 0 keeps all.
+        repetition_penalty: of tokens in the prompt or the response so far, positive logits are divided by it and
             negative ones multiplied (Keskar et al. 2019, section 4.1); 1 is none.
-        presence_penalty: subtracted from the logits of tokens in the answer so far; 0 is none.
-        min_tokens: no end token, and no stop text, before this many tokens.
-        stop: texts that end an answer; the answer's text ends before the first of them.
-        logprobs: whether the log-probability of every token is wanted.
-        json_schema: the JSON schema, as text, of the object that the answer is to be. vllm and most servers let
-            nothing else be drawn; transformers passes it over, so whoever asks reads the answer with care.
+        presence_penalty: subtracted from the logits of tokens in the response so far; 0 is none.
+        min_tokens: no end token, and no stop string, before this many tokens.
+        stop: texts that end a response; the response's text ends before the first of them.
+        logprobs: whether to return the log-probability of every token.
+        json_schema: the JSON schema, as text, of the object that the response is to be. vllm and most servers let
+            nothing else be sampled; transformers ignores it, so callers must validate the response.
         any_temperature: whether a server that takes no temperature but its own may use that one.
     """
 
@@ -53,13 +53,13 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer that is wanted.
+    """A request for one response.
 
     Attributes:
         key: the caller's name for it.
         prompt_ids: the rendered prompt; empty for an engine that renders by itself (see `Generator.renders`).
-        seed: of this very draw.
-        sampling: how it is drawn.
+        seed: of this sample.
+        sampling: its settings.
         messages: the conversation, for an engine that renders by itself.
         tools: its tools, as JSON text.
     """
@@ -74,16 +74,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer.
+    """One response.
 
     Attributes:
         key: the request's.
-        text: the answer without special tokens, and without the stop text that ended it.
-        token_ids: the tokens as drawn, the end token (or those of the stop text) included; None where a server keeps
-            them to itself.
-        finish_reason: `stop` where an end token or a stop text was drawn, `length` where the tokens ran out first.
-        logprob_sum: sum of ln p of the tokens under the model itself (no penalties, temperature 1, nothing cut off),
-            in nats; None where a server does not say.
+        text: the response without special tokens, and without the stop string that ended it.
+        token_ids: the sampled tokens, the end token (or those of the stop string) included; None where a server does
+            not return them.
+        finish_reason: `stop` at an end token or a stop string, `length` at the maximum number of tokens.
+        logprob_sum: sum of ln p of the tokens under the model itself (no penalties, temperature 1, no truncation),
+            in nats; None where a server does not return it.
         logprobs: the same, token by token, where it was asked for.
         prompt_tokens: as a server counted them; None where the request says.
         completion_tokens: as a server counted them; None where `token_ids` says.
@@ -101,10 +101,10 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A request that has no answer, and why.
+    """A request that has no response, and why.
 
-    `prompt_too_long`: no room for an answer; `rejected`: by the template or the engine; `refused`: a server's content
-    filter would not answer.
+    `prompt_too_long`: no room for a response; `rejected`: by the template or the engine; `refused`: a server's content
+    filter refused it.
     """
 
     key: str
@@ -133,12 +133,12 @@ class Generator(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences for whoever runs it, at any time: which engine was chosen and why, what a server does not do."""
+        """Notes for the user, at any time: which engine was chosen and why, what a server does not do."""
         ...
 
     @property
     def context_length(self) -> int | None:
-        """The most tokens of prompt and answer together; None where only a server knows."""
+        """Maximum tokens of prompt and response together; None where only a server knows."""
         ...
 
     def render(
@@ -160,17 +160,17 @@ class Generator(Protocol):
         """Answer every request exactly once, in any order; requests are pulled as they are needed.
 
         Raises:
-            EngineError: the engine broke down. What was yielded before stands.
+            EngineError: the engine broke down. What was yielded before is valid.
         """
         ...
 
     def close(self) -> None:
-        """Give back the memory. The generator cannot be used afterwards."""
+        """Free the memory. The generator cannot be used afterwards."""
         ...
 
 
 def refusal(request: Request, context_length: int, vocabulary: int) -> Rejection | None:
-    """Why a prompt cannot be answered (no room for an answer, no tokens, a token that the model lacks), or None."""
+    """Why a prompt cannot be answered (no room for a response, no tokens, a token that the model lacks), or None."""
     length = len(request.prompt_ids)
     if length >= context_length:
         return Rejection(request.key, "prompt_too_long", f"{length} prompt tokens in a context of {context_length}")

@@ -1,7 +1,7 @@
-"""A generator that outlives its engine: when the engine dies, another is started and the work goes on.
+"""A generator that outlives its engine: when the engine dies, another is started and the work continues.
 
-What was in flight is asked again, so that every request is answered exactly once. A request that was in flight when the
-engine died twice is asked alone; if that kills it a third time, the request is rejected and the job goes on without it,
+Requests in flight are sent again, so that every request is answered exactly once. A request that was in flight when the
+engine died twice runs alone; if that kills it a third time, the request is rejected and the job continues without it,
 provided that the engine still answers others. Where it does not, the engine is at fault and its error is raised.
 """
 
@@ -18,7 +18,7 @@ from prefdata.errors import EngineError
 from prefdata.ids import Message
 
 DEATHS = 3
-"""Deaths that one request is given, and prompts in a row that kill the engine alone before the engine is to blame."""
+"""Crashes allowed per request, and prompts in a row that crash it alone before the engine counts as broken."""
 
 Answer = Completion | Rejection
 
@@ -26,7 +26,7 @@ Answer = Completion | Rejection
 def with_restart(open_engine: Callable[[], Generator]) -> Generator:
     """Return the generator that `open_engine` opens, opened again whenever its engine dies.
 
-    A server is not ours to start again, and comes back as it is.
+    A server is not restarted: its generator is returned unchanged.
 
     Raises:
         As `open_engine` does.
@@ -39,7 +39,7 @@ class RestartingGenerator:
     """A Generator around another one; see `prefdata.engines.protocol.Generator`."""
 
     def __init__(self, generator: Generator, open_engine: Callable[[], Generator]) -> None:
-        """Take over a generator; `open_engine` opens the next one."""
+        """Wrap a generator; `open_engine` opens the next one."""
         self.name = generator.name
         self.model = generator.model
         self.context_length = generator.context_length
@@ -64,7 +64,7 @@ class RestartingGenerator:
         """Answer every request once, through the deaths of engines; see the protocol.
 
         Raises:
-            EngineError: the engine cannot be started again, or dies whatever it is asked.
+            EngineError: the engine cannot be started again, or crashes on every prompt.
         """
         stream = iter(requests)
         again: list[Request] = []
@@ -116,7 +116,7 @@ class RestartingGenerator:
     def _start_again(self, error: EngineError) -> None:
         self._cause = error
         self._deaths += 1
-        with suppress(Exception):  # of what is dead already
+        with suppress(Exception):  # the engine is dead already
             self._generator.close()
         self._generator = self._open()
         times = "once" if self._deaths == 1 else f"{self._deaths} times"
@@ -133,7 +133,7 @@ class RestartingGenerator:
             raise self._cause
 
     def _convict(self, suspects: dict[str, Request]) -> Iterator[Rejection]:
-        """Reject what killed the engine alone, once it answers others: it was not the engine."""
+        """Reject the requests that killed the engine when alone, once it answers others."""
         while suspects:
             key, _ = suspects.popitem()
             yield Rejection(key, "rejected", f"the engine died on it three times: {self._cause}")

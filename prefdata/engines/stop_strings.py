@@ -1,4 +1,4 @@
-"""Stop texts: where an answer ends because of what it says, the same for every engine."""
+"""Stop strings: texts that end a response, handled alike for every engine."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def before_stop(text: str, stop: Sequence[str], past: int = 0) -> str | None:
     Which is complete first does not depend on where tokens begin and end. Of two that end at one place, the longer.
 
     Args:
-        text: an answer's.
-        stop: the stop texts; an empty one is none.
-        past: only stop texts that end after this many characters count.
+        text: a response's.
+        stop: the stop strings; empty ones are ignored.
+        past: only stop strings that end after this many characters count.
     """
     found = []
     for one in filter(None, stop):
@@ -34,10 +34,10 @@ def before_stop(text: str, stop: Sequence[str], past: int = 0) -> str | None:
 
 
 class StopStrings:
-    """Finds stop texts while answers grow, reading an answer only when its last token may have completed one."""
+    """Find stop strings in growing responses, decoding a response only when its last token may have completed one."""
 
     def __init__(self, chat: Chat, vocabulary: int) -> None:
-        """For a model with that tokenizer and so many tokens."""
+        """Prepare for a model with that tokenizer and vocabulary size."""
         self._chat, self._vocabulary = chat, vocabulary
         self._pieces: list[str] | None = None
         self._suspects: dict[tuple[str, ...], list[bool]] = {}
@@ -74,12 +74,12 @@ class StopStrings:
 
 @dataclass(frozen=True)
 class StopMonitor:
-    """Looks for stop texts in the rows of a batch.
+    """Look for stop strings in the rows of a batch.
 
     Attributes:
-        texts: who reads the answers.
+        texts: the `StopStrings` of the model.
         samplings: of all rows.
-        table: (S, V) bool, for each set of stop texts the tokens that can complete one.
+        table: (S, V) bool, for each set of stop strings the tokens that can complete one.
         kinds: (B,) which set each row has.
     """
 
@@ -89,13 +89,13 @@ class StopMonitor:
     kinds: Tensor
 
     def ended(self, live: Tensor, token: Tensor, tokens: Tensor, length: int) -> Tensor:
-        """Which rows a stop text has just ended, (L,) bool.
+        """Which rows a stop string has just ended, (L,) bool.
 
         Args:
             live: (L,) the numbers of the rows in the batch.
             token: (L,) their newest tokens.
             tokens: (B, T) the tokens of all rows of the batch.
-            length: how many of them are drawn.
+            length: how many of them are sampled.
         """
         ended = self.table[self.kinds[live], token]
         for place in ended.nonzero()[:, 0].tolist():

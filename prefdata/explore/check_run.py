@@ -1,4 +1,4 @@
-"""check run: whether everything in a run is as prefdata wrote it, read from the first byte to the last."""
+"""check run: compare every byte of a run with what prefdata wrote."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from prefdata.storage.schemas import TABLES
 def check_run(path: Path) -> Iterator[str]:
     """Find what is damaged, missing or changed in a run, or in one folder that prefdata made; a line for each fault.
 
-    Every table's parts are held against their checksums and against `_SUCCESS`; the files of models and exports against
-    those that `_SUCCESS` lists; the cached log-probabilities of DPO's reference against their names.
+    Every table's parts are compared with their checksums and with `_SUCCESS`; the files of models and exports with
+    those that `_SUCCESS` lists; the cached log-probabilities of DPO's reference with their names.
 
     Raises:
         NotReady: there is no folder at that path.
@@ -30,7 +30,7 @@ def check_run(path: Path) -> Iterator[str]:
     if (path / SPEC_FILE).exists():
         found.append(Artifact(path))
     if not found:
-        raise InputError(f"{path} is no run, no model and no export: it holds nothing that prefdata lists.")
+        raise InputError(f"{path} is not a run, a model or an export: it holds nothing that prefdata made.")
     for folder in found:
         yield from folder.problems()
     for cache in (path / "_reference", *(folder.path / "_reference" for folder in found)):

@@ -1,4 +1,4 @@
-"""explain: why this answer is the chosen one and that one the rejected."""
+"""explain: why this response is the chosen one and that one the rejected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Explanation:
     `pair`, `prompt`, `chosen` and `rejected` are rows of their tables (the candidates with their `sampler`);
     `verdicts` are the comparisons of the two, where those made the label (rows of their table, with their `judge`);
     `standing` is the prompt's scored candidates, best first, with `selected` (the rank in the selection) where there is
-    one, and without rows where no scores stand behind the label; `lineages` are the steps that made the pair, newest
+    one, and without rows where the label is not from scores; `lineages` are the steps that made the pair, newest
     first.
     """
 
@@ -38,7 +38,7 @@ def explain(run: Run, pair_id: str, pairing: str | None = None) -> Explanation:
     Raises:
         NotReady: there are no pairs.
         UsageError: several pairings hold the pair and none was named, or none has that name.
-        InputError: no pair has that id, several begin with it, or the run does not hold its prompt or its answers.
+        InputError: no pair has that id, several begin with it, or the run does not hold its prompt or its responses.
     """
     pair = _find(run, pair_id, pairing)
     asked = pl.col("prompt_id") == pair["prompt_id"]
@@ -49,12 +49,12 @@ def explain(run: Run, pair_id: str, pairing: str | None = None) -> Explanation:
     lost += [f"candidate {pair[side]}" for side in ("chosen_id", "rejected_id") if pair[side] not in by_id]
     if lost:
         raise InputError(
-            f"pair {pair['pair_id']} of pairs/{pair['pairing']} names what {run} does not hold ({', '.join(lost)}). "
+            f"pair {pair['pair_id']} of pairs/{pair['pairing']} names rows missing in {run} ({', '.join(lost)}). "
             f"Run `{MADE_BY['pairs']}` again."
         )
     lineages = lineages_of(run, "pairs", pair["pairing"])
     selector = next((lineage.spec.get("selector") for _, lineage in lineages if lineage.step == "pair"), None)
-    # A judge may have the name of a scorer; where the label is a verdict, those scores had no part in it.
+    # A judge may have the name of a scorer; where the label is a verdict, those scores did not decide it.
     scored = pair["margin"] is not None
     scores = rows_where(run, "scores", asked).filter(pl.lit(scored) & (pl.col("scorer") == pair["scorer"]))
     standing = scores.join(candidates, on="candidate_id").sort("score", descending=True, nulls_last=True)
@@ -89,7 +89,7 @@ def verdicts_of(run: Run, lineage: Lineage, one: str, other: str) -> pl.DataFram
 
 
 def _find(run: Run, pair_id: str, pairing: str | None) -> dict[str, Any]:
-    # One id may stand in several pairings: it is made of the two answers, and each pairing has its own label for them.
+    # One id may be in several pairings: it depends on the two responses only, and each pairing has its own label.
     asked = run.all("pairs", partial=True) if pairing is None else [run.only("pairs", pairing, partial=True)]
     held = rows_where(run, "pairs", begins("pair_id", pair_id))
     found = held.filter(pl.col("pairing").is_in([one.name for one in asked]))
@@ -98,7 +98,7 @@ def _find(run: Run, pair_id: str, pairing: str | None) -> dict[str, Any]:
     if found.height > 1:
         names = ", ".join(found["pairing"])
         raise UsageError(
-            f"pair {found['pair_id'][0]} stands in {found.height} pairings ({names}): say which with --pairing."
+            f"pair {found['pair_id'][0]} is in {found.height} pairings ({names}): name one with --pairing."
         )
     if held.height and not found.height:
         names = ", ".join(held["pairing"].unique().sort())

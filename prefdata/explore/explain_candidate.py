@@ -1,4 +1,4 @@
-"""Explain a candidate: its scores, its place among the prompt's candidates, and what each decision made of it."""
+"""Explain a candidate: its scores, its rank among the prompt's candidates, and the decisions on it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOT_SCORED = "not_scored"
 
 @dataclass(frozen=True)
 class CandidateExplanation:
-    """A candidate and what became of it.
+    """A candidate with its scores, selections and pairs.
 
     Attributes:
         candidate: its row, with its `sampler`; prompt: the row of its prompt.

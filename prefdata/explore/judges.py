@@ -1,4 +1,4 @@
-"""How far judges can be trusted: with themselves when the answers change places, and with each other."""
+"""Reliability of judges: self-consistency in both orders, and agreement with each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def judges(run: Run, names: tuple[str, ...] = (), *, partial: bool = False) -> t
 
     Args:
         run: the run.
-        names: of the sets of comparisons; all unless given.
+        names: of the sets of comparisons; None for all.
         partial: whether unfinished ones may be read.
 
     Returns:

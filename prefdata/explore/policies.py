@@ -1,11 +1,11 @@
-"""eval policies: samplers and selections side by side, under one scorer or several.
+"""eval policies: compare samplers and selections under one or several scorers.
 
 A policy is a sampler (all its responses) or a selection (the first response that it keeps for each prompt). The win
 rate against the baseline is the mean, over prompts, of the share of pairs (policy's response, baseline's response) in
 which the policy's scores higher, a tie counting one half; its interval is by bootstrap over prompts.
 
-A selected response was chosen among several samples, and would meet itself among them. So it meets only samples that it
-was not chosen from:
+A selected response was chosen among several samples, and would be compared with itself among them. So it is compared
+only with samples that it was not chosen from:
 
 - fresh ones, where the other side has any;
 - else each sample left out in turn, against the best of the others. That is the win rate of the best of n - 1 over one
@@ -31,7 +31,7 @@ _ORDER = ["sample_index", "candidate_id"]
 
 _BEST_FIRST = ("best-of-n", "top-k")
 _POOL_IS_KNOWN = {"method", "scorer", "sampler", "k", "seed", "truncated", "duplicates"}
-"""Settings with which what a selection could choose is known from candidates and scores alone."""
+"""Settings with which candidates and scores alone determine what a selection could choose."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Meetings:
-    """The pairs of responses that are compared: prompt_id, mine, other (candidate ids), and as what."""
+    """The pairs of responses that are compared: prompt_id, mine, other (candidate ids), and how they are compared."""
 
     pairs: pl.DataFrame
     compared_as: str | None = None
@@ -165,7 +165,7 @@ def _note(found: Meetings | None, policy: Policy, baseline: Policy, scorer: str)
         why = "; ".join(side.why for side in (policy, baseline) if side.why) or "both are selections"
         return (
             f"no win rate: {policy.name} and {baseline.name} are of the same samples ({why}). Sample fresh ones under "
-            f"a name and with a seed of their own, rank them by {scorer}, and compare with those."
+            f"another name and with another seed, rank them by {scorer}, and compare with those."
         )
     if found.compared_as and scorer in (policy.scorer, baseline.scorer):
         return f"{scorer} made the selection: by it, the best of n - 1 beats one more sample in (n - 1) / n of cases."
@@ -235,7 +235,7 @@ def _best_first(rows: pl.DataFrame, spec: SelectSpec) -> pl.DataFrame:
     """Return the samples that a selection could choose, by prompt, the highest score first, as `select` orders them."""
     if spec.truncated == "drop":
         rows = rows.filter(pl.col("finish_reason").ne_missing("length"))
-    if spec.duplicates == "collapse":  # a text that comes again has the score of the first
+    if spec.duplicates == "collapse":  # a duplicate text has the score of the first
         earliest = pl.col("by").sort_by("round", *_ORDER).first()
         rows = rows.with_columns(by=earliest.over("prompt_id", "text_key"))
     return rows.sort("prompt_id", "by", *_ORDER, descending=[False, True, False, False])

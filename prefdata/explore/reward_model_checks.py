@@ -1,4 +1,4 @@
-"""check reward-model: whether a model's scores are what they should be, before anybody trusts them.
+"""check reward-model: whether a reward model's scores are correct.
 
 Each check is a number against a limit, or a fact: the same score whatever else is in the batch, one begin token, the
 end token, the token ids that tokenizer and template define, which training sees too, the position that the score is
@@ -34,7 +34,7 @@ from prefdata.stats.calibration import sigmoid
 Engine = Literal["auto", "transformers", "vllm"]
 
 EXACT = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
-"""How far scores of one text may be apart between two batches, times the score where that is above 1."""
+"""Maximum difference of one text's scores between two batches, times the score where that is above 1."""
 
 QUESTIONS = ("Name a colour.", "Why is the sky blue? Answer in a few words, and say how you know it.", "2 + 2?")
 ANSWERS = ("Blue.", "I do not know.", "Because of the light: its short waves are scattered most, and so we see them.",
@@ -43,7 +43,7 @@ ANSWERS = ("Blue.", "I do not know.", "Because of the light: its short waves are
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One check: what was looked at, whether it holds (None where it could not be looked at), and what was seen."""
+    """One check: its name, whether it passed (None where it could not be made), and the result."""
 
     check: str
     passed: bool | None
@@ -70,16 +70,16 @@ def check(
 
     Args:
         model: a folder or a hub name.
-        engine: `transformers` leaves vLLM out; `vllm` demands it; `auto` takes it where it is installed.
-        device: cpu, cuda, …; the best there is unless given.
+        engine: `transformers` leaves vLLM out; `vllm` requires it; `auto` uses it where it is installed.
+        device: cpu, cuda, …; by default the best available.
         dtype: arithmetic.
         text_format: instead of the model's chat template.
         choice: which chat template, with which variables.
-        items: what to score; a few built-in conversations unless given.
+        items: what to score; by default a few built-in conversations.
 
     Raises:
         ModelError: the model cannot be used, or none of the texts can be scored.
-        EngineError: vLLM was demanded and cannot be had.
+        EngineError: vLLM was required and cannot be used.
     """
     files = identify(model, "reward-model")
     several = None if len(label_names(files.config)) == 1 else ALL

@@ -1,8 +1,8 @@
-"""eval reward-model: how well scores agree with labelled pairs, and what else they follow.
+"""eval reward-model: agreement of scores with labelled pairs, calibration and length bias.
 
 Accuracy by source and subset with Wilson's 95% interval, a tie as half; margins; calibration of sigmoid(margin) (ECE
-and the data of a reliability diagram); length bias, the baseline that takes the longer answer beside the model; and
-where a run is given, how the scores of each sampler's answers lie beside those of the labelled ones. The labelled pairs
+and the data of a reliability diagram); length bias, and the baseline that takes the longer response; and
+where a run is given, how the scores of each sampler's responses compare with the labelled ones. The labelled pairs
 come in any layout that `train rm` reads, from a run's pairs or a file; no training set is needed.
 """
 
@@ -31,14 +31,14 @@ from prefdata.train.parsing import Item as Labelled
 from prefdata.train.parsing import Needs
 
 GROUPS = ("source", "subset")
-"""Columns that pairs are grouped by, where they are there."""
+"""Columns that pairs are grouped by, where they exist."""
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A labelled pair: both answers as items, and which groups it belongs to."""
+    """A labelled pair: both responses as items, and which groups it belongs to."""
 
     chosen: ScoringItem
     rejected: ScoringItem
@@ -48,18 +48,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found.
+    """The figures of a reward model on labelled pairs.
 
     Attributes:
         accuracy: one row a group: group, value, pairs, unscored, ties, accuracy, low, high, longer (the accuracy of
-            taking the longer answer), mean_margin.
+            taking the longer response), mean_margin.
         margins: the quantiles of the margin, by name, and its mean.
         ece: expected calibration error of sigmoid(|margin|), ten bins.
         reliability: the rows of the reliability diagram.
-        length: accuracy of the longer answer, the correlations of score and margin with length in characters, and the
-            accuracy where the chosen answer is the longer and where it is the shorter.
-        distributions: one row for chosen, rejected, and each sampler of a run: answers, mean, std, quantiles, and the
-            shift of the mean from the labelled answers in their standard deviations.
+        length: accuracy of the longer response, the correlations of score and margin with length in characters, and the
+            accuracy where the chosen response is the longer and where it is the shorter.
+        distributions: one row for chosen, rejected, and each sampler of a run: responses, mean, std, quantiles, and the
+            shift of the mean from the labelled responses in their standard deviations.
     """
 
     accuracy: pl.DataFrame
@@ -70,7 +70,7 @@ class Evaluation:
     distributions: pl.DataFrame
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """The figures as JSON values."""
         return {
             name: value.to_dicts() if isinstance(value, pl.DataFrame) else value
             for name, value in ((name, getattr(self, name)) for name in self.__dataclass_fields__)
@@ -92,7 +92,7 @@ def from_data(
         part: which pairing of a run.
         by: columns to group by.
         options: how files are read.
-        left_out: counts the rows that are no pair, by reason.
+        left_out: counts the rows that are not a pair, by reason.
 
     Raises:
         InputError, BadRows: it cannot be read, or rows of it cannot be used.
@@ -153,8 +153,8 @@ def evaluate(
 
     Args:
         pairs: the labelled pairs.
-        scores: of every side, by its key; a missing one is a pair that is not judged, and is counted.
-        samplers: scores of other answers, by what drew them.
+        scores: of every side, by its key; a missing one leaves the pair out, and is counted.
+        samplers: scores of other responses, by sampler.
 
     Raises:
         InputError: no pair has two scores.
@@ -162,7 +162,7 @@ def evaluate(
     frame = _judged(pairs, scores)
     both = frame.drop_nulls("margin")
     if both.height == 0:
-        raise InputError(f"none of the {len(pairs)} pairs has a score for both answers. See their reasons with rank.")
+        raise InputError(f"none of the {len(pairs)} pairs has a score for both responses. See their reasons with rank.")
     margin = both["margin"].to_numpy()
     confidence, right = sigmoid(np.abs(margin)), (np.sign(margin) + 1) / 2
     quantiles = {f"q{round(q * 100):02d}": float(np.quantile(margin, q)) for q in QUANTILES}
@@ -177,7 +177,7 @@ def evaluate(
 
 
 def write_rows(path: Path, pairs: Sequence[Pair], scores: Mapping[str, float | None]) -> None:
-    """Write a JSON object a pair: prompt, chosen, rejected, their scores, margin, correct (null for a tie or no score).
+    """Write one JSON object per pair: prompt, chosen, rejected, their scores, margin, correct (or null).
 
     Raises:
         InputError: the file cannot be written.

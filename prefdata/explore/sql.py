@@ -1,4 +1,4 @@
-"""sql: queries of a run, answered by DuckDB on its Parquet files.
+"""sql: queries of a run, by DuckDB on its Parquet files.
 
 One view per table, with its partition key as a column, and two that join what is most often queried together:
 
@@ -95,7 +95,7 @@ def stream(run: Run, sql: str, *, memory_limit: str = MEMORY_LIMIT) -> Iterator[
 
 
 def tables(run: Run) -> pa.Table:
-    """Return what can be queried: each view with its rows and columns."""
+    """List the views with their rows and columns."""
     with _open(run, MEMORY_LIMIT) as session:
         return session.run(_tables)
 
@@ -141,7 +141,7 @@ def _is_in(path: str, folders: list[str]) -> bool:
 
 
 def _add_views(connection: duckdb.DuckDBPyConnection, run: Run, sql: str) -> None:
-    """Make the views; of the tables that a query names the parts are held against their checksums."""
+    """Make the views; the parts of the tables that a query names are compared with their checksums."""
     named = {name for name in (*TABLES, *_JOINS) if name in sql.lower()}
     named |= {name for join in named & _JOINS.keys() for name in _JOINS[join][0]}
     whole = Run(run.path.resolve())
@@ -214,15 +214,15 @@ def _explained(run: Run) -> Iterator[None]:
 
 
 def _portable(answer: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
-    """`answer` with text in the columns whose types are in `_AS_TEXT`, by themselves or inside a list or the like."""
-    # Columns go by number: two of them may have one name.
+    """`answer` with text in the columns whose types are in `_AS_TEXT`, also inside lists and structs."""
+    # Columns are taken by number: two of them may have one name.
     columns = (f"#{i}::varchar" if _as_text(kind) else f"#{i}" for i, kind in enumerate(answer.types, start=1))
     return answer.project(", ".join(columns))
 
 
 def _as_text(kind: Any) -> bool:
     inside = kind.children if kind.id in ("array", "list", "map", "struct") else []
-    # An array has its length there too.
+    # The type of an array includes its length.
     return kind.id in _AS_TEXT or any(_as_text(part) for _, part in inside if isinstance(part, type(kind)))
 
 

@@ -1,4 +1,4 @@
-"""status: what is in a run, what is unfinished, and what was made from inputs that have changed since."""
+"""status: what a run holds, what is unfinished, and what is out of date because its inputs changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SIDES = {"models": "prefdata train", "exports": "prefdata export"}
 def status(run: Run) -> list[dict[str, Any]]:
     """One row for each partition, model and export: table, name, state, rows, parts, made_by, finished, next.
 
-    `next` says what to do where there is something to do. The state of a partition with a part that cannot be read is
+    `next` is the next command where there is one. The state of a partition with a part that cannot be read is
     damaged, and its rows are not counted.
 
     Raises:
@@ -24,7 +24,7 @@ def status(run: Run) -> list[dict[str, Any]]:
     rows = [_row(table, one.name, one, MADE_BY[table]) for table in TABLES for one in run.partitions(table)]
     if not rows:
         raise NotReady(
-            f"{run} is no run: none of a run's tables ({', '.join(TABLES)}) is in it. "
+            f"{run} is not a run: none of a run's tables ({', '.join(TABLES)}) is in it. "
             "`prefdata ingest RUN FILE…` starts a run."
         )
     for side, command in _SIDES.items():

@@ -19,7 +19,7 @@ from prefdata.models.adapters import adapted_config, base_name, base_places, is_
 from prefdata.models.identity import adapter_id, config_id, text_id, weights_id
 
 Kind = Literal["causal-lm", "reward-model", "comparer", "reward-start"]
-"""What a model is to serve as; `comparer` is either of the first two, to compare answers, and `reward-start` what a
+"""What a model is to serve as; `comparer` is either of the first two, to compare responses, and `reward-start` what a
 reward model can be trained from, with one label."""
 
 _FITS: dict[Kind, tuple[str, ...]] = {
@@ -31,7 +31,7 @@ _FITS: dict[Kind, tuple[str, ...]] = {
 _WANTED: dict[Kind, str] = {
     "causal-lm": "A causal language model (an architecture such as LlamaForCausalLM or Qwen2ForCausalLM)",
     "reward-model": "A reward model or a classifier (an architecture such as LlamaForSequenceClassification)",
-    "comparer": "A causal language model, or a classifier that reads two answers,",
+    "comparer": "A causal language model, or a classifier that reads two responses,",
     "reward-start": "a causal language model or a reward model",
 }
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

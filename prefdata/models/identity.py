@@ -87,7 +87,7 @@ def adapter_id(folder: Path) -> str:
     config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     for file in (config, weights):
         if not file.is_file():
-            raise ModelError(f"{folder} is no LoRA adapter: it holds no {file.name}. Give the folder that holds it.")
+            raise ModelError(f"{folder} is not a LoRA adapter: it holds no {file.name}. Give the folder that holds it.")
     return f"{weights_id([weights])}.{digest(_value(config))}"
 
 

@@ -1,4 +1,4 @@
-"""Several scores as one: weighted sums, worst case, uncertainty-weighted, Llama 2's gate, lexicographic, a function.
+"""Combine several scores: weighted sum, worst case, uncertainty-weighted, Llama 2's gate, lexicographic, a function.
 
 A rule is written as a person would type it:
 
@@ -10,7 +10,7 @@ A rule is written as a person would type it:
     0.7*helpful + 0.3*safe      mean(a, b, c)        min(a, b)        uwo(a, b, c; lambda=0.5)
     gate(safety=s, helpful=h; threshold=0.15)        lexicographic(safe~0.1; helpful)        mix.py:mix(a, b)
 
-A name may hold hyphens (`best-of-16`), so a minus between names stands between blanks. A candidate that lacks a member
+A name may hold hyphens (`best-of-16`), so a minus between names has blanks around it. A candidate that lacks a member
 gets no score and the reason `missing_NAME`.
 """
 
@@ -36,7 +36,7 @@ from prefdata.scorers.rules.subprocess_pool import SubprocessPool
 Array = NDArray[np.float64]
 
 NORMALISATIONS = ("none", "z", "z-prompt", "rank", "quantile")
-"""What may be done to each member first; see `normalised`."""
+"""Normalisations of each member; see `normalised`."""
 
 _KINDS = ("mean", "min", "uwo", "gate", "lexicographic")
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -49,7 +49,7 @@ _FORMS = "Write it as in 0.7*a + 0.3*b, min(a, b), uwo(a, b; lambda=0.5), gate(s
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule, read.
+    """A parsed rule.
 
     Attributes:
         kind: `sum`, `mean`, `min`, `uwo`, `gate`, `lexicographic` or `function`.
@@ -70,17 +70,17 @@ def parse_rule(text: str, known: Iterable[str] | None = None) -> Rule:
 
     Args:
         text: the rule.
-        known: the scorers that there are; None checks no names.
+        known: the existing scorers; None checks no names.
 
     Raises:
-        UsageError: it is no rule, or names a scorer that there is not.
+        UsageError: it is not a rule, or names an unknown scorer.
     """
     call = _CALL.fullmatch(text)
     rule = _call(text, call["kind"], call["arguments"]) if call else _sum(text)
     scorers = None if known is None else list(known)
     for member in rule.members:
         if scorers is not None and member not in scorers:
-            raise UsageError(f"{text!r} names a scorer {member!r} that there is not.{did_you_mean(member, scorers)}")
+            raise UsageError(f"{text!r} names an unknown scorer {member!r}.{did_you_mean(member, scorers)}")
     if len(set(rule.members)) < len(rule.members):
         raise UsageError(f"{text!r} names a scorer twice.")
     return rule
@@ -91,7 +91,7 @@ def _sum(text: str) -> Rule:
     while at < len(text.rstrip()):
         term = _TERM.match(text, at)
         if term is None or (at > 0 and term["sign"] is None):
-            raise UsageError(f"{text!r} cannot be read from {text[at:].strip()!r} on. {_FORMS}")
+            raise UsageError(f"{text!r} cannot be parsed from {text[at:].strip()!r} on. {_FORMS}")
         names.append(term["name"])
         weights.append(float(term["weight"] or 1) * (-1 if term["sign"] == "-" else 1))
         at = term.end()
@@ -103,7 +103,7 @@ def _sum(text: str) -> Rule:
 def _call(text: str, kind: str, arguments: str) -> Rule:
     function = kind if ":" in kind else None
     if function is None and kind not in _KINDS:
-        raise UsageError(f"{text!r}: there is no rule {kind!r}.{did_you_mean(kind, _KINDS)}")
+        raise UsageError(f"{text!r}: unknown rule {kind!r}.{did_you_mean(kind, _KINDS)}")
     names, tolerances, settings = [], [], {}
     for argument in filter(None, map(str.strip, re.split("[,;]", arguments))):
         setting, equals, value = map(str.strip, argument.partition("="))
@@ -147,10 +147,10 @@ def combine(
     normalise: str = "none",
     safety_prompts: pl.Series | None = None,
 ) -> pl.DataFrame:
-    """One score a candidate from its members'.
+    """One score per candidate from its members'.
 
     Args:
-        rule: how.
+        rule: the rule.
         members: one row a candidate, a column a member, null (or NaN, or infinite) where it has no score.
         prompts: each row's prompt_id.
         normalise: what is done to each member first, over the rows that have it; see `normalised`. A gate reads raw
@@ -190,17 +190,17 @@ def combine(
 
 
 def normalised(scores: Array, prompts: pl.Series, how: str) -> Array:
-    """Scores on a common scale; NaN stays NaN and has no part in it.
+    """Scores on a common scale; NaN stays NaN and is not counted.
 
     `none`; `z` over all rows or `z-prompt` within the prompt: minus the mean, over the population standard deviation
     (0 where all are equal); `rank` within the prompt, ties averaged, from 0 (worst) to 1 (0.5 for one alone);
     `quantile` over all rows: (rank - 1/2) / n, ties averaged.
 
     Raises:
-        UsageError: there is no such normalisation.
+        UsageError: the normalisation is unknown.
     """
     if how not in NORMALISATIONS:
-        raise UsageError(f"there is no normalisation {how!r}.{did_you_mean(how, NORMALISATIONS)}")
+        raise UsageError(f"unknown normalisation {how!r}.{did_you_mean(how, NORMALISATIONS)}")
     if how == "none":
         return scores
     value = pl.col("value")
@@ -267,7 +267,7 @@ def _whitened(scores: Array) -> Array:
 def lexicographic(values: Array, prompts: pl.Series, tolerances: tuple[float, ...]) -> Array:
     """Each row's place within its prompt by the first member, ties broken by the next: from 0 (worst) to 1.
 
-    Within a tolerance a member does not distinguish: from the best downwards, all that are within the tolerance of the
+    Within a tolerance a member counts as equal: from the best downwards, all that are within the tolerance of the
     first of a level are of that level. (Pair by pair, "within a tolerance" would not be transitive.)
     """
     place = np.zeros(len(values))

@@ -1,4 +1,4 @@
-"""Scores made from scores or from comparisons: combined, aggregated, calibrated. No model is run; it takes seconds."""
+"""Scores made from scores or from comparisons: combined, aggregated, calibrated. No model is run."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ Derived = tuple[pl.DataFrame, dict[str, Any]]
 
 
 def combined(spec: CombineSpec, run: Run, *, partial: bool = False) -> Derivation:
-    """Make one scorer of several by the rule `spec.combine`.
+    """Combine several scorers into one by the rule `spec.combine`.
 
-    A candidate that one of them has no score for has none here, and the reason says whose is missing.
+    A candidate that one of them has no score for has none here, and the reason names the scorer that is missing.
 
     Raises:
         NotReady: there are no scores, or one of the scorers is unfinished and `partial` was not asked for.
@@ -71,7 +71,7 @@ def _combine(run: Run, spec: CombineSpec, rule: Rule, members: dict[str, pl.Data
 
 
 def aggregated(spec: AggregateSpec, run: Run, *, partial: bool = False) -> Derivation:
-    """Make scores of the comparisons of some judges.
+    """Compute scores from the comparisons of some judges.
 
     Raises:
         NotReady: there are no comparisons, or a judge's are unfinished and `partial` was not asked for.

@@ -48,7 +48,7 @@ def reward_model_outputs(spec: specs.RewardModelSpec) -> tuple[str, ...]:
 
 
 def _classifier(spec: VllmSpec, files: ModelFiles, **read: Any) -> Classifier:
-    """Load a classifier on its engine; `read` says what is read, and how."""
+    """Load a classifier on its engine; `read` selects the label and the text."""
     from prefdata.engines.open import reject_unsupported_settings
 
     reject_unsupported_settings(spec, "vllm" if spec.engine == "vllm" else "transformers")
@@ -294,25 +294,25 @@ def _path(file: str | None) -> Path | None:
     return None if file is None else Path(file)
 
 
-# Scores from what the run holds
+# Scores from tables of the run
 
 
 def open_aggregate(spec: specs.AggregateSpec) -> Deriver:
-    """Return what makes scores of comparisons."""
+    """Return the aggregation of comparisons into scores."""
     from prefdata.scorers.derived import aggregated
 
     return partial(aggregated, spec)
 
 
 def open_combine(spec: specs.CombineSpec) -> Deriver:
-    """Return what makes one scorer of several."""
+    """Return the combination of several scorers."""
     from prefdata.scorers.derived import combined
 
     return partial(combined, spec)
 
 
 def open_calibrate(spec: specs.CalibrateSpec) -> Deriver:
-    """Return what corrects scores."""
+    """Return the calibration of scores."""
     from prefdata.scorers.derived import calibrated
 
     return partial(calibrated, spec)

@@ -1,6 +1,6 @@
 """The registry of scorers: a kind is one entry of `SCORERS`. Importing this imports no torch.
 
-An entry says which settings the kind has, how it is opened, what identifies it apart from its settings, and whether it
+An entry defines the settings of the kind, how it is opened, what identifies it apart from its settings, and whether it
 makes scores or comparisons. Everything else (flags, help, messages, steps) follows from it.
 """
 
@@ -32,7 +32,7 @@ class Kind(Generic[S]):
     Attributes:
         spec: its settings.
         open: loads it.
-        models: the models that it is made of, by the setting that names each; without weights (False) their revisions
+        models: its models, by the setting that names each; without weights (False) their revisions
             are those of their configs, and a server's model has none.
         files: what else decides its numbers, apart from its settings: the ids of a function, a rubric, a text format.
         makes: scores or comparisons.
@@ -69,7 +69,7 @@ def open_deriver(spec: RankSpec) -> Deriver:
 
 
 def is_pairwise(spec: RankSpec) -> bool:
-    """Whether a spec asks for comparisons of two responses, and not for scores.
+    """Whether a spec makes comparisons of two responses, not scores.
 
     Raises:
         UsageError, InputError: its rubric cannot be used.
@@ -83,7 +83,7 @@ def scorer_outputs(spec: RankSpec) -> tuple[str, ...]:
 
 
 def scorer_identity(spec: RankSpec) -> dict[str, Any]:
-    """Return what a scorer is, apart from its settings: ids of models and of files' contents, in their paths' place.
+    """Return what a scorer is, apart from its settings: ids of models and of files' contents, in place of their paths.
 
     Raises:
         ModelError: there is no such model, or it is of another kind.

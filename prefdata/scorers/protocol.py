@@ -1,7 +1,7 @@
-"""What ranking asks of a scorer: answers in, scores out, as a stream.
+"""The protocol of scorers: responses in, scores out, as a stream.
 
-A score belongs to one exact text, whose hash comes with it. What cannot be scored has no score and a reason; a scorer
-never makes a number up.
+A score belongs to one exact text, whose hash comes with it. What cannot be scored has no score but a reason; a scorer
+never invents a number.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ScoringItem:
-    """One answer to be scored: a key of the caller's, the conversation, the answer, and whether it was cut off.
+    """One response to be scored: a key of the caller's, the conversation, the response, and whether it is truncated.
 
     The prompt's reference answer, its metadata and its tools (JSON texts) come along where it has them.
     """
@@ -36,14 +36,14 @@ class ScoringItem:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One answer's score.
+    """One response's score.
 
     Attributes:
         key: the item's.
         score: higher is better; None where there is none.
         reason: why there is none (`too_long`, `nan`, an exception's name, …); None where there is one.
         text_hash: id of the exact text that was scored (`ids.text_hash`); None where nothing was.
-        details: whatever else the scorer says, as JSON values.
+        details: other results of the scorer, as JSON values.
         output: which of the scorer's outputs this is (see `Scorer.outputs`).
     """
 
@@ -57,13 +57,13 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two answers to be compared, in the order in which the judge is to see them.
+    """Two responses to be compared, in the order in which the judge is to see them.
 
     Attributes:
-        key: the caller's name for it.
+        key: the caller's name for the comparison.
         messages: the conversation that both answer.
-        shown: the answer that is shown first (A).
-        other: the answer that is shown second (B).
+        shown: the response that is shown first (A).
+        other: the response that is shown second (B).
     """
 
     key: str
@@ -74,15 +74,15 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge said of a match.
+    """A judge's verdict on a comparison.
 
     Attributes:
-        key: the match's.
-        probability: that the answer shown first is better, in [0, 1]; None where no verdict could be had.
+        key: the comparison's.
+        probability: that the response shown first is better, in [0, 1]; None where there is no verdict.
         verdict: `first` (the one shown first), `second`, `tie`, or why there is none: `unparsable`, `refused`,
             `too_long`, `error`.
         strength: how much better, in the judge's own scale.
-        rationale: what the judge said.
+        rationale: the judge's text.
     """
 
     key: str
@@ -99,22 +99,22 @@ def computed_by(scorer: object) -> dict[str, str]:
 
 
 class Comparer(Protocol):
-    """Something that compares answers.
+    """An object that compares responses.
 
     Attributes:
         versions: of the libraries that decide the verdicts.
-        annotator: the name that its verdicts go under.
+        annotator: the name of its verdicts' annotator.
     """
 
     versions: dict[str, str]
     annotator: str
 
     def compare(self, matches: Iterable[Comparison]) -> Iterator[Verdict]:
-        """Judge every match exactly once, in any order; matches are pulled as they are needed."""
+        """Judge every comparison exactly once, in any order; comparisons are pulled as they are needed."""
         ...
 
     def close(self) -> None:
-        """Give back the memory. The comparer cannot be used afterwards."""
+        """Free the memory. The comparer cannot be used afterwards."""
         ...
 
 
@@ -128,7 +128,7 @@ class Derivation:
         compute: the rows, with the columns of the table of scores (details only where there are some), and further
             figures for the Report.
         resolved: what is part of the scorer's identity and only known from the run.
-        seen: the candidates that the scores cover, as `views.candidate_files` gives them; empty where that is unknown.
+        seen: the candidates that the scores cover, as `queries.candidate_files` gives them; empty if unknown.
     """
 
     name: str
@@ -139,24 +139,24 @@ class Derivation:
 
 
 class Deriver(Protocol):
-    """Something that makes scores of what a run holds already."""
+    """A source of scores computed from tables of a run."""
 
     def __call__(self, run: Run, *, partial: bool = False) -> Derivation:
-        """Read what is needed of the run, and say what is made of it.
+        """Read what is needed of the run, and return the scores.
 
         Raises:
-            NotReady: something that is read is not there, or is unfinished (without `partial`).
+            NotReady: something that is read is missing or unfinished (without `partial`).
             UsageError: the run has no scorer, judge or pairs of that name.
         """
         ...
 
 
 class Scorer(Protocol):
-    """Something that scores answers.
+    """An object that scores responses.
 
     Attributes:
         versions: of the libraries that decide the numbers.
-        outputs: the names of its numbers where it gives several for one answer; `("",)` for one that has one. Each
+        outputs: the names of its numbers where it gives several for one response; `("",)` for one that has one. Each
             output becomes a scorer of its own, and every item gets one `Score` for each.
     """
 
@@ -168,5 +168,5 @@ class Scorer(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back the memory. The scorer cannot be used afterwards."""
+        """Free the memory. The scorer cannot be used afterwards."""
         ...

@@ -1,4 +1,4 @@
-"""Specs: what each step is asked to do, said once, for flags, YAML, Python and footers alike."""
+"""Specs: the settings of each step, defined once for flags, YAML, Python and footers."""
 
 from prefdata.specs.base import Group, Spec, describe_changes, flag_of, group_of, identity_field, runtime_field
 from prefdata.specs.decide import EVERYTHING, FilterSpec, PairSpec, SelectSpec

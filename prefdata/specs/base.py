@@ -1,9 +1,9 @@
-"""Specs: what a step is asked to do, said once.
+"""Specs: the settings of a step, defined once.
 
 A spec is a frozen, strict pydantic model. The same class gives the command's flags and their help, the keys of the YAML
 file, the keyword arguments in Python, and the JSON in every footer. Fields come in two kinds: those that decide the
-result (the spec's identity: they enter the fingerprint), and those that only say how it is computed or how far (batch
-sizes, devices, the number of candidates), declared with `how`.
+result (the spec's identity: they enter the fingerprint), and those that only set how it is computed or how much (batch
+sizes, devices, the number of candidates), declared with `runtime_field`.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def identity_field(default: Any = ..., description: str = "", *, group: Group = 
 
 
 def runtime_field(default: Any = ..., description: str = "", *, group: Group = Group.SETTINGS, **bounds: Any) -> Any:
-    """Declare a field that says how, or how much, but never which result; it stays out of the fingerprint.
+    """Declare a field that sets how, or how much, but never which result; it is not in the fingerprint.
 
-    With `repr=False` its value may hold a secret, and is in no message.
+    With `repr=False` its value may hold a secret, and no message shows it.
     """
     return Field(default, description=description, json_schema_extra={"group": group, "how": True}, **bounds)
 
@@ -99,14 +99,14 @@ def _no_empty_condition(said: str | None) -> str | None:
 
 
 Condition = Annotated[str | None, AfterValidator(_no_empty_condition)]
-"""An SQL condition that says something, or none."""
+"""An SQL condition that is not empty, or none."""
 
 
 class Spec(BaseModel):
     """The base of all specs.
 
-    `step` names the command that the spec belongs to, in words as typed (`"sample"`, `"train dpo"`); `may_be_empty` the
-    texts whose being empty says something.
+    `step` names the command that the spec belongs to, as typed (`"sample"`, `"train dpo"`); `may_be_empty` the
+    texts that may be empty.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
@@ -124,7 +124,7 @@ class Spec(BaseModel):
     @field_validator("*")
     @classmethod
     def _no_empty_texts(cls, value: Any, info: ValidationInfo) -> Any:
-        # Taken for "not given", it would hide a variable that the shell does not have.
+        # Taken for "not given", it would hide an unset shell variable.
         empty = value == "" or (isinstance(value, tuple) and "" in value)
         if empty and info.field_name not in cls.may_be_empty:
             raise ValueError("should not be an empty text: give one, or leave it out")
@@ -200,7 +200,7 @@ class Spec(BaseModel):
         except ValidationError as error:
             problems = cls._problems(error, flags=False)
             raise UsageError(
-                f"it was made with settings that this prefdata refuses ({problems}). Make it anew with --replace."
+                f"it was made with settings that this prefdata refuses ({problems}). Make it again with --replace."
             ) from None
 
     def fingerprint(self) -> str:
@@ -211,7 +211,7 @@ class Spec(BaseModel):
     def essence(cls, identity: Mapping[str, Any]) -> dict[str, Any]:
         """Return an identity without the settings that are at their defaults: the basis of fingerprints and seeds.
 
-        So a setting that a later version adds, off by default, changes no fingerprint and no candidate. In return a
+        A setting that a later version adds, off by default, thus changes no fingerprint and no candidate; in return a
         default that decides a result never changes.
         """
         defaults = {name: _plain(field.get_default()) for name, field in cls.model_fields.items()}

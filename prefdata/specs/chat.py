@@ -19,7 +19,7 @@ class TemplateChoice:
 
     Attributes:
         named: a Jinja file or the name of one of the tokenizer's templates; None takes the tokenizer's default.
-        variables: what the template reads beside the conversation, by name.
+        variables: what the template reads in addition to the conversation, by name.
         date: what the template reads as today's date, where it reads the clock (YYYY-MM-DD).
     """
 
@@ -62,8 +62,8 @@ class ChatSpec(Spec):
     )
     chat_template_date: Day = identity_field(
         None,
-        "What a chat template that reads the clock takes for today, as YYYY-MM-DD; the day on which the work began "
-        "unless given.",
+        "Today's date for a chat template that reads the clock, as YYYY-MM-DD (default: the day on which the work "
+        "began).",
         group=Group.CHAT,
     )
 
@@ -80,7 +80,7 @@ class ChatSpec(Spec):
 
 
 def parse_variables(settings: tuple[str, ...]) -> dict[str, Any]:
-    """Read `KEY=VALUE` texts: the value as JSON where it is that, else as text.
+    """Read `KEY=VALUE` texts: the value as JSON where possible, else as text.
 
     Raises:
         ValueError: there is no `=` or no name, or a name is given twice.

@@ -9,15 +9,15 @@ from pydantic import ConfigDict, model_validator
 from prefdata.specs.base import Condition, Group, Spec, identity_field, runtime_field
 
 EVERYTHING = "all"
-"""What `--selector` says for every scored candidate."""
+"""The value of `--selector` for every scored candidate."""
 
 
 class FilterSpec(Spec):
-    """Which scored candidates take part: what select and pair are both asked."""
+    """Which scored candidates are eligible: the settings that select and pair share."""
 
-    scorer: str | None = identity_field(None, "Which scores (the only ones unless given).", group=Group.INPUT)
+    scorer: str | None = identity_field(None, "Which scores (default: the only ones in the run).", group=Group.INPUT)
     sampler: tuple[str, ...] = identity_field(
-        (), "Only candidates of these samplers (all unless given).", group=Group.INPUT
+        (), "Only candidates of these samplers (default: all).", group=Group.INPUT
     )
     where: Condition = identity_field(
         None,
@@ -25,23 +25,23 @@ class FilterSpec(Spec):
         group=Group.INPUT,
     )
     refusals: Literal["keep", "drop"] = identity_field(
-        "keep", "Answers that refuse, by the phrases of --refusal-phrases.", group=Group.FILTERS
+        "keep", "Refusals, found by the phrases of --refusal-phrases.", group=Group.FILTERS
     )
     refusal_phrases: str | None = identity_field(
-        None, "A YAML file of phrases that open a refusal (built-in unless given).", group=Group.FILTERS
+        None, "A YAML file of phrases that begin a refusal (default: built in).", group=Group.FILTERS
     )
     min_chars: int = identity_field(
-        0, "The shortest answer that takes part, in characters without surrounding space.", ge=0, group=Group.FILTERS
+        0, "Minimum length of a response, in characters without surrounding space.", ge=0, group=Group.FILTERS
     )
     max_chars: int | None = identity_field(
-        None, "The longest answer that takes part, in characters.", ge=1, group=Group.FILTERS
+        None, "Maximum length of a response, in characters.", ge=1, group=Group.FILTERS
     )
 
     @model_validator(mode="after")
     def _filters_go_together(self) -> Self:
         self.check_use("refusals", refusal_phrases=("drop",))
         if self.max_chars is not None and self.max_chars < self.min_chars:
-            raise ValueError("--max-chars is below --min-chars, so that no answer could take part")
+            raise ValueError("--max-chars is below --min-chars, so that no response fits")
         return self
 
 
@@ -54,13 +54,13 @@ class SelectSpec(FilterSpec):
         identity_field(
             "rso",
             "best-of-n (the highest score), top-k (of each prompt), top-k-overall (of the run), threshold, boltzmann "
-            "(k draws with replacement), rso (statistical rejection sampling, Plackett-Luce law by Gumbel noise) "
+            "(k draws with replacement), rso (statistical rejection sampling, Plackett-Luce, by Gumbel noise) "
             "or rso-algorithm1 (the RSO paper's sweep).",
             group=Group.METHOD,
         )
     )
     k: int = identity_field(
-        8, "How many to keep a prompt (best-of-n keeps 1; top-k-overall: how many in all).", ge=1, group=Group.METHOD
+        8, "How many to keep per prompt (best-of-n keeps 1; top-k-overall: in total).", ge=1, group=Group.METHOD
     )
     beta: float = identity_field(
         0.5,
@@ -69,37 +69,37 @@ class SelectSpec(FilterSpec):
         group=Group.METHOD,
     )
     threshold: float | None = identity_field(
-        None, "threshold: the lowest score that is kept.", allow_inf_nan=False, group=Group.METHOD
+        None, "threshold: the minimum score to keep.", allow_inf_nan=False, group=Group.METHOD
     )
     scale: Literal["raw", "min-max"] = identity_field(
         "raw",
-        "threshold: scores as they are, or each prompt's brought to [0, 1] first (ReST keeps above 0.7).",
+        "threshold: raw scores, or scaled to [0, 1] per prompt first (ReST keeps above 0.7).",
         group=Group.METHOD,
     )
-    seed: int = identity_field(0, "Seed of the acceptance draws.", ge=0, group=Group.METHOD)
+    seed: int = identity_field(0, "Seed of the random choices.", ge=0, group=Group.METHOD)
     shuffle: bool = identity_field(
-        False, "rso-algorithm1: sweep in random order and not in the order of generation.", group=Group.METHOD
+        False, "rso-algorithm1: sweep in random order, not in the order of generation.", group=Group.METHOD
     )
     truncated: Literal["drop", "keep"] = identity_field(
-        "drop", "What to do with answers that max_tokens cut off.", group=Group.FILTERS
+        "drop", "Responses truncated by max_tokens.", group=Group.FILTERS
     )
     duplicates: Literal["collapse", "keep"] = identity_field(
-        "collapse", "What to do with the same text twice for one prompt.", group=Group.FILTERS
+        "collapse", "Duplicate texts for one prompt.", group=Group.FILTERS
     )
     pool: Literal["all", "latest", "mix"] = identity_field(
         "all",
-        "Which rounds and samplers compete: all, the latest round only, or a mix: each prompt takes its answers from "
+        "Which rounds and samplers compete: all, the latest round only, or a mix: each prompt takes the responses of "
         "one sampler, drawn by --quota.",
         group=Group.POOL,
     )
     quota: tuple[str, ...] = identity_field(
-        (), "mix: a sampler's share of the prompts, as SAMPLER=WEIGHT (even unless given).", group=Group.POOL
+        (), "mix: a sampler's share of the prompts, as SAMPLER=WEIGHT (default: equal).", group=Group.POOL
     )
     improve: float | None = identity_field(
-        None, "best-of-n: an answer of a later round replaces one of an earlier only if it scores this much more.",
+        None, "best-of-n: a response of a later round replaces an earlier one only if it scores this much higher.",
         ge=0, allow_inf_nan=False, group=Group.METHOD)  # fmt: skip
     diverse: float = identity_field(
-        0.0, "top-k: weight of being far from what is kept already, from 0 (score alone) to 1 (distance alone).",
+        0.0, "top-k: weight of diversity (MMR), from 0 (score alone) to 1 (distance from kept responses alone).",
         ge=0, le=1, group=Group.DIVERSITY)  # fmt: skip
     distance: Literal["words", "embedding"] = identity_field(
         "words", "diverse: 1 - Jaccard of word pairs, or 1 - cosine of --embeddings.", group=Group.DIVERSITY
@@ -108,7 +108,7 @@ class SelectSpec(FilterSpec):
         None, "diverse: a Parquet file with candidate_id and embedding, a list of numbers.", group=Group.DIVERSITY
     )
     name: str | None = runtime_field(
-        None, "Name of this selection (made from the method and k unless given).", group=Group.OUTPUT
+        None, "Name of this selection (default: from the method and k).", group=Group.OUTPUT
     )
 
     @model_validator(mode="after")
@@ -129,11 +129,11 @@ class SelectSpec(FilterSpec):
         if 0 < self.beta < 1e-100:
             raise ValueError("--beta is too small to divide by: give 0, which keeps the highest scores")
         if self.method == "threshold" and self.threshold is None:
-            raise ValueError("--method threshold needs --threshold, the lowest score that is kept")
+            raise ValueError("--method threshold needs --threshold, the minimum score to keep")
         if self.scale == "min-max" and self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(
                 f"--threshold {self.threshold:g} is not within 0 and 1, and scores with --scale min-max are: "
-                "give a share, as 0.7"
+                "give a fraction, such as 0.7"
             )
         if (self.distance == "embedding") != (self.embeddings is not None):
             raise ValueError("--distance embedding and --embeddings FILE go together")
@@ -151,7 +151,7 @@ class PairSpec(FilterSpec):
     as_: Literal["pairs", "unpaired", "groups", "demonstrations"] = identity_field(
         "pairs",
         "What to write: pairs (DPO, RM), unpaired labels (KTO), groups of ranked responses (RRHF, SLiC, listwise RM) "
-        "or demonstrations (SFT on all that was selected).",
+        "or demonstrations (SFT on every selected response).",
         alias="as",
         group=Group.METHOD,
     )
@@ -163,9 +163,9 @@ class PairSpec(FilterSpec):
         "best-worst, best-random, random-labelled (--per-prompt random pairs, labelled by score), first-round (n/2 "
         "disjoint random pairs), tournament (n-1 by knock-out), adjacent (each with the next in rank), all (every "
         "two), top-bottom (--top best with --bottom worst), length-matched, against-reference, cross-sampler or "
-        "comparisons (what judges or people said).", group=Group.METHOD)  # fmt: skip
+        "comparisons (verdicts of judges or people).", group=Group.METHOD)  # fmt: skip
     per_prompt: int = identity_field(
-        1, "best-worst, random-labelled, length-matched: pairs a prompt.", ge=1, group=Group.METHOD
+        1, "best-worst, random-labelled, length-matched: pairs per prompt.", ge=1, group=Group.METHOD
     )
     top: int = identity_field(
         1, "top-bottom: how many of the best; --as unpaired: with --label-by top-bottom.", ge=1, group=Group.METHOD
@@ -175,47 +175,47 @@ class PairSpec(FilterSpec):
     )
     length_tolerance: float = identity_field(
         0.1,
-        "length-matched: the largest difference of lengths in characters, as a share of the longer.",
+        "length-matched: maximum difference of lengths in characters, as a fraction of the longer.",
         ge=0,
         le=1,
         group=Group.METHOD,
     )
     reference: str | None = identity_field(
-        None, "against-reference: the sampler whose answers are the references.", group=Group.METHOD
+        None, "against-reference: the sampler whose responses are the references.", group=Group.METHOD
     )
     trust_reference: bool = identity_field(
         False,
         "against-reference: the reference is always the chosen one (SPIN), and needs no score.",
         group=Group.METHOD,
     )
-    judge: str | None = identity_field(None, "comparisons: whose (the only ones unless given).", group=Group.INPUT)
+    judge: str | None = identity_field(None, "comparisons: of which judge (default: the only one).", group=Group.INPUT)
     ties: Literal["drop", "keep"] = identity_field(
         "drop",
-        "comparisons: leave ties out, or keep them as rows whose verdict is tie, which no trainer prefers by.",
+        "comparisons: leave ties out, or keep them as rows with the verdict tie, which trainers do not use.",
         group=Group.LABELS,
     )
     min_margin: float = identity_field(
-        0.0, "The least difference of scores; ties never make a pair.", ge=0, allow_inf_nan=False, group=Group.LIMITS
+        0.0, "Minimum difference of scores; ties never make a pair.", ge=0, allow_inf_nan=False, group=Group.LIMITS
     )
     max_margin: float | None = identity_field(
-        None, "The largest difference of scores.", gt=0, allow_inf_nan=False, group=Group.LIMITS
+        None, "Maximum difference of scores.", gt=0, allow_inf_nan=False, group=Group.LIMITS
     )
     min_probability: float = identity_field(
         0.5,
-        "The least probability that the label is right: how sure verdicts must be.",
+        "Minimum probability that the label is right.",
         ge=0.5,
         le=1,
         group=Group.LIMITS,
     )
     max_pairs_per_prompt: int | None = identity_field(
-        None, "Most pairs a prompt; the widest margins stay.", ge=1, group=Group.LIMITS
+        None, "Maximum pairs per prompt; the largest margins are kept.", ge=1, group=Group.LIMITS
     )
     max_per_candidate: int | None = identity_field(
-        None, "Most pairs that one answer takes part in; the widest stay.", ge=1, group=Group.LIMITS
+        None, "Maximum pairs per response; the largest margins are kept.", ge=1, group=Group.LIMITS
     )
     balance: Literal["none", "source", "sampler"] = identity_field(
         "none",
-        "Equally many pairs of each source of prompts, or of each sampler of chosen answers, by lot.",
+        "Equally many pairs of each source of prompts, or of each sampler of chosen responses, at random.",
         group=Group.LIMITS,
     )
     temperature: float = identity_field(
@@ -226,27 +226,25 @@ class PairSpec(FilterSpec):
     )
     label_by: Literal["threshold", "median", "top-bottom"] = identity_field(
         "median",
-        "unpaired: good is what scores at least --threshold, above the prompt's median, or the --top.",
+        "unpaired: good responses score at least --threshold, above the prompt's median, or are in the --top.",
         group=Group.LABELS,
     )
     threshold: float | None = identity_field(
         None,
-        "unpaired: with --label-by threshold, the lowest score that is good.",
+        "unpaired: with --label-by threshold, the minimum score that is good.",
         allow_inf_nan=False,
         group=Group.LABELS,
     )
     seed: int = identity_field(0, "Seed of the random choices.", ge=0, group=Group.METHOD)
     truncated: Literal["drop", "rejected", "keep"] = identity_field(
         "rejected",
-        "Answers that max_tokens cut off: leave out, allow as rejected only, or treat as any other.",
+        "Responses truncated by max_tokens: leave out, allow as rejected only, or treat as any other.",
         group=Group.FILTERS,
     )
     selector: str | None = identity_field(
-        None, 'Which selection (the only one unless given); "all" is every scored candidate.', group=Group.INPUT
+        None, 'Which selection (default: the only one in the run); "all" is every scored candidate.', group=Group.INPUT
     )
-    name: str | None = runtime_field(
-        None, "Name of what is written (the selection's name unless given).", group=Group.OUTPUT
-    )
+    name: str | None = runtime_field(None, "Name of the output (default: the selection's name).", group=Group.OUTPUT)
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
@@ -273,9 +271,9 @@ class PairSpec(FilterSpec):
             for name in ("min_margin", "max_margin", "temperature"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     flag = f"--{name.replace('_', '-')}"
-                    raise ValueError(f"{flag} is about scores, and {by} does not go by scores: leave it out")
+                    raise ValueError(f"{flag} applies to scores, and {by} does not use scores: leave it out")
         if self.strategy == "against-reference" and self.reference is None:
-            raise ValueError("--strategy against-reference needs --reference SAMPLER, whose answers are the references")
+            raise ValueError("--strategy against-reference needs --reference SAMPLER: whose responses they are")
         if self.max_margin is not None and self.max_margin < self.min_margin:
-            raise ValueError("--max-margin is below --min-margin, so that no pair could be made")
+            raise ValueError("--max-margin is below --min-margin, so that no pair is possible")
         return self

@@ -52,7 +52,7 @@ class ExportSpec(Spec):
         alias="files",
         group=Group.OUTPUT,
     )
-    shard_mb: int = identity_field(256, "Largest size of a shard, in megabytes.", ge=1, group=Group.OUTPUT)
+    shard_mb: int = identity_field(256, "Maximum size of a shard, in megabytes.", ge=1, group=Group.OUTPUT)
     license: str | None = identity_field(
         None, "The licence for the card, as the hub writes it (apache-2.0); unknown unless given.", group=Group.OUTPUT
     )

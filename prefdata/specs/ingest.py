@@ -1,4 +1,4 @@
-"""What ingest is asked to do."""
+"""The spec of ingest."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ IngestKind = Literal["prompts", "candidates", "pairs", "unpaired", "comparisons"
 
 
 JUDGED: tuple[IngestKind, ...] = ("pairs", "comparisons", "demonstrations")
-"""What verdicts on two responses are read for."""
+"""The purposes of verdicts on two responses."""
 
 
 class IngestSpec(Spec):
-    """`prefdata ingest`: files in, prompts out, and with `--as` what else the rows hold."""
+    """`prefdata ingest`: files in, prompts out, and with `--as` the responses, pairs, labels or verdicts."""
 
     model_config = ConfigDict(populate_by_name=True)
     step: ClassVar[str] = "ingest"
@@ -32,7 +32,7 @@ class IngestSpec(Spec):
     )
     layout: str | None = identity_field(
         None,
-        "How rows are read: a layout's name, or a YAML file of your own (found from the columns unless given).",
+        "How rows are read: a layout's name, or a YAML file of your own (default: detected from the columns).",
         group=Group.INPUT,
     )
     ignore: tuple[str, ...] = identity_field(
@@ -48,7 +48,7 @@ class IngestSpec(Spec):
     )
     ties: Literal["drop", "keep"] = identity_field(
         "drop",
-        "as pairs: leave ties out, or keep them as rows whose verdict is tie, which no trainer prefers by.",
+        "as pairs: leave ties out, or keep them as rows with the verdict tie, which trainers do not use.",
         group=Group.LABELS,
     )
     on_contradiction: Literal["drop", "keep", "tie"] = identity_field(
@@ -58,7 +58,7 @@ class IngestSpec(Spec):
     )
     join: tuple[str, ...] = identity_field(
         (),
-        "Another file, whose columns are put beside each row: questions beside responses. NAME=FILE puts them under "
+        "Another file, whose columns are joined to each row: questions to responses. NAME=FILE puts them under "
         "NAME, as NAME.column. May be given several times.",
         group=Group.INPUT,
     )
@@ -69,12 +69,10 @@ class IngestSpec(Spec):
         group=Group.INPUT,
     )
     test: float = identity_field(
-        0.1, "Share of prompts that go to the test split where the rows do not say.", ge=0, le=1, group=Group.PROMPTS
+        0.1, "Fraction of prompts for the test split where the rows name none.", ge=0, le=1, group=Group.PROMPTS
     )
     seed: int = identity_field(0, "Seed of the split and of the instructions.", ge=0, group=Group.PROMPTS)
-    system: str | None = identity_field(
-        None, "A system message put before every prompt that has none.", group=Group.PROMPTS
-    )
+    system: str | None = identity_field(None, "A system message for every prompt that has none.", group=Group.PROMPTS)
     instructions: str | None = identity_field(
         None,
         "Put an instruction into each first user turn, for Ghost Attention: a YAML file, or gatt.",
@@ -82,29 +80,28 @@ class IngestSpec(Spec):
     )
     on_duplicates: Literal["merge", "error"] = identity_field(
         "merge",
-        "What to do with a prompt that occurs twice (as candidates: with a response that does).",
+        "Duplicate prompts (as candidates: duplicate responses).",
         group=Group.INPUT,
     )
     on_bad_rows: Literal["error", "drop", "quarantine"] = identity_field(
         "error",
-        "What to do with a row that cannot be used: refuse the file, leave it out, or put it into RUN/quarantine with "
-        "the reason.",
+        "Rows that cannot be used: refuse the file, leave the row out, or put it into RUN/quarantine with the reason.",
         group=Group.INPUT,
     )
     limit: int | None = identity_field(None, "Read this many rows only.", ge=1, group=Group.INPUT)
     score: tuple[str, ...] = runtime_field(
         (),
         "as candidates: a column of scores beside the responses, as COLUMN or NAME=COLUMN; each becomes a scorer; true "
-        "is 1. -COLUMN where the smallest is best.",
+        "is 1. -COLUMN if lower is better.",
         group=Group.LABELS,
     )
     source: str | None = runtime_field(
-        None, "Name of what is read (the first file's name unless given).", group=Group.OUTPUT
+        None, "Name of what is read (default: the first file's name).", group=Group.OUTPUT
     )
 
     @property
     def score_columns(self) -> tuple[tuple[str | None, str], ...]:
-        """The columns of scores, each with the name that its scorer is given, if it is; -COLUMN has its sign turned."""
+        """The columns of scores, each with its scorer's name if one is given; -COLUMN has its sign changed."""
         parts = (one.rpartition("=") for one in self.score)
         return tuple((name or None, column) for name, _, column in parts)
 
@@ -116,7 +113,7 @@ class IngestSpec(Spec):
             raise ValueError(f"--score takes columns, each once, as COLUMN or NAME=COLUMN, not {', '.join(self.score)}")
         words = ("rank", "ranking", "ranks")
         if ranks := [column for _, column in self.score_columns if column.rpartition(".")[2] in words]:
-            raise ValueError(f"--score {ranks[0]}: the best rank is the smallest number; write --score=-{ranks[0]}")
+            raise ValueError(f"--score {ranks[0]}: the best rank is the lowest number; write --score=-{ranks[0]}")
         return self
 
     @model_validator(mode="after")
@@ -134,5 +131,5 @@ class IngestSpec(Spec):
     @model_validator(mode="after")
     def _instructed_prompts_have_no_responses_yet(self) -> Self:
         if self.instructions is not None and self.kind != "prompts":
-            raise ValueError("--instructions is for prompts: responses that exist already heed none of them")
+            raise ValueError("--instructions is for prompts: existing responses do not follow them")
         return self

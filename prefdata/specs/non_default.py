@@ -1,4 +1,4 @@
-"""The settings of a finished step that differ from their defaults: what a person wants to read of it."""
+"""The settings of a finished step that differ from their defaults, as reports show them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SPECS: dict[str, type[Spec]] = {
 def non_default_settings(step: str, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a step that are not at their defaults, and what was known at run time only.
 
-    Of a step without a spec here (training) all settings that say something are returned.
+    Of a step without a spec here (training) all settings with a value are returned.
     """
     given = {name: value for name, value in identity.items() if value is not None}
     spec = _SPECS.get(step)

@@ -1,4 +1,4 @@
-"""Names of settings in TRL, Transformers, vLLM, OpenRLHF and earlier versions of prefdata, and what they are here."""
+"""Names of settings in TRL, Transformers, vLLM, OpenRLHF and earlier versions of prefdata, and our names for them."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "num_proc": ("workers",),
     "num_workers": ("workers",),
 }
-"""Another tool's name, and ours: of several the first that the command has; none where there is no such setting."""
+"""Another tool's name, and ours: of several, the first that the command has; none if we have no such setting."""
 
 NOT_A_SETTING = {
     "report_to": "metrics.jsonl and TensorBoard's files are always written to the model's folder",
@@ -117,7 +117,7 @@ NOT_A_SETTING = {
     "use_tensorboard": "metrics.jsonl and TensorBoard's files are always written to the model's folder",
     "resume_from_checkpoint": "the same command continues from the last checkpoint",
 }
-"""What training does without a setting."""
+"""What training does without the setting."""
 
 
 def normalised(name: str) -> str:
@@ -143,7 +143,7 @@ def without_setting(other: str, known: Iterable[str]) -> str | None:
 def our_name(other: str, known: Iterable[str]) -> str | None:
     """Return the name among `known` of the setting that other tools call `other`; None where there is none.
 
-    A name of ours that is written otherwise (with underscores, with capitals) is found too.
+    A name of ours that is written differently (with underscores, with capitals) is found too.
     """
     names, name = set(known), normalised(other)
     return next((ours for ours in (name, *OTHER_NAMES.get(name, ())) if ours in names), None)

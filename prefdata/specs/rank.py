@@ -1,4 +1,4 @@
-"""What rank is asked to do: one spec for each kind of scorer, told apart by the flag that names the scorer.
+"""The specs of rank: one for each kind of scorer, chosen by the flag that names the scorer.
 
 `prefdata.scorers.open.SCORERS` says what each kind does. A setting is a field of the kinds that use it; help lists the
 settings of all kinds by group.
@@ -26,7 +26,7 @@ _REFERENCE = identity_field(
 )
 _SEED = identity_field(
     0,
-    "Seed of the schedule and of flipped orders; of a judge's retries; of the bootstrap of --comparisons.",
+    "Seed of the schedule and of random orders, of a judge's retries, and of the bootstrap of --comparisons.",
     ge=0,
     group=Group.COMPARISONS,
 )
@@ -43,7 +43,7 @@ class RankSpec(Spec):
     """The field that names the scorer."""
 
     name: str | None = runtime_field(
-        None, "Name of this scorer or judge (the model folder's or function's unless given).", group=Group.OUTPUT
+        None, "Name of this scorer or judge (default: the model folder's or function's).", group=Group.OUTPUT
     )
 
     def __new__(cls, **values: Any) -> Self:
@@ -110,11 +110,9 @@ def _is_given(value: Any) -> bool:
 
 
 class CandidatesSpec(RankSpec):
-    """A scorer that reads candidates, and no scores that are there already."""
+    """A scorer that reads candidates, not scores."""
 
-    sampler: tuple[str, ...] = runtime_field(
-        (), "Only candidates of these samplers (all unless given).", group=Group.INPUT
-    )
+    sampler: tuple[str, ...] = runtime_field((), "Only candidates of these samplers (default: all).", group=Group.INPUT)
 
 
 class ClassifierSpec(VllmSpec):
@@ -123,7 +121,7 @@ class ClassifierSpec(VllmSpec):
     label: str | None = identity_field(
         None,
         "reward model: which label, by name or number; all makes a scorer of each. "
-        "pairwise: which of two labels means that the first response is better (the first unless given).",
+        "pairwise: which of two labels means that the first response is better (default: the first).",
         group=Group.CLASSIFIER,
     )
     text_format: str | None = identity_field(
@@ -136,7 +134,7 @@ class ClassifierSpec(VllmSpec):
     @model_validator(mode="after")
     def _needs_logits(self) -> Self:
         if self.engine == "openai":
-            raise ValueError("--engine openai goes with --judge: a server returns text, and no logits")
+            raise ValueError("--engine openai goes with --judge: a server returns text, not logits")
         if self.template_choice and self.text_format is not None:
             raise ValueError("--text-format uses no chat template: leave out --chat-template and --chat-template-arg")
         return self
@@ -151,11 +149,11 @@ class RubricSpec(Spec):
 
 
 class CompareSpec(CandidatesSpec):
-    """A scorer that compares two responses: which two, and in which order."""
+    """A scorer that compares two responses: the schedule, and the order."""
 
     schedule: Literal["all", "first-round", "tournament"] = identity_field(
         "first-round",
-        "Which two responses are compared: every two, n/2 disjoint random pairs, or n-1 by knock-out.",
+        "Which responses are compared: all pairs, n/2 disjoint random pairs, or n-1 by knock-out.",
         group=Group.COMPARISONS,
     )
     order: Literal["both", "flip"] = identity_field(
@@ -176,7 +174,7 @@ class RewardModelSpec(ClassifierSpec, CandidatesSpec):
 
 
 class FunctionSpec(CandidatesSpec):
-    """A Python function of the user's."""
+    """A Python function of the user."""
 
     kind = "function"
 
@@ -215,9 +213,9 @@ class JudgeSpec(RubricSpec, EngineSpec, CompareSpec):
     judge: str = identity_field(
         ..., "LLM-as-a-judge: a language model that judges by a --rubric: scores or comparisons.", group=Group.SCORER
     )
-    judge_tokens: int = identity_field(512, "judge: the longest judgment, in tokens.", ge=1, group=Group.LANGUAGE_MODEL)
+    judge_tokens: int = identity_field(512, "judge: maximum tokens of a judgment.", ge=1, group=Group.LANGUAGE_MODEL)
     judge_tries: int = identity_field(
-        3, "judge: how often it is asked again where its reply cannot be read.", ge=1, group=Group.LANGUAGE_MODEL
+        3, "judge: retries of a reply that cannot be read.", ge=1, group=Group.LANGUAGE_MODEL
     )
 
 
@@ -324,12 +322,12 @@ class AggregateSpec(RankSpec):
 
 
 class CombineSpec(RankSpec):
-    """Several scorers as one."""
+    """A combination of several scorers."""
 
     kind = "combine"
 
     combine: str = identity_field(
-        ..., 'Other scorers as one, as in "0.7*helpful + 0.3*safe" or "min(a, b)".', group=Group.SCORER
+        ..., 'A combination of other scorers, such as "0.7*helpful + 0.3*safe" or "min(a, b)".', group=Group.SCORER
     )
     normalize: Literal["none", "z", "z-prompt", "rank", "quantile"] = identity_field(
         "none", "How each scorer's scores are normalised first.", group=Group.COMBINE
@@ -343,7 +341,7 @@ class CalibrateSpec(RankSpec):
 
     calibrate: str = identity_field(
         ...,
-        "A scorer whose scores are to be corrected, by --length or by pairs that are --labelled.",
+        "A scorer whose scores are corrected for --length, or by the --labelled pairs.",
         group=Group.SCORER,
     )
     length: Literal["none", "penalty", "rc-mean", "rc-lwr"] = identity_field(
@@ -360,5 +358,5 @@ class CalibrateSpec(RankSpec):
     def _corrects(self) -> Self:
         self.check_use("length", length_weight=("penalty",))
         if self.length == "none" and self.labelled is None:
-            raise ValueError("--calibrate corrects by --length or by pairs that are --labelled: give one of them")
+            raise ValueError("--calibrate corrects for --length or by --labelled pairs: give one of them")
         return self

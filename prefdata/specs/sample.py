@@ -1,4 +1,4 @@
-"""What sample is asked to do."""
+"""The spec of sample, and those of models and engines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from prefdata.specs.value_ranges import (
 )
 
 _NOT_SAMPLING = ("max_tokens", "logprobs", "on_long")
-"""Settings that decide how long a response may be or what is stored of it, and not how its tokens are sampled."""
+"""Settings of a response's length or of what is stored of it, not of how its tokens are sampled."""
 
 
 def _no_key(name: str) -> str:
@@ -39,7 +39,7 @@ VariableName = Annotated[str, AfterValidator(_no_key)]
 
 
 class HardwareSpec(ChatSpec):
-    """What a model runs on, and its chat template: the settings of everything that transformers computes."""
+    """The device of a model, and its chat template: the settings of all that transformers computes."""
 
     dtype: str = identity_field(
         "auto",
@@ -47,12 +47,11 @@ class HardwareSpec(ChatSpec):
         group=Group.ENGINE,
     )
     device: str | None = runtime_field(
-        None, "cpu, cuda, cuda:1, …; the best one available unless given.", group=Group.TRANSFORMERS
+        None, "cpu, cuda, cuda:1, … (default: the best available).", group=Group.TRANSFORMERS
     )
     batch_tokens: int | None = runtime_field(
         None,
-        "Rows times positions of a batch (chosen for the device unless given); `rank` computes one on each core of a "
-        "CPU.",
+        "Rows times positions of a batch (default: chosen for the device); `rank` computes one on each core of a CPU.",
         ge=1,
         group=Group.TRANSFORMERS,
     )
@@ -63,12 +62,12 @@ class VllmSpec(HardwareSpec):
 
     engine: Literal["auto", "vllm", "transformers", "openai"] = identity_field(
         "auto",
-        "auto takes vllm where it is installed and there is a GPU, else transformers; openai is any such server.",
+        "auto is vllm if it is installed and there is a GPU, else transformers; openai: any OpenAI-compatible server.",
         group=Group.ENGINE,
     )
     max_model_len: int | None = identity_field(
         None,
-        "Use less of the context (prompt and response, tokens) than the model was made for.",
+        "Maximum context length (prompt and response, in tokens), if less than the model's.",
         ge=2,
         group=Group.ENGINE,
     )
@@ -94,7 +93,7 @@ class VllmSpec(HardwareSpec):
 
 
 class EngineSpec(VllmSpec):
-    """Which engine a generating model runs on, and how: what every step with such a model shares."""
+    """The engine of a generating model: the settings that every step with such a model shares."""
 
     may_be_empty: ClassVar[tuple[str, ...]] = ("api_key_env",)
 
@@ -107,7 +106,7 @@ class EngineSpec(VllmSpec):
     )
     tokenizer: str | None = runtime_field(
         None,
-        "The model's own folder or hub name; prompts are then rendered here and sent as token ids.",
+        "The model's folder or hub name; prompts are then rendered locally and sent as token ids.",
         group=Group.OPENAI,
     )
     api_key_env: VariableName = runtime_field(
@@ -118,9 +117,7 @@ class EngineSpec(VllmSpec):
     )
     concurrency: int = runtime_field(64, "Requests in flight at a time.", ge=1, group=Group.OPENAI)
     timeout: float = runtime_field(600.0, "Seconds to wait for a response.", gt=0, group=Group.OPENAI)
-    retries: int = runtime_field(
-        6, "How often a request is tried again after 429, 5xx and timeouts.", ge=0, group=Group.OPENAI
-    )
+    retries: int = runtime_field(6, "Retries of a request after 429, 5xx and timeouts.", ge=0, group=Group.OPENAI)
 
     @model_validator(mode="after")
     def _a_template_has_a_use(self) -> Self:
@@ -129,7 +126,7 @@ class EngineSpec(VllmSpec):
         if self.engine == "openai" and self.tokenizer is None and self.template_choice:
             raise ValueError(
                 "the server renders by its own chat template: for --chat-template and --chat-template-arg give the "
-                "model's --tokenizer, so that prompts are rendered here"
+                "model's --tokenizer, so that prompts are rendered locally"
             )
         return self
 
@@ -139,7 +136,7 @@ class ModelSpec(EngineSpec):
 
     model: str = identity_field(
         ...,
-        "The policy: a Hugging Face folder or hub name; for openai the name that the server knows.",
+        "The policy: a Hugging Face folder or hub name; for openai, the server's name for it.",
         group=Group.MODEL,
     )
 
@@ -150,7 +147,7 @@ class SampleSpec(ModelSpec):
     step: ClassVar[str] = "sample"
 
     n: int = runtime_field(
-        16, "Candidates a prompt; raising it later adds the missing ones.", ge=1, group=Group.SAMPLING
+        16, "Candidates per prompt; raising it later adds the missing ones.", ge=1, group=Group.SAMPLING
     )
     temperature: NotNegative = identity_field(
         1.0,
@@ -162,38 +159,38 @@ class SampleSpec(ModelSpec):
     )
     top_k: CountOrNone = identity_field(0, "The k most probable tokens only; 0 is all.", group=Group.SAMPLING)
     min_p: ShareOrNone = identity_field(
-        0.0, "Only tokens at least this share as probable as the likeliest; 0 is all.", group=Group.SAMPLING
+        0.0, "Only tokens at least this fraction as probable as the most probable; 0 is all.", group=Group.SAMPLING
     )
     repetition_penalty: Positive = identity_field(
         1.0,
-        "Divides (or multiplies, below zero) the logits of tokens that occurred in prompt or answer; 1 is none.",
+        "Divides (or multiplies, below zero) the logits of tokens that occurred in prompt or response; 1 is none.",
         group=Group.SAMPLING,
     )
     presence_penalty: Penalty = identity_field(
-        0.0, "Taken off the logits of tokens that occurred in the answer; 0 is none.", group=Group.SAMPLING
+        0.0, "Subtracted from the logits of tokens that occurred in the response; 0 is none.", group=Group.SAMPLING
     )
-    max_tokens: Count = identity_field(512, "The longest answer, in tokens.", group=Group.SAMPLING)
+    max_tokens: Count = identity_field(512, "Maximum length of a response, in tokens.", group=Group.SAMPLING)
     min_tokens: CountOrNone = identity_field(
-        0, "The shortest answer, in tokens: before it no end token is drawn.", group=Group.SAMPLING
+        0, "Minimum length of a response, in tokens: no end token before.", group=Group.SAMPLING
     )
     stop: tuple[str, ...] = identity_field(
-        (), "Text that ends an answer and is cut off; may be given several times.", group=Group.SAMPLING
+        (), "Text that ends a response and is removed from it; may be given several times.", group=Group.SAMPLING
     )
     search: Literal["sample", "beam", "diverse-beam"] = identity_field(
         "sample",
-        "sample draws; beam and diverse-beam search for the N likeliest answers (transformers only).",
+        "random sampling, or a search for the N most probable responses (transformers only).",
         group=Group.SAMPLING,
     )
     diversity_penalty: float = identity_field(
-        1.0, "diverse-beam: taken off tokens that earlier beams took at the same step.", ge=0, group=Group.SAMPLING
+        1.0, "diverse-beam: subtracted from tokens that earlier groups chose.", ge=0, group=Group.SAMPLING
     )
     seed: int = identity_field(
-        0, "The run's seed; every candidate has its own, made from it.", ge=0, group=Group.SAMPLING
+        0, "The run's seed, from which every candidate's own is derived.", ge=0, group=Group.SAMPLING
     )
     round: int = identity_field(0, "The round of an iterative run.", ge=0, group=Group.OUTPUT)
     preprompts: str | None = identity_field(
         None,
-        "A YAML file of preprompts with weights: each candidate is drawn with one, and trained on without it.",
+        "A YAML file of preprompts with weights: each candidate is sampled with one, and trained on without it.",
         group=Group.PROMPTS,
     )
     ghost_attention: bool = identity_field(
@@ -203,33 +200,33 @@ class SampleSpec(ModelSpec):
     )
     on_long: Literal["skip", "error", "truncate-left"] = identity_field(
         "skip",
-        "Prompts without room for an answer: a row with a status, an error, or cut from the left.",
+        "Prompts without room for a response: a row with a status, an error, or truncated from the left.",
         group=Group.PROMPTS,
     )
     logprobs: bool = identity_field(
-        False, "Store the log-probability of every token, and not only their sum.", group=Group.OUTPUT
+        False, "Store the log-probability of every token, not only their sum.", group=Group.OUTPUT
     )
     split: Literal["all", "train", "test"] = runtime_field("all", "Which prompts.", group=Group.PROMPTS)
     where: Condition = runtime_field(
         None, "Only prompts for which this SQL condition on the prompts table holds.", group=Group.PROMPTS
     )
     limit: int | None = runtime_field(
-        None, "Only this many prompts: a fair sample, the same every time.", ge=1, group=Group.PROMPTS
+        None, "Only this many prompts, chosen at random by their ids: always the same ones.", ge=1, group=Group.PROMPTS
     )
     sweep: tuple[str, ...] = runtime_field(
         (), "One sampler for each value, as SETTING=A,B,C; several sweeps are crossed.", group=Group.SAMPLING
     )
     retry_truncated: bool = runtime_field(
-        False, "Draw again, with the larger --max-tokens, what the smaller one cut off.", group=Group.SAMPLING
+        False, "Sample truncated responses again with a larger --max-tokens.", group=Group.SAMPLING
     )
     name: str | None = runtime_field(
-        None, "Name of this sampler (the model folder's name unless given).", group=Group.OUTPUT
+        None, "Name of this sampler (default: the model folder's name).", group=Group.OUTPUT
     )
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
         self.check_use("search", diversity_penalty=("diverse-beam",))
-        if not self.sweep:  # each sampler of a sweep is asked by itself
+        if not self.sweep:  # each sampler of a sweep is checked by itself
             self._check_lengths()
         return self
 
@@ -237,8 +234,8 @@ class SampleSpec(ModelSpec):
     def sampler_fingerprint(cls, identity: Mapping[str, Any]) -> str:
         """Return the id of all settings that decide how tokens are sampled; candidates' ids and seeds depend on it.
 
-        Limits of length are no part of it (the same seed continues the same answer), except for a search, where the
-        best beams of a shorter one are others. Samplers with equal fingerprints have candidates in common.
+        Limits of length are not part of it (the same seed continues the same response), except for a search, where the
+        best beams of a shorter one differ. Samplers with equal fingerprints share candidates.
         """
         deciding = {name: value for name, value in cls.essence(identity).items() if name not in _NOT_SAMPLING}
         if identity.get("search", "sample") != "sample":
@@ -247,7 +244,7 @@ class SampleSpec(ModelSpec):
 
     @property
     def repeats_itself(self) -> bool:
-        """Whether every draw gives a prompt's same answer, and there are several: no pair can be made of them."""
+        """Whether all of several samples of a prompt are the same response: no pair can be made of them."""
         greedy = self.temperature == 0 or self.top_k == 1
         return greedy and self.n > 1 and self.search == "sample" and self.preprompts is None
 
@@ -255,11 +252,11 @@ class SampleSpec(ModelSpec):
         """Check that every candidate's maximum length is at least its minimum; of ranges, the worst possible values.
 
         Raises:
-            ValueError: one's is.
+            ValueError: a candidate's is below.
         """
         longest, shortest = self.max_tokens, self.min_tokens
         turns = math.lcm(*(str(setting).count(",") + 1 for setting in (longest, shortest)))
         top = math.nextafter(1, 0)
         if any(value_of(longest, i, 0) < value_of(shortest, i, top) for i in range(turns)):
-            which = "an answer of some candidates" if is_spread(longest) or is_spread(shortest) else "an answer"
+            which = "a response of some candidates" if is_spread(longest) or is_spread(shortest) else "a response"
             raise ValueError(f"--max-tokens {longest} is below --min-tokens {shortest}, so that {which} could not end")

@@ -1,8 +1,8 @@
-"""Spreads: a sampling setting that is one value, a list, or a range, as a person writes it.
+"""Sampling settings that are one value, a list, or a range.
 
-`1.0` is the same for every candidate; `0.7,1.0,1.2` is gone through by the sample index, so that the candidates of
+`1.0` is the same for every candidate; `0.7,1.0,1.2` is indexed by the sample index, so that the candidates of
 every prompt share the values evenly; `1.2:1.3` draws a value for each candidate, uniformly (Llama 2, 2307.09288,
-section 3.2.3: the best temperature for many samples lies in such a range).
+section 3.2.3: the best temperature for many samples is in such a range).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def spread(text: Any, *, whole: bool, low: float, above: bool = False, high: flo
     Args:
         text: a number, a list of numbers, or the text of either, or `LOW:HIGH`.
         whole: whether the values are integers.
-        low: the least value allowed; with `above` a value must be greater.
+        low: the minimum; with `above` a value must be greater.
         above: see `low`.
-        high: the greatest value allowed.
+        high: the maximum.
 
     Raises:
         ValueError: it is none of these, or a value is out of bounds.

@@ -1,9 +1,9 @@
-"""How far judges can be trusted: with themselves when the order is swapped, and with each other.
+"""Reliability of judges: self-consistency when the order is swapped, and agreement with each other.
 
 Reads rows of the comparisons table: prompt_id, first_id, second_id, order, annotator, probability (that the first beats
 the second, whichever was shown first). A verdict is which side of one half the probability is on; one half is a tie.
-Rows without a probability are counted and left out. Several verdicts of one annotator on one showing are averaged: what
-is to be told apart (two prompts of one judge, say) needs names of its own in `annotator`.
+Rows without a probability are counted and left out. Several verdicts of one annotator on one presentation are averaged:
+what has to be kept separate (two prompts of one judge, say) needs different names in `annotator`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _COUNTS = ["comparisons", "null", "ties", "both_orders", "consistent"]
 
 
 def self_consistency(comparisons: pl.DataFrame) -> pl.DataFrame:
-    """How each annotator fares when the same two responses are shown in the other order; one row per annotator.
+    """Each annotator's self-consistency when two responses are shown in both orders; one row per annotator.
 
     Returns:
         annotator; `comparisons`; `null` among them; `ties`; `both_orders`: pairs judged in both orders; `consistent`:
-        of those, the ones judged alike (a tie and a tie are alike); `consistency`: their share; `first_position_rate`:
+        of those, the ones judged the same (two ties are the same); `consistency`: their share; `first_position_rate`:
         the share of verdicts, ties excluded, for the response that was shown first (0.5 for an unbiased judge).
-        Shares of nothing are null.
+        Shares of zero pairs are null.
     """
     counts = order_counts(comparisons)
     return counts.select(
@@ -44,7 +44,7 @@ def order_counts(comparisons: pl.DataFrame) -> pl.DataFrame:
     """Return the counts behind the shares of `consistency`; those of disjoint sets of pairs can be added.
 
     Returns:
-        annotator, comparisons, null, ties, both_orders, consistent as there; `decided`: verdicts that are no ties;
+        annotator, comparisons, null, ties, both_orders, consistent as there; `decided`: verdicts that are not ties;
         `first_position`: those of them for the response that was shown first.
     """
     shown = _by_pair(comparisons)
@@ -73,12 +73,12 @@ def _share(part: str, whole: str) -> pl.Expr:
 
 
 def verdicts(comparisons: pl.DataFrame) -> pl.DataFrame:
-    """Each annotator's verdict on each pair: 1, -1 or 0 (a tie), of all their showings together.
+    """Each annotator's verdict on each pair: 1, -1 or 0 (a tie), over all presentations.
 
-    The probabilities of both orders are averaged, so that a judge who contradicts themselves has said a tie.
+    The probabilities of both orders are averaged, so that contradicting verdicts of a judge are a tie.
 
     Returns:
-        prompt_id, low, high (the two answers' ids, sorted), annotator, verdict: 1 where low is better.
+        prompt_id, low, high (the two responses' ids, sorted), annotator, verdict: 1 where low is better.
     """
     kept = _by_pair(comparisons).filter(pl.col("probability").is_not_null())
     orders = kept.group_by(*_PAIR, "annotator", "low_shown_first").agg(pl.col("probability").mean())
@@ -87,7 +87,7 @@ def verdicts(comparisons: pl.DataFrame) -> pl.DataFrame:
 
 
 def pairwise_agreement(comparisons: pl.DataFrame) -> pl.DataFrame:
-    """Agreement of every two annotators over the pairs that both judged.
+    """Agreement of each two annotators over the pairs that both judged.
 
     Returns:
         annotator, other, `pairs` that both judged, `agreement` (share of equal verdicts), `kappa` (Cohen's), `ac1`
@@ -123,11 +123,11 @@ def overall_agreement(comparisons: pl.DataFrame) -> dict[str, float | int | None
 
 
 def rating_counts(ratings: NDArray[np.float64] | NDArray[np.int8], categories: tuple[int, ...] = (-1, 0, 1)) -> Counts:
-    """How many raters put each item into each category, shape (items, categories); NaN is no rating.
+    """How many raters put each item into each category, shape (items, categories); NaN means no rating.
 
     Args:
         ratings: shape (items, raters).
-        categories: all that there are, also those that nobody chose: Gwet's AC1 depends on their number.
+        categories: all possible ones, also those never chosen: Gwet's AC1 depends on their number.
     """
     return np.stack([(ratings == category).sum(axis=1) for category in categories], axis=1).astype(np.float64)
 
@@ -145,7 +145,7 @@ def raw_agreement(counts: Counts) -> float | None:
 def cohen_kappa(a: NDArray[np.generic], b: NDArray[np.generic]) -> float | None:
     """Cohen's kappa of two raters of the same items, shape (items,): chance is the product of their own rates.
 
-    None without items, and where both always say the same one thing, so that chance agrees fully.
+    None without items, and where both always give one and the same rating, so that chance agrees fully.
     """
     if len(a) == 0:
         return None
@@ -157,7 +157,7 @@ def cohen_kappa(a: NDArray[np.generic], b: NDArray[np.generic]) -> float | None:
 def fleiss_kappa(counts: Counts) -> float | None:
     """Fleiss' kappa from `rating_counts`: chance is the sum of the squared overall rates.
 
-    Items with a single rating have a part in the rates only; items may have different numbers of ratings.
+    Items with a single rating count in the rates only; items may have different numbers of ratings.
     """
     observed = raw_agreement(counts)
     if observed is None:

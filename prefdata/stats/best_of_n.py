@@ -1,7 +1,7 @@
-"""What the best of n draws is worth, estimated from the N >= n draws that there are: pure functions on arrays.
+"""The expected value of best of n, estimated from N >= n samples: pure functions on arrays.
 
-Notation: P prompts, N candidates a prompt, K values of n. `scores` has shape (P, N), finite; `ns` are K numbers, 1..N.
-A row's draws are independent and of one law. The estimators are means over all C(N, n) subsets (U-statistics), so they
+Notation: P prompts, N candidates per prompt, K values of n. `scores`: shape (P, N), finite; `ns`: K numbers, 1..N.
+A row's samples are i.i.d. The estimators are means over all C(N, n) subsets (U-statistics), so they
 are unbiased for every n up to N; drawing n of the N with replacement is not (`with_replacement_weights`).
 
 Sources: WebGPT (2112.09332, appendix I) and Gao et al. (2210.10760) for the weights; Beirami et al. (2401.01879) for
@@ -80,7 +80,7 @@ def expected_median(scores: Floats, ns: Sequence[int]) -> Floats:
 def value_of_best(scores: Floats, values: Floats, ns: Sequence[int]) -> Floats:
     """Return E[value of the response with the highest score among n], shape (P, K): the gold score of a proxy's choice.
 
-    Equal scores are chosen among by lot, so their values are averaged: no order of candidates enters.
+    Ties are broken at random, so the values of equal scores are averaged: the order of candidates does not matter.
     """
     return _by_score(scores, values) @ max_weights(scores.shape[1], ns)
 
@@ -130,12 +130,12 @@ def kl_bound(ns: Sequence[int]) -> Floats:
 def kl_empirical(scores: Floats, ns: Sequence[int]) -> Floats:
     """Return the exact KL divergence of best-of-n from the empirical distribution of the N candidates, (P, K), nats.
 
-    Equal scores are chosen among in proportion to their probability, which adds nothing, so only the shares of the
-    levels of the score matter. It takes the N candidates for all that there is, and so is too low for open-ended text.
+    Ties are broken in proportion to probability, which adds nothing, so only the shares of the
+    levels of the score matter. It treats the N candidates as the whole distribution: too low for open-ended text.
     """
     prompts, total = scores.shape
     row, low, high = _levels(np.sort(scores, axis=1))
-    tied = high - low > 1  # most levels are of one candidate: what they would give is there once, and ties correct it
+    tied = high - low > 1  # most levels have one candidate: their common value is computed once, and ties correct it
     row, low, high = row[tied], low[tied], high[tied]
     made = np.empty((prompts, len(ns)))
     for column, n in enumerate(ns):
@@ -149,11 +149,11 @@ def kl_empirical(scores: Floats, ns: Sequence[int]) -> Floats:
 def kl_beirami(probability: Floats, n: int) -> Floats:
     """Beirami et al.'s estimate of the KL divergence of best-of-n (2401.01879), from the probability of what it chose.
 
-    It lies between 0 and `kl_bound`; exact where the best answer is the only one whose probability is not vanishing.
+    It is between 0 and `kl_bound`; exact where only the best response has a non-negligible probability.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         eps = np.clip(np.asarray(probability, np.float64), 1e-300, 1.0)
-        none = np.exp(n * np.log1p(-eps))  # the chance that n draws all miss the answer
+        none = np.exp(n * np.log1p(-eps))  # the chance that n draws all miss the response
         once = -np.expm1(n * np.log1p(-eps))
         missed = none * (math.log(n) + (n - 1) * np.log1p(-eps) - (n - 1) / n)
         estimate: Floats = np.where(none > 0, missed, 0.0) + once * np.log(once / eps)
@@ -161,9 +161,9 @@ def kl_beirami(probability: Floats, n: int) -> Floats:
 
 
 def expected_beirami(scores: Floats, logprobs: Floats, ns: Sequence[int]) -> Floats:
-    """E[`kl_beirami` of the answer that best-of-n chooses], shape (P, K); `logprobs` of whole answers, (P, N), in nats.
+    """E[`kl_beirami` of best-of-n's response], shape (P, K); `logprobs` of whole responses, (P, N), in nats.
 
-    Few answers of any length have a probability that matters: the others are at the bound.
+    Few long responses have a non-negligible probability: the others are at the bound.
     """
     order = np.argsort(scores, axis=1, kind="stable")
     row, place = np.nonzero(np.take_along_axis(logprobs, order, axis=1) > math.log(1e-9))
@@ -182,7 +182,7 @@ def expected_beirami(scores: Floats, logprobs: Floats, ns: Sequence[int]) -> Flo
 def best_of_n_law(p: Floats, r: Floats, n: int) -> Floats:
     """Return best-of-n's distribution where the candidates' is finite: probabilities `p`, rewards `r`, (outcomes,).
 
-    A level of reward is chosen with F^n - F_below^n; within it, in proportion to p. What has probability 0 keeps it.
+    A level of reward is chosen with F^n - F_below^n; within it, in proportion to p. Outcomes of probability 0 keep it.
     """
     levels, level = np.unique(r, return_inverse=True)
     mass = np.bincount(level, weights=p, minlength=levels.size).astype(np.float64)

@@ -1,8 +1,8 @@
-"""Intervals by bootstrap over prompts: prompts are what is resampled, never the answers to one prompt.
+"""Bootstrap intervals over prompts: prompts are resampled, never the responses to one prompt.
 
-Many prompts are resampled in lots: they are put into `LOTS` groups of equal size at random, and groups are drawn whole.
-The mean of a lot of m prompts has 1/m of a prompt's variance, so the interval is that of resampling prompts, and a
-million of them cost what ten thousand do. With fewer prompts than `LOTS` each is a lot of its own.
+Many prompts are resampled in blocks: at random, they form `LOTS` blocks of equal size, and whole blocks are resampled.
+The mean of a block of m prompts has 1/m of a prompt's variance, so the interval is that of resampling prompts, and a
+million prompts cost what ten thousand do. With fewer prompts than `LOTS` each is a block of its own.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ RESAMPLES = 2000
 """Bootstrap resamples of prompts."""
 
 LOTS = 10_000
-"""The most groups that prompts are put into."""
+"""Maximum number of blocks."""
 
 _AT_ONCE = 4_000_000
-"""Draws that are held at a time."""
+"""Resampled values that are held at a time."""
 
 
 def bootstrap_blocks(prompts: int, seed: int = 0) -> NDArray[np.int64]:
@@ -37,14 +37,14 @@ def bootstrap_intervals(
     """Return the 95% percentile bootstrap intervals of means over prompts, or of a statistic of the means.
 
     Args:
-        sums: of a value over the prompts of each lot, shape (lots, values).
-        sizes: the number of prompts in each lot, shape (lots,); one each unless given.
-        seed: of the resamples, the same for all values: what is compared is resampled together.
+        sums: of a value over the prompts of each block, shape (blocks, values).
+        sizes: the number of prompts in each block, shape (blocks,); 1 each by default.
+        seed: of the resamples, the same for all values: compared values are resampled together.
         of: figures from the means of each resample: (resamples, values) to (resamples, figures).
 
     Returns:
-        low and high, each of shape (values,) or (figures,); NaN where there are fewer than two lots, which say
-        nothing of the spread.
+        low and high, each of shape (values,) or (figures,); NaN where there are fewer than two blocks, which show
+        no variance.
     """
     count, values = sums.shape
     of = of or (lambda means: means)

@@ -1,4 +1,4 @@
-"""Corrected scores: a temperature fitted on labelled pairs, and length taken out.
+"""Corrected scores: a temperature fitted on labelled pairs, and the effect of length removed.
 
 Pairs are given by their margins, score of the chosen minus score of the rejected. Lengths are in any one unit
 (characters in the literature below). Everything here is a pure function on arrays.
@@ -17,7 +17,7 @@ from prefdata.errors import InputError
 Array = NDArray[np.float64]
 
 TEMPERATURE_RANGE = 100.0
-"""A fitted temperature lies within this factor of the margins' root mean square; see `fit_temperature`."""
+"""A fitted temperature is within this factor of the margins' root mean square; see `fit_temperature`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Temperature:
 
     Attributes:
         value: the temperature; scores divided by it are calibrated.
-        bound: `low` where every pair is ranked right, so that no temperature is too small; `high` where the scores know
+        bound: `low` where every pair is ranked right, so that no temperature is too small; `high` where the scores tell
             nothing of the labels, so that none is too large; None where there is a minimum.
         pairs: how many pairs it was fitted on.
     """
@@ -46,7 +46,7 @@ class Figures:
         ties: pairs of equal scores.
         ece: expected calibration error of sigmoid(margin / temperature), ten bins.
         log_loss: mean -ln sigmoid(margin / temperature), in nats.
-        length_correlation: Pearson's, of score and length over all answers; None where either never varies.
+        length_correlation: Pearson's, of score and length over all responses; None where either never varies.
         margin_length_correlation: Pearson's, of the margin and the difference of lengths; None likewise.
         longer_wins: share of pairs whose chosen is the longer, equal lengths as half: a baseline for `accuracy`.
     """
@@ -195,19 +195,19 @@ def pair_window(lengths: Array, prompts: pl.Series) -> float:
 
 
 def mean_bias(scores: Array, lengths: Array, at: Array, *, window: float, least: int = 20) -> Array:
-    """RC-Mean's bias (2409.17407): the mean score of the answers whose length is within `window` of each of `at`.
+    """RC-Mean's bias (2409.17407): the mean score of the responses whose length is within `window` of each of `at`.
 
     Both ends of the window count. (The authors' code cuts its slice one short at the end and fails beyond the longest.)
 
     Args:
         scores: shape (rows,).
         lengths: shape (rows,).
-        at: lengths to tell the bias of, shape (asked,).
+        at: lengths at which the bias is computed, shape (points,).
         window: half of its width; see `pair_window`.
-        least: fewer answers than that in the window, and there is no bias to tell.
+        least: minimum number of responses in the window.
 
     Returns:
-        The bias, shape (asked,); NaN where it cannot be told.
+        The bias, shape (points,); NaN where too few responses are in the window.
     """
     order = np.argsort(lengths, kind="stable")
     ranked = lengths[order]
@@ -223,7 +223,7 @@ def lowess_bias(
 ) -> Array:
     """RC-LWR's bias (2409.17407): a robust locally weighted regression of score on length (Cleveland 1979).
 
-    At each of at most `anchors` lengths a line is fitted to the nearest `fraction` of the answers with tricube
+    At each of at most `anchors` lengths a line is fitted to the nearest `fraction` of the responses with tricube
     weights, then again `passes` times with bisquare weights of the residuals. Between anchors the curve is
     interpolated, beyond the shortest and the longest it is level. (The authors' code takes the value of the nearest
     length below, a step, and fails beyond the longest.)
@@ -231,20 +231,20 @@ def lowess_bias(
     Args:
         scores: shape (rows,).
         lengths: shape (rows,).
-        at: lengths to tell the bias of, shape (asked,).
-        fraction: of the answers that each line sees, in (0, 1].
+        at: lengths at which the bias is computed, shape (points,).
+        fraction: of the responses that each line sees, in (0, 1].
         passes: of robust reweighting.
-        anchors: the most lengths at which a line is fitted; spread evenly over the distinct lengths.
+        anchors: the maximum number of lengths at which a line is fitted; spread evenly over the distinct lengths.
 
     Returns:
-        The bias, shape (asked,).
+        The bias, shape (points,).
 
     Raises:
         InputError: there are no scores, one is not finite, or `fraction` is not in (0, 1].
     """
     _check(scores)
     if not 0 < fraction <= 1:
-        raise InputError(f"the fraction of answers that a length is compared with is in (0, 1], not {fraction:g}.")
+        raise InputError(f"the fraction of responses that a length is compared with is in (0, 1], not {fraction:g}.")
     distinct, group = np.unique(lengths, return_inverse=True)
     ends = np.unique(np.linspace(0, len(distinct) - 1, min(anchors, len(distinct))).round().astype(np.int64))
     points = distinct[ends]
@@ -257,7 +257,7 @@ def lowess_bias(
             residual = np.abs(scores - np.interp(lengths, points, curve))
             scale = 6 * np.median(residual)
             if scale <= 1e-12 * np.abs(scores).max(initial=0):
-                break  # more than half lie on the curve: it cannot be made more robust
+                break  # more than half are on the curve: it cannot be made more robust
             trust = np.clip(1 - (residual / scale) ** 2, 0, None) ** 2
     bias: Array = np.interp(at, points, curve)
     return bias
@@ -283,7 +283,7 @@ def _radius(ranked: Array, points: Array, nearest: int) -> Array:
 def _local_lines(x: Array, weight: Array, weighted: Array, points: Array, radius: Array) -> Array:
     """Return the value at each point of the line fitted around it, shape (points,).
 
-    Answers of one length count together: `weight` sums their trust, `weighted` their trust times score, shape (x,).
+    Responses of one length count together: `weight` sums their weights, `weighted` weights times scores, shape (x,).
     """
     curve = np.empty_like(points)
     for i, (point, reach) in enumerate(zip(points, radius, strict=True)):
@@ -291,7 +291,7 @@ def _local_lines(x: Array, weight: Array, weighted: Array, points: Array, radius
         near = np.clip(1 - (np.abs(off) / reach) ** 3, 0, None) ** 3 if reach > 0 else (off == 0).astype(np.float64)
         w, y = near * weight, near * weighted
         total = w.sum()
-        if total <= 0:  # every neighbour is an outlier: taken from the points beside it
+        if total <= 0:  # every neighbour is an outlier: interpolated from the points around it
             curve[i] = np.nan
             continue
         mean_x, mean_y = w @ off / total, y.sum() / total
@@ -307,4 +307,4 @@ def _check(values: Array) -> None:
     if len(values) == 0:
         raise InputError("there is nothing to calibrate with: no labelled pair has two scores.")
     if not np.isfinite(values).all():
-        raise InputError("scores to calibrate with must be finite: leave out the answers that have none.")
+        raise InputError("scores to calibrate with must be finite: leave out the responses that have none.")

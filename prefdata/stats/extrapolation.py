@@ -1,19 +1,19 @@
-"""How the best of n goes on beyond the N draws that there are: a likely curve, between the least and the most.
+"""Extrapolation of best of n beyond the N samples: an estimate between a lower and an upper bound.
 
 What is known is E_n, the mean over prompts of the expected best of n, up to n = N, and a ceiling T, the highest score
-that any prompt has. The gain of one more draw is an integral of F^n (1 - F) over the scores, F being a prompt's law, so
+that any prompt has. The gain of one more sample is an integral of F^n (1 - F) over the scores, F a prompt's CDF, so
 the gains are moments of a positive measure on [0, 1], and so is what remains to the ceiling, T - E_n; means over
 prompts as well. Moments of a positive measure are log-convex in n: their ratios from step to step never fall. Over the
-last half of the draws, in two steps of N/4, that tells:
+last half of the samples, in two steps of N/4, this gives:
 
-- at least, gains go on shrinking by the ratio that they last shrank by;
-- at most, what remains to the ceiling goes on shrinking by the ratio that it last shrank by;
-- likely lies between: what remains shrinks as a mean of exponentials whose rates have a gamma law does, as
+- lower bound: gains keep shrinking by their last ratio;
+- upper bound: what remains to the ceiling keeps shrinking by its last ratio;
+- estimate: what remains shrinks like a mean of exponentials with gamma-distributed rates, as
   (1 + theta m)^-k after m steps, through the three points. That is right for one chance of success that all prompts
-  share, nearly right for chances with a beta law, and has the limits of light tails, heavy tails and ceilings between.
+  share, nearly right for beta-distributed chances, and has the limits of light tails, heavy tails and ceilings.
 
-These are the sharp bounds of Chebyshev and Markov for three moments (Karlin and Studden 1966), whatever the laws of
-the prompts are, as long as no score is above the ceiling. Shapes: (..., K) for K values of n.
+These are the sharp bounds of Chebyshev and Markov for three moments (Karlin and Studden 1966), whatever the prompts'
+distributions, as long as no score is above the ceiling. Shapes: (..., K) for K values of n.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 LEAST = 4
-"""Draws a prompt with which a curve can be continued."""
+"""Minimum samples per prompt for an extrapolation."""
 
 FARTHEST = 8
-"""How many times the draws that there are it is continued at most."""
+"""Maximum n of an extrapolation, as a multiple of the existing samples."""
 
 POOL = 8
-"""Scores of all prompts together for each draw that it is continued to: the best of n is among the highest 1/n."""
+"""Scores of all prompts together for each n of an extrapolation: the best of n is among the highest 1/n."""
 
 
 def max_n(prompts: int, known: int) -> int:
@@ -52,12 +52,12 @@ def extrapolate(means: Floats, ceiling: float | Floats, known: int, ns: Sequence
     """Return the estimate and the lower and upper bound of E[max of n] for n beyond what is known, each (..., K).
 
     Noise can make what remains to the ceiling shrink faster from step to step, as no mean over prompts does; then the
-    middle of the three points is taken to be where it shrinks evenly, and the three curves are one.
+    middle of the three points is taken to be where it shrinks evenly, and the three curves coincide.
 
     Args:
         means: E[max of n] at the three `anchors`, shape (..., 3).
         ceiling: the highest score.
-        known: the draws that there are.
+        known: the number of samples.
         ns: K numbers beyond it.
     """
     first, middle, last = np.moveaxis(np.maximum(ceiling - means, 0.0), -1, 0)[..., None]
@@ -85,7 +85,7 @@ def _powers(first: Floats, middle: Floats, last: Floats, steps: Floats) -> Float
 
 
 def _log_theta(bend: Floats) -> Floats:
-    """Return the log theta for which log(1 + 2 theta) / log(1 + theta) is `bend`, between 1 (endless) and 2 (none)."""
+    """Return the log theta for which log(1 + 2 theta) / log(1 + theta) is `bend`, between 1 (infinite) and 2 (zero)."""
     bends, logs = _bends()
     found: Floats = np.interp(-bend, -bends, logs)
     return found
@@ -98,7 +98,7 @@ def _bends() -> tuple[Floats, Floats]:
 
 
 def _ratio(top: Floats, bottom: Floats, otherwise: float = 0.0) -> Floats:
-    """Their ratio; `otherwise` where the bottom, or what it is divided for, is nothing."""
+    """Their ratio; `otherwise` where the denominator, or what it is divided for, is 0."""
     there = (bottom > 0) & (top > 0)
     made: Floats = np.divide(top, bottom, out=np.full(np.broadcast(top, bottom).shape, otherwise), where=there)
     return made

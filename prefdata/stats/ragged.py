@@ -1,6 +1,6 @@
-"""Ragged arrays: prompts with different numbers of rows, decided about with a few array operations for all of them.
+"""Ragged arrays: prompts with different numbers of rows, processed together by a few array operations.
 
-`RaggedRows` holds a frame whose rows are grouped by prompt. `blocks` lays prompts of similar size out as padded
+`RaggedRows` holds a frame whose rows are grouped by prompt. `blocks` returns prompts of similar size as padded
 (prompts, rows) arrays.
 """
 
@@ -145,7 +145,7 @@ def offsets(sizes: Ints) -> Ints:
 
 
 def count_prompts(rows: pl.DataFrame) -> int:
-    """How many prompts rows have that are mostly grouped by prompt."""
+    """Count the prompts of rows that are mostly grouped by prompt."""
     return _runs(rows["prompt_id"])[0].n_unique()
 
 
@@ -182,7 +182,7 @@ def _runs(names: pl.Series) -> tuple[pl.Series, Ints]:
 def _in_order(index: NDArray[Any], ids: pl.Series, sizes: Ints) -> bool:
     """Whether each prompt's rows are sorted by index, and those of equal index by id."""
     falls, ties = index[1:] < index[:-1], index[1:] == index[:-1]
-    falls[offsets(sizes)[1:] - 1] = ties[offsets(sizes)[1:] - 1] = False  # from one prompt to the next anything goes
+    falls[offsets(sizes)[1:] - 1] = ties[offsets(sizes)[1:] - 1] = False  # the order between prompts does not matter
     if falls.any() or not ties.any():
         return not falls.any()
     bits = id_prefix64(ids)

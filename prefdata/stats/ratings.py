@@ -2,8 +2,8 @@
 
 All methods read the same comparisons: rows of prompt_id, first_id, second_id and the probability that the first beats
 the second (0.5 is a tie, and counts as half a win for each). Those without a probability are counted and left out.
-Each prompt is a league of its own; to rank models or judges over a run, put their names into first_id and second_id and
-one name into prompt_id. Leagues are computed side by side: a hundred thousand of them take seconds.
+Each prompt is rated separately; to rank models or judges over a run, put their names into first_id and second_id and
+one name into prompt_id. Prompts are computed together: a hundred thousand of them take seconds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def aggregate(
         method: one of METHODS. `bradley-terry`: centred log-strength, in nats. `elo`: online Elo about 1000, averaged
             over orders of play. `borda`: mean share of wins over the opponents met, times the number of opponents in
             the prompt. `copeland`: opponents beaten by majority minus opponents lost to.
-        prior: bradley-terry: wins and losses against an average answer that each answer starts with.
+        prior: bradley-terry: wins and losses against an average response, added for each response.
         bootstrap: bradley-terry: resamples of the games within each prompt, for intervals; 0 makes none.
         level: of the intervals.
         permutations: elo: random orders of play.
@@ -50,18 +50,18 @@ def aggregate(
         seed: of the resamples and the orders.
 
     Returns:
-        prompt_id, candidate_id, score, reason, games, low, high; one row for every answer named, sorted by ids. No
+        prompt_id, candidate_id, score, reason, games, low, high; one row for every response named, sorted by ids. No
         score, and why: `no_comparisons` (all were null), or `not_connected` (bradley-terry without a prior, where wins
         do not lead from everyone to everyone, so that a strength would be infinite).
 
     Raises:
-        UsageError: there is no such method, or the prior is too small to count with.
+        UsageError: there is no such method, or the prior is too small.
         InputError: a probability is not in [0, 1].
     """
     if method not in METHODS:
-        raise UsageError(f"there is no way {method!r} to make scores of comparisons.{did_you_mean(method, METHODS)}")
+        raise UsageError(f"there is no method {method!r} of scores from comparisons.{did_you_mean(method, METHODS)}")
     if 0 < prior < LEAST_PRIOR:
-        raise UsageError(f"a prior of {prior:g} is too small to count with: give 0, or at least {LEAST_PRIOR:g}.")
+        raise UsageError(f"a prior of {prior:g} is too small: give 0, or at least {LEAST_PRIOR:g}.")
     here = league(comparisons)
     count = len(here.prompt)
     games = np.bincount(here.first, minlength=count) + np.bincount(here.second, minlength=count)
@@ -97,12 +97,12 @@ def bradley_terry(
     Args:
         prompt: number of each player's prompt, from 0, ascending, shape (players,).
         pairs: i, j, and how often each of them won (see `WinCounts`).
-        prior: wins and losses of each player against one of strength 1, whom nobody else sees. Above 0 it makes the
+        prior: wins and losses of each player against a virtual player of strength 1. Above 0 it makes the
             strengths finite whatever the games; 0 is maximum likelihood.
         tolerance: of the last step, in nats.
 
     Returns:
-        NaN where `prior` is 0 and the prompt's strengths are not finite: wins do not lead from everyone to everyone.
+        NaN where `prior` is 0 and the prompt's strengths are not finite: the graph of wins is not strongly connected.
     """
     strength = np.full(len(prompt), np.nan)
     for starts, wins in blocks(prompt, *pairs):
@@ -154,7 +154,7 @@ def _sigmoid(x: Floats) -> Floats:
 
 
 def _strongly_connected(beats: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Whether wins lead from everyone to everyone, shape (prompts,), from who beat whom, shape (prompts, n, n)."""
+    """Whether the graph of wins is strongly connected, shape (prompts,), from the wins, shape (prompts, n, n)."""
     size = beats.shape[1]
     leads = (beats | np.eye(size, dtype=bool)).astype(np.float32)
     for _ in range(max(size - 1, 1).bit_length()):  # paths twice as long each time
@@ -169,9 +169,9 @@ def _by_player(i: Ints, j: Ints, of_i: Floats, of_j: Floats, players: int) -> Fl
 
 
 def _intervals(here: WinCounts, prior: float, resamples: int, level: float, seed: int) -> tuple[Floats, Floats]:
-    """Percentile intervals: as many games as there are, drawn again with replacement within each prompt.
+    """Percentile intervals: the games are resampled with replacement within each prompt.
 
-    A resample may leave out the games that tie a prompt together, so it has a prior of 0.001 at least.
+    A resample may leave out the games that connect a prompt's players, so it has a prior of 0.001 at least.
     """
     group = here.prompt[here.first]
     start = np.searchsorted(group, group, "left")
@@ -191,7 +191,7 @@ def elo(here: WinCounts, *, permutations: int = 32, k: float = 4.0, seed: int = 
     """Online Elo from 1000, a hundred points a factor of 10^(1/4), shape (players,); the sum never changes.
 
     Its result depends on the order of play, so it is averaged over random orders; with `permutations` 0 the games are
-    played once, in the league's own order.
+    played once, in the order of the comparisons.
     """
     count, games = len(here.prompt), len(here.first)
     group = here.prompt[here.first]

@@ -1,7 +1,7 @@
-"""How different the answers to one prompt are: pure functions on texts, each prompt's own value, all prompts at once.
+"""Diversity of the responses to a prompt: pure functions on texts, one value per prompt, all prompts at once.
 
-`texts` are the answers of all prompts one after the other, `prompt` the number of each one's prompt, shape (texts,),
-from 0. The values of a prompt change with the number of its answers: compare what has equally many. Words are letters
+`texts` are the responses of all prompts one after the other, `prompt` the number of each one's prompt, shape (texts,),
+from 0. The values of a prompt change with the number of its responses: compare equal numbers only. Words are letters
 and digits, case folded; a character each in scripts without blanks (`prefdata.stats.words.words`).
 """
 
@@ -22,14 +22,14 @@ ORDERS = 4
 """The longest n-grams of self-BLEU, in words."""
 
 NO_MATCH = 0.1
-"""What no match at all counts as in a precision of self-BLEU (Chen and Cherry 2014, smoothing 1)."""
+"""Matches that count for a self-BLEU precision without any (Chen and Cherry 2014, smoothing 1)."""
 
 
 def unique_share(texts: Sequence[str], prompt: Ints, ns: Sequence[int]) -> Floats:
     """Return the expected share of different texts among n responses of a prompt, (P, K); NaN where it has fewer.
 
-    A text that c of the N answers are is missed by C(N-c, n) of the C(N, n) subsets (rarefaction, Hurlbert 1971). Texts
-    that differ only in case, blanks or Unicode form are the same. NaN where a prompt has fewer answers than n.
+    A text shared by c of the N responses is missed by C(N-c, n) of the C(N, n) subsets (rarefaction, Hurlbert 1971).
+    Texts that differ only in case, blanks or Unicode form are the same.
     """
     sizes = np.bincount(prompt)
     codes = np.unique(np.array([normalised(text) for text in texts], dtype=object), return_inverse=True)[1]
@@ -44,9 +44,9 @@ def unique_share(texts: Sequence[str], prompt: Ints, ns: Sequence[int]) -> Float
 
 
 def distinct(texts: Sequence[str], prompt: Ints, order: int) -> Floats:
-    """Distinct-n of each prompt's answers together (Li et al. 2016), shape (P,): different n-grams over all of them.
+    """Distinct-n of each prompt's responses together (Li et al. 2016), shape (P,): different n-grams over all of them.
 
-    NaN where no answer has `order` words.
+    NaN where no response has `order` words.
     """
     prompts = int(prompt.max(initial=-1)) + 1
     gram, text = _grams(*_encode(texts), order)
@@ -59,12 +59,12 @@ def distinct(texts: Sequence[str], prompt: Ints, order: int) -> Floats:
 
 
 def self_bleu(texts: Sequence[str], prompt: Ints) -> Floats:
-    """Self-BLEU of each prompt's answers (Zhu et al. 2018), shape (P,): 1 where all are alike, near 0 where none are.
+    """Self-BLEU of each prompt's responses (Zhu et al. 2018), shape (P,): 1 if all are equal, near 0 if all differ.
 
-    The mean BLEU of each answer with all the others of its prompt as references: the geometric mean of the clipped
-    precisions of 1 to 4 words, times exp(1 - r/c) where the answer is shorter than the nearest length r of the others.
-    An answer of fewer than four words has as many precisions as words; a precision without a match counts `NO_MATCH`
-    matches. Answers without words take no part; NaN where fewer than two have words.
+    The mean BLEU of each response with all the others of its prompt as references: the geometric mean of the clipped
+    precisions of 1 to 4 words, times exp(1 - r/c) if the response is shorter than the nearest length r of the others.
+    A response of fewer than four words has as many precisions as words; a precision without a match counts `NO_MATCH`
+    matches. Responses without words are left out; NaN where fewer than two have words.
     """
     prompts = int(prompt.max(initial=-1)) + 1
     codes, text_of_word = _encode(texts)
@@ -116,7 +116,7 @@ def _clipped_matches(gram: Ints, text: Ints, prompt: Ints, texts: int) -> Floats
     (place, kind, who), count = np.unique(np.stack([prompt[text], gram, text]), axis=1, return_counts=True)
     order = np.lexsort([count, kind, place])
     place, kind, who, count = place[order], kind[order], who[order], count[order]
-    last = np.ones(count.size, bool)  # of its prompt and n-gram: who has it most often
+    last = np.ones(count.size, bool)  # of its prompt and n-gram: the text that has it most often
     last[:-1] = (place[1:] != place[:-1]) | (kind[1:] != kind[:-1])
     run = np.cumsum(last) - last
     most = count[last][run]

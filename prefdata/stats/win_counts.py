@@ -1,7 +1,6 @@
-"""Comparisons by number: who met whom, who won how often, and how far that contradicts itself.
+"""Win counts per pair, and intransitivity.
 
-Each prompt is a league of its own, and its answers are the players. Leagues are laid side by side in arrays, so that a
-hundred thousand of them are counted together.
+Each prompt is a league of its own, and its responses are the players. All leagues are counted together in arrays.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class WinCounts:
-    """Comparisons by number. Players are numbered prompt by prompt, pairs (i < j) and games prompt by prompt too.
+    """Win counts. Players are numbered prompt by prompt, pairs (i < j) and games prompt by prompt too.
 
     Attributes:
-        names: prompt_id and candidate_id of each player (who played at all), in the order of their numbers.
-        unplayed: prompt_id and candidate_id of those whose every row was left out.
+        names: prompt_id and candidate_id of each player with at least one game, in the order of their numbers.
+        unplayed: prompt_id and candidate_id of those whose rows were all left out.
         prompt: number of each player's prompt, shape (players,).
         i, j: the players of each pair that met, shape (pairs,).
         wins_i, wins_j: how often each won, a tie as half and soft verdicts as fractions, shape (pairs,).
         first, second, outcome: every single game, in an order that does not depend on that of the rows; shape (games,).
-        null: rows that were left out for want of a probability.
-        same: rows that were left out because an answer was compared with itself.
+        null: rows that were left out because they have no probability.
+        same: rows that were left out because a response was compared with itself.
     """
 
     names: pl.DataFrame
@@ -124,7 +123,7 @@ def blocks(
 ) -> Iterator[tuple[Ints, NDArray[np.float64]]]:
     """Prompts of one size at a time: the number of each one's first player, and its wins [of, over].
 
-    Shapes (prompts,) and (prompts, n, n); as many prompts at once as make some two million pairs.
+    Shapes (prompts,) and (prompts, n, n); in blocks of about two million pairs.
     """
     sizes = np.bincount(prompt)
     starts, number = ragged.offsets(sizes), np.empty(len(sizes), np.int64)
@@ -141,7 +140,7 @@ def blocks(
 
 
 def contradictions(here: WinCounts) -> dict[str, Any]:
-    """How far the majorities contradict each other: three answers each of which beats the next.
+    """Count intransitive triples: three responses each of which beats the next by majority.
 
     Returns:
         `triples` whose three pairs all have a majority; `cycles` among them; `transitivity`, the share that are none

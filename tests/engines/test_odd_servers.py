@@ -64,7 +64,7 @@ def test_a_content_of_parts_is_its_text(fake, connect):
     fake.answer = lambda path, body, nth: (200, {}, chat(parts))
     generator = connect()
     assert one(generator).text == "Paris."
-    assert generator.notes == ("The server sent reasoning beside its responses, which is not stored.",)
+    assert generator.notes == ("The server sent reasoning with its responses, which is not stored.",)
 
 
 ODD = {
@@ -136,7 +136,7 @@ def test_log_probabilities_that_are_no_numbers_are_none(fake, connect, value):
     generator = connect()
     found = one(generator, Sampling(1.0, 1.0, 0, 20, logprobs=True))
     assert (found.text, found.logprob_sum, found.logprobs) == ("fine", None, None)
-    assert generator.notes == ("Some of the server's log-probabilities are no numbers: those responses have none.",)
+    assert generator.notes == ("Some of the server's log-probabilities are not numbers: those responses have none.",)
 
 
 def test_neutral_settings_are_sent_only_where_others_would_be_taken(fake, connect):
@@ -300,7 +300,7 @@ def test_a_gzip_bomb_is_unpacked_up_to_a_limit(fake, connect, monkeypatch):
         fake.answer = lambda path, body, nth, broken=broken: (200, headers, broken)
         assert "gzip" in one(connect(retries=0)).detail
     fake.answer = lambda path, body, nth: (200, {"Content-Encoding": "gzip, gzip"}, gzip.compress(bomb))
-    assert "was not asked for" in one(connect()).detail
+    assert "was not requested" in one(connect()).detail
 
 
 def test_a_charset_that_is_none_is_not_read_by(fake, connect):

@@ -65,13 +65,13 @@ def test_the_rank_of_an_adapter_is_rounded_up_to_one_that_vllm_has(tmp_path):
         config.write_text(json.dumps({"r": rank, "rank_pattern": pattern}))
         assert lora_rank(tmp_path) == expected
     config.write_text('{"r": 513}')
-    with pytest.raises(ModelError, match="rank 513, and vLLM takes 512 at most"):
+    with pytest.raises(ModelError, match="rank 513, and vLLM takes at most 512"):
         lora_rank(tmp_path)
     for bad in ("{}", "no JSON", "[]"):
         config.write_text(bad)
-        with pytest.raises(ModelError, match="is no LoRA adapter"):
+        with pytest.raises(ModelError, match="is not a LoRA adapter"):
             lora_rank(tmp_path)
-    with pytest.raises(ModelError, match="is no LoRA adapter"):
+    with pytest.raises(ModelError, match="is not a LoRA adapter"):
         lora_rank(tmp_path / "none")
 
 

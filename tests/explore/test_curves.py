@@ -117,7 +117,7 @@ def test_one_curve_is_over_one_set_of_prompts(tmp_path: Path) -> None:
     assert found.report.figures["prompts_left_out"] == 1
     assert value(curves(run, n=4), "max", "a", 4) == 4
     assert value(curves(run, n=1), "max", "a", 1, "prompts") == 4
-    with pytest.raises(InputError, match="no prompt of a has 5 scored candidates; the most is 4"):
+    with pytest.raises(InputError, match="no prompt of a has 5 scored candidates; the maximum is 4"):
         curves(run, n=5)
 
 
@@ -167,7 +167,7 @@ def test_answers_that_nobody_drew_here_have_no_temperature_and_no_price(tmp_path
     found = curves(make(tmp_path / "r", {"a": [[0.0, 1.0]] * 3}, **unknown), by="temperature", plan=[4])
     assert set(found.rows["group"]) == {"T unknown"}
     assert "completion_tokens" not in set(found.rows["curve"])
-    assert any("Nobody counted" in note for note in found.notes)
+    assert any("were not counted" in note for note in found.notes)
 
 
 def test_the_plan(tmp_path: Path) -> None:
@@ -226,9 +226,9 @@ def test_how_far_a_plan_goes(tmp_path: Path) -> None:
     assert told == {"a": [], "b": [], "c": [12], "d": [], "e": [12, 13, 32]}
     said = "\n".join(found.notes)
     assert said.count("fewer than 4 candidates a prompt") == 2
-    assert "c: what more than 12 would bring is not told, as 96 scores in all are enough for 96 / 8." in said
-    assert "d: what more than 4 would bring is not told, as all scores are alike." in said
-    assert "e: what more than 32 would bring is not told, as that is 8 times what there is." in said
+    assert "c: what more than 12 would give is unknown, as 96 scores in total allow 96 / 8." in said
+    assert "d: what more than 4 would give is unknown, as all scores are equal." in said
+    assert "e: what more than 32 would give is unknown, as that is 8 times the samples that exist." in said
     assert found.rows.filter(pl.col("curve") == "lead")["n"].max() == 1  # the least that all are told for
 
 
@@ -395,7 +395,7 @@ def test_intervals_are_each_one_s_interval() -> None:
 def test_the_page(prefdata, run: Run) -> None:
     code, out, err = prefdata("curves", run.path, "--plan", "2,6")
     assert (code, err) == (0, "")
-    for said in ("best of n by rm", "tuned", "fewer than 4", "tokens", "told apart", "24 in, 24 out", "self-BLEU"):
+    for said in ("best of n by rm", "tuned", "fewer than 4", "tokens", "significant", "24 in, 24 out", "self-BLEU"):
         assert said in out
     assert "\x1b" not in out
     assert "4.500" in out
@@ -408,9 +408,9 @@ def test_the_page_with_a_plan(prefdata, tmp_path: Path) -> None:
     plan = out[out.index("The plan") :]
     assert "; * is the best for this N" in plan
     assert re.search(r" 4 +high \* .* measured ", plan)
-    assert re.search(r" 8 +high \(not told apart\) .* extrapolated ", plan)
-    assert re.search(r"99 +high +not told ", plan)
-    assert "note: low: what more than 16 would bring is not told" in plan
+    assert re.search(r" 8 +high \(not significant\) .* extrapolated ", plan)
+    assert re.search(r"99 +high +unknown ", plan)
+    assert "note: low: what more than 16 would give is unknown" in plan
     assert "is the best" not in prefdata("curves", run.path, "--plan", "8")[1]
 
 
@@ -432,7 +432,7 @@ def test_the_page_with_gold(prefdata, tmp_path: Path) -> None:
     gold = [[1.0, 0.0], [0.0, 0.9]] * 5
     run = make(tmp_path / "s", {"a": [[1.0, 2.0]] * 10}, {"a": gold})
     out = prefdata("curves", run.path, "--scorer", "rm", "--gold", "gold")[1]
-    assert re.search(r"at n = 2 it has lost 0\.025 \[-0\..*\], which is not told apart from nothing\.", out)
+    assert re.search(r"at n = 2 it has lost 0\.025 \[-0\..*\], not significant: the interval includes 0\.", out)
 
 
 @pytest.mark.parametrize("form", ["table", "csv", "json", "jsonl", "markdown"])
@@ -456,8 +456,8 @@ def test_out(name: str, prefdata, run: Run, tmp_path: Path) -> None:
     [
         (["--plan", "8,many"], "--plan takes numbers with commas"),
         (["--plan", "0"], "0 candidates are not a number"),
-        (["--plan", "9" * 26], f"{'9' * 26} candidates a prompt are too many to plan for: the most is 1,000,000."),
-        (["-n", "9"], "the most is 3"),
+        (["--plan", "9" * 26], f"{'9' * 26} candidates per prompt are too many to plan for: the maximum is 1,000,000."),
+        (["-n", "9"], "the maximum is 3"),
         (["--scorer", "rmm"], 'Did you mean "rm"'),
         (["--gold", "truth"], "truth"),
         (["--sampler", "tund"], 'Did you mean "tuned"'),

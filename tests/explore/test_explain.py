@@ -83,7 +83,7 @@ def test_which_pairing_must_be_said_where_several_hold_the_pair(paired_twice: Ru
     pair_id = pairs(paired_twice)[0]["pair_id"]
     code, out, err = prefdata("explain", paired_twice.path, pair_id[:12])
     assert (code, out) == (2, "")
-    assert err == f"prefdata: pair {pair_id} stands in 2 pairings (main, twice): say which with --pairing.\n"
+    assert err == f"prefdata: pair {pair_id} is in 2 pairings (main, twice): name one with --pairing.\n"
     with pytest.raises(UsageError, match=r'no pairs named \'twise\'. Did you mean "twice"'):
         explain(paired_twice, pair_id, "twise")
 
@@ -106,7 +106,7 @@ def test_what_the_run_does_not_hold_any_more(run: Run, prefdata, gone: str) -> N
     code, out, err = prefdata("explain", run.path, pair["pair_id"])
     assert (code, out) == (2, "")
     assert err == (
-        f"prefdata: pair {pair['pair_id']} of pairs/main names what {run} does not hold ({lost}). "
+        f"prefdata: pair {pair['pair_id']} of pairs/main names rows missing in {run} ({lost}). "
         "Run `prefdata pair` again.\n"
     )
 

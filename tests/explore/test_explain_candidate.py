@@ -39,7 +39,7 @@ def test_why_a_candidate_was_not_selected(run: Run, prefdata) -> None:
     assert explain_candidate(run, worst).selections == {"best": (None, "passed_over"), "top": (3, None)}
     code, out, _ = prefdata("explain", run.path, worst)
     assert code == 0
-    assert "  best: not selected, it took part and was not kept by the method\n" in out
+    assert "  best: not selected, it was eligible and not kept by the method\n" in out
     assert "  top: selected, rank 3\n" in out
     assert "  rm: 1, rank 6 of 6 of this prompt\n" in out
 

@@ -114,7 +114,7 @@ def test_the_command_says_it_in_words(run: Run, prefdata) -> None:
     pair(run, PairSpec(selector="all"))
     code, out, _ = prefdata("explain", run, named("a"), named("b"))
     assert code == 0
-    assert "the strategy does not bring them together" in out
+    assert "the strategy does not propose them" in out
     code, out, _ = prefdata("explain", run, named("d"), named("a"))
     assert out.startswith(f"pair {ids.pair_id(named('a'), named('d'))} of all-rm")
     code, out, _ = prefdata("explain", run, named("a"), named("g"))
@@ -127,7 +127,7 @@ def test_why_something_was_not_selected(run: Run, prefdata) -> None:
     select(run, SelectSpec(method="top-k", k=2))
     pair(run, PairSpec(strategy="all"))
     for name, said in {
-        "d": "was not selected by top-k-2: it took part and was not kept by the method",
+        "d": "was not selected by top-k-2: it was eligible and not kept by the method",
         "e": "was not selected by top-k-2: it was truncated by --max-tokens",
         "g": "was not selected by top-k-2: it has no score",
     }.items():
@@ -193,8 +193,8 @@ def test_compared_without_a_verdict(run: Run, prefdata) -> None:
     assert explain_pair(run, named("d"), named("a")).reason == "no_verdict"
     a, b, d = (named(one)[:8] for one in "abd")
     for one, other, wanted in (
-        ("a", "d", [f"no verdict could be had\n\njudgments:\n  ann, shown {d} and then {a}: too long\n"]),
-        ("b", "d", ["the verdicts are a tie, which is no preference\n", f"  ann, shown {d} and then {b}: tie "]),
+        ("a", "d", [f"they were compared, without a verdict\n\njudgments:\n  ann, shown {d} and then {a}: too long\n"]),
+        ("b", "d", ["the verdicts are a tie, which is not a preference\n", f"  ann, shown {d} and then {b}: tie "]),
         ("a", "b", [f"  ann, shown {b} and then {a}: prefers {a} (1.000 that {a} is better): for its words\n"]),
     ):
         code, out, _ = prefdata("explain", run.path, named(one), named(other))

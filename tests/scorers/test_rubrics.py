@@ -190,9 +190,9 @@ def test_files_that_are_not_there_or_not_what_is_wanted(tmp_path: Path) -> None:
         load_rubric("helpfull")
     with pytest.raises(UsageError, match="Known: a-or-b, brief, good-or-bad, helpful, pairwise, safety"):
         load_rubric("xyz")
-    with pytest.raises(UsageError, match="helpful is of the kind absolute, and here pairwise is wanted"):
+    with pytest.raises(UsageError, match="helpful is of the kind absolute, and here pairwise is needed"):
         load_rubric("helpful", "pairwise")
-    with pytest.raises(UsageError, match="kind absolute, and here pointwise-labels is wanted"):
+    with pytest.raises(UsageError, match="kind absolute, and here pointwise-labels is needed"):
         load_question("helpful", "pointwise-labels")
     (tmp_path / "list.yaml").write_text("- kind: absolute\n")
     with pytest.raises(UsageError, match="keys and values"):

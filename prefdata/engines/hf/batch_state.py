@@ -1,4 +1,4 @@
-"""Rows under way on a network: prompts and their answers so far, left-padded, with their attention mask and cache."""
+"""Rows in progress on a network: prompts and responses so far, left-padded, with attention mask and cache."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 ROOM = 64
-"""Positions that a cache keeps free for coming tokens."""
+"""Positions that a cache keeps free for new tokens."""
 
 SPREAD_SHARE = 0.2
-"""How far cached logits may be from those of whole rows, in standard deviations of the logits."""
+"""Maximum difference of cached logits from those of whole rows, in standard deviations of the logits."""
 
 
 class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """A cache layer in buffers with room to spare: a new token copies nothing, rows that go only what fills their gaps.
+    """A cache layer in buffers with room to spare: a new token copies nothing, a removed row only what fills its gap.
 
-    What `keys` and `values` show are the first rows and positions of the buffers.
+    `keys` and `values` are views of the first rows and positions of the buffers.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -84,7 +84,7 @@ class BatchState:
     """
 
     def __init__(self, net: Any, prompts: Sequence[tuple[int, ...]], most: int) -> None:
-        """Compute the prompts, each distinct one once; no row is to have more than `most` positions."""
+        """Compute the prompts, each distinct one once; no row may have more than `most` positions."""
         self._net, self._most, device = net, most, net.device
         # transformers' Mamba has another name for its cache, and ignores this one.
         self._cache_name = "cache_params" if "cache_params" in signature(net.forward).parameters else "past_key_values"
@@ -179,7 +179,7 @@ def pick_batch_state(net: Any) -> type[BatchState] | type[WholeRows]:
             for state in (rows, whole):
                 state.append(tokens)
                 state.select(torch.tensor([2, 0, 1], device=net.device))
-            # Of a wrong state the logits differ by about their spread; roundings in bfloat16 are far below it.
+            # With a wrong state logits differ by about one standard deviation; bfloat16 rounding is far below.
             apart = (rows.logits - whole.logits).float().abs().amax()
             if apart > SPREAD_SHARE * whole.logits.float().std():
                 return WholeRows

@@ -1,13 +1,13 @@
-"""Beam search, plain and diverse: the likeliest answers to a prompt, and not draws (RRHF's BP and DP candidates).
+"""Beam search, plain and diverse: the most probable responses to a prompt, not samples (RRHF's BP and DP candidates).
 
 A prompt's beams are in groups: plain search is one group of N beams, diverse search N groups of one. At each step a
 group takes the best continuations of its beams by the sum of ln p; in diverse search a continuation's score is lowered
 by the diversity penalty for every earlier group that took the same token at this step (Vijayakumar et al. 2018,
-section 3, with Hamming diversity). Finished answers are compared by the sum of ln p divided by the number of tokens,
+section 3, with Hamming diversity). Finished responses are compared by the sum of ln p divided by the number of tokens,
 the end token included (transformers' `length_penalty` 1), and a group is done when its best unfinished beam is by that
 measure no better than the worst of its finished ones, of which it keeps as many as it has beams (transformers'
-`early_stopping=False`); a group of one with its first finished answer. The diversity penalty chooses tokens, and no
-part of it stays in a score.
+`early_stopping=False`); a group of one with its first finished response. The diversity penalty affects the choice of
+tokens, not the scores.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from prefdata.engines.stop_strings import StopStrings
 
 @dataclass(frozen=True, slots=True)
 class BeamRequest:
-    """The likeliest answers to one prompt.
+    """A request for the most probable responses to one prompt.
 
     Attributes:
         keys: the caller's names for them, the best first; as many beams are searched.
         prompt_ids: the rendered prompt.
         sampling: max_tokens, min_tokens, penalties, stop and logprobs as in sampling; a temperature that is neither 0
-            nor 1 divides the logits; what cuts off tokens (top-p, top-k, min-p) has no part in a search.
+            nor 1 divides the logits; top-p, top-k and min-p are not used in a search.
         diversity_penalty: of diverse beam search; None for plain beams.
     """
 
@@ -50,7 +50,7 @@ class BeamRequest:
 
 @dataclass(frozen=True, slots=True)
 class Beam:
-    """An answer under way or finished.
+    """A response in progress or finished.
 
     Attributes:
         score: sum of ln p after penalties and temperature, by which beams are compared.
@@ -88,7 +88,7 @@ class BeamGroup:
     done: bool = False
 
     def close(self, ended: list[Beam], going: list[Beam]) -> None:
-        """Take the beams of a step: those of the best `size` that ended, and the best `size` that go on."""
+        """Take the beams of a step: those of the best `size` that ended, and the best `size` that continue."""
         # Python sorts stably: of equal scores the earlier one stays in front.
         self.finished = sorted([*self.finished, *ended], key=lambda beam: -beam.mean)[: self.size]
         self.open = going
@@ -109,12 +109,12 @@ def search(
     """Search the beams of each request, the best first; fewer than asked for where no more exist.
 
     Args:
-        batch_state: what computes the rows of `net`.
+        batch_state: the class that computes the rows of `net`.
         net: the network.
         requests: with the same number of keys, and all plain or all diverse.
-        ends: the tokens that end an answer.
-        stops: finds stop texts.
-        context_length: the most tokens of prompt and answer together.
+        ends: the tokens that end a response.
+        stops: finds stop strings.
+        context_length: maximum tokens of prompt and response together.
     """
     beams, plain = len(requests[0].keys), requests[0].diversity_penalty is None
     groups = [
@@ -147,7 +147,7 @@ def search(
 
 @dataclass
 class _Step:
-    """What a step of the search needs to know besides the beams; `number` counts from 0."""
+    """What a step of the search needs in addition to the beams; `number` counts from 0."""
 
     requests: Sequence[BeamRequest]
     beams: int
@@ -159,7 +159,7 @@ class _Step:
     def take(
         self, groups: list[list[BeamGroup]], live: list[int], logits: Tensor, penalised: Tensor | None
     ) -> list[list[tuple[int, int]]]:
-        """Move all groups on by one token; returns (row, token) of the next step's rows, `beams` a prompt."""
+        """Move all groups on by one token; returns (row, token) of the next step's rows, `beams` per prompt."""
         asked = [self.requests[i] for i in live]
         raw = logits.double().log_softmax(-1).view(len(live), self.beams, -1)
         wanted = raw if penalised is None else penalised.view_as(raw)
@@ -189,7 +189,7 @@ class _Step:
             groups: one of each of P prompts.
             logp: (P, size, V), by which beams are compared.
             raw: (P, size, V), under the model itself.
-            lowering: (P, V), taken off where continuations are chosen.
+            lowering: (P, V), subtracted when continuations are chosen.
         """
         prompts, size, vocabulary = logp.shape
         scores = [[beam.score for beam in group.open] + [-math.inf] * (size - len(group.open)) for group in groups]
@@ -207,7 +207,7 @@ class _Step:
         ]
 
     def _go_on(self, group: BeamGroup, request: BeamRequest, moved: list[tuple[int, Beam]]) -> list[tuple[int, int]]:
-        """Close the group's step; returns (beam, token) of those that go on, filled up with some that nobody reads."""
+        """Close the group's step; returns (beam, token) of those that continue, padded with unused ones."""
         over = self.number + 1 >= room(request.asked()[0], self.context_length)
         ended = [over or self._ended(beam, request.sampling) for _, beam in moved]
         going = [one for one, end in zip(moved, ended, strict=True) if not end][: group.size]

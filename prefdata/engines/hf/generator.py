@@ -1,9 +1,9 @@
 """The embedded engine: transformers and torch alone, on a CPU or a CUDA GPU.
 
-Requests are taken in windows, sorted by length, and put into batches of a token budget: left-padded rows with an
+Requests are pulled in chunks, sorted by length, and put into batches of a token budget: left-padded rows with an
 attention mask and explicit positions. A prompt that several requests of a batch share is computed once, and rows
-whose answers have ended leave the batch (and its cache). A candidate depends on its prompt, seed and settings, not on
-its batch: see `draw`.
+whose responses have ended leave the batch (and its cache). A candidate depends on its prompt, seed and settings, not on
+its batch: see `token_sampling`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class TransformersGenerator:
             choice: which chat template, with which variables.
             device: `cpu`, `cuda`, `cuda:1`; a CUDA GPU where there is one, by default.
             dtype: `auto` is float32 on a CPU and bfloat16 on a GPU.
-            batch_tokens: rows times positions of a batch; more is faster until the memory ends.
+            batch_tokens: rows times positions of a batch; more is faster while it fits into memory.
             context_length: use less of the context than the model was made for.
             lora: the folder of an adapter in PEFT's format, to merge into the weights.
             notes: sentences to carry along.
@@ -122,10 +122,10 @@ class TransformersGenerator:
             yield from self._computed(fit, self._answers)
 
     def beams(self, requests: Iterable[BeamRequest]) -> Iterator[Completion | Rejection]:
-        """Search for the likeliest answers to every prompt, an answer a key; see `prefdata.engines.hf.beam_search`.
+        """Search for the most probable responses to every prompt, one per key; see `prefdata.engines.hf.beam_search`.
 
         Raises:
-            EngineError: the engine broke down. What was yielded before stands.
+            EngineError: the engine broke down. What was yielded before is valid.
         """
         stream = iter(requests)
         while window := list(islice(stream, WINDOW)):
@@ -140,7 +140,7 @@ class TransformersGenerator:
                 yield from self._computed(alike, self._found, rows=beams)
 
     def close(self) -> None:
-        """Give back the model's memory."""
+        """Free the model's memory."""
         self._net = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -182,7 +182,7 @@ class TransformersGenerator:
     def _found(self, batch: list[BeamRequest]) -> Answers:
         found = search(self._batch_state, self._net, batch, self._ends, self._stops, self.context_length)
         return [
-            Rejection(key, "rejected", f"the search found {len(beams)} answers, not {len(request.keys)}")
+            Rejection(key, "rejected", f"the search found {len(beams)} responses, not {len(request.keys)}")
             if beam is None
             else self._completion(key, request.sampling, beam.token_ids, beam.logprobs)
             for request, beams in zip(batch, found, strict=True)
@@ -211,7 +211,7 @@ class TransformersGenerator:
 
     @torch.inference_mode()
     def _decode(self, batch: list[Request]) -> list[tuple[list[int], list[float]]]:
-        """Draw until every row has ended: the tokens of each and their ln p."""
+        """Sample until every row has ended: the tokens of each and their ln p."""
         device, samplings, prompts = self.device, [r.sampling for r in batch], [r.prompt_ids for r in batch]
         limit = torch.tensor([room(r, self.context_length) for r in batch], device=device)
         longest = int(limit.max())

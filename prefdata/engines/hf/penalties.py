@@ -1,4 +1,4 @@
-"""What changes a model's logits before a token is drawn: by what a row's prompt and answer hold so far.
+"""Penalties on a model's logits, from the tokens of a row's prompt and response so far.
 
 The order is vLLM's: end tokens that come too early, then the repetition penalty, then the presence penalty.
 """
@@ -21,12 +21,12 @@ class Penalties:
     """The penalties of a batch, a row each; None where no row has that one.
 
     Attributes:
-        ends: (E,) the tokens that end an answer.
+        ends: (E,) the tokens that end a response.
         min_tokens: (B,) tokens that come before an end token.
-        repetition: (B, 1) float64 divisor of the logits (a factor where they are negative) of tokens seen.
-        presence: (B, 1) float64 taken off the logits of tokens in the answer.
+        repetition: (B, 1) float64 divisor of the logits (a factor where they are negative) of tokens that occurred.
+        presence: (B, 1) float64 subtracted from the logits of tokens in the response.
         prompt: (B, V) bool, the tokens of each prompt.
-        answer: (B, V) bool, the tokens of each answer so far.
+        answer: (B, V) bool, the tokens of each response so far.
     """
 
     ends: Tensor
@@ -81,7 +81,7 @@ class Penalties:
         return logits
 
     def note(self, tokens: Tensor) -> None:
-        """Remember the tokens (B,) that the rows have just drawn."""
+        """Remember the tokens (B,) that the rows have just sampled."""
         if self.answer is not None:
             self.answer.scatter_(1, tokens[:, None], True)
 

@@ -1,7 +1,7 @@
-"""Drawing tokens: every row of a batch by its own seed and settings, whatever its neighbours are.
+"""Sample tokens: each row of a batch by its own seed and settings, independent of the other rows.
 
-A token is drawn by the Gumbel-max trick: the largest of ln p_i + g_i, with noise g_i that depends on (seed, step, i)
-alone. Of all exact ways to draw, this one is nearly the least sensitive to rounding: another batch shape moves ln p by
+A token is sampled by the Gumbel-max trick: the largest of ln p_i + g_i, with noise g_i that depends on (seed, step, i)
+alone. Among exact methods, this one is nearly the least sensitive to rounding: another batch shape moves ln p by
 about 1e-6, and the draw changes with a probability of the same size. (Inverting the cumulative distribution changed 7
 of 960,000 draws where this changed 1, on 512 tokens: rounding moves every boundary of the whole vocabulary.)
 """
@@ -55,10 +55,10 @@ class Settings:
     """The sampling settings of a batch, a row each.
 
     Attributes:
-        temperature: (B,) float64; 0 takes the likeliest token.
-        min_p: (B,) float64, or None where no row cuts by it.
-        top_k: (B,) int64 with the size of the vocabulary for "all", or None where no row cuts by it.
-        top_p: (B,) float64, or None where no row cuts by it.
+        temperature: (B,) float64; 0 takes the most probable token.
+        min_p: (B,) float64, or None where no row has it.
+        top_k: (B,) int64 with the size of the vocabulary for "all", or None where no row has it.
+        top_p: (B,) float64, or None where no row has it.
     """
 
     temperature: Tensor
@@ -98,7 +98,7 @@ def draw(logits: Tensor, settings: Settings, keys: Tensor, penalised: Tensor | N
         penalised: (B, V) the logits to draw from, where penalties changed them.
 
     Returns:
-        The tokens (B,) int64, and ln p of each under the model itself (temperature 1, no penalties, nothing cut off),
+        The tokens (B,) int64, and ln p of each under the model itself (temperature 1, no penalties, no truncation),
         (B,) float64.
     """
     logp = logits.double().log_softmax(-1)
@@ -108,22 +108,22 @@ def draw(logits: Tensor, settings: Settings, keys: Tensor, penalised: Tensor | N
         token = (logits if penalised is None else penalised).argmax(-1, keepdim=True)
     else:
         scaled = truncate(wanted / torch.where(greedy, 1.0, settings.temperature)[:, None], settings)
-        # Gumbel noise is -ln(-ln u): taking ln(-ln u) off adds it.
+        # Gumbel noise is -ln(-ln u): subtracting ln(-ln u) adds it.
         noisy = scaled.sub_(uniforms(keys, logits.shape[-1]).log_().neg_().log_())
         token = torch.where(greedy[:, None], wanted, noisy).argmax(-1, keepdim=True)
     return token[:, 0], logp.gather(-1, token)[:, 0]
 
 
 def truncate(scaled: Tensor, settings: Settings) -> Tensor:
-    """Log-probabilities (B, V) after temperature, up to a constant a row: min-p, top-k, then top-p, cut off to -inf.
+    """Log-probabilities (B, V) after temperature, up to a constant a row: min-p, top-k, then top-p, set to -inf.
 
-    Min-p keeps every token at least that share as probable as the likeliest (Nguyen et al. 2024, section 3). Top-k
-    keeps every token as likely as the k-th. Top-p keeps the likeliest tokens until their share of what is left
-    reaches p, at least one; of equally likely tokens at the border it keeps those that come first (Holtzman et al.
+    Min-p keeps tokens at least that fraction as probable as the most probable (Nguyen et al. 2024, section 3). Top-k
+    keeps every token as probable as the k-th. Top-p keeps the most probable tokens until their share of the rest
+    reaches p, at least one; of equally probable tokens at the border it keeps those that come first (Holtzman et al.
     2020, equation 3).
     """
     if settings.min_p is not None:
-        border = scaled.amax(-1) + settings.min_p.log()  # ln 0 = -inf cuts nothing
+        border = scaled.amax(-1) + settings.min_p.log()  # ln 0 = -inf removes nothing
         scaled = scaled.masked_fill(scaled < border[:, None], -math.inf)
     if settings.top_k is not None:
         # Rows without a limit ask for the whole vocabulary, which needs no border.

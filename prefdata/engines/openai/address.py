@@ -1,7 +1,7 @@
-"""Where a server is: one origin, to which every request goes, and what of it may be shown.
+"""A server's address: one origin, to which every request goes, and the part of it that may be shown.
 
-A base URL may hold secrets: a user with a password, or a key in its query. They are sent to that origin, and are in no
-message, report or table.
+A base URL may hold secrets: a user with a password, or a key in its query. They are sent to that origin only, and no
+message, report or table shows them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import httpx
 from prefdata.errors import UsageError
 
 HIDDEN = "***"
-"""What stands for a secret in a URL that is shown."""
+"""The replacement of a secret in a URL that is shown."""
 
 _SECRET = re.compile(r"auth|code|cred|key|pass|secret|sig|token", re.IGNORECASE)
 _EXAMPLE = "Write --base-url as http://HOST:PORT/v1."
@@ -27,7 +27,7 @@ _SHORTEST = 4
 
 @dataclass(frozen=True, repr=False)
 class Address:
-    """A base URL, taken apart.
+    """A parsed base URL.
 
     Attributes:
         shown: scheme, host, port and path: what messages say.
@@ -43,10 +43,10 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Take a base URL apart; nothing is looked up or sent.
+        """Parse a base URL; nothing is looked up or sent.
 
         Raises:
-            UsageError: it is not the URL of a server, in words that hold no secret of it.
+            UsageError: it is not the URL of a server, with a message that shows no secret of it.
         """
         found = _parsed(url)
         base = found.copy_with(userinfo=b"")
@@ -56,11 +56,11 @@ class Address:
         return cls(shown, auth, _secrets(found), base, path)
 
     def at(self, name: str) -> httpx.URL:
-        """Return the URL of what is below the base, with the base's query."""
+        """Return the URL of a path below the base, with the base's query."""
         return self._with(self._path + b"/" + name.encode())
 
     def beside(self, name: str) -> httpx.URL:
-        """Return the URL of what is beside the base's last part, or below the origin where the base is the origin."""
+        """Return the URL with the base's last part replaced, or below the origin where the base is the origin."""
         return self._with(self._path.rpartition(b"/")[0] + b"/" + name.encode())
 
     def _with(self, path: bytes) -> httpx.URL:
@@ -109,15 +109,15 @@ def _parsed(url: str) -> httpx.URL:
         found = httpx.URL(url.strip())
         host = found.host
     except (httpx.InvalidURL, ValueError):
-        raise UsageError(f"{shown} no URL. {_EXAMPLE}") from None
+        raise UsageError(f"{shown} not a URL. {_EXAMPLE}") from None
     if found.scheme not in ("http", "https") or not host:
-        raise UsageError(f"{shown} no URL of a server. {_EXAMPLE}")
+        raise UsageError(f"{shown} not the URL of a server. {_EXAMPLE}")
     if "\\" in url:  # browsers end the host there, and httpx does not: a request may go to another one than was meant
-        raise UsageError(f"{shown} no URL of a server: it holds a backslash. {_EXAMPLE}")
+        raise UsageError(f"{shown} not the URL of a server: it holds a backslash. {_EXAMPLE}")
     if found.port is not None and not 0 < found.port < 1 << 16:
-        raise UsageError(f"{shown} no URL of a server: a port is 1 to 65535. {_EXAMPLE}")
+        raise UsageError(f"{shown} not the URL of a server: a port is 1 to 65535. {_EXAMPLE}")
     if found.fragment:
-        raise UsageError(f"{shown} no base URL: no server is sent what follows a #. Leave it out.")
+        raise UsageError(f"{shown} not a base URL: what follows a # is never sent. Leave it out.")
     if HIDDEN in found.userinfo.decode() or HIDDEN in dict(found.params).values():
         raise UsageError(f"the base URL holds {HIDDEN}, which --print-config writes for a secret. Put the secret in.")
     return found

@@ -1,7 +1,7 @@
-"""Talking to a server over HTTP: patient where it is busy, plain where it refuses, silent about the key.
+"""HTTP client of a server: it retries a busy server, reports refusals, and never shows the key.
 
-A server may send anything. What it sends is read within a time and a size (`exchange`); a response that cannot be used
-is a `RequestRefused` of one request, and what the server says is one line in messages.
+A server may send anything. A response is read within limits of time and size (`exchange`); one that cannot be used
+is a `RequestRefused` of one request, and the server's message is one line in ours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from prefdata.errors import EngineError, UsageError
 from prefdata.printable import printable
 
 FIRST_PAUSE = 0.5
-"""Seconds; the longest first pause. Each further one is twice as long at most, and each is drawn (full jitter)."""
+"""Seconds; the longest first pause. Each further one is at most twice as long, with full jitter."""
 
 LONGEST_PAUSE = 60.0
 LONGEST_RETRY_AFTER = 600.0
@@ -33,19 +33,19 @@ SECRET_KEY = 16
 """Characters from which on a secret is looked for in responses: no text holds one by chance."""
 
 BUSY = (408, 409, 425, 429)
-"""Statuses that pass, beside all of 500 and above."""
+"""Temporary statuses, in addition to all of 500 and above."""
 
 REDIRECTS = (301, 302, 303, 307, 308)
 HTTP_WORDS = {status.value: status.phrase for status in HTTPStatus}
 DROPPED = ("abort", "error", "insufficient_system_resource", "ERROR")
-"""How a response ends that the server gave up on its own account."""
+"""Finish reasons of a response that the server aborted."""
 
 
 class RequestRefused(Exception):
-    """The server will not do this: its status, its code for it, and what it said."""
+    """A request that the server refuses: the status, its error code, and its message."""
 
     def __init__(self, status: int, code: str, said: str) -> None:
-        """Keep the three; `said` is free of the key."""
+        """Store the three; `said` does not contain the key."""
         super().__init__(said)
         self.status = status
         self.code = code
@@ -56,7 +56,7 @@ class Server:
     """One server; requests may be sent from several threads at a time."""
 
     def __init__(self, url: str, *, key_env: str, timeout: float, retries: int, connections: int) -> None:
-        """Get ready; nothing is sent.
+        """Prepare; nothing is sent.
 
         Args:
             url: the base URL, up to and with `/v1` where the server has that.
@@ -66,7 +66,7 @@ class Server:
             connections: at a time.
 
         Raises:
-            UsageError: the URL or the key cannot be one.
+            UsageError: the URL or the key is not valid.
         """
         self._address = Address.parse(url)
         self.url = self._address.shown
@@ -76,7 +76,7 @@ class Server:
         self._timeout = timeout
         if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
             raise UsageError(f"{key_env} holds characters that no key has. Set it again.")
-        # A password in the URL takes the key's place: a request has one Authorization header.
+        # A password in the URL replaces the key: a request has one Authorization header.
         bearer = {"Authorization": f"Bearer {self._key}"} if self._key and not self._address.auth else {}
         try:
             self._client = bounded(
@@ -105,7 +105,7 @@ class Server:
             raise EngineError(
                 f"no server answers at {self.url}: {self.line(_described(error))}. Start it, or correct --base-url."
             ) from None
-        except Unreadable:  # the server may well do without a list
+        except Unreadable:  # a server need not have a list
             return []
         if response.status in (401, 403):
             raise self.wrong_key(self._refused(response))
@@ -136,12 +136,12 @@ class Server:
     ) -> dict[str, Any]:
         """Return the JSON object that the server answers; the request is sent again while the server is busy.
 
-        `is_refusal` is whether a status of 500 and above is a refusal all the same, by what the server said. The
-        request is not sent again once `left` is set: nobody waits for the answer any more.
+        `is_refusal` is whether a status of 500 and above is a refusal nevertheless, by the server's message. The
+        request is not sent again once `left` is set: nobody waits for the response any more.
 
         Raises:
-            Refused: it will not do this, or what it answered could not be read each time.
-            EngineError: it was busy, broken or away each time, or leads elsewhere.
+            Refused: it refuses, or no reply could be read.
+            EngineError: it was busy, broken or unreachable each time, or redirects elsewhere.
         """
         for attempt in range(self._retries + 1):
             pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt))
@@ -164,7 +164,7 @@ class Server:
                 if response.status not in BUSY and (400 <= response.status < 500 or is_refusal(refused)):
                     raise refused
                 if response.status == 200 and not (answer and answer.get("error")):
-                    what = problem if answer else f"is no JSON object: {refused.said[:100]}"
+                    what = problem if answer else f"is not a JSON object: {refused.said[:100]}"
                     unread = RequestRefused(200, "", f"the response {what}")
                 pause += min(_retry_after(response), LONGEST_RETRY_AFTER)
             if attempt < self._retries and left.wait(pause):
@@ -173,7 +173,7 @@ class Server:
             raise unread
         times = "once" if self._retries == 0 else f"{self._retries + 1} times"
         raise EngineError(
-            f"{self.url} failed {times} (last: {self.line(said)}). See to the server and run the same command again: "
+            f"{self.url} failed {times} (last: {self.line(said)}). Check the server and run the same command again: "
             "it continues where this one stopped."
         )
 
@@ -185,7 +185,7 @@ class Server:
                 "Correct them in --base-url; or leave them out, and the key is sent."
             )
         what = (
-            f"does not take the key in {self._key_env}" if self._key else f"wants a key, and {self._key_env} is empty"
+            f"does not take the key in {self._key_env}" if self._key else f"needs a key, and {self._key_env} is empty"
         )
         return EngineError(
             f"{self.url} {what}: {refused.status} {refused.said}. Set it, or name another --api-key-env."
@@ -220,17 +220,17 @@ class Server:
         return "a secret of --base-url" if found else None
 
     def without_secrets(self, text: str) -> str:
-        """Return what a server said without the key and the URL's secrets, which it may repeat; it can be stored."""
+        """Remove the key and the URL's secrets from a server's text, which may repeat them."""
         whole = text.encode("utf-8", "backslashreplace").decode()
         return self._address.clean(whole.replace(self._key, "…") if self._key else whole)
 
     def line(self, text: str) -> str:
-        """Return one line of what a server said, not too long, without secrets and a full stop."""
+        """Return one line of a server's text, of limited length, without secrets and a full stop."""
         return printable(" ".join(self.without_secrets(text).split())[:500].rstrip("."))
 
 
 def _problem(answer: dict[str, Any]) -> str | None:
-    """Why a server's answer is none, if it is none: what it says of a request that it dropped is no answer."""
+    """Why a server's response is not one, or None: a request that it dropped has none."""
     choices = answer.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         return "has no choices"
@@ -245,7 +245,7 @@ def _words(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except RecursionError:
-        return "what is nested too deeply to be shown"
+        return "a message that is nested too deeply to be shown"
 
 
 def _listed(answer: dict[str, Any] | None) -> list[dict[str, Any]] | None:
@@ -255,7 +255,7 @@ def _listed(answer: dict[str, Any] | None) -> list[dict[str, Any]] | None:
 
 
 def _retry_after(response: Response) -> float:
-    """Seconds that the server asks to wait: it says them, or a date; 0 where it says nothing."""
+    """Seconds that the server asks to wait (Retry-After, as seconds or a date); 0 without."""
     said = response.headers.get("retry-after", "").strip()
     if not said:
         return 0.0
@@ -265,7 +265,7 @@ def _retry_after(response: Response) -> float:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
-    except (ValueError, OverflowError):  # no date, or one that no clock reaches
+    except (ValueError, OverflowError):  # not a date, or out of range
         return 0.0
 
 

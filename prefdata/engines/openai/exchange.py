@@ -1,7 +1,7 @@
-"""One exchange with a server: as much time and room as it was given, whatever the server sends.
+"""One exchange with a server, within limits of time and size, whatever the server sends.
 
-A timeout of httpx is for one read. Here the whole exchange has one, from the connection to the last byte: a server that
-sends a byte a second, of its headers too, is left when the time is over. A body is read up to a limit, and
+A timeout of httpx is per read. Here the whole exchange has one, from the connection to the last byte: a server that
+sends a byte a second, in its headers too, is abandoned at the timeout. A body is read up to a limit, and
 decompressed up to the same limit.
 """
 
@@ -23,7 +23,7 @@ LARGEST = 64 << 20
 
 
 class Unreadable(Exception):
-    """A response that cannot be read; `again` is whether asking again may help."""
+    """A response that cannot be read; `again`: whether a retry may help."""
 
     def __init__(self, problem: str, *, again: bool = True) -> None:
         """Keep the problem: what follows the words "the response"."""
@@ -41,7 +41,7 @@ class Response:
 
     @property
     def text(self) -> str:
-        """The body as text, whatever its headers say of it."""
+        """The body as UTF-8 text, whatever its headers say."""
         return self.body.decode("utf-8", "replace")
 
     def json_object(self) -> dict[str, Any] | None:
@@ -57,7 +57,7 @@ def exchange(client: httpx.Client, method: str, url: httpx.URL, seconds: float, 
     """Send a request and read the whole response within so many seconds.
 
     Raises:
-        httpx.TransportError: nobody answers, or not in time.
+        httpx.TransportError: no reply, or not in time.
         Unreadable: the response began, and is too large, broken or not over in time.
     """
     _clock.end = time.monotonic() + seconds
@@ -72,7 +72,7 @@ def bounded(client: httpx.Client) -> httpx.Client:
     """Return the client itself, whose connections (proxies' too) end with the time that `exchange` gives."""
     for transport in (client._transport, *client._mounts.values()):
         if isinstance(transport, httpx.HTTPTransport):
-            transport._pool._network_backend = _Backend(transport._pool._network_backend)  # httpx has no setting for it
+            transport._pool._network_backend = _Backend(transport._pool._network_backend)  # no setting in httpx
     return client
 
 
@@ -82,7 +82,7 @@ def _body(response: httpx.Response) -> bytes:
     except Unreadable:
         if response.status_code == 200:
             raise
-        return b""  # the status says what is the matter
+        return b""  # the status tells the problem
 
 
 def _read(response: httpx.Response) -> bytes:
@@ -114,13 +114,13 @@ def _decompressed(response: httpx.Response) -> Iterator[bytes]:
         for chunk in response.iter_raw():
             yield unzip.decompress(chunk, LARGEST + 1)  # one byte more is too much already
         if not unzip.eof:
-            raise Unreadable("is gzip that breaks off")
+            raise Unreadable("is truncated gzip")
     else:
-        raise Unreadable(f"is compressed by {encoding[:40]!r}, which was not asked for", again=False)
+        raise Unreadable(f"is compressed by {encoding[:40]!r}, which was not requested", again=False)
 
 
 class _Clock(threading.local):
-    """When the exchange of this thread has to be over."""
+    """The deadline of this thread's exchange."""
 
     end: float | None = None
 

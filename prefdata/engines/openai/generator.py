@@ -1,8 +1,8 @@
-"""Any server with OpenAI's interface: `vllm serve`, others of its kind, and the commercial ones.
+"""Any OpenAI-compatible server: `vllm serve`, similar ones, and commercial services.
 
-With the model's tokenizer at hand (`--tokenizer`) prompts are rendered here and sent as token ids, as to every other
+With the model's tokenizer (`--tokenizer`) prompts are rendered locally and sent as token ids, as to every other
 engine. Without it the server renders the conversation by its own template. One request a candidate, each with its own
-seed; so many at a time, the next as soon as one is answered. The key is read from the environment and never said.
+seed; so many at a time, the next as soon as one is finished. The key is read from the environment and never printed.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ TOO_LONG = re.compile(
     "context[_ ](length|size|window)|max_model_len|maximum model length|too long|too large to process|too many tokens"
     "|exceeds the maximum number of tokens|reduce the length|must have less than|max_new_tokens` must be"
 )
-"""How servers say that a prompt does not fit: vLLM, OpenAI, llama.cpp, TGI, Gemini, Anthropic, Cohere, Groq."""
+"""Servers' messages for a prompt that does not fit: vLLM, OpenAI, llama.cpp, TGI, Gemini, Anthropic, Cohere, Groq."""
 
 FILTERED = ("content_filter", "content_policy", "content management policy", "moderation")
-"""How servers say that a filter refuses a prompt."""
+"""Servers' messages for a prompt that a filter refuses."""
 
 SPARABLE = {
-    "return_token_ids": "keeps its token ids to itself",
+    "return_token_ids": "returns no token ids",
     "logprobs": "gives no log-probabilities",
-    "seed": "takes no seed, so that its answers cannot be drawn again",
+    "seed": "takes no seed, so that its responses are not reproducible",
     "response_format": "enforces no JSON schema",
     "temperature": "takes no temperature and uses its own",
 }
-"""What is asked of every server and given up where one does not know it, and how the notes say so.
+"""Optional fields: sent to every server, dropped where it does not know them, and named in the notes.
 
-The temperature is given up where it is 1, or where any will do (`Sampling.any_temperature`).
+The temperature is dropped where it is 1, or where any will do (`Sampling.any_temperature`).
 """
 
-REASONING_NOTE = "The server sent reasoning beside its responses, which is not stored."
-LOGPROBS_NOTE = "Some of the server's log-probabilities are no numbers: those responses have none."
+REASONING_NOTE = "The server sent reasoning with its responses, which is not stored."
+LOGPROBS_NOTE = "Some of the server's log-probabilities are not numbers: those responses have none."
 NEUTRAL = {
     "top_p": 1.0,
     "presence_penalty": 0.0,
@@ -72,7 +72,7 @@ NEUTRAL = {
 """Values that change nothing. Strict servers refuse such fields; those in `FULL` have other defaults and get them."""
 
 FULL = ("vllm", "llamacpp")
-"""Who a model's owner is on servers whose own defaults are not neutral."""
+"""The `owned_by` of models on servers whose own defaults are not neutral."""
 
 
 def served(spec: ModelSpec) -> ModelFiles:
@@ -93,21 +93,21 @@ class OpenAIGenerator:
     name = "openai"
 
     def __init__(self, files: ModelFiles, spec: ModelSpec) -> None:
-        """Greet the server.
+        """Connect to the server.
 
         Args:
             files: what `served` found.
-            spec: the model's name on the server, where it is and how it is asked.
+            spec: the model's name on the server, its address and settings.
 
         Raises:
-            UsageError: nobody says where the server is.
+            UsageError: no address of a server is given.
             ModelError: the tokenizer cannot be loaded.
             EngineError: the server cannot be reached, or does not take the key.
         """
         url = spec.base_url or os.environ.get("OPENAI_BASE_URL")
         if not url:
             raise UsageError(
-                "the openai engine needs to know where the server is. Give --base-url http://HOST:PORT/v1, "
+                "the openai engine needs the server's address. Give --base-url http://HOST:PORT/v1, "
                 "or set OPENAI_BASE_URL."
             )
         self.model = files
@@ -138,14 +138,14 @@ class OpenAIGenerator:
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Rejection]:
         """Answer every request once, as the server does, so many at a time; see the protocol."""
-        # Texts are made here: a tokenizer is no object for several threads.
+        # Texts are decoded here: a tokenizer is not thread-safe.
         with closing(as_completed(requests, self._answer, self._concurrency)) as answers:
             for request, answer in answers:
                 yield answer if isinstance(answer, Rejection) else self._completion(request, answer)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What whoever runs it should know: which end tokens were sent, what the server does not do."""
+        """Notes for the user: which end tokens were sent, what the server does not do."""
         spared = (f"The server {why}." for name, why in SPARABLE.items() if name in self._spared)
         return (*(self.chat.notes if self.chat and self._ends_told else ()), *spared, *sorted(self._seen))
 
@@ -154,12 +154,12 @@ class OpenAIGenerator:
         self._server.close()
 
     def _greet(self, max_model_len: int | None) -> None:
-        """Learn what the server is: its version, whether it is vLLM, and the model's context."""
+        """Query the server: its version, whether it is vLLM, and the model's context length."""
         models = {str(one.get("id")): one for one in self._server.models()}
         version = self._server.version()
         self._known = sorted(map(self._server.without_secrets, models))
         mine = models.get(self._name, {})
-        # vLLM fills what is not said from the model's own generation defaults, llama.cpp from its own.
+        # vLLM fills what is not given from the model's own generation defaults, llama.cpp from its own.
         self._says_all = mine.get("owned_by") in FULL
         self._ends_told = mine.get("owned_by") == "vllm" and self.chat is not None and bool(self.chat.notes)
         length = count(mine.get("max_model_len")) or None
@@ -196,7 +196,7 @@ class OpenAIGenerator:
                     return request, self._rejection(request, refused)
 
     def _body(self, request: Request) -> tuple[str, dict[str, Any]]:
-        """Where to send a request, and what."""
+        """The path and the body of a request."""
         sampling = request.sampling
         most = room(request, self.context_length) if self.chat and self.context_length else sampling.max_tokens
         body: dict[str, Any] = {
@@ -222,14 +222,14 @@ class OpenAIGenerator:
         if request.messages and request.messages[-1].get("prefill"):
             body |= {"continue_final_message": True, "add_generation_prompt": False}  # as vLLM and SGLang call it
         if request.tools is not None:
-            body |= {"tools": json.loads(request.tools), "tool_choice": "none"}  # shown to the model; answers are text
+            body |= {"tools": json.loads(request.tools), "tool_choice": "none"}  # shown, never called
         return "chat/completions", body
 
     def _gives_way(self, request: Request, refused: RequestRefused, sent: dict[str, Any]) -> bool:
-        """Whether to ask again without what this server does not know, or under another name."""
+        """Whether to send again without a field that this server does not know, or with another name for it."""
         if refused.status not in (400, 422):
             return False
-        if "max_completion_tokens" in refused.said and "max_tokens" in sent:  # others may have been sent beside it
+        if "max_completion_tokens" in refused.said and "max_tokens" in sent:  # other threads may be first
             self._limit = "max_completion_tokens"
             return True
         sparable = [name for name in SPARABLE if name != "temperature" or _any_temperature(request)]
@@ -241,7 +241,7 @@ class OpenAIGenerator:
         """Return the row for a request that the server refuses.
 
         Raises:
-            EngineError: it would refuse every other one too.
+            EngineError: it would refuse every other request too.
         """
         if refused.status in (401, 403):
             raise self._server.wrong_key(refused)
@@ -308,7 +308,7 @@ class OpenAIGenerator:
 
 
 def _any_temperature(request: Request) -> bool:
-    """Whether a server that takes no temperature may use its own: by default that is 1."""
+    """Whether a server that takes no temperature may use its own, which is usually 1."""
     return request.sampling.any_temperature or request.sampling.temperature == 1.0
 
 
@@ -317,12 +317,12 @@ def _too_long(refused: RequestRefused) -> bool:
 
 
 def _response_format(schema: str) -> dict[str, Any]:
-    """How OpenAI's interface asks for an object of a JSON schema."""
+    """OpenAI's `response_format` for a JSON schema."""
     return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": json.loads(schema)}}
 
 
 def _without_limit(path: str, body: dict[str, Any], refused: RequestRefused) -> bool:
-    """Whether to ask again for as much as fits: a chat server alone knows how much of its context a prompt takes."""
+    """Whether to ask again for fewer tokens: only a chat server knows how much of its context a prompt takes."""
     return _too_long(refused) and path == "chat/completions" and body.pop("max_tokens", None) is not None
 
 

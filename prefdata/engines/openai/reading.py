@@ -1,7 +1,7 @@
-"""What a server's response says: its text, how it ended, its log-probabilities and counts, whatever types they have.
+"""Parse a server's response: text, finish reason, log-probabilities and counts, whatever their types.
 
-Servers of the same interface differ in the words for an end, in the form of a text and in what they leave out. What is
-missing is None; what cannot be a response is `Odd`, and becomes a row without one.
+Servers of the same interface differ in finish reasons, in the form of a text and in what they leave out. What is
+missing is None; an invalid response is `Odd`, and becomes a row without one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from typing import Any, Literal
 
 MOST_TOKENS = (1 << 31) - 1
-"""Token ids and counts above this are none."""
+"""Token ids and counts above this are invalid."""
 
 FINISHED: dict[str, Literal["stop", "length"]] = {
     **dict.fromkeys(
@@ -29,30 +29,30 @@ FINISHED: dict[str, Literal["stop", "length"]] = {
         "length",
     ),
 }  # fmt: skip
-"""What servers call the two ends of a response, in small letters: OpenAI, TGI, Mistral, Cohere, Gemini, Anthropic, …"""
+"""Servers' names of the two ends of a response, in lower case: OpenAI, TGI, Mistral, Cohere, Gemini, Anthropic, …"""
 
 FILTERED = (
     "content_filter", "content_filtered", "safety", "refusal", "recitation", "prohibited_content", "blocklist", "spii",
     "guardrail_intervened", "error_toxic", "sensitive",
 )  # fmt: skip
-"""What they call a response that a filter ended."""
+"""Their names of an end by a content filter."""
 
 REASONING = ("thinking", "reasoning", "redacted_thinking", "reasoning_content")
-"""Types of parts that are no part of the response's text."""
+"""Types of parts that do not belong to the response's text."""
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Odd(Exception):
-    """A response that cannot be one; the message follows the words "the response"."""
+    """An invalid response; the message follows the words "the response"."""
 
 
 def ending(choice: dict[str, Any]) -> Literal["stop", "length", "filter"]:
     """Return what ended the response; `filter` is a content filter.
 
     Raises:
-        Odd: the server does not say, or it was something else (`tool_calls`).
+        Odd: the server does not say, or it is something else (`tool_calls`).
     """
     said = choice.get("finish_reason")
     if not isinstance(said, str) or not said:
@@ -66,7 +66,7 @@ def ending(choice: dict[str, Any]) -> Literal["stop", "length", "filter"]:
 
 
 def refused_by_model(choice: dict[str, Any]) -> str | None:
-    """Return what the model said in place of a response, where it refused."""
+    """Return the model's refusal, where it refused."""
     said = _message(choice).get("refusal")
     return said if isinstance(said, str) and said else None
 
@@ -102,18 +102,18 @@ def token_ids(choice: dict[str, Any]) -> tuple[int, ...] | None:
     """Return the response's token ids, where the server gives them.
 
     Raises:
-        Odd: they are no token ids.
+        Odd: they are not token ids.
     """
     found = choice.get("token_ids")
     if found is None:
         return None
     if not isinstance(found, list) or any(count(token) is None for token in found):
-        raise Odd("has token_ids that are none")
+        raise Odd("has invalid token_ids")
     return tuple(found)
 
 
 def logprobs_of(choice: dict[str, Any]) -> tuple[float | None, ...] | None:
-    """Return the tokens' log-probabilities in nats, from either of the two forms; None for one that is no number."""
+    """Return the tokens' log-probabilities in nats, from either of the two forms; None for one that is not a number."""
     said = choice.get("logprobs")
     said = said if isinstance(said, dict) else {}
     found, tokens = said.get("token_logprobs"), said.get("content")

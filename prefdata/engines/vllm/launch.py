@@ -1,7 +1,7 @@
-"""vLLM found, its version checked, an engine started and kept full: the layer that has to fit vLLM's version.
+"""Import vLLM, check its version, start an engine and keep it full: the code that depends on vLLM's version.
 
-The tests run against `TESTED_VERSIONS`. What else the adapters use of vLLM is among `NEEDED`, so that a version that
-lacks some of it is refused before anything is begun.
+The tests run against `TESTED_VERSIONS`. The other names of vLLM that the adapters use are in `NEEDED`: a version that
+lacks one of them is refused before any work.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ NEEDED = (
     "sampling_params.StructuredOutputsParams",
     "usage.usage_lib.UsageContext.LLM_CLASS",
 )
-"""What is used of vLLM, looked for before anything is started."""
+"""The names of vLLM that are used, checked before an engine is started."""
 
 CPU_CACHE_BYTES = 2 << 30
-"""Memory for keys and values on a CPU, unless VLLM_CPU_KVCACHE_SPACE or the option kv_cache_memory_bytes says."""
+"""Memory for keys and values on a CPU, unless VLLM_CPU_KVCACHE_SPACE or the option kv_cache_memory_bytes is set."""
 
 BATCH_INVARIANT_CAPABILITY = 80
-"""The compute capability (times ten) from which on vLLM 0.32 has kernels that do not mind their neighbours."""
+"""The compute capability (times ten) from which on vLLM 0.32 has batch-invariant kernels."""
 
 BATCH_INVARIANT = "VLLM_BATCH_INVARIANT"
-"""The environment variable by which vLLM is told to use them; its processes inherit it when they start."""
+"""The environment variable that makes vLLM use them; its processes inherit it when they start."""
 
 
 def import_vllm() -> Any:
@@ -63,7 +63,7 @@ def import_vllm() -> Any:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a forked process would not carry the mark
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a forked process would not have the guard's mark
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -87,10 +87,10 @@ def start(vllm: Any, model: ModelFiles, spec: VllmSpec, **settings: Any) -> Vllm
     """Start an engine that runs `model`.
 
     Args:
-        vllm: what `import_vllm` gave.
+        vllm: the result of `import_vllm`.
         model: what `identify` found.
-        spec: what the user says of it; settings that are None are vLLM's own affair.
-        settings: EngineArgs besides.
+        spec: the user's settings; those that are None are left to vLLM.
+        settings: further EngineArgs.
 
     Raises:
         UsageError: an option that this vLLM does not have, or that is prefdata's own, or no GPU that can do what is
@@ -108,7 +108,7 @@ def start(vllm: Any, model: ModelFiles, spec: VllmSpec, **settings: Any) -> Vllm
         **settings,
         **parse_options(spec.engine_option, signature(vllm.EngineArgs).parameters),
     }
-    # On a CPU vLLM takes the setting and does nothing about it.
+    # On a CPU vLLM accepts the setting and ignores it.
     can = platform.is_cuda_alike() and platform.has_device_capability(BATCH_INVARIANT_CAPABILITY)
     if spec.batch_invariant and not can:
         raise UsageError(
@@ -124,14 +124,14 @@ def start(vllm: Any, model: ModelFiles, spec: VllmSpec, **settings: Any) -> Vllm
             # Defaults of the offline `LLM`: without it, vLLM computes 128 sequences at a time on every GPU.
             usage = vllm.usage.usage_lib.UsageContext.LLM_CLASS
             engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**given), usage_context=usage)
-            engine.get_supported_tasks()  # which add_request would ask for, and wait for in vain of a dead engine
+            engine.get_supported_tasks()  # add_request would query this, and wait forever for a dead engine
             _wake_when_dead(engine.engine_core)
             device = "cpu" if platform.is_cpu() else f"{platform.device_type} ({platform.get_device_name()})"
             return VllmEngine(engine, started.pop_all(), vllm.__version__, device)
     except Exception as error:
         raise EngineError(
             f"vLLM {vllm.__version__} cannot start: {first_line(error)}.{_warning(vllm.__version__)} "
-            "See its own words with VLLM_LOGGING_LEVEL=INFO, or use --engine transformers."
+            "See its log with VLLM_LOGGING_LEVEL=INFO, or use --engine transformers."
         ) from error
 
 
@@ -170,7 +170,7 @@ class VllmEngine:
     """
 
     def __init__(self, engine: Any, started: ExitStack, version: str, device: str) -> None:
-        """Take over an engine, and what is to be undone when it is stopped."""
+        """Wrap an engine, with the cleanups for its stop."""
         self.engine, self.config = engine, engine.vllm_config
         self.computed = {"dtype": str(self.config.model_config.dtype).removeprefix("torch."), "device": device}
         self.versions = {"vllm": version, **versions("torch", "transformers")}
@@ -183,7 +183,7 @@ class VllmEngine:
     ) -> Generator[list[tuple[T, R | Any]], None, None]:
         """Each thing with the engine's output for it, as they are finished; the engine is kept full.
 
-        `add` hands a thing to the engine under a number, or says why not, which is its answer then. `most` are inside
+        `add` hands a thing to the engine under a number, or returns its rejection as a response. `most` are inside
         at a time.
 
         Raises:
@@ -206,7 +206,7 @@ class VllmEngine:
                 if done:
                     yield [(inside.pop(output.request_id), output) for output in done]
         finally:
-            with suppress(Exception):  # of an engine that is dead: nothing runs in it any more
+            with suppress(Exception):  # the engine may be dead: nothing runs in it any more
                 self.engine.abort_request(list(inside))
 
     def close(self) -> None:
@@ -230,7 +230,7 @@ class VllmEngine:
 
 
 def _wake_when_dead(core: Any) -> None:
-    """See to it that whoever waits for the engine's output hears of its death.
+    """Unblock `get_output` when the engine process exits.
 
     vLLM 0.32 notices that a process of its own was killed, closes its sockets, and leaves `get_output` waiting for
     ever.
@@ -261,7 +261,7 @@ def untested(version: str) -> tuple[str, ...]:
 
 
 def _warning(version: str) -> str:
-    """`untested` as the end of a sentence before it: a blank and the sentence, or nothing."""
+    """`untested` as the end of a message: a blank and the sentence, or nothing."""
     return "".join(f" {note}" for note in untested(version))
 
 

@@ -1,4 +1,4 @@
-"""A guard over the processes of an engine: when we are killed, it ends them.
+"""A guard that ends an engine's processes when the command is killed.
 
 vLLM computes in processes of its own. They survive a parent that was killed (`kill -9`, out of memory), keep the GPU's
 memory, and the command that should continue the work cannot start. The guard is a small process beside us that notices
@@ -24,7 +24,7 @@ _PASSES = 6
 
 
 class OrphanGuard:
-    """Watches over the processes that are started between its creation and its release."""
+    """A guard of the processes that are started between its creation and its release."""
 
     def __init__(self) -> None:
         """Start the guard; what this process starts from now on carries the mark."""

@@ -1,4 +1,4 @@
-"""What of vLLM's many settings a user may give as `--engine-option`, and what an adapter asks of it.
+"""The settings of vLLM for `--engine-option`, and the one that an adapter needs.
 
 Nothing here imports vLLM.
 """
@@ -30,7 +30,7 @@ OWN_OPTIONS = {
     "logprobs_mode": None,
     "skip_tokenizer_init": None,
 }
-"""Settings of vLLM that prefdata makes itself, and the flag for each; None where it has to be as it is."""
+"""Settings of vLLM that prefdata sets itself, and the flag for each; None where it is fixed."""
 
 
 def parse_options(options: Sequence[str], known: Iterable[str]) -> dict[str, Any]:
@@ -62,17 +62,17 @@ def lora_rank(folder: Path) -> int:
     """Return the `max_lora_rank` that holds this adapter: one of the ranks that vLLM has.
 
     Raises:
-        ModelError: it is no folder of an adapter.
+        ModelError: it is not the folder of an adapter.
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
         rank = max(int(config["r"]), *map(int, (config.get("rank_pattern") or {"": 1}).values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelError(
-            f"{folder} is no LoRA adapter: its adapter_config.json cannot be used ({type(error).__name__}: {error}). "
+            f"{folder} is not a LoRA adapter: its adapter_config.json is unusable ({type(error).__name__}: {error}). "
             "Give the folder that PEFT saved it in."
         ) from None
     ranks = (1, 8, 16, 32, 64, 128, 256, 320, 512)
     if rank > ranks[-1]:
-        raise ModelError(f"{folder} has rank {rank}, and vLLM takes {ranks[-1]} at most. Merge it into its model.")
+        raise ModelError(f"{folder} has rank {rank}, and vLLM takes at most {ranks[-1]}. Merge it into its model.")
     return next(size for size in ranks if size >= rank)

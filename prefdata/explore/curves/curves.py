@@ -1,4 +1,4 @@
-"""curves: what the number of candidates and the temperature buy, read off a run that is scored.
+"""curves: best-of-N reward against N and temperature, from a scored run.
 
 Every curve is a mean over prompts of an estimate that each prompt makes from its own candidates (`estimators`), so one
 pass over the scores gives all of them and all their bootstrap intervals. A curve is over one set of prompts, those with
@@ -37,15 +37,15 @@ SCHEMA: dict[str, pl.DataType] = {
 """The columns of the long table."""
 
 LARGEST = 1_000_000
-"""The most candidates a prompt that can be planned for."""
+"""Maximum N of a plan."""
 
 TEXTS = 2000
-"""Prompts whose texts are read for the figures of diversity, by lot."""
+"""Prompts whose texts are read for the figures of diversity, chosen at random."""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """The long table (SCHEMA), the account of the candidates, and what a reader has to know besides."""
+    """The long table (SCHEMA), the report of the candidates, and notes."""
 
     rows: pl.DataFrame
     report: Report
@@ -68,18 +68,18 @@ def curves(
 
     Args:
         run: the run.
-        scorer: whose scores decide which answer is best (the only ones unless given).
+        scorer: whose scores decide which response is best (default: the only ones).
         gold: whose scores tell how good that answer is: over-optimisation.
-        samplers: whose candidates (all unless given).
+        samplers: whose candidates; None for all.
         by: what makes a group: the sampler, the temperature, or nothing.
-        n: the least number of scored candidates of a prompt that takes part; unless given, the number that most
+        n: the minimum number of scored candidates of a prompt; by default, the number that most
             prompts of the group have.
-        plan: numbers of candidates to tell reward and cost for, `LARGEST` at most; beyond n they are extrapolated.
+        plan: numbers of candidates to estimate reward and cost for, at most `LARGEST`; beyond n they are extrapolated.
         seed: of the resamples and of the prompts whose texts are read.
         partial: take scores that are unfinished.
 
     Raises:
-        NotReady, UsageError: scores or samplers are not there, or the numbers make no sense.
+        NotReady, UsageError: scores or samplers do not exist, or the numbers are invalid.
         InputError: no candidate has a score, or no prompt has `n`.
     """
     if by not in ("sampler", "temperature", "none"):
@@ -87,7 +87,7 @@ def curves(
     if bad := [value for value in (*plan, *([] if n is None else [n])) if value < 1]:
         raise UsageError(f"{bad[0]} candidates are not a number to plan for: give 1 or more.")
     if beyond := [value for value in plan if value > LARGEST]:
-        raise UsageError(f"{beyond[0]} candidates a prompt are too many to plan for: the most is {LARGEST:,}.")
+        raise UsageError(f"{beyond[0]} candidates per prompt are too many to plan for: the maximum is {LARGEST:,}.")
     candidates, name = read(run, scorer, gold, samplers, partial)
     groups, report, kept = group(candidates, by, n, name, gold)
     rows = [point for draws in groups for point in points(draws, n_grid(draws.known, plan), seed)]
@@ -118,7 +118,7 @@ def _diversity(
 
 
 def diverse(texts: list[str], prompt: Ints, known: int) -> dict[tuple[str, int], Floats]:
-    """Each prompt's diversity, by curve and n, from `known` answers of each; the unique share also for fewer."""
+    """Each prompt's diversity, by curve and n, from `known` responses of each; the unique share also for fewer."""
     made = {(f"distinct_{order}", known): text_diversity.distinct(texts, prompt, order) for order in (1, 2, 3)}
     made[("self_bleu", known)] = text_diversity.self_bleu(texts, prompt)
     ns = n_grid(known)
@@ -136,15 +136,13 @@ def _notes(run: Run, groups: Sequence[CandidateGroup], kept: pl.DataFrame, by: B
         if draws.sizes.size == 1:
             notes.append(f"{draws.group} has one prompt: there is no interval.")
         if max(plan, default=0) > max_n(draws):
-            notes.append(f"{draws.group}: what more than {max_n(draws):,} would bring is not told, as {_why(draws)}.")
+            notes.append(f"{draws.group}: what more than {max_n(draws):,} would give is unknown, as {_why(draws)}.")
         if "tokens" not in draws.values and plan:
-            notes.append(f"Nobody counted the tokens of {draws.group}: the cost of its plan is not known.")
+            notes.append(f"The tokens of {draws.group} were not counted: the cost of its plan is not known.")
     for sampler in chosen_samplers(run, tuple(kept["sampler"].unique().cast(pl.String).sort())):
         lineage = sampler.lineage()
         if lineage and lineage.spec.get("search", "sample") != "sample":
-            notes.append(
-                f"{sampler.name} is a beam search: its candidates are no independent draws, its curve a list's."
-            )
+            notes.append(f"{sampler.name} is a beam search: its candidates are not independent samples.")
     mixed = (
         kept.group_by("group")
         .agg(pl.col("sampler").unique().cast(pl.String).sort())
@@ -156,12 +154,12 @@ def _notes(run: Run, groups: Sequence[CandidateGroup], kept: pl.DataFrame, by: B
 
 
 def _why(draws: CandidateGroup) -> str:
-    """Why the best of n is told up to `reach` and no further."""
+    """Why the best of n is reported up to `reach` and no further."""
     if draws.known < LEAST:
-        return f"there are fewer than {LEAST} candidates a prompt"
+        return f"there are fewer than {LEAST} candidates per prompt"
     if max_n(draws) == FARTHEST * draws.known:
-        return f"that is {FARTHEST} times what there is"
+        return f"that is {FARTHEST} times the samples that exist"
     if draws.values["score"].min() == draws.values["score"].max():
-        return "all scores are alike"
+        return "all scores are equal"
     scores = draws.sizes.size * draws.known
-    return f"{scores:,} scores in all are enough for {scores:,} / {POOL}"
+    return f"{scores:,} scores in total allow {scores:,} / {POOL}"

@@ -1,4 +1,4 @@
-"""The candidates that curves are drawn from: read from a run, put into groups, those that have too few left out."""
+"""The candidates behind curves: read from a run and grouped; prompts with too few are left out."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ BINS = 12
 """More temperatures than these are grouped by their first decimal."""
 
 _BLOCK = 1_000_000
-"""Scores that are worked on at a time."""
+"""Scores processed at a time."""
 
 _SETTINGS = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0}
-"""Settings at which a temperature of 1 draws from the model's own law, whose log-probabilities the table holds."""
+"""Settings at which temperature 1 samples from the model's own distribution: the table's log-probabilities."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class CandidateGroup:
     """The candidates of one group, prompt after prompt: `sizes` of P prompts, and values of all their R candidates.
 
     `known` is the N of the group: every prompt has that many candidates or more. `values` may have gold, tokens (of the
-    answer), prompt_tokens and logprob beside score; a column is there only where no candidate lacks it.
+    response), prompt_tokens and logprob beside score; a column is there only where no candidate lacks it.
     """
 
     group: str
@@ -49,7 +49,7 @@ class CandidateGroup:
     values: Mapping[str, Floats]
 
     def blocks(self, lot: Ints) -> Iterator[tuple[Ints, dict[str, Floats]]]:
-        """Prompts with equally many candidates: their lots (P,), and their values, each (P, candidates)."""
+        """Prompts with equally many candidates: their blocks (P,), and their values, each (P, candidates)."""
         for block in ragged.blocks(self.sizes, exact=True, max_rows=_BLOCK):
             yield lot[block.prompts], {name: block.scatter(column, 0.0) for name, column in self.values.items()}
 
@@ -67,8 +67,8 @@ def read(
     """Read the scored candidates with the columns that the curves need, some seventy bytes each, and the scorer's name.
 
     Raises:
-        NotReady, UsageError: scores or samplers are not there, or unfinished.
-        InputError: scores of candidates that are not there.
+        NotReady, UsageError: scores or samplers do not exist, or are unfinished.
+        InputError: scores of candidates that do not exist.
     """
     scores = run.only("scores", scorer, partial=partial)
     rows = _compact(scores, ["prompt_id", "score"]).join(_answers(run), on="candidate_id", how="left")
@@ -192,7 +192,7 @@ def _known(name: object, counts: pl.Series, n: int | None) -> int:
     most = int(counts.max())  # type: ignore[arg-type]
     if most < n:
         raise InputError(
-            f"no prompt of {name} has {n} scored candidates; the most is {most}. Ask for --n {most}, or sample more."
+            f"no prompt of {name} has {n} scored candidates; the maximum is {most}. Ask for --n {most}, or sample more."
         )
     return n
 

@@ -41,7 +41,7 @@ def shared(groups: Sequence[CandidateGroup]) -> pl.Series:
 def _lead(curve: str, groups: Sequence[CandidateGroup], ns: Sequence[int], seed: int) -> list[Row]:
     """Return the rows of one curve.
 
-    Beyond what is measured the low end takes the least of the first and the most of the next, the high end the reverse.
+    Beyond the measured n, low is the first's lower bound less the next's upper bound, high the reverse.
     """
     lot = bootstrap_blocks(groups[0].sizes.size, seed)
     sizes = np.bincount(lot).astype(np.float64)

@@ -17,7 +17,7 @@ from prefdata.stats.bootstrap import bootstrap_blocks, bootstrap_intervals
 Row = tuple[object, ...]
 
 ROUNDING = 1e-9
-"""Differences of means that are smaller than this share of the largest score come from rounding: they are none."""
+"""Differences of means below this fraction of the largest score are rounding errors, and count as 0."""
 
 
 def n_grid(known: int, plan: Sequence[int] = ()) -> list[int]:
@@ -56,8 +56,8 @@ def extrapolate(means: Floats, draws: CandidateGroup, ns: Sequence[int]) -> Floa
 
     Args:
         means: E[max of n] of R resamples at `measured`, shape (R, n measured).
-        draws: whose.
-        ns: K numbers; up to the group's N the three are one.
+        draws: the group's candidates.
+        ns: K numbers; up to the group's N the three are equal.
     """
     place = {n: column for column, n in enumerate(measured_ns(draws, ns))}
     there = means[:, [place[n] for n in ns if n <= draws.known]]
@@ -70,7 +70,7 @@ def extrapolate(means: Floats, draws: CandidateGroup, ns: Sequence[int]) -> Floa
 
 
 def add(sums: Floats, lot: Ints, values: Floats) -> None:
-    """Add each prompt's values, (P, points), to the sums of its lot, (lots, points)."""
+    """Add each prompt's values, (P, points), to the sums of its block, (blocks, points)."""
     order = np.argsort(lot, kind="stable")
     there, starts = np.unique(lot[order], return_index=True)
     sums[there] += np.add.reduceat(values[order], starts, axis=0)
@@ -152,7 +152,7 @@ def _estimates(
 def _best(draws: CandidateGroup, ns: Sequence[int], told: Sequence[int], numbers: Floats) -> list[Row]:
     """Return the rows of best of n from its value, low and high end at the n in `told`, (K, 3); the others are null.
 
-    Beyond the group's N the ends are the low end of the least and the high end of the most that can be.
+    Beyond the group's N the ends are the low end of the lower bound and the high end of the upper bound.
     """
     numbers[:, 1] = np.minimum(numbers[:, 1], numbers[:, 0])
     numbers[:, 2] = np.maximum(numbers[:, 2], numbers[:, 0])
@@ -165,7 +165,7 @@ def _best(draws: CandidateGroup, ns: Sequence[int], told: Sequence[int], numbers
 def _fall(draws: CandidateGroup, sums: Floats, sizes: Floats, seed: int) -> Row:
     """Return the row of the loss at the last n against the n where the proxy's choice was best.
 
-    That n is the best of many, and would seem to have fallen if nothing has. So the interval is one that holds for all
+    That n is the maximum of many, which biases the loss upwards. So the interval is one that holds for all
     n at once: it is as many standard errors wide as the largest error among all n is, in 95% of the resamples.
     """
 

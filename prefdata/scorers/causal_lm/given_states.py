@@ -8,7 +8,7 @@ from torch import nn
 
 
 class GivenStates(nn.Module):
-    """Stands where a model's trunk stood, and gives states that are there already.
+    """Replace a model's trunk by states that are computed already.
 
     The model's own code then makes logits of them: some families scale these, or cap them, and only they know how.
     """

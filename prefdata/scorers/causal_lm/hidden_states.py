@@ -1,8 +1,8 @@
-"""Hidden states of answers under a language model: what SLiC compares an answer with its reference by.
+"""Hidden states of responses under a language model: what SLiC compares a response with its reference by.
 
-SLiC (Zhao et al. 2022, 2210.00045) measures how near two answers are by the decoder's output states for their tokens.
-Of a causal model these are the last hidden states at the answer's own tokens, in the context of its prompt; the end
-token, which every answer has, is left out.
+SLiC (Zhao et al. 2022, 2210.00045) compares two responses by the decoder's output states for their tokens.
+Of a causal model these are the last hidden states at the response's own tokens, in the context of its prompt; the end
+token, which every response has, is left out.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from prefdata.scorers.classifier.rendering import windows
 from prefdata.scorers.protocol import Score, ScoringItem
 
 WINDOW = 200
-"""Items whose states are held at a time: 200 answers of 500 tokens of a model of size 4096 take 1.6 GiB."""
+"""Items whose states are held at a time: 200 responses of 500 tokens of a model of size 4096 take 1.6 GiB."""
 
 States = np.ndarray
-"""(tokens, size) of one answer, float32."""
+"""(tokens, size) of one response, float32."""
 
 
 class AnswerStates:
-    """The hidden states of answers under one model."""
+    """The hidden states of responses under one model."""
 
     def __init__(self, files: ModelFiles, **settings: Any) -> None:
         """Load the model; `settings` and errors are those of `LanguageModel`."""
@@ -38,7 +38,7 @@ class AnswerStates:
     def of(self, items: Sequence[ScoringItem]) -> list[States | Score]:
         """Return the states of each item's response, in their order; a null score with the reason where there are none.
 
-        Equal answers to one prompt are computed once. All of them are held: give some hundreds at a time.
+        Equal responses to one prompt are computed once. All of them are held: give some hundreds at a time.
         """
         asked: list[Continuation | Score] = [self._asked(item) for item in items]
         distinct = list(dict.fromkeys(one for one in asked if isinstance(one, Continuation)))
@@ -61,7 +61,7 @@ class AnswerStates:
 
 
 class StateSimilarity:
-    """A Scorer: how near the states of an answer are to those of the prompt's reference answer, by a given measure.
+    """A Scorer: the similarity of a response's states to those of the prompt's reference answer, by a given measure.
 
     Details hold the tokens of both. Items without a reference have no score and the reason `no_reference`.
     """
@@ -74,7 +74,7 @@ class StateSimilarity:
         similarity: Callable[[States, States], float],
         **settings: Any,
     ) -> None:
-        """Load the model whose states `similarity` compares: the answer's first, then the reference's.
+        """Load the model whose states `similarity` compares: the response's first, then the reference's.
 
         `settings` and errors are those of `LanguageModel`.
         """

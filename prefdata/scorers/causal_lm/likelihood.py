@@ -1,10 +1,10 @@
-"""How likely a language model finds an answer: ln p of its tokens, and two scores made of it.
+"""How likely a language model finds a response: ln p of its tokens, and two scores made of it.
 
-`MeanLogprob` is RRHF's p (Yuan et al. 2023, 2304.05302): the mean ln p of the answer's tokens. `ImplicitReward` is
+`MeanLogprob` is RRHF's p (Yuan et al. 2023, 2304.05302): the mean ln p of the response's tokens. `ImplicitReward` is
 DPO's beta * (ln p - ln p_ref) (Rafailov et al. 2023, 2305.18290), of the sums.
 
-A conversation is rendered whole by the model's chat template; the answer is what follows the longest beginning that its
-tokens share with those of the rendered prompt, the end of the turn included. So it is in training, too: what is scored
+A conversation is rendered whole by the model's chat template; the response is what follows the longest prefix that its
+tokens share with those of the rendered prompt, the end of the turn included. Training does the same: what is scored
 here is what is trained there.
 """
 
@@ -37,7 +37,7 @@ from prefdata.scorers.protocol import Score, ScoringItem
 from prefdata.specs.chat import TemplateChoice
 
 WINDOW = 1000
-"""Answers that are pulled and sorted by length at a time."""
+"""Responses that are pulled and sorted by length at a time."""
 
 BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
 """Default budgets: rows times the longest row, by kind of device."""
@@ -46,7 +46,7 @@ CHUNK_ELEMENTS = 1 << 26
 """Logits that exist at one time: 256 MiB in float32."""
 
 END_WINDOW = 4
-"""Tokens at the end of an answer among which its end token is: some templates write a line break after it."""
+"""Tokens at the end of a response among which its end token is: some templates write a line break after it."""
 
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class Continuation:
 
 
 class LanguageModel:
-    """A causal language model that reads texts and says what it makes of their tokens.
+    """A causal language model that reads texts and gives the probabilities of their tokens.
 
     Rows are padded on the right under an attention mask, in batches of a token budget, and every distinct row is
     computed once: two continuations of one token cost one row.
@@ -92,7 +92,7 @@ class LanguageModel:
             choice: which chat template, with which variables.
             device: `cpu`, `cuda`, `cuda:1`; a CUDA GPU where there is one, by default.
             dtype: `auto` is float32 on a CPU and bfloat16 on a GPU.
-            batch_tokens: rows times the longest row of a batch; more is faster until the memory ends.
+            batch_tokens: rows times the longest row of a batch; more is faster while it fits into memory.
             chunk_elements: how many logits may exist at one time.
 
         Raises:
@@ -123,9 +123,9 @@ class LanguageModel:
 
         Args:
             messages: the conversation.
-            response: the answer.
+            response: its text.
             tools: the tools as JSON text, where there are some.
-            end: whether the answer's end token, and what the template writes after it, belong to it.
+            end: whether the response's end token, and what the template writes after it, belong to it.
 
         Raises:
             TemplateRefusal: the chat template does not take this conversation, or changes the response.
@@ -233,7 +233,7 @@ class LanguageModel:
         return states
 
     def _token_logps(self, states: Tensor, targets: Tensor) -> Tensor:
-        """(N,) ln p of `targets` (N,) at `states` (N, H), in float32; the logits of a chunk exist at a time."""
+        """(N,) ln p of `targets` (N,) at `states` (N, H), in float32, the logits of one chunk at a time."""
         rows = max(1, self.chunk_elements // self._vocabulary)
         parts = []
         for some, wanted in zip(torch.split(states, rows), torch.split(targets, rows), strict=True):
@@ -255,7 +255,7 @@ def _batches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
 
 
 class _AnswerScorer:
-    """What the two scorers share: windows of items become continuations, and each distinct one is computed once."""
+    """What the two scorers share: batches of items become continuations, and each distinct one is computed once."""
 
     outputs: tuple[str, ...] = ("",)
     end = True
@@ -300,9 +300,9 @@ class _AnswerScorer:
 
 
 class MeanLogprob(_AnswerScorer):
-    """A Scorer: the mean ln p of the answer's tokens; details hold the `sum` and how many `tokens`.
+    """A Scorer: the mean ln p of the response's tokens; details hold the `sum` and how many `tokens`.
 
-    The end token counts as one of them, as in RRHF, where every answer gets one, also one that was cut off.
+    The end token counts as one of them, as in RRHF, where every response gets one, also a truncated one.
     """
 
     def __init__(
@@ -326,10 +326,10 @@ class MeanLogprob(_AnswerScorer):
 
 
 class ImplicitReward(_AnswerScorer):
-    """A Scorer: beta * (ln p - ln p_ref) of the answer as the policy's chat template writes it.
+    """A Scorer: beta * (ln p - ln p_ref) of the response as the policy's chat template writes it.
 
-    Details hold the two sums, `logp` and `logp_reference`. Both models read the same token ids. As every reward of this
-    kind it is known but for a constant of the prompt's.
+    Details hold the two sums, `logp` and `logp_reference`. Both models read the same token ids. Like every implicit
+    reward it is defined up to a constant of the prompt.
     """
 
     def __init__(
@@ -354,7 +354,7 @@ class ImplicitReward(_AnswerScorer):
         self.beta = beta
         if self.model.chat.tokenizer.get_vocab() != self.reference.chat.tokenizer.get_vocab():
             raise ModelError(
-                f"{policy.name} and {reference.name} have different tokenizers, so that one's tokens mean nothing to "
+                f"{policy.name} and {reference.name} have different tokenizers, so that tokens of one mean nothing to "
                 "the other. Name the reference that the policy was trained from."
             )
 
@@ -367,7 +367,7 @@ class ImplicitReward(_AnswerScorer):
         return self.model.problem(tokens) or self.reference.problem(tokens)
 
     def _numbers(self, asked: Sequence[Continuation]) -> Iterator[tuple[int, float, dict[str, Any]]]:
-        # Both read the same rows in the same batches, so that both sums of an answer are known at about one time.
+        # Both read the same rows in the same batches, so that both sums of a response are known at about one time.
         both = zip(self.model.each_sum(asked), self.reference.each_sum(asked), strict=True)
         for (place, logp), (same, of_reference) in both:
             assert place == same

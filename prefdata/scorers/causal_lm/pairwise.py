@@ -1,8 +1,8 @@
-"""SLiC-HF's pairwise ranker (Zhao et al. 2023, 2305.10425): a language model is asked which of two answers is better.
+"""SLiC-HF's pairwise ranker (Zhao et al. 2023, 2305.10425): a language model is asked which of two responses is better.
 
-The model's reply is not read but weighed: that the answer shown first is better has the probability
-p(A) / (p(A) + p(B)), of the labels as they would come next. Most models favour a place, so whoever asks does so in both
-orders, or flips a coin as RSO does; a match is compared in the order that it comes in.
+No reply is generated: the probability that the response shown first is better is p(A) / (p(A) + p(B)), of the labels as
+the next tokens. Most models prefer one position, so callers compare in both orders, or in one at random as RSO does;
+here a comparison is made in the order given.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from prefdata.scorers.protocol import Comparison, Verdict
 
 
 class Pairwise:
-    """A Comparer: how probable the model finds the first of two labels; see `prefdata.scorers.protocol.Comparer`.
+    """A Comparer: the model's probability of the first of two labels; see `prefdata.scorers.protocol.Comparer`.
 
     `rationale` holds the log-odds, ln p(A) - ln p(B): a probability near 0 or 1 has lost its digits.
     """
@@ -39,7 +39,7 @@ class Pairwise:
         Args:
             files: the model.
             question: what it is asked.
-            annotator: the name that the verdicts go under; the model's unless given.
+            annotator: the name of the verdicts' annotator; the model's unless given.
             settings: those of `LanguageModel`, whose errors it raises.
         """
         self.model = LanguageModel(files, raw=question.plain, **settings)
@@ -48,7 +48,7 @@ class Pairwise:
         self.versions, self.computed = self.model.versions, self.model.computed
 
     def compare(self, matches: Iterable[Comparison]) -> Iterator[Verdict]:
-        """Judge every match once, a window at a time; see the protocol."""
+        """Judge every comparison once, a batch at a time; see the protocol."""
         for window in windows(matches, WINDOW):
             shown = [Shown(match.key, self._asked(match), (match.shown, match.other)) for match in window]
             yield from map(_verdict, label_odds(self.model, self.question.labels, shown))

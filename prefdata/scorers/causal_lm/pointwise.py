@@ -1,7 +1,7 @@
-"""SLiC-HF's pointwise ranker (Zhao et al. 2023, 2305.10425): a language model is asked whether an answer is good.
+"""SLiC-HF's pointwise ranker (Zhao et al. 2023, 2305.10425): a language model is asked whether a response is good.
 
-The model's reply is not read but weighed: the score is p(Good) / (p(Good) + p(Bad)), of the labels as they would come
-next. The log-odds, ln p(Good) - ln p(Bad), lie in the details: a score near 0 or 1 has lost its digits.
+No reply is generated: the score is p(Good) / (p(Good) + p(Bad)), of the labels as the next tokens. The log-odds,
+ln p(Good) - ln p(Bad), are in the details: a score near 0 or 1 has lost its digits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prefdata.scorers.protocol import Score, ScoringItem
 
 
 class Pointwise:
-    """A Scorer: how probable the model finds the good one of two labels; see `prefdata.scorers.protocol.Scorer`."""
+    """A Scorer: the model's probability of the good one of two labels; see `prefdata.scorers.protocol.Scorer`."""
 
     outputs: tuple[str, ...] = ("",)
 
@@ -74,14 +74,14 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LabelOdds:
-    """What a model finds of two labels.
+    """The log-probabilities of two labels.
 
     Attributes:
         key: the caller's.
         text_hash: id of the text that it was shown; None where there is none.
         logps: ln p of both labels, in nats.
         problem: why there are none (`too_long`, `empty`, or a TemplateRefusal's reason), or None.
-        detail: the problem in words.
+        detail: the problem as text.
     """
 
     key: str
@@ -105,7 +105,7 @@ class LabelOdds:
 
 
 def label_odds(model: LanguageModel, labels: tuple[str, str], shown: Sequence[Shown]) -> Iterator[LabelOdds]:
-    """How likely either label comes next after each of what is shown, by key; equal texts are computed once."""
+    """The log-probabilities of both labels as the next tokens of each text, by key; equal texts are computed once."""
     asked: dict[str, tuple[list[Continuation], list[str]]] = {}
     for key, messages, responses in shown:
         try:

@@ -1,4 +1,4 @@
-"""A network without its head, as prompts that are computed once need it: begin some rows, and continue from there."""
+"""A network without its head that computes a prompt once: it encodes a prefix and continues from its cache."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ class CachedBackbone:
             self._read.at = None
 
     def _finish_last_only(self) -> None:
-        """Make the last layer heed `_last_only`: of the tokens that are not read only their keys are needed.
+        """Make the last layer observe `_last_only`: of the tokens that are not read only their keys are needed.
 
-        What attention and feed-forward network say of the one is added to all, and the others' states mean nothing.
+        The outputs of attention and feed-forward for that token are added to all; the others' states are invalid.
         """
         layers = getattr(self._backbone, "layers", None) or getattr(self._backbone, "h", None)
         final = layers[-1] if layers else None

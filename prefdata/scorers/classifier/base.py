@@ -1,6 +1,6 @@
 """What every sequence-classification scorer does, whatever computes its logits: texts in, scores out.
 
-Every distinct text of a window is scored once, so that equal texts have equal scores.
+Every distinct text of a batch is scored once, so that equal texts have equal scores.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Classifier(ABC):
         versions: of the libraries that decide the scores.
         computed: in and on what it computes; see `prefdata.scorers.protocol.computed_by`.
         outputs: the labels' names where several are read, else `("",)`.
-        notes: sentences about how it computes, where that is not the usual way.
+        notes: sentences about how it computes, where that is not the default way.
         context_length: most tokens of a text.
         texts: how items become texts and token ids.
         labels: which labels are read, and as what.

@@ -1,6 +1,6 @@
-"""Batches side by side, one on each core of a CPU.
+"""Several batches at a time, one on each core of a CPU.
 
-A small network's matrix products are over before a second core has taken its part of them, so that one batch at a time
+A small network's matrix products are too short to be divided among cores, so that one batch at a time
 leaves the other cores idle; several batches at a time, each on threads of its own, do not. A GPU and a large network
 get one after the other.
 """

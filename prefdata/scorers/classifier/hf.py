@@ -1,6 +1,6 @@
-"""Sequence-classification reward models on transformers: the raw logits of a text, whatever stands beside it.
+"""Sequence-classification reward models on transformers: the raw logits of a text, whatever else is in its batch.
 
-The conversation with its answer is rendered by the model's own chat template, or by the user's format. The score is
+The conversation with its response is rendered by the model's own chat template, or by the user's format. The score is
 read at the last token by the attention mask, never at the last token that is not the pad token: where pad and end token
 are one, that would be the token before the end. A prompt is computed once for its candidates where the network allows
 it (`prefixes`); the first prompts are computed both ways, and where these differ whole rows are computed from then on.
@@ -71,13 +71,13 @@ class RewardModel(Classifier):
 
         Args:
             files: what `identify` found.
-            device: cpu, cuda, …; the best there is unless given.
+            device: cpu, cuda, …; the best available unless given.
             dtype: arithmetic; `auto` is float32 on a CPU and bfloat16 on a GPU.
             batch_tokens: tokens of a batch, padding included; made for the device unless given.
             context_length: most tokens of a text; the model's own limit unless given.
             label: which label of several, by name or number; `all` makes each an output.
             activation: the raw logit, or the probability.
-            text_format: a file that says how prompt and answer become text, instead of the chat template.
+            text_format: a file that says how prompt and response become text, instead of the chat template.
             choice: which chat template, with which variables.
             share_prompts: whether a prompt may be computed once for its candidates.
 
@@ -168,7 +168,7 @@ class RewardModel(Classifier):
         at = torch.arange(len(rows), device=self.device)
         mask = (torch.arange(ids.shape[1], device=self.device) < lengths[:, None]).long()
         self._computed.add(ids, int(lengths.sum()))
-        if self._head is None:  # BERT and its kin read a pooled first token
+        if self._head is None:  # BERT and similar models read a pooled first token
             logits: Tensor = self._net(input_ids=ids, attention_mask=mask).logits
             return logits
         even = len({len(row.ids) for row in rows}) == 1
@@ -183,7 +183,7 @@ class RewardModel(Classifier):
         return logits
 
     def _check(self, rows: Sequence[RenderedText], tokens: int) -> None:
-        """Compare padded and branched rows with rows that are computed alone, and give up what differs or raises."""
+        """Compare padded and branched rows with rows that are computed alone, and stop using what differs or raises."""
         found = prefix_groups(rows)[0][:SELF_CHECKED] if self._branching else []
         shared = [PrefixGroup(one.prefix, one.branches[:2]) for one in found]
         pairs = [row for family in shared for row, _ in family.branches]

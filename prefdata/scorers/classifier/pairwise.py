@@ -1,10 +1,10 @@
 """Pairwise reward models: a classifier that reads both answers in one text and says whether the first is better.
 
 What it reads is `LAYOUT`, as one user message in the model's own chat template (as plain text where it has none), or a
-file of the user's with `{prompt}`, `{first}` and `{second}` in it, as plain text. The probability that the answer shown
-first is better is the sigmoid of its logit, or of two labels the softmax: the first label means that the first is
-better, unless the other is named. Like a language model, a classifier may favour a place: both orders are asked, or a
-coin is flipped.
+file of the user's with `{prompt}`, `{first}` and `{second}` in it, as plain text. The probability that the response
+shown first is better is the sigmoid of its logit, or of two labels the softmax: the first label means that the first is
+better, unless the other is named. Like a language model, a classifier may prefer one position: responses are compared
+in both orders, or in one at random.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LAYOUT = "{conversation}\n\nAnswer A:\n{first}\n\nAnswer B:\n{second}"
 
 @dataclass(frozen=True, slots=True)
 class _PreparedBatch:
-    """Matches, prepared: their distinct texts, and those that have none."""
+    """Comparisons, prepared: their distinct texts, and those that have none."""
 
     rows: list[RenderedText]
     lost: list[Verdict]
@@ -58,9 +58,9 @@ class PairwiseReward:
         Args:
             classifier: computes the logits, whatever the batch.
             files: of the same model.
-            label: which of two labels means that the first answer is better, by name or number; the first unless given.
-            text_format: a file that says how prompt and answers become text.
-            annotator: the name that the verdicts go under; the model's unless given.
+            label: which of two labels means that the first is better, by name or number; the first unless given.
+            text_format: a file that says how prompt and responses become text.
+            annotator: the name of the verdicts' annotator; the model's unless given.
 
         Raises:
             InputError: the text format cannot be read.
@@ -95,7 +95,7 @@ class PairwiseReward:
         return self._chat.text([user], answer_next=False, holds=(first, second))
 
     def compare(self, matches: Iterable[Comparison]) -> Iterator[Verdict]:
-        """Judge every match once, a window at a time; see the protocol."""
+        """Judge every comparison once, a batch at a time; see the protocol."""
         for window in prefetch_map(windows(matches, self._classifier.WINDOW), self._prepared):
             yield from window.lost
             fits = []
@@ -142,6 +142,6 @@ def first_label(files: ModelFiles, label: str | None) -> int:
     if len(names) > 2:
         raise ModelError(
             f"{files.name} has {len(names)} labels ({', '.join(names)}). A pairwise reward model has one, or two: "
-            "the first answer is better, the second is."
+            "the first response is better, the second is."
         )
     return Labels.of(files, label or "0", "logit").columns[0]

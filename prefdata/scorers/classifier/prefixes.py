@@ -1,4 +1,4 @@
-"""A prompt is computed once for its candidates: its keys and values are kept, and each answer attends to them.
+"""A prompt is computed once for its candidates: its keys and values are kept, and each response attends to them.
 
 Planning is pure: rows become groups (a common prefix and its branches) and batches of little padding.
 `PrefixRunner` runs them on a network.
@@ -23,7 +23,7 @@ from prefdata.scorers.classifier.rendering import RenderedText
 T = TypeVar("T")
 
 LEAST_SAVED = 16
-"""Tokens that a family has to save; below that a pass of its own over its beginning costs more."""
+"""Tokens that a prefix group has to save; below that, a separate pass over its prefix costs more."""
 
 WASTE = 0.015
 """The share of padding above which a batch is closed, once it is large enough to be worth a pass of its own."""
@@ -37,7 +37,7 @@ KEPT = 4
 
 @dataclass(frozen=True, slots=True)
 class PrefixGroup:
-    """Rows that begin alike: what they have in common, and each row with what follows."""
+    """Rows with a common prefix: the prefix, and the rest of each row."""
 
     prefix: list[int]
     branches: list[tuple[RenderedText, list[int]]]
@@ -75,7 +75,7 @@ def batches(things: Sequence[T], length: Callable[[T], int], budget: int, beside
         things: what is batched.
         length: tokens of one.
         budget: most tokens of a batch, padding included; one thing alone may be longer.
-        beside: tokens that every row has beside its own (the cache that it attends to).
+        beside: tokens that every row has in addition to its own (the cache that it attends to).
     """
     batch: list[T] = []
     width = total = 0
@@ -114,20 +114,20 @@ def padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[T
 
 
 class TokenCount:
-    """What went through a network.
+    """Counts of the tokens that a network has computed.
 
     Attributes:
         tokens: how many, padding included.
-        needed: how many of them were no padding.
+        needed: how many of them were not padding.
     """
 
     def __init__(self) -> None:
-        """Nothing so far."""
+        """Start at 0."""
         self._counting = Lock()  # batches run in several threads
         self.tokens = self.needed = 0
 
     def add(self, ids: Tensor, needed: int) -> None:
-        """Account for token rows, of which so many were no padding."""
+        """Count token rows, with how many of them were not padding."""
         with self._counting:
             self.tokens += ids.numel()
             self.needed += needed
@@ -139,7 +139,7 @@ class TokenCount:
 
 
 class PrefixRunner:
-    """Runs families on a causal backbone."""
+    """Runs prefix groups on a causal backbone."""
 
     def __init__(
         self, backbone: CachedBackbone, pad: int, device: torch.device, computed: TokenCount, *, several: bool = False
@@ -149,7 +149,7 @@ class PrefixRunner:
         self._computed = computed
 
     def states(self, group: list[PrefixGroup], budget: int) -> Iterator[tuple[list[RenderedText], Tensor]]:
-        """Rows of the families with the hidden state at each one's last token, shape (rows, hidden)."""
+        """Rows of the prefix groups with the hidden state at each one's last token, shape (rows, hidden)."""
         group = sorted(group, key=lambda family: len(family.prefix), reverse=True)
         begun = self._beginnings(group, budget)
         width = len(group[0].prefix)
@@ -176,9 +176,9 @@ class PrefixRunner:
 
     @torch.inference_mode()
     def _beginnings(self, group: list[PrefixGroup], budget: int) -> tuple[KeysValues, Tensor]:
-        """Each layer's keys and values of the families' beginnings, shape (families, heads, width, size), and lengths.
+        """Each layer's keys and values of the groups' prefixes, shape (groups, heads, width, size), and lengths.
 
-        The group has its longest beginning first.
+        The longest prefix comes first.
         """
         kept: list[tuple[Tensor, Tensor]] = []
         lengths = torch.tensor([len(family.prefix) for family in group], device=self._device)

@@ -1,7 +1,7 @@
-"""The exact texts that a classifier reads, and their token ids: rendered and tokenised once, a window at a time.
+"""The exact texts that a classifier reads, and their token ids: rendered and tokenised once, a batch at a time.
 
-The text is what the model's own chat template makes of the conversation with its answer, or what a file of the user's
-says, with `{prompt}`, `{response}`, `{system}` and `{tools}` in it. The next window is prepared in a thread while the
+The text is what the model's own chat template makes of the conversation with its response, or what a file of the user's
+says, with `{prompt}`, `{response}`, `{system}` and `{tools}` in it. The next batch is prepared in a thread while the
 network works on this one.
 """
 
@@ -27,13 +27,13 @@ _PLACE = re.compile(r"\{([a-z]+)\}")
 
 @dataclass(frozen=True, slots=True)
 class RenderedText:
-    """A distinct text of a window.
+    """A distinct text of a batch.
 
     Attributes:
         text: what is scored.
         ids: its token ids.
-        prompt: the number of its prompt in the window; texts of one prompt begin alike.
-        keys: the items that it is.
+        prompt: the number of its prompt in the batch; texts of one prompt have a common prefix.
+        keys: the items with this text.
     """
 
     text: str
@@ -99,7 +99,7 @@ def read_format(path: Path, answers: Sequence[str] = ("response",)) -> str:
     """Read a format file without the line break at its end; `answers` are the placeholders that it needs.
 
     Raises:
-        InputError: there is no such file, it is not UTF-8, or it lacks `{prompt}` or a place for an answer.
+        InputError: there is no such file, it is not UTF-8, or it lacks `{prompt}` or a place for a response.
     """
     try:
         text = path.read_text("utf-8")
@@ -117,7 +117,7 @@ def fill(template: str, messages: Sequence[Message], tools: str | None = None, *
 
     `answers` are the texts by their places: `response`, or `first` and `second`.
 
-    All places are filled at once, so that braces in a prompt or an answer stay what they are.
+    All places are filled at once, so that braces in a prompt or a response stay what they are.
 
     Raises:
         TemplateRefusal: the conversation has more turns, or a system message or tools that the format has no place for.

@@ -1,8 +1,8 @@
 """Reward models on vLLM: the same texts, the same raw logits, by its pooling runner.
 
-vLLM applies an activation to a classifier's logits unless it is told not to (`use_activation`), and so would give
-probabilities; here it is told. Token ids go in, so that a text has one begin token and no other tokenisation. What
-starts and ends the engine is `engines.vllm_start`'s.
+vLLM applies an activation to a classifier's logits unless `use_activation` is false, and so would give
+probabilities; here it is false. The inputs are token ids, so that a text has one begin token and no other
+tokenisation. `engines.vllm.launch` starts and ends the engine.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class PoolingRewardModel(Classifier):
             spec: how vLLM is to run it; by its defaults unless given.
             label: which label of several, by name or number; `all` makes each an output.
             activation: the raw logit, or the probability.
-            text_format: a file that says how prompt and answer become text, instead of the chat template.
+            text_format: a file that says how prompt and response become text, instead of the chat template.
             choice: which chat template, with which variables.
 
         Raises:
             ModelError: the tokenizer cannot be loaded, or the model has several labels and none is named.
-            UsageError: an option or a label that is not there, or no GPU that can do what is asked.
+            UsageError: an unknown option or label, or no GPU that can do what is asked.
             InputError: the text format cannot be read.
             EngineError: vLLM cannot be imported, lacks what is needed, or cannot start.
         """
@@ -77,7 +77,7 @@ class PoolingRewardModel(Classifier):
 
     def logits(self, rows: list[RenderedText]) -> Iterator[tuple[list[RenderedText], Tensor]]:
         """Yield the rows with their logits, as the engine finishes them; see `Classifier.logits`."""
-        # Those of one prompt come together, so that the engine finds their beginning in its cache.
+        # Those of one prompt come together, so that the engine finds their prefix in its cache.
         together = sorted(rows, key=lambda row: row.prompt)
         with closing(self._running.answers(together, self._add, self._most)) as answers:
             for done in answers:

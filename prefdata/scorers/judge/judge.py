@@ -1,8 +1,8 @@
-"""Judges: a language model says in words what it thinks of an answer, or of two, and a rubric says how it is read.
+"""LLM-as-a-judge: a language model judges a response, or two, and a rubric defines how its reply is read.
 
 A judge is asked at temperature 0 (or the only one that a server takes), under the verdict's JSON schema where its
 engine enforces one. A reply that cannot be read is asked for again, at `RETRY_TEMPERATURE` and with another seed, until
-the tries are used up; then there is no score, and the last reply is kept. A verdict is never made up.
+the tries are used up; then there is no score, and the last reply is kept. No verdict is ever invented.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _REASONS = {"prompt_too_long": "too_long", "refused": "refused", "rejected": "er
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What became of one case.
+    """The result of one case.
 
     Attributes:
         key: the case's.
         shown: id of the messages that the judge was shown.
         verdict: what was read, or None.
         reason: why nothing was read (`unparsable`, `refused`, `too_long`, `error`, a TemplateRefusal's), or None.
-        text: what the judge said last, or the engine of why it said nothing.
-        tries: how often it was asked.
+        text: the judge's last reply, or the engine's reason for giving none.
+        tries: how many queries it took.
     """
 
     key: str
@@ -62,7 +62,7 @@ class _Asked:
 
 
 class _Judge:
-    """What both judges share: cases go through the engine as a stream, and those that cannot be read go again."""
+    """The common part of both judges: cases stream through the engine, and unreadable ones are asked again."""
 
     def __init__(
         self, generator: Generator, rubric: Rubric, *, max_tokens: int = 512, tries: int = 3, seed: int = 0
@@ -71,9 +71,9 @@ class _Judge:
 
         Args:
             generator: the judge's engine.
-            rubric: what it is told, and what is read.
+            rubric: what the judge is asked, and how its reply is read.
             max_tokens: the longest reply.
-            tries: how often a case is asked, at most.
+            tries: the maximum number of queries for a case.
             seed: of the retries.
 
         Raises:
@@ -172,7 +172,7 @@ class AbsoluteJudge(_Judge):
     outputs: tuple[str, ...] = ("",)
 
     def score(self, items: Iterable[ScoringItem]) -> Iterator[Score]:
-        """Judge every item once; see the protocol. The hash is of all that the judge was shown."""
+        """Judge every item once; see the protocol. The hash covers all that the judge was shown."""
         lacking: deque[Score] = deque()
         for reply in self._replies(self._cases(items, lacking)):
             yield self._scored(reply)
@@ -201,10 +201,10 @@ class AbsoluteJudge(_Judge):
 
 
 class PairwiseJudge(_Judge):
-    """A Comparer: which of two answers a judge finds better; see `prefdata.scorers.protocol.Comparer`.
+    """A Comparer: which of two responses a judge prefers; see `prefdata.scorers.protocol.Comparer`.
 
-    A is the answer shown first: the probability is 1 for A, 0 for B and 0.5 for a tie. `strength` is the rubric's word.
-    Without a verdict, `rationale` is what the judge said.
+    A is the response shown first: the probability is 1 for A, 0 for B and 0.5 for a tie. `strength` is a word of the
+    rubric. Without a verdict, `rationale` is the judge's reply.
     """
 
     kind = "pairwise"
@@ -219,7 +219,7 @@ class PairwiseJudge(_Judge):
         tries: int = 3,
         seed: int = 0,
     ) -> None:
-        """Judge by `rubric`; see `AbsoluteJudge`. The verdicts go under `annotator`, the model's name unless given.
+        """Judge by `rubric`; see `AbsoluteJudge`. `annotator` names the verdicts' annotator, the model unless given.
 
         Raises:
             UsageError: the rubric is of the other kind.
@@ -228,7 +228,7 @@ class PairwiseJudge(_Judge):
         self.annotator = annotator or generator.model.name
 
     def compare(self, matches: Iterable[Comparison]) -> Iterator[Verdict]:
-        """Judge every match once, in the order in which it shows its answers; see the protocol."""
+        """Judge every comparison once, in the order in which it shows its responses; see the protocol."""
         yield from map(self._verdict, self._replies(map(self._case, matches)))
 
     def _case(self, match: Comparison) -> Case:

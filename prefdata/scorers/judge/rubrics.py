@@ -1,9 +1,9 @@
-"""Rubrics: what a judge is told and how it is read; questions: what a model is asked whose labels are weighed.
+"""Rubrics (a judge's instructions and how its reply is read) and questions (scored by the probabilities of labels).
 
-Both are YAML files; the built-in ones lie in `templates/rubrics` and go by their names. Texts are put in at all
-`{places}` at once, so that braces in a prompt or an answer stay what they are.
+Both are YAML files; the built-in ones are in `templates/rubrics` and are chosen by name. All `{places}` are filled at
+once, so that braces in a prompt or a response stay unchanged.
 
-A judge's answer counts where exactly one verdict can be read from it: a JSON object with everything the rubric asks
+A judge's response counts where exactly one verdict can be read from it: a JSON object with everything the rubric asks
 for, in range and of the right type. Text and code fences around it are allowed. Nothing is ever guessed: "10" is not
 1, "high" is not 10, and what cannot be read is not -1.
 """
@@ -42,11 +42,11 @@ _ANSWERS = {
 
 
 class _Asking(Spec):
-    """What rubrics and questions share: a text with places for a conversation and its answers."""
+    """The common part of rubrics and questions: a text with places for a conversation and its responses."""
 
     kind: str
     text: str = identity_field(
-        ..., "What is asked, with {places} for the conversation and what else there is.", pattern=r"\S"
+        ..., "The query, with {places} for the conversation, the responses and the reference.", pattern=r"\S"
     )
     system: str | None = identity_field(None, "A system message before it.", pattern=r"\S")
 
@@ -58,14 +58,14 @@ class _Asking(Spec):
             if place not in known:
                 raise ValueError(f"text has no place {{{place}}} in {self.kind}.{did_you_mean(place, known)}")
         if lacking := [place for place in needed if place not in there]:
-            raise ValueError(f"text needs {{{lacking[0]}}}, where an answer goes")
+            raise ValueError(f"text needs {{{lacking[0]}}}, where a response goes")
         if not {"prompt", "conversation"} & set(there):
             raise ValueError("text needs {conversation}, or {prompt} for the last user turn alone")
         return self
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the prompt's reference answer is shown."""
+        """Whether the judge sees the prompt's reference answer."""
         return "{reference}" in self.text
 
     def _shown(self, conversation: Sequence[Message], said: Mapping[str, str | None]) -> str:
@@ -82,39 +82,39 @@ class _Asking(Spec):
 
 
 class Aspect(Spec):
-    """One thing that an absolute rubric gives a number for."""
+    """One aspect that an absolute rubric rates."""
 
     step: ClassVar[str] = "aspect"
 
     name: str = identity_field(..., "Its key in the verdict.", pattern=r"^[a-z][a-z0-9_]*$")
-    text: str = identity_field(..., "What the judge is told of it.", pattern=r"\S")
+    text: str = identity_field(..., "Its description for the judge.", pattern=r"\S")
     weight: float = identity_field(1.0, "Its share of the score, against the others.", gt=0, allow_inf_nan=False)
 
 
 class Example(Spec):
-    """One worked example: a prompt, what was answered, and the verdict as the judge should give it."""
+    """One worked example: a prompt, the responses, and the verdict as the judge should give it."""
 
     step: ClassVar[str] = "example"
     may_be_empty: ClassVar[tuple[str, ...]] = ("prompt", "response", "first", "second", "reference")
 
     prompt: str = identity_field(..., "The user's message.")
-    response: str | None = identity_field(None, "absolute: the answer.")
-    first: str | None = identity_field(None, "pairwise: the answer shown first (A).")
-    second: str | None = identity_field(None, "pairwise: the answer shown second (B).")
+    response: str | None = identity_field(None, "absolute: the response.")
+    first: str | None = identity_field(None, "pairwise: the response shown first (A).")
+    second: str | None = identity_field(None, "pairwise: the response shown second (B).")
     reference: str | None = identity_field(None, "absolute: the reference answer, where the text has a place for it.")
     verdict: dict[str, Any] = identity_field(..., "The verdict, as the JSON object that is asked for.")
 
 
 class Rubric(_Asking):
-    """What a judge is asked in words, and what it is to answer in JSON."""
+    """The instructions of a judge, and the JSON that it replies with."""
 
     step: ClassVar[str] = "rubric"
 
-    kind: Literal["absolute", "pairwise"] = identity_field(..., "One answer by itself, or two against each other.")
-    aspects: tuple[Aspect, ...] = identity_field((), "absolute: what there is a number for.")
+    kind: Literal["absolute", "pairwise"] = identity_field(..., "One response by itself, or two against each other.")
+    aspects: tuple[Aspect, ...] = identity_field((), "absolute: what the judge rates, each by a number.")
     scale: tuple[int, int] = identity_field((1, 10), "absolute: the lowest and the highest number.")
     strengths: tuple[str, ...] = identity_field(
-        (), "pairwise: words for how much better, the least first; none is not asked."
+        (), "pairwise: words for how much better, the weakest first; without any, the strength is not asked."
     )
     rationale_chars: int = identity_field(600, "The longest rationale, in characters; 0 asks for none.", ge=0)
     examples: tuple[Example, ...] = identity_field((), "Worked examples, shown before.")
@@ -128,7 +128,7 @@ class Rubric(_Asking):
         if self.scale[0] >= self.scale[1]:
             raise ValueError("scale: should be the lowest and the highest number, as in [1, 10]")
         if len(set(self.strengths)) < len(self.strengths):
-            raise ValueError("strengths: a word stands there twice")
+            raise ValueError("strengths: a word occurs twice")
         for number, example in enumerate(self.examples, 1):
             if any(getattr(example, place) is None for place in _ANSWERS[self.kind]):
                 raise ValueError(f"examples: number {number} lacks {' or '.join(_ANSWERS[self.kind])}")
@@ -143,7 +143,7 @@ class Rubric(_Asking):
 
         Args:
             conversation: the conversation that was answered.
-            said: `response` (and `reference`), or `first` and `second`.
+            said: the texts by name: `response` (and `reference`), or `first` and `second`.
         """
         turns = self._before()
         for example in self.examples:
@@ -156,7 +156,7 @@ class Rubric(_Asking):
     def read(self, text: str) -> dict[str, Any] | None:
         """Read the verdict in a judge's reply; None where there is none, or two that differ.
 
-        What a reasoning model writes before `</think>` is not its answer.
+        What a reasoning model writes before `</think>` is not its response.
         """
         fitting = [found for found in _objects(text.rpartition("</think>")[2]) if self._fits(found)]
         decided = {tuple(found.get(key) for key in self._keys) for found in fitting}
@@ -215,20 +215,20 @@ class Rubric(_Asking):
 
 
 class Question(_Asking):
-    """What a model is asked whose answer is not read but weighed: how probable it finds each of two labels."""
+    """What a model is asked whose response is not read but weighed: how probable it finds each of two labels."""
 
     step: ClassVar[str] = "question"
 
-    kind: Literal["pointwise-labels", "pairwise-labels"] = identity_field(..., "One answer by itself, or two.")
-    labels: tuple[str, str] = identity_field(..., "What may come next: the good label and the bad one, or A's and B's.")
-    plain: bool = identity_field(False, "Continue the text as it is, although the model has a chat template.")
+    kind: Literal["pointwise-labels", "pairwise-labels"] = identity_field(..., "One response by itself, or two.")
+    labels: tuple[str, str] = identity_field(..., "The possible next tokens: good and bad, or A and B.")
+    plain: bool = identity_field(False, "Continue the plain text, although the model has a chat template.")
     name: str | None = runtime_field(None, "For the reader only.")
 
     @model_validator(mode="after")
     def _labels_part(self) -> Self:
         first, second = self.labels
         if first.startswith(second) or second.startswith(first):
-            raise ValueError("labels: neither may be how the other begins; their probabilities would overlap")
+            raise ValueError("labels: neither may be a prefix of the other: their probabilities would overlap")
         if self.plain and self.system is not None:
             raise ValueError("system: plain text has no system message. Put it into text")
         return self
@@ -238,7 +238,7 @@ class Question(_Asking):
 
         Args:
             conversation: the conversation that was answered.
-            said: `response` (and `reference`), or `first` and `second`.
+            said: the texts by name: `response` (and `reference`), or `first` and `second`.
         """
         return (*self._before(), {"role": "user", "content": self._shown(conversation, said)})
 
@@ -274,7 +274,7 @@ def _wanted(of: type[Asking], name: str, kind: str | None) -> Asking:
     said = values.get("kind")
     fits = (kind,) if kind else ("absolute", "pairwise") if of is Rubric else ("pointwise-labels", "pairwise-labels")
     if said in _PLACES and said not in fits:
-        raise UsageError(f"{name} is of the kind {said}, and here {' or '.join(fits)} is wanted.")
+        raise UsageError(f"{name} is of the kind {said}, and here {' or '.join(fits)} is needed.")
     return of.parse(values, where=name)
 
 
@@ -303,7 +303,7 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key stands there twice")
+        raise ValueError("a key occurs twice")
     return found
 
 

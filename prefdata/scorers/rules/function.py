@@ -1,6 +1,6 @@
 """A Python function of the user's as a scorer: `FILE.py:NAME`, called as f(messages, response).
 
-It returns a number, None where it has no opinion, or a dict with `score` and whatever else it wants kept as details.
+It returns a number, None where it gives no score, or a dict with `score` and other keys, which are stored as details.
 What it raises, and what is not a finite number, becomes a null with a reason. It runs in a process of its own
 (`workers`), so that one that ends its process or crashes costs one response, and what it prints goes to standard error.
 """
@@ -53,7 +53,7 @@ class FunctionScorer:
         self._workers.start()
 
     def score(self, items: Iterable[ScoringItem]) -> Iterator[Score]:
-        """Score every item, in order; see the protocol. The text's hash is that of the answer alone."""
+        """Score every item, in order; see the protocol. The text's hash is that of the response alone."""
         return self._workers.score(items)
 
     def close(self) -> None:
@@ -80,7 +80,7 @@ def judged(item: ScoringItem, call: Callable[[], Any]) -> Score:
     """Call a user's code on an item; meant for a process of its own, in which nothing else can be lost."""
     try:
         score, reason, details = _said(call())
-    except BaseException as error:  # code raises what it likes: SystemExit, CancelledError, KeyboardInterrupt
+    except BaseException as error:  # user code may raise anything: SystemExit, CancelledError, KeyboardInterrupt
         score, reason, details = None, storable(type(error).__name__), {"error": words_of(error)}
     return Score(item.key, score, reason, ids.text_hash(item.response), details)
 

@@ -1,7 +1,7 @@
 """Numbers as people and models write them: 17,000; $1,234.50; 3/4; 1 1/2; 25%; -5; 2:30; 3 million; "#### 42".
 
-A number is read exactly, as a fraction. Some ways to write one can be meant in two ways (25% is 25 and 0.25, 3 million
-is 3 and 3000000), so what is read is the set of values it may have; two numbers agree where their sets meet.
+A number is read exactly, as a fraction. Some notations have two meanings (25% is 25 and 0.25, 3 million
+is 3 and 3000000), so what is read is the set of values it may have; two numbers agree where their sets overlap.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PLAIN = {"\u2212": "-", "{,}": ",", "\\$": "$", "\\%": "%", "\\,": "", "\\!": "
 def final_number(text: str) -> frozenset[Fraction] | None:
     r"""Return the values that the number at the end of a response may have; None where it has no number.
 
-    An answer that says where its result is, is believed: after the last `####` (its first number), in the last
+    A response that marks its result is read there: after the last `####` (its first number), in the last
     `\boxed{}`, in the field `answer` of a JSON object. Otherwise it is the last number of the text.
     """
     _, marked, after = text.rpartition("####")

@@ -1,4 +1,4 @@
-"""How near an answer is to a reference: exact match, ROUGE-L, and SLiC's F over spans of hidden states."""
+"""Similarity of a response to a reference: exact match, ROUGE-L, and SLiC's F over spans of hidden states."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPANS = (1, 2, 4, 8)
 
 
 class ReferenceScorer:
-    """A Scorer that compares an answer with the prompt's reference; see `prefdata.scorers.protocol.Scorer`.
+    """A Scorer that compares a response with the prompt's reference; see `prefdata.scorers.protocol.Scorer`.
 
     No score: `no_reference` where there is none, `empty_reference` where it has no words.
     """
@@ -31,7 +31,7 @@ class ReferenceScorer:
         self._measure = measure
 
     def score(self, items: Iterable[ScoringItem]) -> Iterator[Score]:
-        """Score every item, in order. The text's hash is that of the answer alone."""
+        """Score every item, in order. The text's hash is that of the response alone."""
         for item in items:
             reference, score, reason = item.reference, None, None
             if reference is None:
@@ -43,7 +43,7 @@ class ReferenceScorer:
             yield Score(item.key, score, reason, ids.text_hash(item.response), None)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to free."""
 
 
 def exact_match(answer: str, reference: str) -> float:
@@ -74,7 +74,7 @@ def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
 def span_f(answer: NDArray[np.floating], target: NDArray[np.floating], spans: Sequence[int] = SPANS) -> float:
     """SLiC's similarity of two texts by their hidden states: the sum over span lengths of `span_f_at`.
 
-    A length that either text does not reach adds nothing: the most that an answer can have depends on its reference.
+    A length that either text does not reach adds nothing: the most that a response can have depends on its reference.
 
     Args:
         answer: a state a token, shape (T, d).
@@ -87,8 +87,8 @@ def span_f(answer: NDArray[np.floating], target: NDArray[np.floating], spans: Se
 def span_f_at(answer: NDArray[np.floating], target: NDArray[np.floating], n: int) -> float:
     """Return the F-measure of all spans of `n` tokens, in [0, 1].
 
-    Precision is the mean over the answer's spans of the highest cosine with a span of the target, recall the other way
-    round; a span is its states side by side. 0 where either text is shorter than `n`, or a mean is not above 0.
+    Precision is the mean over the response's spans of the highest cosine with a span of the target, recall the reverse;
+    a span is its states side by side. 0 where either text is shorter than `n`, or a mean is not above 0.
     """
     if min(len(answer), len(target)) < n:
         return 0.0

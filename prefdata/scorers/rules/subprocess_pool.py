@@ -1,6 +1,6 @@
-"""Worker processes with a clock: code that may hang scores answers there, and never stops the rest.
+"""Worker processes with a time limit: code that may hang scores responses in them, and never stops the rest.
 
-Each worker holds one answer at a time. One that has not answered within the limit is killed with everything it
+Each worker holds one response at a time. One that has not answered within the limit is killed with everything it
 started, and replaced; so is one that dies. A worker ends by itself where the process that started it is gone: at once
 if it waits, by its own alarm if it hangs (without what its code started). What the code prints goes to standard error.
 
@@ -71,7 +71,7 @@ class SubprocessPool:
         """Score every item once, in the order of completion; at most one item a worker is pulled ahead.
 
         Raises:
-            InputError: the code cannot be loaded; in its own words.
+            InputError: the code cannot be loaded; with its own message.
             EngineError: a worker did not start, or `DEATHS` of them died one after the other.
         """
         source = iter(items)
@@ -206,7 +206,7 @@ def _main(fd: str, limit: str, maker: str, *arguments: str) -> None:
     with contextlib.suppress(EOFError, OSError):
         while True:
             item = ScoringItem(**json.loads(pipe.recv_bytes()))
-            # The kernel ends this process even where the code holds the interpreter and nobody is left to kill it.
+            # The kernel ends this process even where the code holds the interpreter and no parent is left to kill it.
             signal.setitimer(signal.ITIMER_REAL, float(limit) + 5)
             found = function(item)
             if os.getpid() != me:  # the code has forked, and returns twice
@@ -216,7 +216,7 @@ def _main(fd: str, limit: str, maker: str, *arguments: str) -> None:
 
 
 def _say(pipe: Connection[Any, Any], said: Any) -> None:
-    """JSON and not pickles: nothing that the code made up is run in the process that started this one."""
+    """JSON and not pickles: no object of the code's is unpickled in the parent process."""
     pipe.send_bytes(json.dumps(said).encode())
 
 

@@ -1,8 +1,8 @@
-"""Verifiers: whether an answer is right, 1 or 0, by a rule and not by a model. Each is a Scorer.
+"""Verifiers: whether a response is right, 1 or 0, by a rule and not by a model. Each is a Scorer.
 
 A wrong answer, and one in which nothing can be found to check, is 0. Where the rule itself has nothing to check
-against (no reference answer, or one that cannot be read) there is no score, and a reason. The text hash is that of the
-answer alone. What was found stands in the details.
+against (no reference answer, or one that cannot be read) there is no score but a reason. The text hash is that of the
+response alone. The details hold what was found.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from prefdata.scorers.rules.number_parsing import final_number, unfenced
 from prefdata.scorers.rules.subprocess_pool import SubprocessPool
 
 Found = tuple[float | None, str | None, dict[str, Any] | None]
-"""Score, reason and details of one answer."""
+"""Score, reason and details of one response."""
 
 _LETTERS = "ABCDEFGHIJ"
 _SAID = re.compile(
@@ -51,7 +51,7 @@ class RuleScorer:
             yield _scored(item, self._rule)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to free."""
 
 
 class TimedRuleScorer:
@@ -81,7 +81,7 @@ def open_verifier(named: str, *, time_limit: float = 5.0, workers: int = 2) -> S
 
     Args:
         named: `number`, `choice`, `regex:PATTERN`, `json-schema:FILE` or `FILE.py:NAME`.
-        time_limit: seconds that one answer may take, for a pattern, a schema and a function.
+        time_limit: seconds that one response may take, for a pattern, a schema and a function.
         workers: processes, for a pattern, a schema and a function.
 
     Raises:
@@ -110,7 +110,7 @@ def open_verifier(named: str, *, time_limit: float = 5.0, workers: int = 2) -> S
 
 
 def number_rule(item: ScoringItem) -> Found:
-    """1 where the number that the answer ends on is the reference's; see `number_parsing.final_number`."""
+    """1 where the number that the response ends on is the reference's; see `number_parsing.final_number`."""
     if item.reference is None:
         return None, "no_reference", None
     wanted = final_number(item.reference)
@@ -122,7 +122,7 @@ def number_rule(item: ScoringItem) -> Found:
 
 
 def choice_rule(item: ScoringItem) -> Found:
-    """1 where the letter that the answer chooses is the reference's; see `chosen_letter`."""
+    """1 where the letter that the response chooses is the reference's; see `chosen_letter`."""
     if item.reference is None:
         return None, "no_reference", None
     wanted = chosen_letter(item.reference)
@@ -182,7 +182,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def json_schema_rule(file: str) -> Callable[[ScoringItem], Found]:
-    """1 where the answer (or its last ``` block) is JSON that fits the schema in `file`; nothing is fetched for $ref.
+    """1 where the response (or its last ``` block) is JSON that fits the schema in `file`; nothing is fetched for $ref.
 
     Raises:
         InputError: jsonschema is not installed; the file cannot be read, or is no schema.
@@ -198,7 +198,7 @@ def json_schema_rule(file: str) -> Callable[[ScoringItem], Found]:
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise InputError(f"{file} is not a JSON schema: {storable(error.message)}.") from error
-    except Exception as error:  # what it is checked by raises what it likes at a schema that is none
+    except Exception as error:  # the library raises arbitrary errors at an invalid schema
         raise InputError(f"{file} is not a JSON schema that can be read: {words_of(error)}.") from error
     return partial(_json_schema, kind(schema, registry=referencing.Registry()))
 
@@ -244,7 +244,7 @@ def _function(function: Callable[..., Any], wants: Sequence[str], item: ScoringI
 def _parameters(function: Callable[..., Any]) -> set[str]:
     try:
         return set(inspect.signature(function).parameters)
-    except BaseException:  # a function that cannot be looked into: written in C, or an object that will not have it
+    except BaseException:  # a function without a signature: written in C, or an object that refuses
         return set()
 
 
