@@ -1,9 +1,10 @@
 """Specs: the settings of each step, defined once for flags, YAML, Python and footers."""
 
 from prefdata.specs.base import Group, Spec, describe_changes, flag_of, group_of, identity_field, runtime_field
-from prefdata.specs.decide import EVERYTHING, FilterSpec, PairSpec, SelectSpec
 from prefdata.specs.export import ExportSpec
+from prefdata.specs.filters import EVERYTHING, FilterSpec
 from prefdata.specs.ingest import IngestKind, IngestSpec
+from prefdata.specs.pair import PairSpec
 from prefdata.specs.rank import (
     AggregateSpec,
     CalibrateSpec,
@@ -20,6 +21,7 @@ from prefdata.specs.rank import (
     VerifierSpec,
 )
 from prefdata.specs.sample import EngineSpec, HardwareSpec, ModelSpec, SampleSpec, VllmSpec
+from prefdata.specs.select import SelectSpec
 
 __all__ = [
     "EVERYTHING",

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefdata.specs.base import Spec
-from prefdata.specs.decide import PairSpec, SelectSpec
 from prefdata.specs.export import ExportSpec
 from prefdata.specs.ingest import IngestSpec
+from prefdata.specs.pair import PairSpec
 from prefdata.specs.rank import KINDS, RankSpec
 from prefdata.specs.sample import SampleSpec
+from prefdata.specs.select import SelectSpec
 
 _SPECS: dict[str, type[Spec]] = {
     spec.step: spec for spec in (IngestSpec, SampleSpec, RankSpec, SelectSpec, PairSpec, ExportSpec)
