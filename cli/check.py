@@ -9,7 +9,7 @@ import typer
 
 from prefdata.specs import Group
 
-from . import show
+from . import output
 from .help import Command, CommandGroup
 from .options import ChatTemplateArg, ChatTemplateDate, ChatTemplateFlag, Device, TextFormat, option
 
@@ -24,12 +24,12 @@ def run(path: Annotated[Path, typer.Argument(metavar="RUN", help="A run; or a mo
     faults = 0
     for fault in check_run(path):
         faults += 1
-        show.line(fault)
+        output.line(fault)
     for left in leftovers(path):
         typer.echo(f"prefdata: {left} is being written, or was left by a process that was killed.", err=True)
     if faults:
         raise typer.Exit(1)
-    show.line(f"{path}: every file is unchanged.")
+    output.line(f"{path}: every file is unchanged.")
 
 
 @app.command("reward-model", cls=Command, epilog="Example: prefdata check reward-model sample_data/reward_model")
@@ -92,6 +92,6 @@ def reward_model(
     choice = spec.template_choice
     found = check(model, engine=engine, device=device, dtype=dtype, text_format=text_format, choice=choice, items=items)
     rows = [{"check": c.check, "verdict": c.verdict, "seen": c.seen, "limit": c.limit} for c in found]
-    show.table(pa.Table.from_pylist(rows), format)
+    output.table(pa.Table.from_pylist(rows), format)
     if any(one.passed is False for one in found):
         raise typer.Exit(1)

@@ -12,7 +12,7 @@ from prefdata.errors import InputError, UsageError, storage_error
 from prefdata.printable import printable
 from prefdata.specs import Group
 
-from . import show
+from . import output
 from .options import Partial, RunArgument, option, parse_int
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def curves(
     if format is None:
         page(found, planned, gold)
     elif out is None:
-        show.table(found.rows.to_arrow(), format)
+        output.table(found.rows.to_arrow(), format)
 
 
 def _numbers(plan: str | None) -> list[int]:
@@ -133,7 +133,7 @@ def _form(out: Path | None, format: Format | None) -> Format:
 def _write(found: Curves, out: Path, form: Format) -> None:
     try:
         with out.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-            show.table(found.rows.to_arrow(), form)
+            output.table(found.rows.to_arrow(), form)
     except OSError as error:
         raise storage_error(error, out) or InputError(f"cannot write {out}: {error.strerror}.") from None
 
@@ -166,7 +166,7 @@ def _compared(points: dict[Key, Point], groups: list[str], scorer: str) -> None:
         body.append([group, *(_styled(_number(c) + _mark(c), m) for c, m in zip(cells, marks, strict=True))])
     _table(f"The best of n by {scorer}: expected score", ["group", *(f"n = {n}" for n in ns)], body)
     if any("~" in cell for row in body for cell in row):
-        show.line("  ~ extrapolated\n")
+        output.line("  ~ extrapolated\n")
 
 
 def _leading(points: dict[Key, Point], curve: str, scorer: str | None) -> None:
@@ -250,7 +250,9 @@ def _against_gold(points: dict[Key, Point], group: str, scorer: str, gold: str) 
     if fall["value"] > 0:
         peak = max(steps, key=lambda n: points[("gold", group, n)]["value"])
         sure = ", not significant: the interval includes 0" if _sure(fall) == "not significant" else ""
-        show.line(f"  {gold} is highest at n = {peak}; at n = {max(steps)} it has lost {_with_interval(fall)}{sure}.\n")
+        output.line(
+            f"  {gold} is highest at n = {peak}; at n = {max(steps)} it has lost {_with_interval(fall)}{sure}.\n"
+        )
 
 
 def _differences(points: dict[Key, Point], groups: list[str]) -> None:
@@ -285,12 +287,12 @@ def _account(found: Curves) -> None:
     report = found.report
     lines = [(report.unit, f"{report.rows_in:,} in, {report.rows_out:,} out")]
     lines += [(f"dropped: {reason.replace('_', ' ')}", f"{count:,}") for reason, count in report.dropped.items()]
-    lines += [(name.replace("_", " "), show.number(value)) for name, value in report.figures.items() if value]
+    lines += [(name.replace("_", " "), output.number(value)) for name, value in report.figures.items() if value]
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
-        show.line(f"  {name:<{width}}  {value}")
+        output.line(f"  {name:<{width}}  {value}")
     for note in found.notes:
-        show.line(f"  note: {note}")
+        output.line(f"  note: {note}")
 
 
 def _steps(points: dict[Key, Point], curve: str, group: str) -> list[int]:

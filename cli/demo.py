@@ -15,7 +15,7 @@ import typer
 
 from prefdata.errors import PrefdataError
 
-from . import show
+from . import output
 
 DPO = "--lr 2e-4 --beta 0.1 --label-smoothing 0.3 --batch-size 32"
 """Found by experiment. Without the smoothing DPO over-optimises: the reward rises, the true reward falls."""
@@ -32,9 +32,9 @@ def demo(
         typer.secho(f"\n[{number}] $ {shlex.join(['prefdata', *arguments])}", bold=True)
         sys.stdout.flush()
         _run(arguments)
-    show.line(f"\nDone in {time.monotonic() - began:,.0f} s. Where everything is:")
+    output.line(f"\nDone in {time.monotonic() - began:,.0f} s. Where everything is:")
     for line in where(run):
-        show.line(f"  {line}")
+        output.line(f"  {line}")
 
 
 def commands(run: Path, data: Path) -> list[list[str]]:

@@ -10,7 +10,7 @@ from prefdata.errors import UsageError
 from prefdata.ids import pair_id
 from prefdata.printable import printable, printable_lines
 
-from . import show
+from . import output
 from .options import RunArgument, option
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def explain(
         raise UsageError("explain takes the id of a pair or of a candidate, or the ids of two candidates.")
     explained = _one(Run(run), ids[0], pairing) if len(ids) == 1 else _two(Run(run), ids[0], ids[1], pairing)
     for line in explained:
-        show.line(line)
+        output.line(line)
 
 
 def _one(run: Run, an_id: str, pairing: str | None) -> list[str]:
@@ -120,7 +120,7 @@ BY_VERDICT = {
 
 
 def _missing(found: PairExplanation, run: Run) -> list[str]:
-    margin = "" if found.margin is None else f" (margin {show.number(found.margin)})"
+    margin = "" if found.margin is None else f" (margin {output.number(found.margin)})"
     lines = [f"no pair of {found.pairing} (strategy {found.strategy}), prompt {found.prompt_id}", ""]
     verdicts = _verdicts(run, found)
     if not found.absent:
@@ -205,11 +205,11 @@ def _of_candidate(explained: CandidateExplanation) -> list[str]:
 def _score(row: dict[str, Any]) -> str:
     if row["score"] is None:
         return f"  {row['scorer']}: none"
-    return f"  {row['scorer']}: {show.number(row['score'])}, rank {row['rank']} of {row['scored']} of this prompt"
+    return f"  {row['scorer']}: {output.number(row['score'])}, rank {row['rank']} of {row['scored']} of this prompt"
 
 
 def _pair(row: dict[str, Any]) -> str:
-    margin = "" if row["margin"] is None else f", margin {show.number(row['margin'])}"
+    margin = "" if row["margin"] is None else f", margin {output.number(row['margin'])}"
     tie = ", a tie" if row["verdict"] == "tie" else ""
     over = "over" if row["side"] == "chosen" else "beside"
     return f"  {row['pairing']} {row['pair_id']}: {row['side']} {over} {row['other_id']}{margin}{tie}"
@@ -256,7 +256,7 @@ def _candidate(side: str, row: dict[str, Any], score: float | None) -> list[str]
     known = ", ".join(fact.format(value) for fact, value in facts.items() if value is not None)
     sampled = [line for message in row["sampled_messages"] or () for line in _message(message, "    ")]
     return [
-        f"{side} {row['candidate_id']}" + ("" if score is None else f"  score {show.number(score)}"),
+        f"{side} {row['candidate_id']}" + ("" if score is None else f"  score {output.number(score)}"),
         *_text(row["text"] or "", "  "),
         f"  by {row['sampler']} ({row['model']}{revision}, {row['engine']}), {known}",
         *(["  sampled from these messages, not from the prompt:", *sampled] if sampled else []),
@@ -270,7 +270,7 @@ def _why(pair: dict[str, Any], *, trusted: bool) -> str:
         return f"{pair['scorer']} prefers neither; it is kept as a tie"
     if pair["margin"] is None:
         return f"{pair['scorer']} prefers the chosen one"
-    return f"{pair['scorer']} scores the chosen one {show.number(pair['margin'])} higher"
+    return f"{pair['scorer']} scores the chosen one {output.number(pair['margin'])} higher"
 
 
 def _standing(row: dict[str, Any], pair: dict[str, Any], *, selected: bool) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from prefdata.specs import ExportSpec, Group
 
-from . import show
+from . import output
 from .options import Replace, ReportFormat, RunArgument, option, spec_options
 
 EXAMPLE = "Example: prefdata export runs/demo --to runs/demo/exports/trl --dialect trl"
@@ -27,4 +27,4 @@ def export(
     from prefdata.exports.export import export as step
     from prefdata.storage.run import Run
 
-    show.outcome(step(Run(run), spec, to, replace=replace, progress=True), format)
+    output.outcome(step(Run(run), spec, to, replace=replace, progress=True), format)

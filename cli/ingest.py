@@ -8,7 +8,7 @@ import typer
 
 from prefdata.specs import Group, IngestSpec
 
-from . import show
+from . import output
 from .options import NewRun, Replace, ReportFormat, option, spec_options
 
 EXAMPLE = "Example: prefdata ingest runs/demo preferences.jsonl --as pairs --test 0.1"
@@ -44,6 +44,6 @@ def ingest(
         from prefdata.formats.preview import preview
         from prefdata.formats.reading import Reader, ReadOptions
 
-        show.line(preview([Reader([file], ReadOptions.of(spec, want=spec.kind)) for file in files]))
+        output.line(preview([Reader([file], ReadOptions.of(spec, want=spec.kind)) for file in files]))
         return
-    show.outcome(run_ingest(Run(run), files, spec, replace=replace), format)
+    output.outcome(run_ingest(Run(run), files, spec, replace=replace), format)

@@ -18,7 +18,8 @@ from prefdata.printable import printable_lines
 from prefdata.specs.other_names import normalised, our_name, without_setting
 from prefdata.sql.interrupt import still_running
 
-from . import check, curves, demo, evaluate, explain, export, ingest, pair, rank, sample, select, sql, status, train
+from . import check, curves, demo, explain, export, ingest, pair, rank, sample, select, sql, status, train
+from . import eval as evaluate
 from .help import Command, CommandGroup
 
 ClickUsageError: type[Exception] = typer.BadParameter.__mro__[1]

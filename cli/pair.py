@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefdata.specs import PairSpec
 
-from . import show
+from . import output
 from .options import Partial, Replace, ReportFormat, RunArgument, spec_options
 
 EXAMPLE = "Example: prefdata pair runs/demo --strategy best-worst --min-margin 0.5"
@@ -19,4 +19,4 @@ def pair(
     from prefdata.storage.run import Run
 
     done = step(Run(run), spec, replace=replace, partial=partial, progress=True)
-    show.outcome(done, format)
+    output.outcome(done, format)

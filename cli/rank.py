@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefdata.specs import RankSpec
 
-from . import show
+from . import output
 from .options import Partial, Replace, ReportFormat, RunArgument, spec_options
 
 EXAMPLE = "Example: prefdata rank runs/demo --reward-model reward_model"
@@ -19,4 +19,4 @@ def rank(
     from prefdata.storage.run import Run
 
     done = step(Run(run), spec, replace=replace, partial=partial, progress=True)
-    show.outcome(done, format)
+    output.outcome(done, format)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from prefdata.specs import Group, SampleSpec
 
-from . import show
+from . import output
 from .options import Partial, Replace, ReportFormat, RunArgument, option, spec_options
 
 EXAMPLE = "Example: prefdata sample runs/demo --model policy -n 16 --temperature 1.0 --max-tokens 96"
@@ -35,8 +35,8 @@ def sample(
     from prefdata.storage.run import Run
 
     if dry_run:
-        show.facts(show_first(Run(run), spec))
+        output.facts(show_first(Run(run), spec))
         return
     specs = expand_sweep(spec)
     outcomes = sample_many(Run(run), specs, replace=replace, partial=partial, progress=True)
-    show.outcome(outcomes, format)
+    output.outcome(outcomes, format)

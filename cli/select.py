@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefdata.specs import SelectSpec
 
-from . import show
+from . import output
 from .options import Partial, Replace, ReportFormat, RunArgument, spec_options
 
 EXAMPLE = "Example: prefdata select runs/demo --method rso --k 8 --beta 0.5"
@@ -23,4 +23,4 @@ def select(
     from prefdata.storage.run import Run
 
     done = step(Run(run), spec, replace=replace, partial=partial, progress=True)
-    show.outcome(done, format)
+    output.outcome(done, format)

@@ -8,7 +8,7 @@ import typer
 
 from prefdata.specs import Group
 
-from . import show
+from . import output
 from .options import RunArgument, Safe, option
 
 EXAMPLE = (
@@ -46,6 +46,6 @@ def sql(
     from prefdata.storage.run import Run
 
     if query is None:
-        show.table(explore.tables(Run(run)), format, safe=safe)
+        output.table(explore.tables(Run(run)), format, safe=safe)
     else:
-        show.pieces(explore.stream(Run(run), query, memory_limit=memory_limit), format, safe=safe)
+        output.pieces(explore.stream(Run(run), query, memory_limit=memory_limit), format, safe=safe)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import show
+from . import output
 from .options import RunArgument, TableFormat
 
 EXAMPLE = "Example: prefdata status runs/demo"
@@ -18,4 +18,4 @@ def status(
     from prefdata.explore.status import status as explore
     from prefdata.storage.run import Run
 
-    show.table(pa.Table.from_pylist(explore(Run(run))), format)
+    output.table(pa.Table.from_pylist(explore(Run(run))), format)

@@ -14,7 +14,7 @@ from prefdata.train.objectives.registry import Command as CommandName
 from prefdata.train.ppo.specs import PpoSpec
 from prefdata.train.specs import DpoSpec, KtoSpec, RmSpec, SftSpec
 
-from . import show
+from . import output
 from .help import Command, CommandGroup, List
 from .options import Replace, ReportFormat, RunArgument, option, spec_options
 
@@ -57,7 +57,7 @@ def sft(data: Data, out: Out, spec: SftSpec, replace: Replace = False, format: R
     from prefdata.train.train import train_sft
 
     done = train_sft(data, spec, out, replace=replace, progress=True)
-    show.outcome(done, format)
+    output.outcome(done, format)
 
 
 @app.command(
@@ -69,7 +69,7 @@ def rm(data: Data, out: Out, spec: RmSpec, replace: Replace = False, format: Rep
     from prefdata.train.train import train_rm
 
     done = train_rm(data, spec, out, replace=replace, progress=True)
-    show.outcome(done, format)
+    output.outcome(done, format)
 
 
 @app.command(
@@ -83,7 +83,7 @@ def dpo(data: Data, out: Out, spec: DpoSpec, replace: Replace = False, format: R
     from prefdata.train.train import train_dpo
 
     done = train_dpo(data, spec, out, replace=replace, progress=True)
-    show.outcome(done, format)
+    output.outcome(done, format)
 
 
 @app.command("kto", cls=with_losses("kto"), epilog="Example: prefdata train kto labels.jsonl --model policy --out kto")
@@ -93,7 +93,7 @@ def kto(data: Data, out: Out, spec: KtoSpec, replace: Replace = False, format: R
     from prefdata.train.train import train_kto
 
     done = train_kto(data, spec, out, replace=replace, progress=True)
-    show.outcome(done, format)
+    output.outcome(done, format)
 
 
 @app.command(
@@ -107,4 +107,4 @@ def ppo(run: RunArgument, out: Out, spec: PpoSpec, replace: Replace = False, for
     from prefdata.train.ppo.ppo import train_ppo
 
     done = train_ppo(run, spec, out, replace=replace, progress=True)
-    show.outcome(done, format)
+    output.outcome(done, format)

@@ -20,7 +20,6 @@ import pytest
 from scored_runs import answer, scored_run
 from shells import start
 
-from prefdata.cli import show
 from prefdata.errors import InputError, PrefdataError, UsageError
 from prefdata.explore import sql as explore
 from prefdata.explore.sql import query
@@ -426,11 +425,11 @@ def test_rows_print_the_same_in_however_many_pieces_they_come(monkeypatch: pytes
     )
 
     def printed(*pieces: pa.Table) -> bytes:
-        output = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="")
-        monkeypatch.setattr("sys.stdout", output)
-        show.pieces(iter(pieces), form)
-        output.flush()
-        return output.buffer.getvalue()
+        stdout = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="")
+        monkeypatch.setattr("sys.stdout", stdout)
+        output.pieces(iter(pieces), form)
+        stdout.flush()
+        return stdout.buffer.getvalue()
 
     whole, twice = printed(rows), printed(rows.slice(0, 2), rows.slice(2))
     if form == "parquet":

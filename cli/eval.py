@@ -10,7 +10,7 @@ import typer
 
 from prefdata.specs import Group
 
-from . import show
+from . import output
 from .help import Command, CommandGroup
 from .options import (
     ChatTemplateArg,
@@ -75,7 +75,7 @@ def policies(
 
     rows = compare(Run(run), scorer, policy, baseline, split)
     with_notes = format in ("csv", "json", "jsonl") or (format is None and not sys.stdout.isatty())
-    show.table((rows if with_notes else rows.drop("note")).to_arrow(), format)
+    output.table((rows if with_notes else rows.drop("note")).to_arrow(), format)
     if not with_notes:
         for name, note in rows.select("policy", "note").drop_nulls().iter_rows():
             typer.echo(f"\n{name}: {note}")
@@ -96,10 +96,10 @@ def judges(
     from prefdata.storage.run import Run
 
     alone, together = found(Run(run), tuple(judge or ()), partial=partial)
-    show.table(alone.to_arrow(), format)
+    output.table(alone.to_arrow(), format)
     if together.height:
         typer.echo()
-        show.table(together.to_arrow(), format)
+        output.table(together.to_arrow(), format)
 
 
 @app.command(
@@ -231,7 +231,7 @@ def _print(found: Evaluation, form: str) -> None:
         ("scores of responses", found.distributions.to_arrow()),
     ):
         typer.echo(f"{title}\n")
-        show.table(rows, "table")
+        output.table(rows, "table")
         typer.echo("")
 
 
