@@ -20,6 +20,7 @@ import pytest
 from scored_runs import answer, scored_run
 from shells import start
 
+from prefdata.cli import output
 from prefdata.errors import InputError, PrefdataError, UsageError
 from prefdata.explore import sql as explore
 from prefdata.explore.sql import query
