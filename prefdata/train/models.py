@@ -94,7 +94,7 @@ class LoadedModel:
 
 
 def load_chat(files: ModelFiles, spec: LoopSpec) -> Chat:
-    """The model's encoder, with the chat template that `spec` means.
+    """Load the model's encoder, with the chat template and variables of `spec`.
 
     Raises:
         ModelError: transformers cannot read the tokenizer, or it names no end token.

@@ -17,7 +17,7 @@ CHUNK = 1 << 24
 
 
 def make_optimizer(model: nn.Module, spec: LoopSpec) -> torch.optim.Optimizer:
-    """AdamW (beta1 .9, epsilon 1e-8); weight decay on matrices only, not on norms and biases."""
+    """Build AdamW (beta1 .9, epsilon 1e-8); weight decay on matrices only, not on norms and biases."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": spec.weight_decay},
@@ -82,7 +82,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def learning_rate(spec: LoopSpec, step: int, total: int) -> float:
-    """The learning rate of a step (from 0) of `total`.
+    """Compute the learning rate of a step (from 0) of `total`.
 
     It rises linearly over the first `warmup * total` steps (rounded up), positive in the first of them, and is at its
     peak in the step after them.
