@@ -75,7 +75,7 @@ def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The norm over all gradients, in float32 whatever their type."""
+    """Compute the norm over all gradients, in float32 whatever their type."""
     norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in parameters if p.grad is not None]
     whole: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return whole
