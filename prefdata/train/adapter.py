@@ -69,7 +69,7 @@ def add_adapter(model: Any, spec: AdapterSpec, files: ModelFiles, dtype: torch.d
 
 
 def _targets(model: Any, spec: AdapterSpec, name: str) -> list[str]:
-    """The names of the layers that get an adapter, as PEFT matches them: by the end of their path.
+    """Name the layers that get an adapter, as PEFT matches them: by the end of their path.
 
     Raises:
         UsageError: one of the names that were given fits no linear layer.
@@ -114,12 +114,12 @@ class WithoutAdapter:
         self._model, self._adapter, self.config = model, adapter, model.config
 
     def base_model(self, **inputs: Any) -> Any:
-        """The trunk."""
+        """Return the trunk."""
         with adapter_off(self._adapter):
             return self._model.base_model(**inputs)
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head, which has no adapter."""
+        """Return the head, which has no adapter."""
         head: nn.Module = self._model.get_output_embeddings()
         return head
 

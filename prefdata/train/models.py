@@ -55,12 +55,12 @@ class LoadedModel:
     Attributes:
         model: on `device`, with weights of the precision that was asked for.
         tokenizer: its tokenizer.
-        device: where it is.
-        autocast: the precision of matrix products, or None for the weights' own.
-        save_dtype: precision of the saved weights: that of the model it started from.
-        micro: most tokens that go through it at once, padding included.
-        layout: how batches are laid out for it.
-        adapter: PEFT's view of it, where an adapter is trained and not its own weights.
+        device: the model's device.
+        autocast: the precision of matrix products, or None for that of the weights.
+        save_dtype: precision of the saved weights, as in the initial model.
+        micro: maximum tokens of a micro-batch, padding included.
+        layout: the layout of its batches.
+        adapter: the PEFT model around it, if an adapter is trained instead of its own weights.
     """
 
     model: Any
@@ -74,7 +74,7 @@ class LoadedModel:
 
     @property
     def computed(self) -> dict[str, str]:
-        """In and on what it computes: the precision's name as `dtype`, and `device`."""
+        """Where and how it computes: the precision's name as `dtype`, and `device`."""
         name = str(self.model.dtype).removeprefix("torch.") if self.autocast is None else "bf16-mixed"
         return computed(self.device, name)
 
@@ -85,7 +85,7 @@ class LoadedModel:
             train_adapter(self.adapter)
 
     def without_adapter(self) -> AbstractContextManager[None]:
-        """The context in which the model computes as it did before it had an adapter."""
+        """Open a context in which the adapter is switched off."""
         return nullcontext() if self.adapter is None else adapter_off(self.adapter)
 
     def precision(self) -> torch.autocast:
@@ -94,7 +94,7 @@ class LoadedModel:
 
 
 def load_chat(files: ModelFiles, spec: LoopSpec) -> Chat:
-    """The model's encoder, with the chat template that `spec` means.
+    """Load the model's encoder, with the chat template and variables of `spec`.
 
     Raises:
         ModelError: transformers cannot read the tokenizer, or it names no end token.
@@ -107,7 +107,7 @@ def load_chat(files: ModelFiles, spec: LoopSpec) -> Chat:
 
 
 def load(files: ModelFiles, spec: LoopSpec, tokenizer: Any, *, frozen: bool = False) -> LoadedModel:
-    """The model that `spec` trains: a reward model for an RmSpec (with a new head on a causal LM), else a causal LM.
+    """Load the model that `spec` trains: a reward model for an RmSpec (a causal LM gets a new head), else a causal LM.
 
     Args:
         files: where it is.
@@ -195,13 +195,13 @@ def _from_config(auto: Any, config: Any, dtype: torch.dtype) -> Any:
 
 
 def _micro_tokens(device: torch.device, spec: LoopSpec) -> TokenBudget:
-    # Short batches of like lengths waste less on padding and stay in a CPU's caches (measured: 28% less time than
-    # one batch of 32 pairs); a GPU wants them large.
+    # Small batches of similar lengths have less padding and fit a CPU's caches (measured: 28% less time than one batch
+    # of 32 pairs); a GPU needs large ones.
     return TokenBudget(spec.micro_tokens or (1024 if device.type == "cpu" else 16384), "--micro-tokens")
 
 
 def merged(loaded: LoadedModel, files: ModelFiles, spec: LoopSpec) -> LoadedModel:
-    """The model with its adapter merged into weights that are read again, in float32 and on the CPU."""
+    """Merge the adapter into weights that are read again, in float32 and on the CPU."""
     with TemporaryDirectory() as folder:
         save_adapter(loaded.adapter, Path(folder))
         whole = _network(files, spec, read_config(files), loaded.tokenizer, torch.float32)

@@ -17,7 +17,7 @@ CHUNK = 1 << 24
 
 
 def make_optimizer(model: nn.Module, spec: LoopSpec) -> torch.optim.Optimizer:
-    """AdamW (beta1 .9, epsilon 1e-8); weight decay on matrices only, not on norms and biases."""
+    """Build AdamW (beta1 .9, epsilon 1e-8); weight decay on matrices only, not on norms and biases."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": spec.weight_decay},
@@ -75,14 +75,14 @@ def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The norm over all gradients, in float32 whatever their type."""
+    """Compute the norm over all gradients, in float32 whatever their type."""
     norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in parameters if p.grad is not None]
     whole: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return whole
 
 
 def learning_rate(spec: LoopSpec, step: int, total: int) -> float:
-    """The learning rate of a step (from 0) of `total`.
+    """Compute the learning rate of a step (from 0) of `total`.
 
     It rises linearly over the first `warmup * total` steps (rounded up), positive in the first of them, and is at its
     peak in the step after them.

@@ -45,9 +45,7 @@ def check_trunk(model: Any, name: str) -> None:
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :4]
     alone = model.base_model(input_ids=tokens[:, :4], use_cache=False).last_hidden_state
     if not _close(hidden, alone):
-        raise ModelError(
-            f"{name}: in {type(model).__name__} tokens see what comes after them; it cannot be trained here."
-        )
+        raise ModelError(f"{name}: tokens of {type(model).__name__} attend to later tokens; it cannot be trained here.")
     theirs = model(input_ids=tokens[:, :4], use_cache=False).logits
     ours = model.score(alone[:, -1]) if is_reward_model(model) else Head.of(model).logits(alone)
     if not _close(ours, theirs):
@@ -133,7 +131,7 @@ def _compared(model: Any) -> list[Tensor]:
 
 
 def _difference(want: Sequence[Tensor], got: Sequence[Tensor], tolerance: float) -> str | None:
-    """What differs by more than `tolerance`, relative to the norm, or None."""
+    """Describe what differs by more than `tolerance`, relative to the norm, or return None."""
     if len(want) != len(got):
         return "other parameters get a gradient"
     for what, part in (("numbers", slice(1)), ("gradients", slice(1, None))):

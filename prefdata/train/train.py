@@ -359,7 +359,7 @@ def _account(rows: int, dropped: dict[str, int]) -> str:
 
 
 def start_model(spec: LoopSpec) -> ModelFiles:
-    """The model that training starts from.
+    """Find the model that training starts from.
 
     Raises:
         ModelError: there is none, or it is of the wrong kind.

@@ -27,7 +27,7 @@ def clipped_policy_losses(
 
 
 def clipped_value_losses(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """The critic's losses `max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2`."""
+    """Compute the critic's losses `max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2`."""
     near = torch.maximum(torch.minimum(values, old_values + clip), old_values - clip)
     return torch.maximum((values - returns).square(), (near - returns).square()) / 2
 

@@ -145,7 +145,7 @@ def _answered(answer: Completion | Rejection) -> Row:
 
 
 def _scored(row: Row, score: Score | None) -> Row:
-    """The row of scores of a candidate; without a response its status is the reason."""
+    """Make a candidate's row of scores; without a response its status is the reason."""
     kept = {name: row[name] for name in ("candidate_id", "prompt_id", "sample_index", "round", "finish_reason")}
     kept |= {"text_key": ids.text_key(row["text"]), "chars": ids.chars(row["text"])}
     if score is None:

@@ -204,7 +204,7 @@ class Updater:
 
 
 def summary(spec: PpoSpec, rollout: Rollout, experience: Experience) -> dict[str, float]:
-    """What a step's line of metrics.jsonl says of its responses."""
+    """Return the figures about responses in a step's line of metrics.jsonl."""
     lengths = experience.mask.sum(1).float()
     return {
         "score": float(rollout.scores.float().mean()),
@@ -217,5 +217,5 @@ def summary(spec: PpoSpec, rollout: Rollout, experience: Experience) -> dict[str
 
 
 def means(pieces: Sequence[MetricSums]) -> dict[str, float]:
-    """The means of a step's metrics."""
+    """Return the means of a step's metrics."""
     return {name: float(pair[0] / pair[1]) for name, pair in stack_sums(pieces).items()}
