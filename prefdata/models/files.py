@@ -116,6 +116,14 @@ class ModelFiles:
         except Exception as error:
             raise _hub_error(self.name, error) from error
 
+    def weights(self) -> list[Path]:
+        """Return the safetensors files that the model is made of: those that its revision names.
+
+        Raises:
+            ModelError: as `folder`.
+        """
+        return _weight_files(self.folder())
+
     def folder(self) -> Path:
         """Return the local folder of the files, of an adapter those of its model; a hub model is downloaded first.
 
