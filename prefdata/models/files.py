@@ -77,6 +77,13 @@ class ModelFiles:
         return None
 
     @property
+    def vocabulary(self) -> int | None:
+        """The tokens that the network has an embedding of, or None where config.json does not say."""
+        text = self.config.get("text_config")
+        found = (text if isinstance(text, dict) else self.config).get("vocab_size")
+        return found if isinstance(found, int) else None
+
+    @property
     def text_revision(self) -> str:
         """The id of what turns text into token ids and back; for a hub name that is the commit."""
         if self.base is not None:
