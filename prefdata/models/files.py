@@ -304,16 +304,10 @@ def _refuse_two_models(folder: Path) -> None:
     Raises:
         ModelError: it is such a folder.
     """
-    single = (folder / "model.safetensors").is_file()
-    if single and (folder / _INDEX).is_file():
+    if (folder / "model.safetensors").is_file() and (folder / _INDEX).is_file():
         raise ModelError(
             f"{folder} holds weights twice, in model.safetensors and in the shards of {_INDEX}, and engines differ in "
             "which they read. Remove the ones that are out of date."
-        )
-    if (single or (folder / _INDEX).is_file()) and (folder / "adapter_config.json").is_file():
-        raise ModelError(
-            f"{folder} holds a model and an adapter, which transformers would add and vLLM would not. Move the "
-            "adapter's files (adapter_*) to a folder of their own (--lora), or remove them if they are merged already."
         )
     if "transformers_weights" in _read_config(folder):
         raise ModelError(
