@@ -84,6 +84,7 @@ def readers(run: Path, policy: Path) -> dict[str, list[list[object]]]:
             [*pair, "top", "--where", "split = 'train'"],
             export,
             ["train", "dpo", run, *train],
+            ["eval", "policies", run, *of_scores],
             ["sql", run, "select prompt from Preferences"],
         ],
         "candidates": [
@@ -125,7 +126,7 @@ def readers(run: Path, policy: Path) -> dict[str, list[list[object]]]:
     return {table: [*commands, count[table]] for table, commands in every.items()}
 
 
-@pytest.mark.parametrize("fault", ["deleted", "flipped", "added"])
+@pytest.mark.parametrize("fault", ["deleted", "flipped", "cut", "added"])
 @pytest.mark.parametrize("table", list(TABLES))
 def test_every_reader_notices(run: Path, prefdata: Call, tiny_policy: Path, table: str, fault: str) -> None:
     """A part that is gone, damaged or one too many: exit 2, one line that names it, and nothing is written."""
@@ -135,6 +136,9 @@ def test_every_reader_notices(run: Path, prefdata: Call, tiny_policy: Path, tabl
         shutil.copyfile(max(run.glob(f"{table}/*/part-*")), part)
     elif fault == "flipped":
         part.write_bytes(flipped(part.read_bytes(), random.Random(table)))
+    elif fault == "cut":  # the first part: some of what a step knows of a table is read there
+        part = min(part.parent.glob("part-*"))
+        part.write_bytes(part.read_bytes()[:-20])
     else:
         part.unlink()
     before = sorted(run.rglob("*"))
@@ -142,11 +146,11 @@ def test_every_reader_notices(run: Path, prefdata: Call, tiny_policy: Path, tabl
         code, _, err = prefdata(*command)
         assert (code, len(err.splitlines())) == (2, 1), (command, err)
         assert part.name in err, (command, err)
-        assert ("damaged" if fault == "flipped" else "missing" if fault == "deleted" else "added") in err
+        assert {"deleted": "missing", "added": "added"}.get(fault, "damaged") in err
     code, said, _ = prefdata("check", "run", run)
     assert (code, len(said.splitlines())) == (1, 1), said
     assert part.name in said
-    if fault != "flipped":  # status reads no rows
+    if fault in ("deleted", "added"):  # status reads no rows
         assert part.name in prefdata("status", run, "--format", "csv")[1]
     assert sorted(run.rglob("*")) == before
 

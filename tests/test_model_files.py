@@ -121,12 +121,6 @@ def test_weights_that_are_there_twice(sharded, tiny_policy):
     assert "holds weights twice" in refused(sharded)
 
 
-def test_an_adapter_in_a_models_folder(policy):
-    """transformers adds it to the weights, vLLM does not, and no id of the weights covers it."""
-    (policy / "adapter_config.json").write_text("{}")
-    assert "holds a model and an adapter" in refused(policy)
-
-
 def test_weights_under_a_name_that_only_transformers_reads(policy, edit_json):
     shutil.copy(policy / "model.safetensors", policy / "other.safetensors")
     edit_json(policy / "config.json", transformers_weights="other.safetensors")

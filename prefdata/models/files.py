@@ -77,6 +77,13 @@ class ModelFiles:
         return None
 
     @property
+    def vocabulary(self) -> int | None:
+        """The tokens that the network has an embedding of, or None where config.json does not say."""
+        text = self.config.get("text_config")
+        found = (text if isinstance(text, dict) else self.config).get("vocab_size")
+        return found if isinstance(found, int) else None
+
+    @property
     def text_revision(self) -> str:
         """The id of what turns text into token ids and back; for a hub name that is the commit."""
         if self.base is not None:
@@ -115,6 +122,14 @@ class ModelFiles:
             return Path(huggingface_hub.snapshot_download(self.name, **wanted))
         except Exception as error:
             raise _hub_error(self.name, error) from error
+
+    def weights(self) -> list[Path]:
+        """Return the safetensors files that the model is made of: those that its revision names.
+
+        Raises:
+            ModelError: as `folder`.
+        """
+        return _weight_files(self.folder())
 
     def folder(self) -> Path:
         """Return the local folder of the files, of an adapter those of its model; a hub model is downloaded first.
@@ -289,16 +304,10 @@ def _refuse_two_models(folder: Path) -> None:
     Raises:
         ModelError: it is such a folder.
     """
-    single = (folder / "model.safetensors").is_file()
-    if single and (folder / _INDEX).is_file():
+    if (folder / "model.safetensors").is_file() and (folder / _INDEX).is_file():
         raise ModelError(
             f"{folder} holds weights twice, in model.safetensors and in the shards of {_INDEX}, and engines differ in "
             "which they read. Remove the ones that are out of date."
-        )
-    if (single or (folder / _INDEX).is_file()) and (folder / "adapter_config.json").is_file():
-        raise ModelError(
-            f"{folder} holds a model and an adapter, which transformers would add and vLLM would not. Move the "
-            "adapter's files (adapter_*) to a folder of their own (--lora), or remove them if they are merged already."
         )
     if "transformers_weights" in _read_config(folder):
         raise ModelError(

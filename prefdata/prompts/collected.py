@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cached_property
 
 from prefdata.chat.transforms import Instructions
+from prefdata.errors import InputError
 from prefdata.formats.reading import Reader
 from prefdata.formats.records import KINDS
 from prefdata.prompts.collect import PromptCollector, ResponseCollector
@@ -98,6 +99,7 @@ class CandidateIds:
 def _next_number(run: Run, name: str) -> int:
     """Return the number of a source: its own, or one more than the highest so far."""
     own = run.partition("prompts", name)
-    if own.parts() and (number := source_number(own)):
-        return number
-    return 1 + max((source_number(one) for one in run.partitions("prompts")), default=0)
+    with suppress(InputError):  # damaged, and about to be made again
+        if number := source_number(own):
+            return number
+    return 1 + max((source_number(one) for one in run.partitions("prompts") if one.name != name), default=0)

@@ -60,8 +60,12 @@ def prompt_sources(run: Run, *, partial: bool = False) -> list[Partition]:
 
 
 def source_number(source: Partition) -> int:
-    """Return the number of a source of prompts; 0 if it has none, as those of older versions."""
-    numbers = [PROMPTS.read(part, ["source_number"])["source_number"] for part in source.parts()[:1]]
+    """Return the number of a source of prompts; 0 if it has none, as those of older versions.
+
+    Raises:
+        InputError: a part of it is damaged, missing or one too many.
+    """
+    numbers = [PROMPTS.read(part, ["source_number"])["source_number"] for part in source.checked_parts()[:1]]
     return next((number[0].as_py() or 0 for number in numbers if len(number)), 0)
 
 

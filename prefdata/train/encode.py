@@ -70,6 +70,7 @@ class Encoder:
         sampled: whether the model will be sampled from: a response must then follow the generation prompt as in
             sampling. A reward model reads whole conversations.
         on_bad_rows: what happens to items that the template refuses or changes; all values but error leave them out.
+        vocabulary: how many tokens the network has an embedding of, or None.
     """
 
     def __init__(
@@ -80,10 +81,11 @@ class Encoder:
         *,
         sampled: bool = True,
         on_bad_rows: OnBadRows = "error",
+        vocabulary: int | None = None,
     ) -> None:
         self.chat, self.plain = chat, chat.plain()
         self.max_length, self.on_long = max_length, on_long
-        self.sampled, self.on_bad_rows = sampled, on_bad_rows
+        self.sampled, self.on_bad_rows, self.vocabulary = sampled, on_bad_rows, vocabulary
         self._ends = set(chat.end_ids) | (set(chat.special_ids) if chat.turn_end is None else set())
 
     def encode(self, items: Sequence[Item]) -> Encoded:
@@ -236,6 +238,10 @@ class Encoder:
     def _fit(self, item: Item, example: Example, out: Encoded, place: int) -> Problem | None:
         """Add the example to `out`, too long ones as `on_long` says; returns what is wrong with it."""
         fits = example = self._distinct(example, out)
+        highest = max(int(ids.max(initial=0)) for ids in (example.prompt, *example.responses))
+        if self.vocabulary is not None and highest >= self.vocabulary:
+            token = self.chat.tokenizer.convert_ids_to_tokens(highest)
+            return Problem("unknown_token", f"token {highest} ({token!r}) is not among the model's {self.vocabulary}")
         if example.weight == 0:
             out.dropped["weight_zero"] += 1
             return None

@@ -169,9 +169,7 @@ class OpenAIGenerator:
 
     def _refusal(self, request: Request) -> Rejection | None:
         if self.chat:
-            config = self.model.config.get("text_config") or self.model.config
-            vocabulary = config.get("vocab_size") or NO_BOUND
-            return refusal(request, self.context_length or NO_BOUND, vocabulary)
+            return refusal(request, self.context_length or NO_BOUND, self.model.vocabulary or NO_BOUND)
         if self._raw and [message["role"] for message in request.messages] != ["user"]:
             roles = ", ".join(message["role"] for message in request.messages) or "empty"
             detail = f"with --raw only the text of a single user message can be continued, and this is {roles}"

@@ -7,14 +7,16 @@ lacks one of them is refused before any work.
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from inspect import signature
 from itertools import count
 from multiprocessing import connection
 from operator import attrgetter
+from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -98,8 +100,8 @@ def start(vllm: Any, model: ModelFiles, spec: VllmSpec, **settings: Any) -> Vllm
         EngineError: it did not start.
     """
     platform = vllm.platforms.current_platform
+    folder, weights = model.folder(), model.weights()
     wanted = {
-        "model": str(model.folder()),
         "dtype": "float32" if spec.dtype == "auto" and platform.is_cpu() else spec.dtype,
         "kv_cache_memory_bytes": CPU_CACHE_BYTES if platform.is_cpu() else None,
         **{name: getattr(spec, name) for name in _AS_THEY_ARE},
@@ -120,6 +122,7 @@ def start(vllm: Any, model: ModelFiles, spec: VllmSpec, **settings: Any) -> Vllm
             if spec.batch_invariant:
                 started.enter_context(_batch_invariant())
             started.callback(OrphanGuard().release)
+            wanted["model"] = str(started.enter_context(folder_of_its_weights(folder, weights)))
             given = {key: value for key, value in wanted.items() if value is not None}
             # Defaults of the offline `LLM`: without it, vLLM computes 128 sequences at a time on every GPU.
             usage = vllm.usage.usage_lib.UsageContext.LLM_CLASS
@@ -133,6 +136,21 @@ def start(vllm: Any, model: ModelFiles, spec: VllmSpec, **settings: Any) -> Vllm
             f"vLLM {vllm.__version__} cannot start: {first_line(error)}.{_warning(vllm.__version__)} "
             "See its log with VLLM_LOGGING_LEVEL=INFO, or use --engine transformers."
         ) from error
+
+
+@contextmanager
+def folder_of_its_weights(folder: Path, weights: Sequence[Path]) -> Iterator[Path]:
+    """Give vLLM a folder with no weights but the model's: the model's own, or one of links where that holds others.
+
+    vLLM reads every safetensors file of a folder without an index, and `consolidated*.safetensors` before all others.
+    """
+    if not {*folder.glob("*.safetensors")} - {*weights}:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="prefdata-vllm-") as links:
+        for file in [*weights, *(file for file in folder.iterdir() if file.suffix != ".safetensors")]:
+            Path(links, file.name).symlink_to(file.resolve())
+        yield Path(links)
 
 
 _AS_THEY_ARE = (

@@ -101,6 +101,7 @@ class RewardModel(Classifier):
         self.notes = ()
         self._net: Any = load(AutoModelForSequenceClassification, files, self.dtype, self.device)
         head_in_float32(self._net)
+        self.vocabulary = int(self._net.get_input_embeddings().num_embeddings)
         self._pad = padding_id(self.chat.tokenizer, self._net)
         self._head: Any = getattr(self._net, "score", None)
         self._stretches = _stretches(self._net)
