@@ -1,15 +1,15 @@
 """eval reward-model: agreement of scores with labelled pairs, calibration and length bias.
 
-Accuracy by source and subset with Wilson's 95% interval, a tie as half; margins; calibration of sigmoid(margin) (ECE
-and the data of a reliability diagram); length bias, and the baseline that takes the longer response; and
-where a run is given, how the scores of each sampler's responses compare with the labelled ones. The labelled pairs
-come in any layout that `train rm` reads, from a run's pairs or a file; no training set is needed.
+Accuracy by source and subset with Wilson's 95% interval, in which the pairs of one prompt count for as many as are
+independent, a tie as half; margins; calibration of sigmoid(margin) (ECE and the data of a reliability diagram); length
+bias, and the baseline that takes the longer response; and where a run is given, how the scores of each sampler's
+responses compare with the labelled ones. The labelled pairs come in any layout that `train rm` reads, from a run's
+pairs or a file; no training set is needed.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +21,11 @@ import polars as pl
 
 from prefdata.errors import InputError
 from prefdata.formats.reading import ReadOptions
-from prefdata.ids import Message
+from prefdata.ids import Message, without_nulls
 from prefdata.scorers.protocol import Scorer, ScoringItem
 from prefdata.stats.calibration import calibration_error, correlation, reliability, sigmoid
-from prefdata.storage.queries import read_candidates, read_preferences
+from prefdata.stats.proportions import effective_pairs, wilson
+from prefdata.storage.queries import read_candidates, read_preferences, read_prompts
 from prefdata.storage.run import Run
 from prefdata.train.data import open_source
 from prefdata.train.parsing import Item as Labelled
@@ -126,13 +127,18 @@ def stored_pairs(run: Run, scorer: str, part: str | None = None) -> tuple[list[P
     rows = read_preferences(run.only("pairs", part), ["pair_id", "prompt_id", "chosen_id", "rejected_id"])
     answers = read_candidates(run, ["candidate_id", "text"])
     texts = dict(zip(answers["candidate_id"], answers["text"], strict=True))
+    asked = read_prompts(run, partial=True).select("prompt_id", "messages", "tools")
+    prompts = {key: (tuple(without_nulls(messages)), tools) for key, messages, tools in asked.iter_rows()}
     held = _frame(run.only("scores", scorer).read(["candidate_id", "score"]))
     known = dict(held.iter_rows())
     pairs, scores = [], {}
     for row in rows.iter_rows(named=True):
         sides = []
+        messages, tools = prompts[row["prompt_id"]]
         for name in ("chosen", "rejected"):
-            sides.append(ScoringItem(f"{row['pair_id']}/{name}", (), texts[row[f"{name}_id"]], False))
+            sides.append(
+                ScoringItem(f"{row['pair_id']}/{name}", messages, texts[row[f"{name}_id"]], False, tools=tools)
+            )
             scores[sides[-1].key] = known.get(row[f"{name}_id"])
         pairs.append(Pair(sides[0], sides[1], {}, (row["chosen_id"], row["rejected_id"])))
     return pairs, scores
@@ -190,13 +196,6 @@ def write_rows(path: Path, pairs: Sequence[Pair], scores: Mapping[str, float | N
         raise InputError(f"cannot write {path}: {error.strerror}.") from None
 
 
-def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval of a share of `count` pairs (Wilson 1927); ties as half make it a little too wide."""
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def _pair(key: str, item: Labelled, by: Sequence[str]) -> Pair:
     prompt = item.prompt
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -240,6 +239,7 @@ def _rows(pairs: Sequence[Pair], scores: Mapping[str, float | None]) -> Iterator
 def _judged(pairs: Sequence[Pair], scores: Mapping[str, float | None]) -> pl.DataFrame:
     rows = [
         {
+            "prompt": json.dumps([pair.chosen.messages, pair.chosen.tools]),
             "chosen": scores.get(pair.chosen.key),
             "rejected": scores.get(pair.rejected.key),
             "chosen_length": len(pair.chosen.response),
@@ -267,20 +267,17 @@ def _group(name: str, value: str, frame: pl.DataFrame) -> dict[str, Any]:
     row: dict[str, Any] = {"group": name, "value": value, "pairs": frame.height, "unscored": frame.height - both.height}
     if both.height == 0:
         return row | dict.fromkeys(("ties", "accuracy", "low", "high", "longer", "mean_margin"))
-    share = _wins(both["margin"])
-    low, high = wilson(share, both.height)
+    right = (np.sign(both["margin"].to_numpy()) + 1) / 2
+    share = float(right.mean())
+    low, high = wilson(share, effective_pairs(right, both["prompt"]))
     return row | {
         "ties": int((both["margin"] == 0).sum()),
         "accuracy": share,
         "low": low,
         "high": high,
-        "longer": _wins(both["chosen_length"] - both["rejected_length"]),
+        "longer": float(((np.sign(both["chosen_length"] - both["rejected_length"]) + 1) / 2).mean()),
         "mean_margin": both["margin"].mean(),
     }
-
-
-def _wins(differences: pl.Series) -> float:
-    return float(((differences > 0).cast(pl.Float64) + (differences == 0).cast(pl.Float64) / 2).mean())  # type: ignore[arg-type]
 
 
 def _length(both: pl.DataFrame) -> dict[str, float | None]:

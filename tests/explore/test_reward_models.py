@@ -8,8 +8,10 @@ import math
 import numpy as np
 import pytest
 
+from prefdata import IngestSpec, PairSpec, Run, ingest, pair
 from prefdata.errors import InputError
-from prefdata.explore.reward_models import evaluate, from_data, wilson, write_rows
+from prefdata.explore.reward_models import evaluate, from_data, stored_pairs, write_rows
+from prefdata.stats.proportions import wilson
 
 FUNCTION = "def score(messages, response):\n    return None if response == 'none' else float(len(response))\n"
 
@@ -132,3 +134,25 @@ def test_a_runs_scores_and_pairs_need_no_model(data, prefdata, tiny_policy):
     # settings of files are refused, and not passed over
     code, _, err = prefdata("eval", "reward-model", "length", run, "--limit", "3")
     assert (code, "is a run: leave out how files are read" in err) == (2, True)
+
+
+def test_pairs_of_one_prompt_are_not_independent(data):
+    """The pairs of two prompts, one right and one wrong, three times each: the interval of two pairs, not of six."""
+    (data / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:2]))
+    pairs = from_data(data / "more.jsonl") * 3
+    scores = {side.key: float(len(side.response)) for pair in pairs for side in (pair.chosen, pair.rejected)}
+    found = evaluate(pairs, scores).accuracy.to_dicts()[0]
+    assert found["pairs"] == 6
+    assert (found["low"], found["high"]) == pytest.approx(wilson(0.5, 2))
+
+
+def test_rows_of_a_run_hold_their_prompts(tmp_path):
+    run, file = Run(tmp_path / "run"), tmp_path / "x.jsonl"
+    file.write_text(json.dumps({"prompt": "Q", "responses": ["aaaa", "a"], "score": [4, 1]}) + "\n")
+    ingest(run, [str(file)], IngestSpec(kind="candidates", score=("s=score",)))
+    pair(run, PairSpec(selector="all"))
+    pairs, scores = stored_pairs(run, "s")
+    write_rows(tmp_path / "rows.jsonl", pairs, scores)
+    row = json.loads((tmp_path / "rows.jsonl").read_text())
+    assert row["prompt"] == [{"role": "user", "content": "Q"}]
+    assert (row["chosen"], row["margin"]) == ("aaaa", 3)
