@@ -77,6 +77,13 @@ class ModelFiles:
         return None
 
     @property
+    def vocabulary(self) -> int | None:
+        """How many tokens the embedding has, or None where config.json is silent."""
+        text = self.config.get("text_config")
+        sizes = [one.get("vocab_size") for one in (self.config, text) if isinstance(one, dict)]
+        return next((size for size in sizes if isinstance(size, int)), None)
+
+    @property
     def text_revision(self) -> str:
         """The id of what turns text into token ids and back; for a hub name that is the commit."""
         if self.base is not None:

@@ -70,6 +70,7 @@ class Encoder:
         sampled: whether the model will be sampled from: a response must then follow the generation prompt as in
             sampling. A reward model reads whole conversations.
         on_bad_rows: what happens to items that the template refuses or changes; all values but error leave them out.
+        vocabulary: tokens in the model's embedding, or None. Items with other tokens are bad ones, too.
     """
 
     def __init__(
@@ -80,10 +81,11 @@ class Encoder:
         *,
         sampled: bool = True,
         on_bad_rows: OnBadRows = "error",
+        vocabulary: int | None = None,
     ) -> None:
         self.chat, self.plain = chat, chat.plain()
         self.max_length, self.on_long = max_length, on_long
-        self.sampled, self.on_bad_rows = sampled, on_bad_rows
+        self.sampled, self.on_bad_rows, self.vocabulary = sampled, on_bad_rows, vocabulary
         self._ends = set(chat.end_ids) | (set(chat.special_ids) if chat.turn_end is None else set())
 
     def encode(self, items: Sequence[Item]) -> Encoded:
@@ -242,6 +244,8 @@ class Encoder:
         if _alike(example):
             out.dropped["identical_as_rendered"] += 1
             return None
+        if self.vocabulary is not None and (highest := _highest(example)) >= self.vocabulary:
+            return Problem("unknown_token", f"token {highest} is not among the model's {self.vocabulary}")
         if self.max_length is not None and example.length > self.max_length:
             if self.on_long == "error":
                 long = f"{example.length} tokens, more than {self.max_length}: use --on-long drop or truncate"
@@ -282,6 +286,11 @@ def truncate(example: Example, room: int) -> Example:
     """Cut the example's responses to `room` tokens."""
     trained = None if example.trained is None else tuple(mask[:room] for mask in example.trained)
     return replace(example, responses=tuple(response[:room] for response in example.responses), trained=trained)
+
+
+def _highest(example: Example) -> int:
+    """Return the highest token id of an example."""
+    return max(int(ids.max(initial=0)) for ids in (example.prompt, *example.responses))
 
 
 def _alike(example: Example) -> bool:

@@ -315,6 +315,7 @@ class TrainingData:
             spec.on_long,
             sampled=not isinstance(spec, RmSpec),
             on_bad_rows=spec.on_bad_rows,
+            vocabulary=files.vocabulary,
         )
         self.train = encoder.encode([item for item in items if item.row.split != "test"])
         self.test = encoder.encode([item for item in items if item.row.split == "test"])

@@ -28,6 +28,7 @@ class Classifier(ABC):
         outputs: the labels' names where several are read, else `("",)`.
         notes: sentences about how it computes, where that is not the usual way.
         context_length: most tokens of a text.
+        vocabulary: how many tokens the model has an embedding of.
         texts: how items become texts and token ids.
         labels: which labels are read, and as what.
     """
@@ -40,6 +41,7 @@ class Classifier(ABC):
     outputs: tuple[str, ...]
     notes: tuple[str, ...]
     context_length: int
+    vocabulary: int
     texts: TextRenderer
     labels: Labels
 
@@ -56,15 +58,23 @@ class Classifier(ABC):
     def close(self) -> None:
         """Give back the memory. The scorer cannot be used afterwards."""
 
+    def problem(self, row: RenderedText) -> str | None:
+        """Why a text cannot be scored (`empty`, `too_long`, `unknown_token`), or None."""
+        if not row.ids:
+            return "empty"
+        if len(row.ids) > self.context_length:
+            return "too_long"
+        return "unknown_token" if max(row.ids) >= self.vocabulary else None
+
     def _window(self, window: PreparedBatch) -> Iterator[Score]:
         for scored in window.refused:
             yield from self._for_each_output(scored)
         fits = []
         for row in window.rows:
-            if 0 < len(row.ids) <= self.context_length:
+            if (reason := self.problem(row)) is None:
                 fits.append(row)
                 continue
-            reason, text_hash = "too_long" if row.ids else "empty", ids.text_hash(row.text)
+            text_hash = ids.text_hash(row.text)
             for key in row.keys:
                 yield from self._for_each_output(Score(key, None, reason, text_hash, {"tokens": len(row.ids)}))
         for rows, logits in self.logits(fits):

@@ -30,6 +30,9 @@ LAYOUT = "{conversation}\n\nAnswer A:\n{first}\n\nAnswer B:\n{second}"
 """What is read without a text format; `{conversation}` is its turns, each as `role: content`, a blank line between."""
 
 
+_PROBLEMS = {"empty": "an empty text", "unknown_token": "a token that the model has no embedding of"}
+
+
 @dataclass(frozen=True, slots=True)
 class _PreparedBatch:
     """Matches, prepared: their distinct texts, and those that have none."""
@@ -100,10 +103,11 @@ class PairwiseReward:
             yield from window.lost
             fits = []
             for row in window.rows:
-                if 0 < len(row.ids) <= self._classifier.context_length:
+                if (problem := self._classifier.problem(row)) is None:
                     fits.append(row)
                     continue
-                why = ("too_long", f"{len(row.ids)} tokens") if row.ids else ("error", "an empty text")
+                too_long = ("too_long", f"{len(row.ids)} tokens")
+                why = too_long if problem == "too_long" else ("error", _PROBLEMS[problem])
                 yield from (Verdict(key, None, why[0], rationale=why[1]) for key in row.keys)
             for rows, logits in self._classifier.logits(fits):
                 for row, values in zip(rows, logits.double().tolist(), strict=True):

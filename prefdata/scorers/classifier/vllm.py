@@ -71,6 +71,7 @@ class PoolingRewardModel(Classifier):
         self._running = start(self._vllm, files, spec or VllmSpec(), runner="pooling")
         config = self._running.config
         self.context_length = int(config.model_config.max_model_len)
+        self.vocabulary = int(config.model_config.get_vocab_size())
         self.computed = self._running.computed
         self.versions, self.notes = self._running.versions, self._running.notes
         self._most = max(HANDED, int(config.scheduler_config.max_num_seqs))
