@@ -119,7 +119,7 @@ def _built_in() -> list[ScoringItem]:
 
 
 def _fitting(scorer: RewardModel, items: Sequence[ScoringItem]) -> list[RenderedText]:
-    rows = [row for row in scorer.texts.prepare(items).rows if 0 < len(row.ids) <= scorer.context_length]
+    rows = [row for row in scorer.texts.prepare(items).rows if scorer.problem(row) is None]
     if not rows:
         raise ModelError("none of the texts fits the model and its template. Give others with --data.")
     return rows

@@ -78,10 +78,10 @@ class ModelFiles:
 
     @property
     def vocabulary(self) -> int | None:
-        """The tokens that the network has an embedding of, or None where config.json does not say."""
+        """How many tokens the embedding has, or None where config.json is silent."""
         text = self.config.get("text_config")
-        found = (text if isinstance(text, dict) else self.config).get("vocab_size")
-        return found if isinstance(found, int) else None
+        sizes = [one.get("vocab_size") for one in (self.config, text) if isinstance(one, dict)]
+        return next((size for size in sizes if isinstance(size, int)), None)
 
     @property
     def text_revision(self) -> str:

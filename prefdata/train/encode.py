@@ -70,7 +70,7 @@ class Encoder:
         sampled: whether the model will be sampled from: a response must then follow the generation prompt as in
             sampling. A reward model reads whole conversations.
         on_bad_rows: what happens to items that the template refuses or changes; all values but error leave them out.
-        vocabulary: how many tokens the network has an embedding of, or None.
+        vocabulary: tokens in the model's embedding, or None. Items with other tokens are bad ones, too.
     """
 
     def __init__(

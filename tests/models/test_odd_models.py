@@ -8,11 +8,15 @@ import transformers as T
 from conftest import save_tokenizer
 
 from prefdata.engines.hf.batch_state import BatchState, WholeRows, pick_batch_state
+from prefdata.errors import BadRows
 from prefdata.models.files import ModelFiles, identify
-from prefdata.scorers.causal_lm.likelihood import Continuation, LanguageModel
+from prefdata.scorers.causal_lm.likelihood import Continuation, LanguageModel, MeanLogprob
 from prefdata.scorers.classifier.backbones import CachedBackbone
 from prefdata.scorers.classifier.hf import RewardModel
-from prefdata.scorers.protocol import ScoringItem
+from prefdata.scorers.classifier.pairwise import PairwiseReward
+from prefdata.scorers.protocol import Comparison, ScoringItem
+from prefdata.train.specs import SftSpec
+from prefdata.train.train import train_sft
 
 TOKENS = {"vocab_size": 260, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SIZES = {
@@ -135,3 +139,74 @@ def test_a_shared_prompt_whose_computation_raises_is_computed_whole(tiny_reward_
 )
 def test_the_context_is_what_the_positions_hold(config, length):
     assert ModelFiles("m", "r", None, config).context_length == length
+
+
+HELD, LACKED = "aaa", "a\U0001f600b"  # the second has tokens that an embedding of 240 lacks
+
+
+def asked(*answers: str) -> list[ScoringItem]:
+    return [ScoringItem(text, ({"role": "user", "content": "Say it."},), text, False) for text in answers]
+
+
+def test_a_token_without_an_embedding_is_a_reason_and_no_error(make_policy, make_reward_model, tmp_path):
+    """Tokens are added to a tokenizer and the model is not made larger; on a GPU such an id ends the process."""
+    policy = make_policy(tmp_path / "policy", vocab_size=240)
+    reward = make_reward_model(tmp_path / "reward", vocab_size=240)
+    opened = [
+        MeanLogprob(identify(str(policy), "causal-lm"), device="cpu"),
+        RewardModel(identify(str(reward), "reward-model"), device="cpu"),
+    ]
+    for scorer in opened:
+        found = {one.key: one for one in scorer.score(asked(HELD, LACKED))}
+        assert found[HELD].score is not None
+        assert (found[LACKED].score, found[LACKED].reason) == (None, "unknown_token")
+
+
+def test_a_comparison_of_a_token_without_an_embedding_is_none(make_reward_model, tmp_path):
+    files = identify(str(make_reward_model(tmp_path, vocab_size=240)), "reward-model")
+    model = PairwiseReward(RewardModel(files, device="cpu"), files)
+    message = {"role": "user", "content": "Say it."}
+    found = {
+        one.key: one for one in model.compare([Comparison(text, (message,), text, HELD) for text in (HELD, LACKED)])
+    }
+    assert found[HELD].probability is not None
+    assert (found[LACKED].verdict, found[LACKED].rationale) == ("error", "a token that the model has no embedding of")
+
+
+def test_training_on_a_token_without_an_embedding_names_the_row(make_policy, tmp_path, write):
+    policy = make_policy(tmp_path / "policy", vocab_size=240)
+    data = write({"prompt": "Say it.", "completion": HELD}, {"prompt": "Say it.", "completion": LACKED})
+    with pytest.raises(BadRows, match=r"films\.jsonl.*2.*token 257 .* is not among the model's 240"):
+        train_sft(data, SftSpec(model=str(policy)), tmp_path / "out")
+    done = train_sft(data, SftSpec(model=str(policy), on_bad_rows="drop"), tmp_path / "out")
+    assert done.report.dropped == {"unknown_token": 1}
+
+
+def test_padding_that_raises_is_given_up_like_padding_that_moves_scores(tiny_reward_model, monkeypatch):
+    files = identify(str(tiny_reward_model), "reward-model")
+    items = asked(*("answer " * n for n in range(1, 5)))
+    expected = {one.key: one.score for one in RewardModel(files, device="cpu", share_prompts=False).score(items)}
+    whole = RewardModel._forward
+
+    def forward(model: RewardModel, rows: list) -> torch.Tensor:
+        if len({len(row.ids) for row in rows}) > 1:
+            raise ValueError("no padding here")
+        return whole(model, rows)
+
+    monkeypatch.setattr(RewardModel, "_forward", forward)
+    model = RewardModel(files, device="cpu", share_prompts=False)
+    assert {one.key: one.score for one in model.score(items)} == pytest.approx(expected, abs=1e-5)
+    assert model.notes == (
+        "Only texts of one length are computed together: with padding the model's code raises ValueError.",
+    )
+
+
+def test_a_backbone_that_takes_no_cache_is_computed_whole(tiny_reward_model, monkeypatch):
+    def fail(*_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("prefdata.scorers.classifier.backbones.DynamicLayer", None)
+    monkeypatch.setattr(CachedBackbone, "begin", fail)
+    model = RewardModel(identify(str(tiny_reward_model), "reward-model"), device="cpu")
+    assert all(one.score is not None for one in model.score(asked("a", "b" * 30)))
+    assert "A prompt is computed again for each candidate" in model.notes[0]

@@ -112,6 +112,7 @@ class LanguageModel:
         self._pad = padding_id(self.chat.tokenizer, net)
         self._trunk: Any = net.base_model
         self._vocabulary = int(net.get_output_embeddings().weight.shape[0])
+        self._known = min(self._vocabulary, int(net.get_input_embeddings().num_embeddings))
         self._states = GivenStates(self._trunk)
         setattr(net, net.base_model_prefix, self._states)
         self._head: Any = net
@@ -160,7 +161,7 @@ class LanguageModel:
             return "empty"
         if len(asked.prompt) + len(asked.ids) > self.context_length:
             return "too_long"
-        return "unknown_token" if max(*asked.prompt, *asked.ids) >= self._vocabulary else None
+        return "unknown_token" if max(*asked.prompt, *asked.ids) >= self._known else None
 
     def sums(self, asked: Sequence[Continuation]) -> list[float]:
         """Compute the ln p of every continuation given its prompt, in nats, summed over its tokens in float64.

@@ -28,7 +28,7 @@ class Classifier(ABC):
         outputs: the labels' names where several are read, else `("",)`.
         notes: sentences about how it computes, where that is not the default way.
         context_length: most tokens of a text.
-        vocabulary: how many tokens the network has an embedding of.
+        vocabulary: how many tokens the model has an embedding of.
         texts: how items become texts and token ids.
         labels: which labels are read, and as what.
     """

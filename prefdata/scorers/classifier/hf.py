@@ -133,7 +133,13 @@ class RewardModel(Classifier):
     def _shared_prompts(self) -> PrefixRunner | None:
         """Return what computes a prompt once for its candidates; None where the network does not allow it."""
         net = self._net.base_model
-        if why := CachedBackbone.unfit(net, self._pad, self.device):
+        try:
+            why = CachedBackbone.unfit(net, self._pad, self.device)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            why = f"the model's code raises {type(error).__name__}"
+        if why:
             self._note_whole(why)
             return None
         return PrefixRunner(CachedBackbone(net), self._pad, self.device, self._computed, several=self._several)

@@ -106,7 +106,8 @@ class PairwiseReward:
                 if (problem := self._classifier.problem(row)) is None:
                     fits.append(row)
                     continue
-                why = ("too_long", f"{len(row.ids)} tokens") if problem == "too_long" else ("error", _PROBLEMS[problem])
+                too_long = ("too_long", f"{len(row.ids)} tokens")
+                why = too_long if problem == "too_long" else ("error", _PROBLEMS[problem])
                 yield from (Verdict(key, None, why[0], rationale=why[1]) for key in row.keys)
             for rows, logits in self._classifier.logits(fits):
                 for row, values in zip(rows, logits.double().tolist(), strict=True):
