@@ -18,12 +18,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from prefdata.errors import ModelError, UsageError
+from prefdata.models.adapters import WEIGHTS
 from prefdata.models.files import ModelFiles
 from prefdata.train.adapter_specs import AdapterSpec
 from prefdata.train.logps import score_head
-
-WEIGHTS = "adapter_model.safetensors"
-"""What PEFT calls the file with an adapter's tensors."""
 
 
 def add_adapter(model: Any, spec: AdapterSpec, files: ModelFiles, dtype: torch.dtype) -> Any:
@@ -42,6 +40,10 @@ def add_adapter(model: Any, spec: AdapterSpec, files: ModelFiles, dtype: torch.d
         UsageError: PEFT is not installed, or the model has no layer of such a name.
         ModelError: PEFT knows no adapter for the model.
     """
+    if files.adapter is not None and not spec.merge:
+        raise UsageError(
+            f"{files.name} is an adapter, and a new one would belong to both. Give --merge: it saves the whole model."
+        )
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:

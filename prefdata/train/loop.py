@@ -142,7 +142,6 @@ class Loop:
             self._check_finite(step + 1, {name: float(metrics[name][0]) for name in ("loss", "grad_norm")})
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(spec, step, self.total)
-        torch.manual_seed(seed_of(spec.seed, "rounding", step))  # of bfloat16 weights
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.reference is not None:

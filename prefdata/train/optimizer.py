@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prefdata.ids import seed as seed_of
 from prefdata.train.loop_specs import LoopSpec
 from prefdata.train.precision import round_stochastically
 
@@ -25,7 +26,7 @@ def make_optimizer(model: nn.Module, spec: LoopSpec) -> torch.optim.Optimizer:
     ]
     used = [group for group in groups if group["params"]]
     if any(parameter.dtype == torch.bfloat16 for parameter in trained):
-        return StochasticAdamW(used, lr=spec.lr, betas=(0.9, spec.beta2))
+        return StochasticAdamW(used, lr=spec.lr, betas=(0.9, spec.beta2), seed=spec.seed)
     return torch.optim.AdamW(used, lr=spec.lr, betas=(0.9, spec.beta2), fused=True)
 
 
@@ -34,26 +35,30 @@ class StochasticAdamW(torch.optim.Optimizer):
 
     The moments have the type of their parameter, so that a bfloat16 parameter takes 8 bytes: weight, gradient and two
     moments. Rounded to the nearest, the second moment could not fall: with beta2 0.999 a step changes it by less than
-    half of the distance between two bfloat16 numbers. Random numbers are torch's own, which the caller seeds.
+    half of the distance between two bfloat16 numbers. Random numbers are a function of the seed, the step and the
+    parameter's place.
     """
 
-    def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float = 1e-8) -> None:
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float = 1e-8, *, seed: int = 0) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        self._seed = seed
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+        places = [(group, parameter) for group in self.param_groups for parameter in group["params"]]
+        for place, (group, parameter) in enumerate(places):
+            if parameter.grad is not None:
+                self._update(parameter, group, place)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, group: dict[str, Any], place: int) -> None:
         state = self.state[parameter]
         if not state:
             zeros = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
             state.update(step=torch.tensor(0.0), exp_avg=zeros, exp_avg_sq=zeros.clone())
         state["step"] += 1
+        generator = torch.Generator(parameter.device)
+        generator.manual_seed(seed_of(self._seed, "rounding", int(state["step"]), place))
         beta1, beta2 = group["betas"]
         first, second = (1 - beta ** state["step"].item() for beta in (beta1, beta2))
         assert parameter.grad is not None
@@ -66,7 +71,7 @@ class StochasticAdamW(torch.optim.Optimizer):
             new = weight.float().mul_(1 - group["lr"] * group["weight_decay"])
             new.addcdiv_(m, (v / second).sqrt_().add_(group["eps"]), value=-group["lr"] / first)
             for stored, value in ((weight, new), (mean, m), (square, v)):
-                stored.copy_(round_stochastically(value) if stored.dtype == torch.bfloat16 else value)
+                stored.copy_(round_stochastically(value, generator) if stored.dtype == torch.bfloat16 else value)
 
 
 def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

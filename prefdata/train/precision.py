@@ -52,14 +52,15 @@ def pick_precision(asked: str, device: torch.device) -> Precision:
     return PRECISIONS[asked]
 
 
-def round_stochastically(values: Tensor) -> Tensor:
+def round_stochastically(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Round float32 values to bfloat16, up or down at random, such that the expected result is the value.
 
     A step that is smaller than half of the distance between two bfloat16 numbers then counts on average, where rounding
-    to the nearest would lose it. The random numbers are torch's own on the device of `values`.
+    to the nearest would lose it. The random numbers are those of `generator`,
+    or torch's own.
     """
     low = 1 << 16  # bfloat16 is the upper half of float32
-    noise = torch.randint(0, low, values.shape, dtype=torch.int32, device=values.device)
+    noise = torch.randint(0, low, values.shape, dtype=torch.int32, device=values.device, generator=generator)
     rounded = (values.view(torch.int32) + noise).bitwise_and_(-low).view(torch.float32)
     return torch.where(values.isfinite(), rounded, values).to(torch.bfloat16)
 

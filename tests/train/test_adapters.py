@@ -135,6 +135,44 @@ def test_a_reward_models_head_is_trained_and_saved_with_the_adapter(
     assert not torch.allclose(tensors(tmp_path / "adapter")[head], tensors(tmp_path / "first")[head], atol=1e-3)
 
 
+def test_prefdata_scores_with_an_adapter_as_with_the_merged_model(
+    pairs: Path, tiny_policy: Path, tmp_path: Path
+) -> None:
+    from prefdata.scorers.classifier.hf import RewardModel
+    from prefdata.scorers.protocol import ScoringItem
+
+    settings = RmSpec(model=str(tiny_policy), lr=1e-2, batch_size=6, lora_r=4)
+    train_rm(pairs, settings, tmp_path / "adapter")
+    train_rm(pairs, settings.model_copy(update={"merge": True}), tmp_path / "merged")
+    asked = [ScoringItem(str(i), ({"role": "user", "content": f"Review {i}"},), "good film", False) for i in range(5)]
+    scores = [
+        [
+            scored.score
+            for scored in RewardModel(identify(str(tmp_path / name), "reward-model"), device="cpu").score(asked)
+        ]
+        for name in ("adapter", "merged")
+    ]
+    assert len(set(scores[0])) == 5
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_an_adapter_is_sampled_from_and_trained_on(
+    prefdata: Any, pairs: Path, tiny_policy: Path, tmp_path: Path, write_jsonl: Any
+) -> None:
+    """`sample` takes the folder as the model; a new adapter on it is one of both, so that it must be merged."""
+    adapter, run = tmp_path / "adapter", tmp_path / "run"
+    train_dpo(pairs, DpoSpec(model=str(tiny_policy), lr=1e-2, batch_size=6, lora_r=4), adapter)
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"Review {i}"} for i in range(3)])
+    assert prefdata("ingest", run, prompts)[0] == 0
+    code, _, errors = prefdata("sample", run, "--model", adapter, "-n", 2, "--max-tokens", 8, "--name", "adapter")
+    assert code == 0, errors
+    again = DpoSpec(model=str(adapter), batch_size=6, lora_r=4)
+    with pytest.raises(UsageError, match="is an adapter, and a new one would belong to both"):
+        train_dpo(pairs, again, tmp_path / "again")
+    train_dpo(pairs, again.model_copy(update={"merge": True}), tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("trainer", ["sft", "rm", "dpo", "kto"])
 def test_stopped_and_continued_gives_the_same_bits(
     trainer: str, tiny_policy: Path, tmp_path: Path, make_pairs: Any, write_jsonl: Any
