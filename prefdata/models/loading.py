@@ -209,7 +209,7 @@ def _check_complete(net: Any, found: dict[str, Any], model: ModelFiles, new: str
 
 
 def _brought(adapter: Path) -> set[str]:
-    """The tensors that an adapter brings whole, as a reward model's head, by the model's names for them."""
+    """Return the tensors that an adapter holds whole, such as a reward model's head, by the model's names for them."""
     with safe_open(adapter / WEIGHTS, framework="pt") as file:
         return {name.removeprefix(PREFIX) for name in file.keys()}  # noqa: SIM118
 

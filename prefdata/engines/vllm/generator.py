@@ -174,7 +174,7 @@ class VllmGenerator:
 
 
 def _adapter(model: ModelFiles, lora: str | None) -> Path | None:
-    """The folder of the adapter that vLLM is to compute with: the model's own, or the one asked for.
+    """Return the folder of the adapter for vLLM: the model's own, or the one asked for.
 
     Raises:
         UsageError: there are two.
