@@ -124,8 +124,8 @@ def _missing(found: PairExplanation, run: Run) -> list[str]:
     lines = [f"no pair of {found.pairing} (strategy {found.strategy}), prompt {found.prompt_id}", ""]
     verdicts = _verdicts(run, found)
     if not found.absent:
-        said = {**NO_PAIR, **(BY_VERDICT if verdicts else {})}.get(str(found.reason), str(found.reason))
-        return [*lines, f"{found.chosen_id} and {found.rejected_id}: {said}{margin}", *verdicts]
+        message = {**NO_PAIR, **(BY_VERDICT if verdicts else {})}.get(str(found.reason), str(found.reason))
+        return [*lines, f"{found.chosen_id} and {found.rejected_id}: {message}{margin}", *verdicts]
     return [*lines, *(f"{one} {_absence(found, one, run)}" for one in found.absent), *verdicts]
 
 

@@ -192,7 +192,7 @@ def _replaced(error: Exception) -> str | None:
 
 
 def _memory_full(error: Exception) -> str | None:
-    """The message for a GPU's memory, or the CPU's, that ended where no smaller batch helps."""
+    """Return the message for GPU or CPU memory that is full where no smaller batch helps."""
     if "torch" in sys.modules:
         from prefdata.models.memory import is_out_of_memory
 

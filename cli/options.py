@@ -293,28 +293,28 @@ def _parser(kind: Any) -> Callable[[str], Any] | None:
     return {int: parse_int, float: parse_float}.get(kind)
 
 
-def parse_int(said: str) -> int:
+def parse_int(raw: str) -> int:
     """Parse a flag's value as an integer."""
     try:
-        return int(said)
+        return int(raw)
     except ValueError:
-        raise typer.BadParameter(f"should be a valid integer, not {said!r}") from None
+        raise typer.BadParameter(f"should be a valid integer, not {raw!r}") from None
 
 
-def parse_float(said: str) -> float:
+def parse_float(raw: str) -> float:
     """Parse a flag's value as a number."""
     try:
-        return float(said)
+        return float(raw)
     except ValueError:
-        raise typer.BadParameter(f"should be a valid number, not {said!r}") from None
+        raise typer.BadParameter(f"should be a valid number, not {raw!r}") from None
 
 
-def parse_choice(values: tuple[str, ...], said: str) -> str:
+def parse_choice(values: tuple[str, ...], raw: str) -> str:
     """Parse a flag's value as one of a list of choices."""
-    if said not in values:
+    if raw not in values:
         known = " or ".join(part for part in (", ".join(values[:-1]), values[-1]) if part)
-        raise typer.BadParameter(f"should be {known}, not {said!r}")
-    return said
+        raise typer.BadParameter(f"should be {known}, not {raw!r}")
+    return raw
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:

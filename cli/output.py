@@ -208,7 +208,7 @@ def _without_formulas(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
-    """Standard JSON: NaN and infinity are null; safe on a terminal."""
+    """Write standard JSON: NaN and infinity are null; safe on a terminal."""
     import json
 
     def dumped(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What can go wrong, as the person at the terminal reads it.
+"""The errors of prefdata, written for the person at the terminal.
 
 Every error that prefdata raises on purpose is a `PrefdataError`: one line that says what is wrong, where (file, row,
 id, field) and what to do next. The command line prints that line on stderr and exits with `exit_code`: 2 for wrong
@@ -37,15 +37,15 @@ class SpecConflict(InputError):
 
 
 class NotReady(InputError):
-    """A step was asked for before the step that it reads from has finished."""
+    """A step was started before the step that it reads from has finished."""
 
 
 class StorageError(InputError):
-    """The disk refused: full, read-only, or not ours to write. Nothing half-written is left behind."""
+    """Writing failed: the disk is full, read-only, or permission is denied. No partial file is left."""
 
 
 class ModelError(InputError):
-    """A model folder that cannot do what it was named for (no weights, no tokenizer, another kind of model)."""
+    """A model folder that cannot be used as requested (no weights, no tokenizer, another kind of model)."""
 
 
 class EngineError(PrefdataError):

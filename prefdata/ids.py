@@ -1,4 +1,4 @@
-"""Keys: every row is named by its content, never by its position.
+"""Keys: every row is identified by its content, never by its position.
 
 The byte layout is a published contract (tests/golden/ids.json pins it): a value is written as canonical JSON (UTF-8,
 keys sorted by code point, no spaces, no escapes beyond what JSON asks for, no NaN), hashed with SHA-256, and the first
@@ -27,7 +27,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",",
 Message = Mapping[str, Any]
 
 SHOWN_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content", "prefill")
-"""The keys of a message that decide what a model is shown, and so a prompt's id; `weight` only says what is trained."""
+"""The keys of a message that decide what a model sees, and so a prompt's id; `weight` only sets what is trained."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -38,7 +38,7 @@ def canonical_json(value: Any) -> bytes:
 
     Raises:
         ValueError: for NaN or infinity.
-        TypeError: for what JSON cannot say.
+        TypeError: for a value that JSON cannot represent.
     """
     return _ENCODER.encode(value).encode("utf-8", "surrogatepass")
 
@@ -100,7 +100,7 @@ def chars(text: str | None) -> int:
 def seed(run_seed: int, *key: str | int) -> int:
     """Return a seed for the thing named by `key`: 53 bits, so that JSON, SQL and every engine carry it exactly.
 
-    Seeds come from keys and not from counters: adding a prompt, changing the batch size or restarting moves no seed.
+    Seeds come from keys and not from counters: adding a prompt, changing the batch size or restarting changes no seed.
     """
     return int.from_bytes(hashlib.sha256(canonical_json([run_seed, *key])).digest()[:8], "big") >> 11
 

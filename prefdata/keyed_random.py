@@ -1,6 +1,6 @@
 """Random numbers determined by (id, seed, purpose).
 
-A draw depends on the seed, on what it is for, and on the row's id: not on the order of rows, on shards or on threads.
+A number depends on the seed, its purpose, and the row's id: not on the order of rows, shards or threads.
 Ids are the first 80 bits of a SHA-256; their first 64 are mixed with the key by SplitMix64 (Steele, Lea, Flood 2014).
 """
 
@@ -20,10 +20,10 @@ from prefdata import ids
 Bits = NDArray[np.uint64]
 
 _BLOCK = 16_384
-"""Ids that are worked on at a time: what fits a core's cache is mixed several times faster."""
+"""Ids that are processed at a time: what fits a core's cache is mixed several times faster."""
 
 _ROWS = 65_536
-"""Rows of a content that are summed at a time: threads that wait for Python's lock after each step do so seldom."""
+"""Rows that are summed at a time: large, so that threads rarely wait for Python's lock."""
 
 _ID = np.dtype([("leading", ">u8"), ("rest", ">u2")])
 
@@ -76,14 +76,14 @@ def id_bytes(row_ids: pl.Series) -> NDArray[np.uint8]:
     _, ends, held = row_ids.to_arrow(compat_level=pl.CompatLevel.oldest()).buffers()
     others = np.flatnonzero(np.diff(np.frombuffer(ends or b"", np.int64)) != ids.ID_DIGITS)
     if len(others):
-        raise ValueError(f"{row_ids[int(others[0])]!r} is no id: ids have {ids.ID_DIGITS} hexadecimal digits.")
+        raise ValueError(f"{row_ids[int(others[0])]!r} is not an id: ids have {ids.ID_DIGITS} hexadecimal digits.")
     return np.frombuffer(held or b"", np.uint8).reshape(len(row_ids), ids.ID_DIGITS)
 
 
 def isin_sorted(many: Bits, some: Bits) -> NDArray[np.bool_]:
     """Whether each of `some` is among `many`, which are sorted."""
     found = np.zeros(len(some), bool)
-    order = np.argsort(some)  # neighbours are looked for one after the other: many times faster
+    order = np.argsort(some)  # sorted lookups are many times faster
     some = some[order]
     place = np.searchsorted(many, some)
     there = place < len(many)
@@ -92,14 +92,14 @@ def isin_sorted(many: Bits, some: Bits) -> NDArray[np.bool_]:
 
 
 def distinct(bits: Bits) -> Bits:
-    """Each once, sorted; many times as fast as numpy's own where nearly all of them differ."""
+    """Sort and deduplicate; many times as fast as numpy's own where nearly all of them differ."""
     bits = np.sort(bits)
     once: Bits = bits[np.append(bits[1:] != bits[:-1], True)[: len(bits)]]
     return once
 
 
 def mix64(bits: Bits, salt: int) -> Bits:
-    """`bits` and a salt of 53 bits, mixed so that each bit of the result depends on all of theirs."""
+    """Mix `bits` with a salt of 53 bits, so that each bit of the result depends on all of theirs."""
     mixture = bits ^ np.uint64(salt << 11)
     with np.errstate(over="ignore"):
         for start in range(0, len(mixture), _BLOCK):
@@ -113,9 +113,9 @@ def mix64(bits: Bits, salt: int) -> Bits:
 
 
 class RowSetHash:
-    """The id of a set of rows (an id and a number each), added some at a time: in any order and cut the same id.
+    """The id of a set of rows (an id and a number each), added in batches: the same id in any order and batches.
 
-    Contents of some rows each add up to that of all of them.
+    The sums of disjoint batches add up to that of all rows.
     """
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class RowSetHash:
         self._rows = 0
 
     def add(self, row_ids: pl.Series, values: pl.Series) -> None:
-        """Take rows; a null value is one like any other."""
+        """Add rows; a null is a value like any other."""
         hashes = pl.DataFrame({"id": row_ids}).select(plh.col("id").nchash.xxh3_64()).to_series().to_numpy()
         floats = values.cast(pl.Float64).fill_null(float("nan")).to_numpy()
         for start in range(0, len(hashes), _ROWS):

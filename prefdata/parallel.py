@@ -1,4 +1,4 @@
-"""Work in threads: ahead of the caller and in order (`ahead`), or many requests at a time (`as_completed`)."""
+"""Work in threads: ahead of the caller and in order (`prefetch_map`), or many requests at a time (`as_completed`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 MAX_WORKERS = 4
-"""Cores that frames are worked on by at a time: each has frames in memory, and Polars has threads of its own."""
+"""Maximum workers: each has frames in memory, and Polars has threads of its own."""
 
 
 def usable_cores() -> int:
@@ -30,9 +30,9 @@ def prefetch_map(
     most: int | None = None,
     begin: Callable[[], None] | None = None,
 ) -> Iterator[U]:
-    """`work` of each, in order, that of the next ones in threads while the caller is busy with this one.
+    """Apply `work` to each, in order; threads compute the next results while the caller uses this one.
 
-    The stream itself is read in the caller's thread. When the caller leaves, what has not begun is not done.
+    The stream itself is read in the caller's thread. When the caller leaves, work that has not begun is dropped.
 
     Args:
         stream: what is worked on.

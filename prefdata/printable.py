@@ -1,6 +1,6 @@
-"""Text of others (a model, a server, a file) on a terminal or in a log: what would be obeyed there is shown.
+"""Escape untrusted text (of a model, a server, a file) for a terminal or a log.
 
-Shown as Python writes them are control characters (escape sequences begin with one), the marks that turn the direction
+Escaped as in Python are control characters (escape sequences begin with one), the marks that change the direction
 of text, invisible characters that may hide text, line and paragraph separators, and halves of surrogate pairs. Joiners,
 accents, emoji and every script stay as they are.
 """
@@ -20,7 +20,7 @@ _IN_JSON = re.compile(rf"[{_HIDDEN}]+")
 
 
 def printable(text: str) -> str:
-    r"""Return the text on one line, with what a terminal would obey shown: `\n`, `\x1b`, `\u202e`."""
+    r"""Return the text on one line, with control characters escaped: `\n`, `\x1b`, `\u202e`."""
     return text if text.isascii() and text.isprintable() else _OBEYED.sub(_shown, text)
 
 

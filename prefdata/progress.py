@@ -21,7 +21,7 @@ PATIENCE = 10.0
 
 
 class Progress:
-    """Where a step is; this one ignores it."""
+    """The progress of a step; this base class ignores it."""
 
     def phase(self, name: str) -> None:
         """Begin a phase, named by what is done in it."""
@@ -31,7 +31,7 @@ class Progress:
 
 
 no_progress = Progress()
-"""Ignores progress."""
+"""The progress that ignores everything."""
 
 Watch = bool | Progress | Callable[..., None]
 """What a caller may give: True shows progress on stderr."""
@@ -39,7 +39,7 @@ Watch = bool | Progress | Callable[..., None]
 
 @contextmanager
 def watched(watch: Watch, step: str) -> Iterator[Progress]:
-    """Give the Progress that a caller has asked for; `step` is the command, as typed."""
+    """Yield the Progress that a caller asked for; `step` is the command, as typed."""
     if isinstance(watch, Progress):
         yield watch
     elif not isinstance(watch, bool):
@@ -91,7 +91,7 @@ class _Lines(Progress):
     def __call__(self, done: int, total: int, **figures: float) -> None:
         now, tenth = time.monotonic(), 10 * done // total if total else 0
         if self._first is None:
-            self._first, self._tenth = done, tenth if done < total else 0  # what was done before is no news
+            self._first, self._tenth = done, tenth if done < total else 0  # earlier work is not printed
         if tenth == self._tenth and now - self._last < SILENCE:
             return
         self._last, self._tenth = now, tenth
@@ -101,7 +101,7 @@ class _Lines(Progress):
         self._flush(f"{self._step}: {', '.join([count, *shown(figures, now - self._began), *left])}")
 
     def close(self, *, failed: bool) -> None:
-        """Print what waits, unless the step has failed."""
+        """Print pending lines, unless the step has failed."""
         with self._lock:
             if failed:
                 self._waiting.clear()

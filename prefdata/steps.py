@@ -9,11 +9,11 @@ from prefdata.storage.run import Outcome, Run
 
 
 def rank(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = False, progress: Watch = False) -> Outcome:
-    """Score the candidates, or have a pairwise judge compare them; or make scores of scores and of comparisons.
+    """Score the candidates, or compare them by a pairwise judge; or derive scores from scores or comparisons.
 
     Raises:
         NotReady: there are no finished candidates (or `partial`).
-        SpecConflict: a scorer or judge of this name is another one, or has other settings.
+        SpecConflict: a scorer or judge of this name exists with other settings.
         ModelError, InputError: the scorer cannot be used.
     """
     from prefdata.comparisons.compare import compare

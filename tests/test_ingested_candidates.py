@@ -177,7 +177,7 @@ def test_a_sampler_of_that_name_is_refused_before_anything_is_written(tmp_path: 
 
 
 def test_instructions_are_for_prompts(tmp_path: Path, write: Write) -> None:
-    with pytest.raises(UsageError, match="responses that exist already"):
+    with pytest.raises(UsageError, match="existing responses"):
         IngestSpec.parse({"kind": "candidates", "instructions": "gatt"})
 
 

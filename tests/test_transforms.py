@@ -202,7 +202,7 @@ def test_the_built_in_instructions() -> None:
         ("- {combine: [A]}\n", "entry 1: combine should hold lists of instructions by name"),
         ("- {combine: {a: []}}\n", "entry 1: combine should hold lists of instructions by name"),
         ("- {combine: {a: [A, 3]}}\n", "entry 1: a: entry 2: should be a text, or keys and values, and is int"),
-        ("- {combine: {a: [A]}, text: B}\n", "entry 1: a combination has combine and weight, and not text"),
+        ("- {combine: {a: [A]}, text: B}\n", "entry 1: a combination has combine and weight, not text"),
         ("- {combine: {a: [A]}, weight: -1}\n", "entry 1: weight: should be greater than 0"),
     ],
 )

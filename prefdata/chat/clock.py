@@ -1,6 +1,6 @@
-"""Chat templates that read the clock: they are given one date, which is a setting, and never the real time.
+"""Chat templates that read the clock get one date, which is a setting, never the real time.
 
-With the real one, the same command would render other prompts on the next day, under the same ids. The date is the one
+With the real time, the same command would render other prompts on the next day, under the same ids. The date is the one
 that is asked for, else that of the work that is continued, else the day on which the work begins. It is midnight then.
 """
 
@@ -37,12 +37,12 @@ def frozen(day: str) -> Callable[[str], str]:
 
 
 def unset(model: str) -> Callable[[str], str]:
-    """Return the function that stands for the clock where no date is known: it is an error to ask it."""
+    """Return the clock function for an unknown date: calling it is an error."""
 
     def strftime_now(format: str) -> str:
         raise UsageError(
-            f"the chat template of {model} reads the clock, and its prompts would be others tomorrow. Give the date "
-            f"that it is to read: --chat-template-date {today()}."
+            f"the chat template of {model} reads the clock, and its prompts would differ tomorrow. Give the date "
+            f"that it should read: --chat-template-date {today()}."
         )
 
     return strftime_now
@@ -62,7 +62,7 @@ def dated(spec: S, models: Iterable[ModelFiles], began: str | None = None) -> S:
         began: the date of the work that is continued (`began_on`).
 
     Raises:
-        UsageError: a date is given, and no template has a use for it.
+        UsageError: a date is given, and no template uses it.
     """
     choice = with_date(spec.template_choice, models, began)
     given = spec.chat_template_date
@@ -93,7 +93,7 @@ def began_on(folders: Iterable[Artifact]) -> str | None:
 
 
 def _names_the_clock(files: ModelFiles, choice: TemplateChoice) -> bool:
-    """Whether a template's text names the clock. Only then may it read it, and is worth loading a tokenizer for."""
+    """Whether a template's text names the clock: only then can it read the clock, and the tokenizer is loaded."""
     own = Path(choice.named or "")
     folder = files.text_folder()
     texts = [own] if choice.named and own.is_file() else [p for name in _TEMPLATES for p in folder.glob(name)]

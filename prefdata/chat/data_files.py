@@ -1,4 +1,4 @@
-"""Templates: YAML files that a user replaces (preprompts, instructions, rubrics, refusals), built-in ones by name."""
+"""YAML files that a user may replace (preprompts, instructions, rubrics, refusals), built-in ones by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_template(kind: str, name: str) -> Any:
         file = known[name]
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date
         raise InputError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
 
 

@@ -3,7 +3,7 @@
 A chat template writes its special tokens itself, and its text is tokenised as it is. Plain text (a model without a
 template, or `raw`) is tokenised as the tokenizer does by itself, with its begin token where it has one, and a complete
 one is closed by the end token. In both, text that spells a special token becomes that token, as in transformers and
-vLLM, and a second begin token at the very start is taken off.
+vLLM, and a second begin token at the very start is removed.
 
 The response of a conversation is what follows the longest start that its tokens share with those of the prompt: no
 token of that boundary is ever made from two tokenisations.
@@ -53,7 +53,7 @@ class Chat(Renderer):
         template_hash: id of the template, its variables and the tokenizer's files.
         end_ids: the ids that end a response: what the tokenizer and the model's configs name, and what the template
             ends turns with; ascending.
-        notes: what a report should say of the end tokens.
+        notes: notes for the report on the end tokens.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Chat(Renderer):
             plain_end: the token that closed plain texts in training, where the model says so.
 
         Raises:
-            UsageError: there is no such template, it does not read a variable, or `raw` leaves it without a use.
+            UsageError: there is no such template, it does not read a variable, or `raw` makes it useless.
             ModelError: the tokenizer has several templates, and none is the default or chosen.
         """
         if raw and choice:
@@ -313,7 +313,7 @@ class Chat(Renderer):
 
     @cached_property
     def _added_after(self) -> int:
-        """How many tokens the tokenizer puts behind a plain text by itself: 1 for T5, BERT and others."""
+        """How many tokens the tokenizer appends to a plain text by itself: 1 for T5, BERT and others."""
         bare, whole = (self.tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
         at = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
         return len(whole) - at - len(bare)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _OURS = ("weight", "prefill")
-"""Keys that say how a message is used, and are not shown to a model."""
+"""Keys that set how a message is used; models do not see them."""
 
 
 def for_template(message: Mapping[str, Any]) -> dict[str, Any]:

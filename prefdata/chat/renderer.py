@@ -1,4 +1,4 @@
-"""Conversations to exact texts: what a model reads, and whether it still holds what it should."""
+"""Render conversations to exact texts, and check that these hold every message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prefdata.chat.template import ChatTemplate, Rendered, TemplateRefusal, requ
 from prefdata.ids import Message
 
 PROBE = "Qx7"
-"""A text that no template writes by itself."""
+"""A text that no template contains."""
 
 
 class Renderer:
@@ -21,7 +21,7 @@ class Renderer:
     Attributes:
         template: the chat template, or None.
         name: the model's, for messages.
-        raw: whether the model's own template is left out on purpose.
+        raw: whether the model's own template is ignored on purpose.
     """
 
     def __init__(self, template: ChatTemplate | None, name: str, raw: bool = False) -> None:
@@ -119,7 +119,7 @@ class Renderer:
             TemplateRefusal: it does not.
         """
         if tools is not None and text == self._render(messages, None, answer_next):
-            raise TemplateRefusal(f"the chat template of {self.name} has no place for tools. Choose a model that has.")
+            raise TemplateRefusal(f"the chat template of {self.name} has no place for tools. Choose another model.")
         for place, message in enumerate(messages):
             if message.get("tool_calls") and self._drops_calls(messages, place, tools, answer_next, text):
                 raise TemplateRefusal(

@@ -1,7 +1,7 @@
-"""What a chat template did to a response: whether the rendered conversation still holds it.
+"""Check that a rendered conversation still holds the response.
 
-Templates drop text: those of reasoning models cut what stands before `</think>`. They add and take off whitespace
-(`| trim`), which is no loss. Anything else would be trained, scored or judged in place of the response.
+Templates drop text: those of reasoning models remove what precedes `</think>`. They add and remove whitespace
+(`| trim`), which is harmless. Anything else would be trained, scored or judged in place of the response.
 """
 
 from __future__ import annotations

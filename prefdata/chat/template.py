@@ -27,7 +27,7 @@ from prefdata.specs.chat import ChatSpec, TemplateChoice
 class TemplateRefusal(InputError):
     """A conversation that cannot be rendered (roles out of order, a role or tools unknown).
 
-    `reason` is the word for it in scores and reports, `verdict` the one in comparisons.
+    `reason` is its name in scores and reports, `verdict` the one in comparisons.
     """
 
     reason = "refused_by_template"
@@ -49,7 +49,7 @@ class NotUnicode(TemplateRefusal):
 
 
 VERDICTS = {kind.reason: kind.verdict for kind in (TemplateRefusal, ResponseChanged, NotUnicode)}
-"""The word in comparisons for each of those reasons."""
+"""The name in comparisons of each of those reasons."""
 
 
 class Rendered(NamedTuple):
@@ -60,10 +60,10 @@ class Rendered(NamedTuple):
 
 
 LONGEST_RENDERING = 30.0
-"""Seconds after which a template is taken for one that never ends."""
+"""Seconds after which a template counts as endless."""
 
 _OWN = ("messages", "tools", "documents", "add_generation_prompt", "raise_exception", NAME)
-"""What every template may read, and nobody sets by hand."""
+"""Variables that every template may read and users cannot set."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ChatTemplate:
         name: the model's, for messages.
         source: the Jinja text.
         tool_source: the Jinja text for conversations with tools; the same unless the tokenizer has one named tool_use.
-        variables: what it is given beside the conversation.
+        variables: its variables in addition to the conversation.
         tokens: the tokenizer's special tokens by name (`bos_token`, …).
         date: what it reads as today's date, or None where it may not read the clock.
     """
@@ -88,12 +88,12 @@ class ChatTemplate:
 
     @property
     def marks(self) -> bool:
-        """Whether the template marks what the assistant wrote with `{% generation %}` blocks."""
+        """Whether the template marks the assistant's text with `{% generation %}` blocks."""
         return _syntax(self.source).marks
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides its texts, as JSON values; variables and tool template only where there are some."""
+        """The settings that decide its texts, as JSON values; variables and tool template only where there are some."""
         found: dict[str, Any] = {"template": self.source}
         if self.tool_source != self.source:
             found["tool_template"] = self.tool_source
@@ -128,7 +128,7 @@ class ChatTemplate:
         """Render a conversation; `answer_next` opens the assistant's turn, or leaves open one that is marked prefill.
 
         Raises:
-            TemplateRefusal: the template refuses it or breaks on it, or there is no message.
+            TemplateRefusal: the template refuses it or fails, or there is no message.
             NotUnicode: the text holds half of a surrogate pair.
             UsageError: it reads the clock, and no date is known.
             ModelError: it does not end.
@@ -162,7 +162,7 @@ class ChatTemplate:
             ) from None
         except UsageError:  # the clock's
             raise
-        except Exception as error:  # a template is a program and raises what it likes
+        except Exception as error:  # a template is a program and may raise anything
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise TemplateRefusal(
                 f"the chat template of {self.name} refuses this conversation ({roles}): {error}. "
@@ -178,7 +178,7 @@ def choose(tokenizer: Any, name: str, choice: TemplateChoice) -> ChatTemplate | 
     Raises:
         UsageError: there is no such file or name, or the template does not read a variable.
         ModelError: the tokenizer has several templates, none of them the default, and none is chosen.
-        InputError: the file cannot be read, or is no Jinja template.
+        InputError: the file cannot be read, or is not a Jinja template.
     """
     own = getattr(tokenizer, "chat_template", None) or {}
     named: dict[str, str] = own if isinstance(own, dict) else {"default": own}

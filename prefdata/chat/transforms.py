@@ -1,11 +1,11 @@
-"""Transforms: where what the model sees while it is sampled is not what is scored and trained on.
+"""Prompt transforms: the model sees another prompt for sampling than the one that is scored and trained on.
 
-Every prompt is stored in its train view; a candidate that saw another one keeps it beside its response. Two ways:
+Every prompt is stored in its train view; a candidate that saw another one stores it with its response. Two methods:
 
 Context distillation (Askell et al. 2021, 2112.00861; Llama 2, 2307.09288, section 4.2.4): the model is given something
 more, a preprompt, and trained to answer so without it. With several preprompts each candidate draws one by weight.
 
-Ghost Attention (Llama 2, section 3.3): an instruction stands once, in the first user turn, where it is trained on, and
+Ghost Attention (Llama 2, section 3.3): an instruction occurs once, in the first user turn, where it is trained on, and
 on every user turn, in full, where it is sampled. `Instructions.train_view` puts it there, `PromptTransform` repeats it.
 
 Preprompts and instructions are YAML files; the built-in ones are in `templates/` and are chosen by name.
@@ -30,13 +30,13 @@ Turns = list[dict[str, Any]]
 
 
 class Preprompt(Spec):
-    """One entry of a file of preprompts; an empty text is no preprompt."""
+    """One entry of a file of preprompts; an empty text means none."""
 
     step: ClassVar[str] = "preprompt"
     may_be_empty: ClassVar[tuple[str, ...]] = ("text",)
 
     text: str = identity_field(..., "The text that the model is given.")
-    weight: float = identity_field(1.0, "How often, against the others.", gt=0, allow_inf_nan=False)
+    weight: float = identity_field(1.0, "Relative probability.", gt=0, allow_inf_nan=False)
     place: Literal["system", "user"] = identity_field("system", "In the system message, or before the last user turn.")
     name: str | None = runtime_field(None, "For the reader only.")
 
@@ -59,7 +59,7 @@ class Instruction(Spec):
 
     text: str = identity_field(..., "The instruction in full.", pattern=r"\S")
     short: str | None = identity_field(None, "The instruction in few words.", pattern=r"\S")
-    weight: float = identity_field(1.0, "How often, against the others.", gt=0, allow_inf_nan=False)
+    weight: float = identity_field(1.0, "Relative probability.", gt=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class InstructionCombination:
 
 @dataclass(frozen=True)
 class PromptTransform:
-    """What the model sees of a prompt while it is sampled."""
+    """The transform of a prompt for sampling."""
 
     preprompts: tuple[Preprompt, ...] = ()
     ghost_attention: bool = False
@@ -82,8 +82,8 @@ class PromptTransform:
         """Return the transform for a spec.
 
         Raises:
-            UsageError: there are no preprompts of that name, or an entry is not as it should be; with its number.
-            InputError: the file is not YAML, or no list.
+            UsageError: there are no preprompts of that name, or an entry is not valid; with its number.
+            InputError: the file is not YAML, or not a list.
         """
         if spec.preprompts is None:
             return cls(ghost_attention=spec.ghost_attention)
@@ -93,12 +93,12 @@ class PromptTransform:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the view adds to the sampler's lineage: the preprompts by content, not by their file's path."""
+        """What the transform adds to the sampler's lineage: the preprompts by content, not by their file's path."""
         return {"preprompts": digest([entry.identity() for entry in self.preprompts])} if self.preprompts else {}
 
     @property
     def varies(self) -> bool:
-        """Whether candidates of one prompt may see different things."""
+        """Whether candidates of one prompt may see different prompts."""
         return len(self.preprompts) > 1
 
     def messages(self, prompt: Mapping[str, Any], uniform: float) -> Turns | None:
@@ -107,7 +107,7 @@ class PromptTransform:
         `uniform` in (0, 1) is the candidate's own random number.
 
         Raises:
-            InputError: the metadata speak of an instruction that the first user turn does not begin with.
+            InputError: the metadata name an instruction that the first user turn does not begin with.
         """
         plain = turns = without_nulls(prompt["messages"])
         if self.ghost_attention and (carried := instruction_of(prompt)):
@@ -117,7 +117,7 @@ class PromptTransform:
         return None if turns == plain else turns
 
     def check(self, prompts: Iterable[Mapping[str, Any]]) -> None:
-        """Read rows of the prompts table up to the first that the view changes.
+        """Read rows of the prompts table up to the first that the transform changes.
 
         Raises:
             InputError: Ghost Attention was asked for, and no prompt carries an instruction.
@@ -131,7 +131,7 @@ class PromptTransform:
 
 def instruction_of(prompt: Mapping[str, Any]) -> dict[str, str] | None:
     """Return the instruction of a prompt: `said` is in its first user turn, `sampled` is the full form."""
-    # The key is looked for first: most prompts have metadata, and parsing every one would take longer than the rest.
+    # A text search first: most prompts have metadata, and parsing every one would take longer than the rest.
     if not prompt["metadata"] or f'"{INSTRUCTION}"' not in prompt["metadata"]:
         return None
     carried = json.loads(prompt["metadata"]).get(INSTRUCTION)
@@ -162,8 +162,8 @@ class Instructions:
         """Read the built-in instructions of that name, or those of a file.
 
         Raises:
-            UsageError: there are none of that name, or an entry is not as it should be; with its number.
-            InputError: the file is not YAML, or no list.
+            UsageError: there are none of that name, or an entry is not valid; with its number.
+            InputError: the file is not YAML, or not a list.
         """
         where, entries = _entries("instructions", name)
         return cls(tuple(_combination(entry, at) for entry, at in _placed(where, entries)))
@@ -203,7 +203,7 @@ def _combination(entry: Any, at: str) -> InstructionCombination:
     if not isinstance(named, dict) or not named or not all(isinstance(each, list) and each for each in named.values()):
         raise UsageError(f"{at}: combine should hold lists of instructions by name.")
     if unknown := keys.keys() - {"weight"}:
-        raise UsageError(f"{at}: a combination has combine and weight, and not {', '.join(sorted(unknown))}.")
+        raise UsageError(f"{at}: a combination has combine and weight, not {', '.join(sorted(unknown))}.")
     weight = Instruction.parse({"text": "-", **keys}, where=at).weight
     lists = [
         tuple(Instruction.parse(_keys(one, place), where=place) for one, place in _placed(f"{at}: {name}", each))

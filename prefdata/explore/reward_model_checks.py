@@ -190,8 +190,8 @@ def _tokens(scorer: RewardModel, rows: list[RenderedText]) -> list[CheckResult]:
     written = [row for row in rows if closed or _ends(row.text, tokenizer)]
     kept = sum(1 for row in written if set(row.ids[-3:]) & ({end} if closed else _special(tokenizer)))
     if not written:
-        said = "the tokenizer has none" if end is None else f"the text ends without {tokenizer.decode([end])}"
-        return [one, CheckResult("end token", None, said)]
+        message = "the tokenizer has none" if end is None else f"the text ends without {tokenizer.decode([end])}"
+        return [one, CheckResult("end token", None, message)]
     return [one, CheckResult("end token", kept == len(written), f"{kept} of {len(written)}", "all")]
 
 

@@ -71,7 +71,7 @@ class Evaluation:
     distributions: pl.DataFrame
 
     def as_json(self) -> dict[str, Any]:
-        """The figures as JSON values."""
+        """Return the figures as JSON values."""
         return {
             name: value.to_dicts() if isinstance(value, pl.DataFrame) else value
             for name, value in ((name, getattr(self, name)) for name in self.__dataclass_fields__)
@@ -214,8 +214,8 @@ def _frame(table: Any) -> pl.DataFrame:
 def _item(
     key: str, prompt: Sequence[Mapping[str, str]], answer: str | list[dict[str, str]], tools: str | None
 ) -> ScoringItem:
-    said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
-    turns: list[Any] = [*prompt, *said]
+    response = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+    turns: list[Any] = [*prompt, *response]
     messages: tuple[Message, ...] = tuple(turns[:-1])
     return ScoringItem(key, messages, turns[-1]["content"], False, tools=tools)
 

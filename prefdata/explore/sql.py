@@ -130,7 +130,7 @@ def _open(run: Run, memory_limit: str, sql: str = "") -> Iterator[Session]:
 
 
 def _folders(run: Run) -> list[str]:
-    """The folders that a query may read: the run, and where a table or a partition of it is a link, what that names."""
+    """List the folders that a query may read: the run, and the targets of links that are its tables or partitions."""
     linked = [partition.path for table in TABLES for partition in run.partitions(table)]
     return sorted({os.path.realpath(path) for path in (run.path, *linked)})
 

@@ -35,7 +35,7 @@ class Places:
         return sorted({part.partition(".")[0] for part in self._parts} & {*RESPONSES})
 
     def reasons(self, rows: pl.DataFrame) -> pl.Series:
-        """Why each row cannot be said in the dialect; null where it can."""
+        """Why the dialect cannot represent each row; null where it can."""
         first: pl.Expr = pl.lit(None, pl.String)
         for reason, holds in self._rules(rows):
             first = pl.coalesce(first, pl.when(holds).then(pl.lit(reason)))

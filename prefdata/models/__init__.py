@@ -1,1 +1,1 @@
-"""Model folders: loading their weights."""
+"""Model folders: find, identify and load them."""

@@ -1,6 +1,6 @@
-"""Which model is meant: a folder or a hub name becomes files that are there, of the right kind, with a revision.
+"""Find a model: a folder or a hub name becomes local files of the right kind, with a revision.
 
-Everything that can be wrong with a model folder is found here, before an engine starts: no weights, a missing or broken
+Every fault of a model folder is found here, before an engine starts: no weights, a missing or broken
 shard, no tokenizer, another kind of model. Nothing here imports torch or transformers.
 """
 
@@ -19,7 +19,7 @@ from prefdata.models.adapters import adapted_config, base_name, base_places, is_
 from prefdata.models.identity import adapter_id, config_id, text_id, weights_id
 
 Kind = Literal["causal-lm", "reward-model", "comparer", "reward-start"]
-"""What a model is to serve as; `comparer` is either of the first two, to compare responses, and `reward-start` what a
+"""The use of a model; `comparer` is either of the first two, to compare responses, and `reward-start` what a
 reward model can be trained from, with one label."""
 
 _FITS: dict[Kind, tuple[str, ...]] = {
@@ -85,7 +85,7 @@ class ModelFiles:
 
     @property
     def text_revision(self) -> str:
-        """The id of what turns text into token ids and back; for a hub name that is the commit."""
+        """The id of the tokenizer's files; for a hub name that is the commit."""
         if self.base is not None:
             own = [] if self._own_text is None else [text_id(self._own_text)]
             return "+".join([self.base.text_revision, *own])
@@ -154,7 +154,7 @@ class ModelFiles:
 
 
 def _reserved_positions(config: dict[str, Any]) -> int:
-    """Positions that no token can have: RoBERTa and its kin count from the one behind the padding token's id."""
+    """Positions that no token can have: RoBERTa and similar models count from the one behind the padding token's id."""
     pad = config.get("pad_token_id", 1)
     return pad + 1 if config.get("model_type") in _POSITIONS_BEHIND_PADDING and isinstance(pad, int) else 0
 
@@ -227,7 +227,7 @@ def _near(folder: Path) -> str:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        raise ModelError(f"{folder} holds no config.json, so it is no model folder. Give the folder that holds it.")
+        raise ModelError(f"{folder} holds no config.json, so it is not a model folder. Give the folder that holds it.")
     return _json(path)
 
 
@@ -259,7 +259,7 @@ def label_names(config: dict[str, Any]) -> tuple[str, ...]:
     """Return a classifier's labels in the order of its logits; `LABEL_0`, … where its config.json names none."""
     if isinstance(names := config.get("id2label"), dict):
         return tuple(str(names[number]) for number in sorted(names, key=int))
-    count = int(config.get("num_labels", 2))  # transformers takes two where a config is silent
+    count = int(config.get("num_labels", 2))  # the default of transformers
     return tuple(f"LABEL_{number}" for number in range(count))
 
 

@@ -1,7 +1,7 @@
-"""What a model is: the hash of all that decides its numbers, for a folder. The path, names and dates do not count.
+"""The identity of a model folder: the hash of all that decides its numbers. Path, names and dates do not count.
 
 Three parts, each with an id of its own: the weights, the configs, and what turns text into token ids and back. JSON
-counts as values: the order of keys, white space and `1.0` for `1` make no other model. Of a config every key counts,
+counts as values: the order of keys, white space and `1.0` for `1` do not change it. Of a config every key counts,
 also one that is unknown here, but for those of `UNUSED`.
 """
 
@@ -94,7 +94,7 @@ def adapter_id(folder: Path) -> str:
 def effective(value: Any) -> Any:
     """Reduce a JSON value to what counts: without `UNUSED` keys, and equal for equal settings.
 
-    `torch_dtype` is `dtype` by its older name, whole floats are integers, and numbers that JSON has no word for
+    `torch_dtype` is `dtype` by its older name, whole floats are integers, and numbers that JSON cannot represent
     (Infinity, in some configs) are text.
     """
     if isinstance(value, dict):

@@ -28,7 +28,7 @@ def pick_device(device: str | None) -> torch.device:
     """Return the device asked for, or the first CUDA GPU, or the CPU; a GPU that torch cannot use is a warning.
 
     Raises:
-        UsageError: that is no device, or this machine has none such.
+        UsageError: there is no such device on this machine.
     """
     if device is None:
         if torch.cuda.is_available():
@@ -45,8 +45,8 @@ def pick_device(device: str | None) -> torch.device:
     try:
         torch.empty(0, device=picked)
     except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0].rstrip(".")
-        why = f"{_why_no_cuda()} Or use" if picked.type == "cuda" and has_gpu() else f"{said}. Use"
+        problem = str(error).splitlines()[0].rstrip(".")
+        why = f"{_why_no_cuda()} Or use" if picked.type == "cuda" and has_gpu() else f"{problem}. Use"
         raise UsageError(f"--device {device}: {why} --device cpu.") from None
     return picked
 
@@ -150,7 +150,7 @@ def read_weights(auto_class: Any, model: ModelFiles, dtype: torch.dtype, *, new:
         model: what `identify` found.
         dtype: of the weights.
         new: the module whose weights may be missing, because the caller initialises it: a reward model's new head.
-        config: to be used instead of the model's own.
+        config: the config to use instead of the model's own.
 
     Raises:
         ModelError: transformers cannot load it, or tensors are missing, have another shape, or belong to its layers
@@ -205,11 +205,11 @@ def _check_complete(net: Any, found: dict[str, Any], model: ModelFiles, new: str
             "its config.json, or merge adapters and dequantise first."
         )
     if not new and unused:
-        log.warning("%s: %s of its files are no part of a %s and are not used.", model.name, _listed(unused), kind)
+        log.warning("%s: %s of its files do not belong to a %s and are not used.", model.name, _listed(unused), kind)
 
 
 def _brought(adapter: Path) -> set[str]:
-    """The tensors that an adapter brings whole, as a reward model's head, by the model's names for them."""
+    """Return the tensors that an adapter holds whole, such as a reward model's head, by the model's names for them."""
     with safe_open(adapter / WEIGHTS, framework="pt") as file:
         return {name.removeprefix(PREFIX) for name in file.keys()}  # noqa: SIM118
 
@@ -258,7 +258,7 @@ def merge_adapter(net: Any, folder: Path) -> Any:
     if lacking := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
         raise ModelError(f"{folder} is not an adapter: it has no {lacking[0]}. Save it with PEFT (save_pretrained).")
     try:
-        with warnings.catch_warnings(action="ignore"):  # what matters of them is an error here
+        with warnings.catch_warnings(action="ignore"):  # relevant problems are errors here
             return _merged(net, PeftConfig.from_pretrained(str(folder), inference_mode=True), PeftModel, folder)
     except ModelError:
         raise

@@ -109,8 +109,8 @@ def _call(text: str, kind: str, arguments: str) -> Rule:
         setting, equals, value = map(str.strip, argument.partition("="))
         if equals:
             if setting not in _SETTINGS.get(kind, ()):
-                said = did_you_mean(setting, _SETTINGS[kind]) if kind in _SETTINGS else " It has none."
-                raise UsageError(f"{text!r}: {kind} has no setting {setting!r}.{said}")
+                suggestion = did_you_mean(setting, _SETTINGS[kind]) if kind in _SETTINGS else " It has none."
+                raise UsageError(f"{text!r}: {kind} has no setting {setting!r}.{suggestion}")
             settings[setting] = value
             continue
         name, tilde, tolerance = map(str.strip, argument.partition("~"))

@@ -165,17 +165,19 @@ def _margins(rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
 
 def _on_pairs(rows: pl.DataFrame, pairs: pl.DataFrame | None) -> dict[str, Any]:
     known = rows.filter(pl.col("score").is_not_null())
-    said: dict[str, Any] = {"length correlation": correlation(known["score"].to_numpy(), known["length"].to_numpy())}
+    correlations: dict[str, Any] = {
+        "length correlation": correlation(known["score"].to_numpy(), known["length"].to_numpy())
+    }
     if pairs is None or (both := _margins(rows, pairs)).height == 0:
-        return said
+        return correlations
     chosen, rejected = both["chosen"].to_numpy(), both["rejected"].to_numpy()
     found = figures(chosen, rejected, both["chosen_length"].to_numpy(), both["rejected_length"].to_numpy())
-    return {"accuracy": found.accuracy, "ece": found.ece, "log loss": found.log_loss, **said}
+    return {"accuracy": found.accuracy, "ece": found.ece, "log loss": found.log_loss, **correlations}
 
 
 def _contradictions(games: pl.DataFrame) -> dict[str, Any]:
-    said = contradictions(league(games))
-    return {name.replace("_", " "): value for name, value in said.items() if value is not None}
+    figures = contradictions(league(games))
+    return {name.replace("_", " "): value for name, value in figures.items() if value is not None}
 
 
 def _seen(run: Run, *scorers: str) -> dict[str, str]:

@@ -92,10 +92,10 @@ def group_of(field: FieldInfo) -> Group:
     return Group(str(extra["group"])) if isinstance(extra, dict) and "group" in extra else Group.SETTINGS
 
 
-def _no_empty_condition(said: str | None) -> str | None:
-    if said is not None and not said.strip():
+def _no_empty_condition(text: str | None) -> str | None:
+    if text is not None and not text.strip():
         raise ValueError("the condition is empty: give one, or leave it out")
-    return said
+    return text
 
 
 Condition = Annotated[str | None, AfterValidator(_no_empty_condition)]
@@ -160,22 +160,22 @@ class Spec(BaseModel):
             return f'unknown key "{name}".{hint(name, cls.settings())}'
         if error["type"] == "missing":
             return f"{name} is needed"
-        said = str(error["msg"]).removeprefix("Value error, ")
+        message = str(error["msg"]).removeprefix("Value error, ")
         if error["type"] == "value_error":
-            return f"{name}: {said}" if name else said
+            return f"{name}: {message}" if name else message
         if error["type"] == "tuple_type":
-            said = "should be a list, [a, b, …]"
+            message = "should be a list, [a, b, …]"
         field = cls.model_fields.get(str(error["loc"][0])) if error["loc"] else None
         if field is not None and not field.repr:  # it may hold a secret
-            return f"{name}: {said.replace('Input should be ', 'should be ', 1)}"
+            return f"{name}: {message.replace('Input should be ', 'should be ', 1)}"
         given = list(error["input"]) if isinstance(error["input"], tuple) else error["input"]  # as YAML has it
-        return f"{name}: {said.replace('Input should be ', 'should be ', 1)}, not {given!r}"
+        return f"{name}: {message.replace('Input should be ', 'should be ', 1)}, not {given!r}"
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the result, as JSON values."""
         fields = type(self).model_fields
-        said = self.model_dump(mode="json")
-        return {name: _plain(value) for name, value in said.items() if not _is_how(fields[name])}
+        values = self.model_dump(mode="json")
+        return {name: _plain(value) for name, value in values.items() if not _is_how(fields[name])}
 
     def check_use(self, decider: str, **goes_with: tuple[str, ...]) -> None:
         """Check that settings which only some values of the field `decider` use are at their defaults elsewhere.

@@ -29,13 +29,13 @@ def spread(text: Any, *, whole: bool, low: float, above: bool = False, high: flo
     Raises:
         ValueError: it is none of these, or a value is out of bounds.
     """
-    said = ",".join(map(str, text)) if isinstance(text, list | tuple) else str(text)
-    separator = ":" if ":" in said else ","
+    raw = ",".join(map(str, text)) if isinstance(text, list | tuple) else str(text)
+    separator = ":" if ":" in raw else ","
     try:
-        values = [int(part) if whole else float(part) for part in said.split(separator)]
+        values = [int(part) if whole else float(part) for part in raw.split(separator)]
     except ValueError:
         kind = "integer" if whole else "number"
-        raise ValueError(f"should be one {kind}, a list (a,b,c) or a range (low:high), not {said!r}") from None
+        raise ValueError(f"should be one {kind}, a list (a,b,c) or a range (low:high), not {raw!r}") from None
     for value in values:
         if not (value > low if above else value >= low) or value > high or not math.isfinite(value):
             bounds = f"{'above' if above else 'at least'} {low:g}" + (f", at most {high:g}" if high < math.inf else "")
@@ -43,7 +43,7 @@ def spread(text: Any, *, whole: bool, low: float, above: bool = False, high: flo
     if len(values) == 1:
         return values[0]
     if separator == ":" and (len(values) != 2 or values[0] >= values[1]):
-        raise ValueError(f"a range is low:high with low below high, not {said!r}")
+        raise ValueError(f"a range is low:high with low below high, not {raw!r}")
     return separator.join(map(str, values))
 
 

@@ -93,9 +93,9 @@ def pairwise_agreement(comparisons: pl.DataFrame) -> pl.DataFrame:
         annotator, other, `pairs` that both judged, `agreement` (share of equal verdicts), `kappa` (Cohen's), `ac1`
         (Gwet's), over the verdicts first, second and tie; null where it is not defined.
     """
-    said = verdicts(comparisons)
-    names = sorted(said["annotator"].unique().to_list())
-    by_name = {name: said.filter(pl.col("annotator") == name).drop("annotator") for name in names}
+    judged = verdicts(comparisons)
+    names = sorted(judged["annotator"].unique().to_list())
+    by_name = {name: judged.filter(pl.col("annotator") == name).drop("annotator") for name in names}
     rows = []
     for one, other in combinations(names, 2):
         both = by_name[one].join(by_name[other], on=_PAIR, suffix="_other")
@@ -113,8 +113,10 @@ def overall_agreement(comparisons: pl.DataFrame) -> dict[str, float | int | None
     Returns:
         `pairs` with two verdicts or more, `agreement`, `fleiss_kappa`, `gwet_ac1`; None where not defined.
     """
-    said = verdicts(comparisons)
-    wide = said.pivot("annotator", index=list(_PAIR), values="verdict").drop(_PAIR) if said.height else pl.DataFrame()
+    judged = verdicts(comparisons)
+    wide = (
+        judged.pivot("annotator", index=list(_PAIR), values="verdict").drop(_PAIR) if judged.height else pl.DataFrame()
+    )
     counts = rating_counts(wide.cast(pl.Float64).fill_null(np.nan).to_numpy())
     return {
         "pairs": int((counts.sum(axis=1) >= 2).sum()),

@@ -63,7 +63,7 @@ class Lineage(BaseModel):
         )
 
     def computing(self, computed: Mapping[str, str]) -> Lineage:
-        """The same lineage of rows that are computed so."""
+        """Return the same lineage with how its rows are computed."""
         return self.model_copy(update={"computed": dict(computed)})
 
     @property

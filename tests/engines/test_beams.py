@@ -171,4 +171,4 @@ def test_prompts_that_cannot_be_answered_and_beams_that_do_not_exist(engine):
     assert found["a"] == Rejection("a", "prompt_too_long", "128 prompt tokens in a context of 128")
     assert isinstance(found["b"], Rejection)
     assert [key for key, answer in found.items() if key[0] == "m" and isinstance(answer, Rejection)] == ["m260"]
-    assert found["m260"].detail == "the search found 260 answers, not 261"
+    assert found["m260"].detail == "the search found 260 responses, not 261"

@@ -225,7 +225,7 @@ def test_how_far_a_plan_goes(tmp_path: Path) -> None:
     # 24 x 4 / 8 = 12; 8 x 4 = 32.
     assert told == {"a": [], "b": [], "c": [12], "d": [], "e": [12, 13, 32]}
     said = "\n".join(found.notes)
-    assert said.count("fewer than 4 candidates a prompt") == 2
+    assert said.count("fewer than 4 candidates per prompt") == 2
     assert "c: what more than 12 would give is unknown, as 96 scores in total allow 96 / 8." in said
     assert "d: what more than 4 would give is unknown, as all scores are equal." in said
     assert "e: what more than 32 would give is unknown, as that is 8 times the samples that exist." in said
@@ -454,7 +454,7 @@ def test_out(name: str, prefdata, run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--plan", "8,many"], "--plan takes numbers with commas"),
+        (["--plan", "8,many"], "--plan takes numbers separated by commas"),
         (["--plan", "0"], "0 candidates are not a number"),
         (["--plan", "9" * 26], f"{'9' * 26} candidates per prompt are too many to plan for: the maximum is 1,000,000."),
         (["-n", "9"], "the maximum is 3"),

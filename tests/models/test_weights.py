@@ -81,7 +81,7 @@ def test_a_tensor_that_the_layers_have_no_place_for_is_refused(tiny_policy, chan
 
 def test_a_head_that_is_not_used_is_named_and_no_fault(tiny_policy, changed, caplog):
     causal(changed(tiny_policy, more={"v_head.summary.weight": torch.ones(1, 64)}))
-    assert "1 tensor (v_head.summary.weight) of its files are no part of a LlamaForCausalLM" in caplog.text
+    assert "1 tensor (v_head.summary.weight) of its files do not belong to a LlamaForCausalLM" in caplog.text
 
 
 def test_a_reward_models_head_is_never_made_up(tiny_reward_model, changed, prefdata, write):

@@ -120,8 +120,8 @@ class Server:
 
     def version(self) -> str | None:
         """Return the server's version, where it says one: vLLM does."""
-        said = (self._get(self._address.beside("version")) or {}).get("version")
-        return self.line(said)[:100] if isinstance(said, str) else None
+        version = (self._get(self._address.beside("version")) or {}).get("version")
+        return self.line(version)[:100] if isinstance(version, str) else None
 
     def _get(self, url: httpx.URL) -> dict[str, Any] | None:
         """Return the JSON at this path, or None: a server need not have it."""
@@ -149,7 +149,7 @@ class Server:
             try:
                 response = exchange(self._client, "POST", self._address.at(path), self._timeout, body)
             except httpx.TransportError as error:
-                said = _described(error)
+                last = _described(error)
             except Unreadable as error:
                 unread = RequestRefused(200, "", f"the response {error}")
                 if not error.again:
@@ -160,7 +160,7 @@ class Server:
                 if answer is not None and (problem := _problem(answer)) is None:
                     return answer
                 refused = self._refused(response)
-                said = f"{response.status} {refused.said}"
+                last = f"{response.status} {refused.said}"
                 if response.status not in BUSY and (400 <= response.status < 500 or is_refusal(refused)):
                     raise refused
                 if response.status == 200 and not (answer and answer.get("error")):
@@ -173,7 +173,7 @@ class Server:
             raise unread
         times = "once" if self._retries == 0 else f"{self._retries + 1} times"
         raise EngineError(
-            f"{self.url} failed {times} (last: {self.line(said)}). Check the server and run the same command again: "
+            f"{self.url} failed {times} (last: {self.line(last)}). Check the server and run the same command again: "
             "it continues where this one stopped."
         )
 
@@ -256,15 +256,15 @@ def _listed(answer: dict[str, Any] | None) -> list[dict[str, Any]] | None:
 
 def _retry_after(response: Response) -> float:
     """Seconds that the server asks to wait (Retry-After, as seconds or a date); 0 without."""
-    said = response.headers.get("retry-after", "").strip()
-    if not said:
+    text = response.headers.get("retry-after", "").strip()
+    if not text:
         return 0.0
     try:
-        return max(0.0, float(said))
+        return max(0.0, float(text))
     except ValueError:
         pass
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, OverflowError):  # not a date, or out of range
         return 0.0
 

@@ -194,7 +194,7 @@ class OpenAIGenerator:
                     return request, self._rejection(request, refused)
 
     def _body(self, request: Request) -> tuple[str, dict[str, Any]]:
-        """The path and the body of a request."""
+        """Return the path and the body of a request."""
         sampling = request.sampling
         most = room(request, self.context_length) if self.chat and self.context_length else sampling.max_tokens
         body: dict[str, Any] = {
@@ -249,9 +249,9 @@ class OpenAIGenerator:
             raise EngineError(
                 f"{self._server.url} has no model {self._name}, or no such address: {refused.said}.{hint}"
             )
-        said = f"{refused.code} {refused.said}".lower()
+        text = f"{refused.code} {refused.said}".lower()
         status: Literal["prompt_too_long", "refused", "rejected"] = "rejected"
-        if any(sign in said for sign in FILTERED):
+        if any(sign in text for sign in FILTERED):
             status = "refused"
         elif _too_long(refused):
             status = "prompt_too_long"

@@ -54,21 +54,21 @@ def ending(choice: dict[str, Any]) -> Literal["stop", "length", "filter"]:
     Raises:
         Odd: the server does not say, or it is something else (`tool_calls`).
     """
-    said = choice.get("finish_reason")
-    if not isinstance(said, str) or not said:
+    reason = choice.get("finish_reason")
+    if not isinstance(reason, str) or not reason:
         raise Odd("does not say how it ended (finish_reason)")
-    word = said.lower().removeprefix("finish_reason_").replace("-", "_")
+    word = reason.lower().removeprefix("finish_reason_").replace("-", "_")
     if word in FILTERED:
         return "filter"
     if word not in FINISHED:
-        raise Odd(f"was ended by the server: {said}")
+        raise Odd(f"was ended by the server: {reason}")
     return FINISHED[word]
 
 
 def refused_by_model(choice: dict[str, Any]) -> str | None:
     """Return the model's refusal, where it refused."""
-    said = _message(choice).get("refusal")
-    return said if isinstance(said, str) and said else None
+    text = _message(choice).get("refusal")
+    return text if isinstance(text, str) and text else None
 
 
 def text_of(choice: dict[str, Any]) -> str:
@@ -114,9 +114,9 @@ def token_ids(choice: dict[str, Any]) -> tuple[int, ...] | None:
 
 def logprobs_of(choice: dict[str, Any]) -> tuple[float | None, ...] | None:
     """Return the tokens' log-probabilities in nats, from either of the two forms; None for one that is not a number."""
-    said = choice.get("logprobs")
-    said = said if isinstance(said, dict) else {}
-    found, tokens = said.get("token_logprobs"), said.get("content")
+    entry = choice.get("logprobs")
+    entry = entry if isinstance(entry, dict) else {}
+    found, tokens = entry.get("token_logprobs"), entry.get("content")
     if found is None and isinstance(tokens, list):
         found = [token.get("logprob") if isinstance(token, dict) else None for token in tokens]
     return tuple(map(_finite, found)) if isinstance(found, list) else None

@@ -102,8 +102,8 @@ class VllmGenerator:
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Rejection]:
         """Answer every request once, as the engine finishes them; see the protocol."""
         with closing(self._running.answers(requests, self._add, self._most)) as done:
-            for request, said in chain.from_iterable(done):
-                yield said if isinstance(said, Rejection) else self._answer(request, said.outputs[0])
+            for request, output in chain.from_iterable(done):
+                yield output if isinstance(output, Rejection) else self._answer(request, output.outputs[0])
 
     def close(self) -> None:
         """Stop the engine and its processes."""
@@ -174,7 +174,7 @@ class VllmGenerator:
 
 
 def _adapter(model: ModelFiles, lora: str | None) -> Path | None:
-    """The folder of the adapter that vLLM is to compute with: the model's own, or the one asked for.
+    """Return the folder of the adapter for vLLM: the model's own, or the one asked for.
 
     Raises:
         UsageError: there are two.

@@ -295,5 +295,5 @@ def versions(*packages: str) -> dict[str, str]:
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error without its full stop."""
-    said = str(error).strip()
-    return said.splitlines()[0].rstrip(".") if said else type(error).__name__
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

@@ -200,7 +200,7 @@ class LanguageModel:
         return [found[place] for place in range(len(asked))]
 
     def close(self) -> None:
-        """Give back the model's memory."""
+        """Free the model's memory."""
         self._trunk = self._head = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -208,7 +208,7 @@ class LanguageModel:
     def _read(
         self, rows: Sequence[Row], use: Callable[[Places, Tensor], list[tuple[int, T]]]
     ) -> Iterator[tuple[int, T]]:
-        """What `use` makes of every row, by its place in `rows`; each distinct row is computed once.
+        """Yield what `use` gives for every row, by its place in `rows`; each distinct row is computed once.
 
         `use` gets (row of the batch, place) of all that it is to make something of, and the states (B, T, H) of the
         batch, padding included.
@@ -246,7 +246,7 @@ class LanguageModel:
 
 
 def _batches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
-    """The rows, the longest first, in batches of so many tokens, padding included."""
+    """Batch the rows, the longest first, by a budget of tokens, padding included."""
     batch: list[Row] = []
     for row in rows:
         if batch and (len(batch) + 1) * len(batch[0]) > tokens:
@@ -273,7 +273,7 @@ class _AnswerScorer:
             yield from self._window(window)
 
     def close(self) -> None:
-        """Give back the model's memory."""
+        """Free the model's memory."""
         self.model.close()
 
     def _numbers(self, asked: Sequence[Continuation]) -> Iterable[tuple[int, float, dict[str, Any]]]:
@@ -362,7 +362,7 @@ class ImplicitReward(_AnswerScorer):
             )
 
     def close(self) -> None:
-        """Give back both models' memory."""
+        """Free both models' memory."""
         self.model.close()
         self.reference.close()
 

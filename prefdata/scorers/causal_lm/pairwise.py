@@ -73,8 +73,8 @@ def _verdict(one: LabelOdds) -> Verdict:
 def verdict_from_log_odds(key: str, log_odds: float) -> Verdict:
     """Return the verdict for ln p(first) - ln p(second); a null one where that is not finite."""
     if not math.isfinite(log_odds):
-        said = "not a number (NaN)" if math.isnan(log_odds) else "infinite"
-        return Verdict(key, None, "error", rationale=f"the model's output is {said}")
+        kind = "not a number (NaN)" if math.isnan(log_odds) else "infinite"
+        return Verdict(key, None, "error", rationale=f"the model's output is {kind}")
     share = 1 / (1 + math.exp(-log_odds)) if log_odds >= 0 else math.exp(log_odds) / (1 + math.exp(log_odds))
     verdict = "tie" if log_odds == 0 else "first" if log_odds > 0 else "second"
     return Verdict(key, share, verdict, rationale=f"log-odds {log_odds:.6g}")

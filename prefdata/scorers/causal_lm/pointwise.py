@@ -48,8 +48,8 @@ class Pointwise:
                 if self.question.needs_reference and item.reference is None:
                     yield Score(item.key, None, "no_reference", None, None)
                     continue
-                said = {"response": item.response, "reference": item.reference}
-                shown.append(Shown(item.key, self.question.messages(item.messages, **said), (item.response,)))
+                texts = {"response": item.response, "reference": item.reference}
+                shown.append(Shown(item.key, self.question.messages(item.messages, **texts), (item.response,)))
             for one in label_odds(self.model, self.question.labels, shown):
                 yield self._scored(one)
 
@@ -105,7 +105,7 @@ class LabelOdds:
 
 
 def label_odds(model: LanguageModel, labels: tuple[str, str], shown: Sequence[Shown]) -> Iterator[LabelOdds]:
-    """The log-probabilities of both labels as the next tokens of each text, by key; equal texts are computed once."""
+    """Yield the log-probabilities of both labels as the next tokens of each text; equal texts are computed once."""
     asked: dict[str, tuple[list[Continuation], list[str]]] = {}
     for key, messages, responses in shown:
         try:

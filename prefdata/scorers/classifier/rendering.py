@@ -107,8 +107,8 @@ def read_format(path: Path, answers: Sequence[str] = ("response",)) -> str:
         raise InputError(f"cannot read the text format {path}: {error}.") from None
     places = [f"{{{place}}}" for place in ("prompt", *answers)]
     if any(place not in text for place in places):
-        said = f"{', '.join(places[:-1])} and {places[-1]}"
-        raise InputError(f"{path} should hold {said}, where the texts go. Add them.")
+        needed = f"{', '.join(places[:-1])} and {places[-1]}"
+        raise InputError(f"{path} should hold {needed}, where the texts go. Add them.")
     return text.removesuffix("\n")
 
 
@@ -124,8 +124,8 @@ def fill(template: str, messages: Sequence[Message], tools: str | None = None, *
     """
     roles = [message["role"] for message in messages]
     if roles not in (["user"], ["system", "user"]):
-        said = ", ".join(roles) or "empty"
-        raise TemplateRefusal(f"a text format takes one user message, after a system message at most, not: {said}")
+        found = ", ".join(roles) or "empty"
+        raise TemplateRefusal(f"a text format takes one user message, after a system message at most, not: {found}")
     if roles[0] == "system" and "{system}" not in template:
         raise TemplateRefusal("the text format has no {system}, and the conversation has a system message")
     if tools is not None and "{tools}" not in template:

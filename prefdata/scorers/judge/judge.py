@@ -185,8 +185,8 @@ class AbsoluteJudge(_Judge):
             if self.rubric.needs_reference and item.reference is None:
                 lacking.append(Score(item.key, None, "no_reference", None, None))
                 continue
-            said = {"response": item.response, "reference": item.reference}
-            yield item.key, self.rubric.messages(item.messages, **said), (item.response,)
+            texts = {"response": item.response, "reference": item.reference}
+            yield item.key, self.rubric.messages(item.messages, **texts), (item.response,)
 
     def _scored(self, reply: Reply) -> Score:
         if reply.verdict is None:
@@ -239,6 +239,6 @@ class PairwiseJudge(_Judge):
         if reply.verdict is None:
             reason = reply.reason or "error"
             return Verdict(reply.key, None, VERDICTS.get(reason, reason), rationale=reply.text)
-        said = str(reply.verdict["verdict"])
-        strength = None if said == "tie" else reply.verdict.get("strength")
-        return Verdict(reply.key, PROBABILITIES[said], WINNERS[said], strength, reply.verdict.get(RATIONALE))
+        verdict = str(reply.verdict["verdict"])
+        strength = None if verdict == "tie" else reply.verdict.get("strength")
+        return Verdict(reply.key, PROBABILITIES[verdict], WINNERS[verdict], strength, reply.verdict.get(RATIONALE))

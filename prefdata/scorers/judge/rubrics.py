@@ -68,12 +68,12 @@ class _Asking(Spec):
         """Whether the judge sees the prompt's reference answer."""
         return "{reference}" in self.text
 
-    def _shown(self, conversation: Sequence[Message], said: Mapping[str, str | None]) -> str:
+    def _shown(self, conversation: Sequence[Message], texts: Mapping[str, str | None]) -> str:
         users = [str(turn["content"]) for turn in conversation if turn["role"] == "user"]
         values = {
             "conversation": "\n\n".join(f"{turn['role']}: {as_text(turn)}" for turn in conversation),
             "prompt": users[-1] if users else "",
-            **said,
+            **texts,
         }
         return _PLACE.sub(lambda place: str(values[place[1]]), self.text.rstrip("\n"))
 
@@ -138,12 +138,12 @@ class Rubric(_Asking):
                 raise ValueError(f"examples: the verdict of number {number} is not one of this rubric's")
         return self
 
-    def messages(self, conversation: Sequence[Message], **said: str | None) -> tuple[dict[str, str], ...]:
+    def messages(self, conversation: Sequence[Message], **texts: str | None) -> tuple[dict[str, str], ...]:
         """Return the messages for the judge: the examples as turns of their own, then the case.
 
         Args:
             conversation: the conversation that was answered.
-            said: the texts by name: `response` (and `reference`), or `first` and `second`.
+            texts: the texts by name: `response` (and `reference`), or `first` and `second`.
         """
         turns = self._before()
         for example in self.examples:
@@ -151,7 +151,7 @@ class Rubric(_Asking):
             asked = self._filled([{"role": "user", "content": example.prompt}], shown)
             verdict = json.dumps(example.verdict, ensure_ascii=False)
             turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": verdict}]
-        return (*turns, {"role": "user", "content": self._filled(conversation, said)})
+        return (*turns, {"role": "user", "content": self._filled(conversation, texts)})
 
     def read(self, text: str) -> dict[str, Any] | None:
         """Read the verdict in a judge's reply; None where there is none, or two that differ.
@@ -193,7 +193,7 @@ class Rubric(_Asking):
             return False
         return not self.strengths or strength in self.strengths or (verdict == "tie" and strength is None)
 
-    def _filled(self, conversation: Sequence[Message], said: Mapping[str, str | None]) -> str:
+    def _filled(self, conversation: Sequence[Message], texts: Mapping[str, str | None]) -> str:
         of_ours = {
             "aspects": "\n".join(f"- {aspect.name}: {aspect.text.strip()}" for aspect in self.aspects),
             "low": str(self.scale[0]),
@@ -201,7 +201,7 @@ class Rubric(_Asking):
             "strengths": ", ".join(self.strengths),
             "format": self._format(),
         }
-        return self._shown(conversation, {**said, **of_ours})
+        return self._shown(conversation, {**texts, **of_ours})
 
     def _format(self) -> str:
         """Return the JSON object that is asked for, as the judge is shown it."""
@@ -233,14 +233,14 @@ class Question(_Asking):
             raise ValueError("system: plain text has no system message. Put it into text")
         return self
 
-    def messages(self, conversation: Sequence[Message], **said: str | None) -> tuple[dict[str, str], ...]:
+    def messages(self, conversation: Sequence[Message], **texts: str | None) -> tuple[dict[str, str], ...]:
         """Return the messages for the model.
 
         Args:
             conversation: the conversation that was answered.
-            said: the texts by name: `response` (and `reference`), or `first` and `second`.
+            texts: the texts by name: `response` (and `reference`), or `first` and `second`.
         """
-        return (*self._before(), {"role": "user", "content": self._shown(conversation, said)})
+        return (*self._before(), {"role": "user", "content": self._shown(conversation, texts)})
 
 
 Kind = Literal["absolute", "pairwise", "pointwise-labels", "pairwise-labels"]
@@ -271,10 +271,10 @@ Asking = TypeVar("Asking", Rubric, Question)
 
 def _wanted(of: type[Asking], name: str, kind: str | None) -> Asking:
     values = _values(name)
-    said = values.get("kind")
+    found = values.get("kind")
     fits = (kind,) if kind else ("absolute", "pairwise") if of is Rubric else ("pointwise-labels", "pairwise-labels")
-    if said in _PLACES and said not in fits:
-        raise UsageError(f"{name} is of the kind {said}, and here {' or '.join(fits)} is needed.")
+    if found in _PLACES and found not in fits:
+        raise UsageError(f"{name} is of the kind {found}, and here {' or '.join(fits)} is needed.")
     return of.parse(values, where=name)
 
 

@@ -85,14 +85,14 @@ def judged(item: ScoringItem, call: Callable[[], Any]) -> Score:
     return Score(item.key, score, reason, ids.text_hash(item.response), details)
 
 
-def _said(said: Any) -> tuple[float | None, str | None, dict[str, Any] | None]:
+def _said(returned: Any) -> tuple[float | None, str | None, dict[str, Any] | None]:
     details = None
-    if isinstance(said, dict):
-        details = {str(key): value for key, value in said.items() if key != "score"} or None
-        said = said.get("score")
-    score, reason = number_of(said)
+    if isinstance(returned, dict):
+        details = {str(key): value for key, value in returned.items() if key != "score"} or None
+        returned = returned.get("score")
+    score, reason = number_of(returned)
     if reason == "not_a_number" and details is None:
-        details = {"returned": storable(repr(said)[:200])}
+        details = {"returned": storable(repr(returned)[:200])}
     problem = _unfit(details)
     return (None, problem, None) if problem else (score, reason, details)
 
@@ -172,14 +172,14 @@ def load_function(named: str) -> Callable[..., Any]:
     return function
 
 
-def number_of(said: Any) -> tuple[float | None, str | None]:
+def number_of(returned: Any) -> tuple[float | None, str | None]:
     """Return the finite number that a function returned, or None and the reason why it is not one."""
-    if said is None:
+    if returned is None:
         return None, "none"
-    if not hasattr(said, "__float__"):
+    if not hasattr(returned, "__float__"):
         return None, "not_a_number"
     try:
-        value = float(said)
+        value = float(returned)
     except OverflowError:
         return None, "overflow"
     except Exception:  # an array of several numbers, a tensor on a lost device: whatever a library's __float__ raises

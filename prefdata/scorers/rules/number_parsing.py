@@ -79,10 +79,10 @@ def unfenced(text: str) -> str:
 
 def _answer_field(text: str) -> str | None:
     try:
-        said = json.loads(unfenced(text), strict=False)
+        value = json.loads(unfenced(text), strict=False)
     except (ValueError, RecursionError):
         return None
-    answer = said.get("answer") if isinstance(said, dict) else None
+    answer = value.get("answer") if isinstance(value, dict) else None
     return str(answer) if isinstance(answer, str | int | float) else None
 
 

@@ -148,12 +148,12 @@ class SubprocessPool:
             self._give(worker, item)
             return
         try:
-            said = json.loads(worker.pipe.recv_bytes())
+            message = json.loads(worker.pipe.recv_bytes())
         except (EOFError, OSError, ValueError):
             yield from self._lost(worker, "worker_died")
             return
         worker.item, self._deaths = None, 0
-        yield Score(item.key, *said)
+        yield Score(item.key, *message)
 
     def _greeted(self, worker: _Worker) -> None:
         """Take the first message of a worker: it is ready, or says why it never will be."""
@@ -215,9 +215,9 @@ def _main(fd: str, limit: str, maker: str, *arguments: str) -> None:
             _say(pipe, [found.score, found.reason, found.text_hash, found.details])
 
 
-def _say(pipe: Connection[Any, Any], said: Any) -> None:
+def _say(pipe: Connection[Any, Any], message: Any) -> None:
     """JSON and not pickles: no object of the code's is unpickled in the parent process."""
-    pipe.send_bytes(json.dumps(said).encode())
+    pipe.send_bytes(json.dumps(message).encode())
 
 
 if __name__ == "__main__":

@@ -141,9 +141,9 @@ def chosen_letter(text: str) -> str | None:
     alone = re.fullmatch(r"[\W_]*([A-Za-z])[\W_]*", text)
     if alone and alone[1].upper() in _LETTERS:
         return alone[1].upper()
-    said = [letter for match in _SAID.finditer(text) if (letter := _letter(match))]
-    if said:
-        return said[-1]
+    letters = [letter for match in _SAID.finditer(text) if (letter := _letter(match))]
+    if letters:
+        return letters[-1]
     listed = {letter for match in _LISTED.finditer(text) if (letter := _letter(match))}
     return listed.pop() if len(listed) == 1 else None
 
@@ -210,11 +210,11 @@ def schema_rule(file: str) -> Callable[[ScoringItem], Score]:
 
 def _json_schema(validator: Any, item: ScoringItem) -> Found:
     try:
-        said = json.loads(unfenced(item.response), parse_constant=_no_constant)
+        value = json.loads(unfenced(item.response), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         return 0.0, None, {"error": f"not JSON: {words_of(error)}"}
     try:
-        wrong = next(validator.iter_errors(said), None)
+        wrong = next(validator.iter_errors(value), None)
     except Exception as error:  # a $ref that leads nowhere, found only where it is followed
         return None, type(error).__name__, {"error": words_of(error)}
     if wrong is None:
