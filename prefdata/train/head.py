@@ -17,25 +17,27 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A linear head and the model's transform of its logits: `cap * tanh(scale * l / cap)`.
+    """A linear head and the model's transform of its logits: `cap * tanh(scale * l / cap) / temperature`.
 
     Attributes:
         module: the layer; one that is not a plain linear layer (an adapter, quantised weights) is called as a module.
         scale: factor of the logits (Cohere, Granite).
         cap: bound of the logits (Gemma); None: none.
+        temperature: of the distributions.
     """
 
     module: Any
     scale: float = 1.0
     cap: float | None = None
+    temperature: float = 1.0
 
     @classmethod
-    def of(cls, model: Any) -> Self:
+    def of(cls, model: Any, temperature: float = 1.0) -> Self:
         """Get the head of a transformers causal language model."""
         config = model.config.get_text_config()
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        return cls(model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
+        return cls(model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None), temperature)
 
     @property
     def vocabulary(self) -> int:
@@ -50,7 +52,9 @@ class Head:
         """Apply the model's scale and cap to the layer's output."""
         if self.scale != 1.0:
             logits = logits * self.scale
-        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+        if self.cap is not None:
+            logits = self.cap * torch.tanh(logits / self.cap)
+        return logits if self.temperature == 1.0 else logits / self.temperature
 
 
 def head_logps(
@@ -93,6 +97,17 @@ def head_collisions(head: Head, hidden: Tensor, chunk_elements: int) -> Tensor:
     """Compute `[N]` `log sum_v p(v)^2` of the distributions at `hidden` `[N, H]`, in float32 without gradient."""
     parts = torch.split(hidden, max(1, chunk_elements // head.vocabulary))
     return torch.cat([torch.logsumexp(2 * head.logits(part).float().log_softmax(-1), -1) for part in parts])
+
+
+def head_entropies(head: Head, hidden: Tensor, chunk_elements: int) -> Tensor:
+    """`[N]` entropies of the distributions at `hidden` `[N, H]`, in nats, with gradient."""
+    parts = torch.split(hidden, max(1, chunk_elements // head.vocabulary))
+    return torch.cat([checkpoint(_entropy, head, part, use_reentrant=False) for part in parts])
+
+
+def _entropy(head: Head, hidden: Tensor) -> Tensor:
+    logps = head.logits(hidden).float().log_softmax(-1)
+    return -(logps.exp() * logps).sum(-1)
 
 
 def head_kls(head: Head, hidden: Tensor, other: Head, theirs: Tensor, chunk_elements: int) -> Tensor:
@@ -181,13 +196,14 @@ def _slopes(head: Head, table: Tensor, norms: Tensor, targets: Tensor, grad: Ten
         targets: `[N]`.
         grad: `[N]` the gradient by the targets' log-probabilities.
     """
-    bend = None if head.cap is None else 1 - ((table + norms) / head.cap).square_()
+    bend = None if head.cap is None else 1 - ((table + norms) * (head.temperature / head.cap)).square_()
     slopes = table.exp_().mul_(-grad[:, None])
     rows = torch.arange(len(targets), device=targets.device)
     slopes.index_put_((rows, targets), grad, accumulate=True)
     if bend is not None:
         slopes.mul_(bend)
-    return slopes if head.scale == 1.0 else slopes.mul_(head.scale)
+    factor = head.scale / head.temperature
+    return slopes if factor == 1.0 else slopes.mul_(factor)
 
 
 def _sum(total: Tensor | None, more: Tensor, like: Tensor) -> Tensor:

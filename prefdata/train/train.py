@@ -8,32 +8,28 @@ checkpoint and ends with the same bits as one that was never killed; a finished 
 
 from __future__ import annotations
 
-import shutil
 import time
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from prefdata.chat.clock import began_on, dated
-from prefdata.chat.template import template_identity
-from prefdata.errors import InputError, ModelError, SpecConflict, UsageError
+from prefdata.errors import ModelError, SpecConflict, UsageError
 from prefdata.formats.files import RawRow
 from prefdata.formats.layout_maps import named_map
 from prefdata.formats.reading import ReadOptions
 from prefdata.formats.records import BadRowError
-from prefdata.ids import FORMAT, digest
-from prefdata.models.files import Kind, ModelFiles, identify
-from prefdata.progress import Progress, Watch, watched
+from prefdata.ids import digest
+from prefdata.models.files import ModelFiles, identify
+from prefdata.progress import Progress, Watch
 from prefdata.storage.artifact import in_the_same_precision
-from prefdata.storage.exchange import refuse_place
 from prefdata.storage.report import Report
-from prefdata.storage.run import Artifact, Lineage, Outcome, State
+from prefdata.storage.run import Lineage, Outcome, State
 from prefdata.train import data as sources
-from prefdata.train.loop_specs import LoopSpec
 from prefdata.train.objectives.registry import WANTED, Data
 from prefdata.train.parsing import Kind as Layout
 from prefdata.train.parsing import Needs, contradicting
 from prefdata.train.specs import OF_FILES, DpoSpec, KtoSpec, LossSpec, RmSpec, SftSpec, TrainSpec
+from prefdata.train.training import CHECKPOINT_FILE, Training
 
 if TYPE_CHECKING:
     from prefdata.train.batches import Example
@@ -41,14 +37,8 @@ if TYPE_CHECKING:
     from prefdata.train.objectives.objective import Objective
     from prefdata.train.reference import LiveReference
 
-CHECKPOINT_FILE = "_checkpoint"
-"""Checkpoint in the model's folder during training. It has no suffix .safetensors: engines load every *.safetensors."""
-
 REFERENCE_FOLDER = "_reference"
 """The cached log-probabilities of references: in the run, or next to the model's folder if there is no run."""
-
-METRICS = ("metrics.jsonl", "tensorboard")
-"""Logs of the loop in the model's folder: a file and a folder."""
 
 RUN_MEANS = (
     "loss",
@@ -95,7 +85,7 @@ def train_sft(
         InputError: the data, the model or a setting is bad, or `out` has other content; nothing was written.
         EngineError: the loss or the gradient is not finite.
     """
-    return _TrainingRun(data, spec, out, spec.selector, replace).run(replace, progress)
+    return LossTraining(data, spec, out, spec.selector, replace).run(replace, progress)
 
 
 def train_rm(
@@ -105,7 +95,7 @@ def train_rm(
 
     The score is read at the last token of the rendered conversation. Arguments and errors as in `train_sft`.
     """
-    return _TrainingRun(data, spec, out, _part(spec), replace).run(replace, progress)
+    return LossTraining(data, spec, out, _part(spec), replace).run(replace, progress)
 
 
 def train_dpo(
@@ -115,7 +105,7 @@ def train_dpo(
 
     Arguments and errors as in `train_sft`.
     """
-    return _TrainingRun(data, spec, out, _part(spec), replace).run(replace, progress)
+    return LossTraining(data, spec, out, _part(spec), replace).run(replace, progress)
 
 
 def train_kto(
@@ -125,7 +115,7 @@ def train_kto(
 
     Arguments and errors as in `train_sft`.
     """
-    return _TrainingRun(data, spec, out, _part(spec), replace).run(replace, progress)
+    return LossTraining(data, spec, out, _part(spec), replace).run(replace, progress)
 
 
 def _part(spec: RmSpec | DpoSpec | KtoSpec) -> str | None:
@@ -133,13 +123,22 @@ def _part(spec: RmSpec | DpoSpec | KtoSpec) -> str | None:
     return spec.input if spec.pairing is None else spec.pairing
 
 
-class _TrainingRun:
+class LossTraining(Training):
+    """A training on given data with a loss of the registry.
+
+    Args:
+        data: where the data are.
+        spec: the settings.
+        out: the folder of the new model.
+        part: which part of a run the data are.
+        replace: whether another model may be there.
+    """
+
+    spec: LossSpec
+
     def __init__(self, data: Path | str, spec: LossSpec, out: Path | str, part: str | None, replace: bool) -> None:
-        self.folder = Artifact(Path(out), (CHECKPOINT_FILE, *METRICS))
+        super().__init__(spec, out)
         self.kind: Layout = KINDS[spec.objective.data]
-        self.files = start_model(spec)
-        if self.files.path is not None and self.files.path == Path(out).resolve():
-            raise UsageError(f"{out} is the model that training starts from. Name another folder with --out.")
         self.spec = spec = dated(spec, [self.files], None if replace else began_on([self.folder]))
         self.reference = None
         if isinstance(spec, DpoSpec) and spec.ref_model is not None:
@@ -148,42 +147,16 @@ class _TrainingRun:
         apart = isinstance(spec, KtoSpec) and spec.pairing is not None
         kind = "preferences" if apart else self.kind  # pairs of a run, whose sides are labelled
         self.source = sources.open_source(data, kind, part=part, demonstrations=demonstrations)
-        self.lineage = Lineage.of(
-            spec,
-            self.source.parents,
-            resolved={
-                "format": FORMAT,
-                "model": self.files.revision,
-                "tokenizer": self.files.text_revision,
-                **({} if self.reference is None else {"ref_model": self.reference.revision}),
-                **template_identity(spec),
-                **({"layout": digest(named_map(spec.layout).model_dump(mode="json"))} if spec.layout else {}),
-            },
-            torch=version("torch"),
-            transformers=version("transformers"),
-            **({} if spec.lora_r is None else {"peft": version("peft")}),
-        )
+        resolved = self.resolved()
+        if self.reference is not None:
+            resolved["ref_model"] = self.reference.revision
+        if spec.layout:
+            resolved["layout"] = digest(named_map(spec.layout).model_dump(mode="json"))
+        self.lineage = Lineage.of(spec, self.source.parents, resolved=resolved, **self.versions())
 
-    def run(self, replace: bool, progress: Watch) -> Outcome:
-        refuse_place(self.folder.path)  # check it before training, not after
-        state = self._state(replace)
-        success = None if replace else self.folder.success()
-        if success is not None:
-            if not self.folder.intact:
-                raise InputError(f"{self.folder.path} lacks files of the model. Train it again with --replace.")
-            return Outcome(success.report, self.folder.path, "kept")
-        with watched(progress, self.spec.step) as told:
-            report = self._train(replace, told)
-        did: Literal["made", "replaced", "continued"] = "made"
-        if state != "absent":
-            did = "replaced" if replace else "continued"
-        return Outcome(report, self.folder.path, did)
-
-    def _state(self, replace: bool) -> State:
-        named = (
-            {} if self.spec.dtype == "auto" else {"dtype": self.spec.dtype, "device": self.spec.device or "this device"}
-        )
-        state = self.folder.check(self.lineage.computing(named), replace=replace)
+    def check(self, replace: bool) -> State:
+        """Return the folder's state, if it is to be trained on these data; touches nothing."""
+        state = super().check(replace)
         there = None if replace else self.folder.lineage()
         if there is not None and there.parents != self.lineage.parents:
             raise SpecConflict(
@@ -192,7 +165,8 @@ class _TrainingRun:
             )
         return state
 
-    def _train(self, replace: bool, progress: Progress) -> Report:
+    def train(self, replace: bool, progress: Progress) -> Report:
+        """Train to the end and put the model into the folder."""
         from prefdata.train import models
         from prefdata.train.loop import Loop, evaluate
 
@@ -219,10 +193,7 @@ class _TrainingRun:
         last = loop.run(progress)
 
         def fill(new: Path) -> Report:
-            whole = models.merged(loaded, self.files, self.spec) if self.spec.merge else loaded
-            models.save(whole, self.files, data.chat, data.train, new)
-            for log in (path / name for name in METRICS if (path / name).exists()):
-                (shutil.copytree if log.is_dir() else shutil.copyfile)(log, new / log.name)
+            self.save(loaded, data.chat, data.train, new)
             figures: dict[str, Any] = {name: last[name] for name in EVALUATED if name in last}
             figures |= loop.run_means.figures(RUN_MEANS)
             figures |= {"steps": loop.total, "batch_layout": loaded.layout, **loaded.computed}
@@ -282,7 +253,7 @@ class _TrainingRun:
 class TrainingData:
     """Tokenised training data: `train`, `test`, and the counts of its rows."""
 
-    def __init__(self, training: _TrainingRun, progress: Progress) -> None:
+    def __init__(self, training: LossTraining, progress: Progress) -> None:
         from prefdata.train.encode import Encoder
         from prefdata.train.models import load_chat
         from prefdata.train.objectives.fitting import fit
@@ -357,16 +328,6 @@ class TrainingData:
 def _account(rows: int, dropped: dict[str, int]) -> str:
     reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
     return f"{rows} rows, {reasons or 'all of them in the test split'}"
-
-
-def start_model(spec: LoopSpec) -> ModelFiles:
-    """Find the model that training starts from.
-
-    Raises:
-        ModelError: there is none, or it is of the wrong kind.
-    """
-    kind: Kind = "reward-start" if isinstance(spec, RmSpec) else "causal-lm"
-    return identify(spec.model, kind, weights=not spec.from_scratch)
 
 
 def longest(files: ModelFiles, spec: TrainSpec) -> int | None:

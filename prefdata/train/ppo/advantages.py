@@ -110,25 +110,41 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     return advantages, advantages + values
 
 
-def reinforce_advantages(rewards: Tensor) -> Tensor:
+def reinforce_advantages(rewards: Tensor, present: Tensor | None = None) -> Tensor:
     """`[P, K]` rewards minus the mean of all other responses of the batch, to whatever prompt.
 
     A baseline without the response's own reward leaves the gradient unbiased. With a single response the baseline is 0.
+
+    Args:
+        rewards: `[P, K]` of the responses.
+        present: `[P, K]` which responses there are, all unless given; the advantage of the others is 0.
     """
-    others = (rewards.sum() - rewards) / max(rewards.numel() - 1, 1)
-    return rewards - others
+    present = torch.ones_like(rewards, dtype=torch.bool) if present is None else present
+    inside = torch.where(present, rewards, 0.0)
+    others = (inside.sum() - inside) / (present.sum() - 1).clamp(min=1)
+    return torch.where(present, rewards - others, 0.0)
 
 
-def rloo_advantages(rewards: Tensor) -> Tensor:
-    """`[P, K]` rewards minus the mean of the other K - 1 responses to the same prompt (arXiv:2402.14740, section 3)."""
-    others = (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
-    return rewards - others
+def rloo_advantages(rewards: Tensor, present: Tensor | None = None) -> Tensor:
+    """`[P, K]` rewards minus the mean of the prompt's other responses (arXiv:2402.14740, section 3).
+
+    Where a prompt has one response there is nothing to compare it with: 0. Arguments as in `reinforce_advantages`.
+    """
+    present = torch.ones_like(rewards, dtype=torch.bool) if present is None else present
+    inside, count = torch.where(present, rewards, 0.0), present.sum(1, keepdim=True)
+    others = (inside.sum(1, keepdim=True) - inside) / (count - 1).clamp(min=1)
+    return torch.where(present & (count > 1), rewards - others, 0.0)
 
 
-def grpo_advantages(rewards: Tensor) -> Tensor:
+def grpo_advantages(rewards: Tensor, present: Tensor | None = None) -> Tensor:
     """`[P, K]` rewards minus their prompt's mean, over its standard deviation (arXiv:2402.03300, section 4.1.2).
 
-    The sample standard deviation plus 1e-4; a prompt whose rewards are all equal gets 0.
+    The sample standard deviation plus 1e-4; a prompt whose rewards are all equal, or that has one, gets 0. Arguments as
+    in `reinforce_advantages`.
     """
-    centred = rewards - rewards.mean(1, keepdim=True)
-    return centred / (rewards.std(1, keepdim=True) + STD_EPSILON)
+    present = torch.ones_like(rewards, dtype=torch.bool) if present is None else present
+    count = present.sum(1, keepdim=True)
+    mean = torch.where(present, rewards, 0.0).sum(1, keepdim=True) / count.clamp(min=1)
+    centred = torch.where(present, rewards - mean, 0.0)
+    std = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    return centred / (std + STD_EPSILON)

@@ -32,18 +32,23 @@ def clipped_value_losses(values: Tensor, old_values: Tensor, returns: Tensor, cl
     return torch.maximum((values - returns).square(), (near - returns).square()) / 2
 
 
-def online_dpo_losses(log_ratios: Tensor, rewards: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def online_dpo_losses(
+    log_ratios: Tensor, rewards: Tensor, beta: float, present: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """`-log s(beta (best - worst))` of each prompt (arXiv:2402.04792), best and worst by reward.
 
     Args:
         log_ratios: `[P, K]` log p - log p_ref of the responses, summed over tokens, in nats.
         rewards: `[P, K]`; of equal ones the first is taken.
         beta: how strongly the policy is held to the reference.
+        present: `[P, K]` which responses there are; all unless given.
 
     Returns:
         `[P]` losses, 0 where all rewards of the prompt are equal, and whether they are not.
     """
-    best, worst = rewards.argmax(1, keepdim=True), rewards.argmin(1, keepdim=True)
+    present = torch.ones_like(rewards, dtype=torch.bool) if present is None else present
+    best = rewards.masked_fill(~present, -torch.inf).argmax(1, keepdim=True)
+    worst = rewards.masked_fill(~present, torch.inf).argmin(1, keepdim=True)
     gaps = (log_ratios.gather(1, best) - log_ratios.gather(1, worst))[:, 0]
     differs = best[:, 0] != worst[:, 0]
     return torch.where(differs, -F.logsigmoid(beta * gaps), 0.0), differs

@@ -7,29 +7,29 @@ A killed training continues from its last checkpoint, and ends with the same bit
 
 from __future__ import annotations
 
-import shutil
+import dataclasses
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from copy import deepcopy
-from importlib.metadata import version
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdata.errors import EngineError, InputError, UsageError
-from prefdata.ids import FORMAT
-from prefdata.progress import Progress, Watch, watched
-from prefdata.scorers.open import is_pairwise, open_scorer, scorer_identity
-from prefdata.specs.rank import CandidatesSpec
-from prefdata.storage.exchange import refuse_place
-from prefdata.storage.report import Report
-from prefdata.storage.run import Artifact, Lineage, Outcome, Run
+from prefdata.chat.clock import began_on, dated
+from prefdata.models.files import identify
+from prefdata.progress import Progress, Watch
+from prefdata.storage.artifact import in_the_same_precision
+from prefdata.storage.report import Report, by_reason
+from prefdata.storage.run import Artifact, Lineage, Outcome, Run, State
+from prefdata.train.ppo.rewards import rewards_identity, scorer_specs
 from prefdata.train.ppo.specs import PpoSpec
-from prefdata.train.train import CHECKPOINT_FILE, METRICS, start_model
+from prefdata.train.specs import SftSpec
+from prefdata.train.train import LossTraining, TrainingData
+from prefdata.train.training import Training
 
 if TYPE_CHECKING:
+    from prefdata.storage.run import Partition
     from prefdata.train.models import LoadedModel
-    from prefdata.train.ppo.rollout import Sampler
+    from prefdata.train.ppo.loop import PpoLoop
+    from prefdata.train.ppo.rewards import Rewarder
 
 
 def train_ppo(
@@ -49,181 +49,116 @@ def train_ppo(
         InputError: the run, the model, the scorer or a setting is bad, or `out` holds something else.
         EngineError: training ran into numbers that are not finite, or no response of a step has a score.
     """
-    return _PpoTraining(Run(run), spec, Path(out)).run(replace, progress)
+    return PpoTraining(Run(run), spec, out, replace).run(replace, progress)
 
 
-class _PpoTraining:
-    def __init__(self, run: Run, spec: PpoSpec, out: Path) -> None:
-        self.data, self.spec, self.scorer = run, spec, spec.scorer
-        if not isinstance(self.scorer, CandidatesSpec) or is_pairwise(self.scorer):
-            raise UsageError("--reward: name a scorer that scores single responses (reward_model, function, …).")
-        self.folder = Artifact(out, (CHECKPOINT_FILE, *METRICS))
-        self.files = start_model(spec)
-        parents = {str(one): one.content for one in run.all("prompts")}
-        identity = {"format": FORMAT, "model": self.files.revision, "tokenizer": self.files.text_revision}
-        resolved = {**identity, "reward": {**self.scorer.identity(), **scorer_identity(self.scorer)}}
-        versions = {name: version(name) for name in ("torch", "transformers")}
-        self.lineage = Lineage.of(spec, parents, resolved=resolved, **versions)
-        self.stored = {table: run.partition(table, spec.name) for table in ("candidates", "scores")}
+class PpoTraining(Training):
+    """A training by reinforcement learning.
 
-    def run(self, replace: bool, progress: Watch) -> Outcome:
-        refuse_place(self.folder.path)
-        state = self.folder.check(self.lineage, replace=replace)
-        success = None if replace else self.folder.success()
-        if success is not None:
-            if not self.folder.intact:
-                raise InputError(f"{self.folder.path} lacks files of the model. Train it again with --replace.")
-            return Outcome(success.report, self.folder.path, "kept")
-        for partition in self.stored.values():
-            partition.check(self.lineage, replace=replace)
-        with watched(progress, self.spec.step) as told:
-            report = self._train(replace, told)
-        return Outcome(
-            report, self.folder.path, "made" if state == "absent" else "replaced" if replace else "continued"
-        )
+    Args:
+        data: the run with the prompts.
+        spec: the settings.
+        out: the folder of the new model.
+        replace: whether what was made before is replaced.
+    """
 
-    def _train(self, replace: bool, progress: Progress) -> Report:
-        from prefdata.storage.compaction import compact
-        from prefdata.storage.queries import read_prompts
+    spec: PpoSpec
+
+    def __init__(self, data: Run, spec: PpoSpec, out: Path | str, replace: bool) -> None:
+        super().__init__(spec, out)
+        began = None if replace else began_on([self.folder])
+        self.data, self.spec = data, dated(spec, [self.files], began)
+        self.scorers = scorer_specs(self.spec, began)
+        self.demonstrations = None if spec.ptx is None else demonstrations(self.spec, spec.ptx, out)
+        parents = {str(one): one.content for one in data.all("prompts")}
+        parents |= {} if self.demonstrations is None else self.demonstrations.source.parents
+        resolved = {**self.resolved(), "reward": rewards_identity(self.scorers)}
+        if spec.critic is not None:
+            resolved["critic"] = identify(spec.critic, "reward-model").revision
+        self.lineage = Lineage.of(self.spec, parents, resolved=resolved, **self.versions())
+        self.candidates = data.partition("candidates", spec.name)
+        members = [] if spec.combine is None else list(self.scorers)
+        names = {"": spec.name, **{member: f"{spec.name}-{member}" for member in members}}
+        self.scores = {member: data.partition("scores", name) for member, name in names.items()}
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """All that the training fills."""
+        return (self.folder, self.candidates, *self.scores.values())
+
+    def check(self, replace: bool) -> State:
+        """Return the folder's state, if that and the run's partitions may be filled; touches nothing."""
+        for artifact in self.artifacts[1:]:
+            artifact.check(self.lineage, replace=replace)
+        return super().check(replace)
+
+    def train(self, replace: bool, progress: Progress) -> Report:
+        """Train to the end, finish the run's partitions, and put the model into the folder."""
         from prefdata.train import models
         from prefdata.train.encode import Encoded
-        from prefdata.train.ppo.rollout import Sampler
+        from prefdata.train.ppo.rewards import Rewarder, reward_rule
 
         began = time.monotonic()
         progress.phase("loading the models")
-        prompts = read_prompts(self.data, self.spec.split).to_dicts()
         chat = models.load_chat(self.files, self.spec)
-        loaded = models.load(self.files, self.spec, chat.tokenizer)
-        scorer = open_scorer(self.scorer)
-        sampler = Sampler(_generator(self, loaded), scorer, self.spec, prompts, self.lineage.fingerprint)
-        for artifact in (self.folder, *self.stored.values()):
-            artifact.begin(self.lineage, replace=replace)
-        for partition in self.stored.values():
-            partition.reopen()
-        progress.phase("training")
-        last = PpoLoop(self, loaded, sampler, len(prompts)).run(progress)
-        scorer.close()
+        self.spec = in_the_same_precision(self.spec, () if replace else (self.folder,))
+        policy = models.load(self.files, self.spec, chat.tokenizer)
+        with closing(Rewarder(self.scorers, reward_rule(self.spec, list(self.scorers)))) as rewarder:
+            loop = self._loop(policy, rewarder, progress)
+            lineage = self.lineage.computing(policy.computed)
+            for artifact in self.artifacts:
+                artifact.begin(lineage, replace=replace)
+            for artifact in self.artifacts[1:]:
+                artifact.reopen()
+            progress.phase("training")
+            last = loop.run(progress)
+        report = self._finish()
 
         def fill(new: Path) -> Report:
-            models.save(loaded, self.files, chat, Encoded(conversations=int(chat.template is not None)), new)
-            for log in (self.folder.path / name for name in METRICS if (self.folder.path / name).exists()):
-                (shutil.copytree if log.is_dir() else shutil.copyfile)(log, new / log.name)
-            figures = {name: last[name] for name in ("score", "kl", "ended") if name in last}
-            return self._report(len(prompts)).timed(time.monotonic() - began, **figures)
+            saved = policy if loop.roles.average is None else dataclasses.replace(policy, model=loop.roles.average)
+            self.save(saved, chat, Encoded(conversations=int(chat.template is not None)), new)
+            figures: dict[str, Any] = {name: last[name] for name in ("score", "kl", "ended") if name in last}
+            figures |= {f"seconds {name}": round(spent, 1) for name, spent in loop.seconds.items()}
+            return report.timed(time.monotonic() - began, steps=loop.total, **policy.computed, **figures)
 
-        for table, partition in self.stored.items():
-            compact(partition, ("candidate_id",), by_prompt=table == "scores")
-            partition.finish(self._report(len(prompts)))
-        return self.folder.rebuild(self.lineage, fill)
+        return self.folder.rebuild(lineage, fill)
 
-    def _report(self, prompts: int) -> Report:
-        return Report(step=self.spec.step, unit="prompts", rows_in=prompts, rows_out=prompts)
+    def _loop(self, policy: LoadedModel, rewarder: Rewarder, progress: Progress) -> PpoLoop:
+        from prefdata.storage.queries import read_prompts
+        from prefdata.train.ppo.loop import PpoLoop
+        from prefdata.train.ppo.roles import Roles
+        from prefdata.train.ppo.rollout import PolicyGenerator, Sampler
+
+        spec = self.spec
+        prompts = read_prompts(self.data, spec.split).to_dicts()
+        generator = PolicyGenerator(self.files, policy, spec.template_choice)
+        sampler = Sampler(generator, rewarder, spec, prompts, self.lineage.fingerprint)
+        examples = [] if self.demonstrations is None else TrainingData(self.demonstrations, progress).train.examples
+        roles = Roles(policy, spec)
+        return PpoLoop(roles, sampler, spec, len(prompts), self.folder.path, self.candidates, self.scores, examples)
+
+    def _finish(self) -> Report:
+        """Finish the run's partitions; returns the account of all responses."""
+        from prefdata.storage.compaction import compact
+
+        compact(self.candidates, ("candidate_id",))
+        self.candidates.finish(self._report(self.candidates, "status", ok="ok"))
+        for scores in self.scores.values():
+            compact(scores, ("candidate_id",), by_prompt=True)
+            scores.finish(self._report(scores, "reason"))
+        return self._report(self.scores[""], "reason")
+
+    def _report(self, partition: Partition, column: str, ok: str | None = None) -> Report:
+        """Return the counts of all responses: those without a score, or that were not sampled, by reason."""
+        import polars as pl
+
+        reasons = pl.concat([pl.read_parquet(part, columns=[column]) for part in partition.checked_parts()])[column]
+        dropped = by_reason(reasons.filter(reasons != ok) if ok else reasons)
+        out = len(reasons) - dropped.total()
+        return Report(step=self.spec.step, unit="responses", rows_in=len(reasons), rows_out=out, dropped=dict(dropped))
 
 
-def _generator(training: _PpoTraining, loaded: LoadedModel) -> Any:
-    from prefdata.engines.hf.generator import TransformersGenerator
-
-    with sampling_attention(loaded.model):
-        return TransformersGenerator(
-            training.files,
-            choice=training.spec.template_choice,
-            device=str(loaded.device),
-            dtype="float32",
-            net=loaded.model,
-        )
-
-
-@contextmanager
-def sampling_attention(model: Any) -> Iterator[None]:
-    """Give the model the attention that generation needs: the packed one of training keeps no cache."""
-    from prefdata.models.loading import attention_settings
-
-    packed = model.config._attn_implementation
-    model.set_attn_implementation(attention_settings(model.config).get("attn_implementation", "sdpa"))
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(packed)
-
-
-class PpoLoop:
-    """The steps of one training, resumable after each that a checkpoint follows."""
-
-    def __init__(self, training: _PpoTraining, loaded: LoadedModel, sampler: Sampler, prompts: int) -> None:
-        import torch
-
-        from prefdata.train.batches import steps_per_epoch
-        from prefdata.train.optimizer import make_optimizer
-        from prefdata.train.ppo.update import Updater
-
-        self.training, self.spec, self.loaded, self.sampler = training, training.spec, loaded, sampler
-        self.prompts, self.kl_coef = prompts, training.spec.kl_coef
-        self.reference = deepcopy(loaded.model).eval().requires_grad_(False)
-        if self.spec.method == "ppo":
-            hidden = loaded.model.get_output_embeddings().weight.shape[1]
-            loaded.model.value_head = torch.nn.Linear(hidden, 1).to(loaded.device)
-            torch.nn.init.zeros_(loaded.model.value_head.weight)
-            torch.nn.init.zeros_(loaded.model.value_head.bias)
-        self.optimizer = make_optimizer(loaded.model, self.spec)
-        self.update = Updater(loaded, self.optimizer, self.spec)
-        steps = self.spec.epochs * steps_per_epoch(prompts, self.spec.batch_size)
-        self.total = min(steps, self.spec.max_steps or steps)
-        self.checkpoint = training.folder.path / CHECKPOINT_FILE
-
-    def run(self, progress: Progress) -> dict[str, float]:
-        """Train to the end, from the folder's checkpoint where there is one; returns the last step's metrics."""
-        from prefdata.train import checkpoint as checkpoints
-        from prefdata.train.metrics import MetricsWriter
-
-        folder, modules = self.training.folder.path, {"model": self.loaded.model}
-        state = checkpoints.read(self.checkpoint, modules, self.optimizer) or {}
-        done: int = state.get("step", 0)
-        last: dict[str, float] = state.get("last", {})
-        self.kl_coef = state.get("kl_coef", self.kl_coef)
-        with closing(MetricsWriter(folder, state.get("position", 0), done + 1)) as writer:
-            while done < self.total:
-                last = self.step(done)
-                done += 1
-                writer.write(done, last)
-                progress(done, self.total, score=last["score"], kl=last["kl"])
-                if self.spec.save_every and done % self.spec.save_every == 0 and done < self.total:
-                    state = {"step": done, "last": last, "kl_coef": self.kl_coef, "position": writer.sync()}
-                    checkpoints.write(self.checkpoint, modules, self.optimizer, state)
-        return last
-
-    def step(self, step: int) -> dict[str, float]:
-        """One step (from 0): rollout, advantages, update; returns its metrics."""
-        import math
-
-        from prefdata.train.batches import step_indices
-        from prefdata.train.optimizer import learning_rate
-        from prefdata.train.ppo.advantages import adapted_kl_coef
-        from prefdata.train.ppo.rollout import store
-        from prefdata.train.ppo.update import make_experience, means, measure, summary
-
-        index = step_indices(self.prompts, self.spec.batch_size, self.spec.seed, step).tolist()
-        rollout, candidates, scores = self._sample(step, index)
-        store(self.training.stored["candidates"], candidates)
-        name = self.training.stored["candidates"].name
-        store(self.training.stored["scores"], [{**row, "sampler": name} for row in scores])
-        if not rollout.examples:
-            raise EngineError(f"step {step + 1}: no response has a score ({rollout.reason}). Correct the scorer.")
-        mask, logps, values = measure(self.loaded, self.loaded.model, rollout.examples)
-        _, ref_logps, _ = measure(self.loaded, self.reference, rollout.examples)
-        experience = make_experience(self.spec, rollout, mask, logps, ref_logps, values, self.kl_coef)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.spec, step, self.total)
-        found = summary(self.spec, rollout, experience) | means(self.update(experience, step, self.kl_coef))
-        found |= {"kl_coef": self.kl_coef, "lr": learning_rate(self.spec, step, self.total)}
-        if broken := [key for key, value in found.items() if not math.isfinite(value)]:
-            raise EngineError(f"step {step + 1}: {broken[0]} is {found[broken[0]]}. Lower --lr or raise --kl-coef.")
-        if self.spec.kl_target is not None:
-            episodes = len(rollout.examples) * self.spec.responses
-            self.kl_coef = adapted_kl_coef(
-                self.kl_coef, found["kl"], self.spec.kl_target, episodes, self.spec.kl_horizon
-            )
-        return found
-
-    def _sample(self, step: int, index: list[int]) -> Any:
-        with sampling_attention(self.loaded.model.eval()):
-            return self.sampler(step, index)
+def demonstrations(spec: PpoSpec, data: str, out: Path | str) -> LossTraining:
+    """Return the data that PPO-ptx keeps imitating, as `train sft` would read them."""
+    fields = ("model", "chat_template", "chat_template_arg", "chat_template_date")
+    return LossTraining(data, SftSpec(**{name: getattr(spec, name) for name in fields}), out, None, replace=True)

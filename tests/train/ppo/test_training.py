@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from safetensors.torch import load_file
 
-from prefdata.errors import UsageError
+from prefdata.errors import EngineError, UsageError
 from prefdata.specs.ingest import IngestSpec
 from prefdata.storage.run import Run
 from prefdata.train.ppo.ppo import train_ppo
@@ -96,11 +96,47 @@ def test_stopped_and_continued_gives_the_same_bits(step: int, run: Path, spec: A
         ({"method": "rloo", "responses": 1}, "should be 2 or more"),
         ({"kl_in": "loss"}, "k1 in the loss"),
         ({"from_scratch": True}, "trained model"),
+        ({"method": "rloo", "lam": 0.5}, r"--lam goes with --method ppo,"),
+        ({"method": "grpo", "value_coef": 1.0}, r"--value-coef goes with --method ppo,"),
+        (
+            {"method": "online-dpo", "clip": 0.5},
+            r"--clip goes with --method ppo or .* or --method reinforce,",
+        ),
+        ({"method": "online-dpo", "kl_in": "loss"}, r"--kl-in goes with --method ppo or"),
+        ({"kl_horizon": 5}, r"--kl-horizon goes with --kl-target,"),
     ],
 )
 def test_settings_that_do_not_go_together(setting: dict[str, Any], said: str, spec: Any) -> None:
     with pytest.raises(UsageError, match=said):
         spec(**setting)
+
+
+@pytest.mark.parametrize("method", ["ppo", "rloo", "grpo", "reinforce", "online-dpo"])
+def test_a_response_without_a_score_is_left_out_alone(method: str, run: Path, spec: Any, tmp_path: Path) -> None:
+    """Of 3 responses to each of 6 prompts those of even length have no score; the others are trained on."""
+    (tmp_path / "odd.py").write_text(
+        "def odd(prompt, response):\n    return float(len(response)) if len(response) % 2 else None\n"
+    )
+    reward = (f"function={tmp_path / 'odd.py'}:odd",)
+    done = train_ppo(run, spec(method=method, reward=reward, responses=3, max_steps=1, batch_size=6), tmp_path / "out")
+    text = pl.read_parquet(run / "candidates/sampler=ppo/*.parquet")["text"]
+    odd = int((text.str.len_chars() % 2).sum())
+    assert 0 < odd < 18
+    assert (done.report.rows_in, done.report.rows_out) == (18, odd)
+    assert list(done.report.dropped.values()) == [18 - odd]
+    (line,) = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert line["unscored"] == 18 - odd
+
+
+def test_no_score_at_all_ends_the_training_with_the_reason(run: Path, spec: Any, tmp_path: Path) -> None:
+    (tmp_path / "none.py").write_text("def none(prompt, response):\n    return None\n")
+    with pytest.raises(EngineError, match=r"step 1: no response has a score \(.+ 3\)"):
+        train_ppo(run, spec(reward=(f"function={tmp_path / 'none.py'}:none",)), tmp_path / "out")
+
+
+def test_the_report_counts_responses_not_prompts_that_were_never_sampled(run: Path, spec: Any, tmp_path: Path) -> None:
+    done = train_ppo(run, spec(max_steps=1), tmp_path / "out")
+    assert (done.report.unit, done.report.rows_in, done.report.rows_out) == ("responses", 3, 3)
 
 
 def test_the_command(run: Path, spec: Any, tmp_path: Path, prefdata: Any) -> None:
