@@ -253,9 +253,9 @@ class Artifact:
         old, new = (one.computed.get("dtype") for one in (there, lineage))
         if old and new and old != new:
             raise SpecConflict(
-                f"{self.path} was begun in {old} on {there.computed.get('device')}, and this is {new} on "
-                f"{lineage.computed.get('device')}. Continue it with --dtype auto, which keeps to {old}; or give the "
-                "new one another name, or --replace the old one."
+                f"{self.path} was begun in {old} on {there.computed.get('device')}, and this is {new}. "
+                f"Continue it with --dtype auto, which keeps to {old}; or give the new one another name, or --replace "
+                "the old one."
             )
 
     def _made_by(self) -> str | None:

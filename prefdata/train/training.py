@@ -87,9 +87,7 @@ class Training:
         Raises:
             SpecConflict, InputError: as `Artifact.check`.
         """
-        named = (
-            {} if self.spec.dtype == "auto" else {"dtype": self.spec.dtype, "device": self.spec.device or "this device"}
-        )
+        named = {} if self.spec.dtype == "auto" else {"dtype": self.spec.dtype}
         return self.folder.check(self.lineage.computing(named), replace=replace)
 
     def train(self, replace: bool, progress: Progress) -> Report:

@@ -183,7 +183,7 @@ def test_settings_that_do_not_go_together(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="reads verdicts"):
             pair(run, PairSpec(strategy="comparisons", **wrong))
     for name in ("min_margin", "max_margin", "temperature"):
-        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} is about scores"):
+        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} applies to scores"):
             PairSpec.parse({"strategy": "comparisons", name: 2.0})
     with pytest.raises(UsageError, match="--top goes with --label-by top-bottom"):
         PairSpec.parse({"as": "unpaired", "top": 2})

@@ -39,7 +39,7 @@ class Experience:
 
     Attributes:
         rollout: the responses.
-        measured: what the networks said before the first update.
+        measured: the networks' values before the first update.
         advantages: of the tokens.
         returns: what the critic is trained to predict.
         rewards: `[P, K]` of the responses, the KL subtracted where it is in the reward.
