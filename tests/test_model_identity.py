@@ -187,7 +187,7 @@ def test_an_adapter_is_its_weights_and_its_config(tmp_path: Path) -> None:
     assert one != save_adapter(tmp_path, '{"r": 8, "lora_alpha": 32}')
     assert one != save_adapter(tmp_path, '{"r": 8, "lora_alpha": 16}', b"\1")
     (tmp_path / "adapter_config.json").unlink()
-    with pytest.raises(ModelError, match=r"no LoRA adapter: it holds no adapter_config\.json"):
+    with pytest.raises(ModelError, match=r"not a LoRA adapter: it holds no adapter_config\.json"):
         adapter_id(tmp_path)
 
 
