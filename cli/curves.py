@@ -6,9 +6,9 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
-from prefdata.errors import InputError, UsageError, storage_error
+from prefdata.errors import InputError, UsageError
 from prefdata.printable import printable
 from prefdata.specs import Group
 
@@ -131,11 +131,16 @@ def _form(out: Path | None, format: Format | None) -> Format:
 
 
 def _write(found: Curves, out: Path, form: Format) -> None:
-    try:
-        with out.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+    from prefdata.storage.atomic import write_output
+
+    def write(file: TextIO) -> None:
+        with contextlib.redirect_stdout(file):
             output.table(found.rows.to_arrow(), form)
+
+    try:
+        write_output(out, write)
     except OSError as error:
-        raise storage_error(error, out) or InputError(f"cannot write {out}: {error.strerror}.") from None
+        raise InputError(f"cannot write {out}: {error.strerror}.") from None
 
 
 def page(found: Curves, plan: Sequence[int], gold: str | None) -> None:

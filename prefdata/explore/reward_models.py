@@ -25,6 +25,7 @@ from prefdata.ids import Message, without_nulls
 from prefdata.scorers.protocol import Scorer, ScoringItem
 from prefdata.stats.calibration import calibration_error, correlation, reliability, sigmoid
 from prefdata.stats.proportions import effective_pairs, wilson
+from prefdata.storage.atomic import write_output
 from prefdata.storage.queries import read_candidates, read_preferences, read_prompts
 from prefdata.storage.run import Run
 from prefdata.train.data import open_source
@@ -188,10 +189,9 @@ def write_rows(path: Path, pairs: Sequence[Pair], scores: Mapping[str, float | N
     Raises:
         InputError: the file cannot be written.
     """
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(pairs, scores))
     try:
-        with path.open("w", encoding="utf-8") as file:
-            for row in _rows(pairs, scores):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        write_output(path, lambda file: file.writelines(lines))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}.") from None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TextIO
 
 from prefdata.errors import storage_error
 from prefdata.ids import digest
@@ -49,6 +50,29 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             fsync_dir(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_output(path: Path, write: Callable[[TextIO], Any]) -> None:
+    """Write text into a file that a user named: an older one stays until the new one is complete.
+
+    A link stays a link; a pipe or a device (/dev/stdout) is written directly.
+
+    Raises:
+        StorageError: as `atomic_write`.
+        OSError: there is no such folder, or the path is a folder.
+    """
+
+    def encoded(file: IO[bytes]) -> None:
+        text = io.TextIOWrapper(file, encoding="utf-8")
+        write(text)
+        text.flush()
+        text.detach()
+
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            encoded(file)
+    else:
+        atomic_write(path.resolve(), encoded)
 
 
 def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
