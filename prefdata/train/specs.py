@@ -256,7 +256,9 @@ class DpoSpec(PreferenceSpec):
     f_divergence: Literal["reverse-kl", "forward-kl", "js", "alpha"] | None = setting(
         "dpo", "f_divergence", "The divergence from the reference that defines the implicit rewards."
     )
-    f_alpha: float | None = setting("dpo", "f_alpha", "alpha of the alpha divergence.")
+    f_alpha: float | None = setting(
+        "dpo", "f_alpha", "alpha of the alpha divergence: 1 is the reverse KL, 0 the forward KL."
+    )
     ld_alpha: float | None = setting(
         "dpo", "ld_alpha", "LD-DPO: weight of the tokens beyond the length of the shorter response.", ge=0, le=1
     )
