@@ -76,7 +76,7 @@ def test_two_machines_do_not_fill_one_partition_in_two_precisions(run, tiny_poli
     sample(run, policy(tiny_policy, n=1))
     monkeypatch.setattr("prefdata.candidates.job.in_the_same_precision", lambda spec, _: spec)
     monkeypatch.setattr("prefdata.engines.hf.generator.pick_dtype", lambda *_: "bfloat16")
-    with pytest.raises(SpecConflict, match="was begun in float32 on cpu, and this is bfloat16 on cpu"):
+    with pytest.raises(SpecConflict, match="was begun in float32 on cpu, and this is bfloat16"):
         sample(run, policy(tiny_policy, n=2))
     assert run.partition("candidates", "s").read().num_rows == 3
 
@@ -93,7 +93,7 @@ def test_a_training_is_not_continued_in_another_precision(tmp_path, tiny_policy,
     data, settings = write(*pairs), {"model": str(tiny_policy), "batch_size": 2, "save_every": 1}
     with pytest.raises(Stop):
         train_dpo(data, DpoSpec(**settings), tmp_path / "m", progress=stop)
-    with pytest.raises(SpecConflict, match="begun in float32 on cpu, and this is bfloat16 on cpu"):
+    with pytest.raises(SpecConflict, match="begun in float32 on cpu, and this is bfloat16"):
         train_dpo(data, DpoSpec(**settings, dtype="bfloat16"), tmp_path / "m")
     assert train_dpo(data, DpoSpec(**settings), tmp_path / "m").did == "continued"
 
