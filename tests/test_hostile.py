@@ -1,4 +1,4 @@
-"""1,000 hostile servers, functions, files and folders: every command ends in time, and with a sentence."""
+"""1,200 hostile servers, functions, files, folders and models: every command ends in time, and with a sentence."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import KINDS
+from hostile import KINDS as OTHERS
+from hostile_models import model_folder
+
+KINDS = {**OTHERS, "model": model_folder}
 
 LIMIT = 120
 """Seconds after which a case is one that hangs; a tenth of a second is usual."""
 
-SHARES = {"server": 350, "function": 250, "file": 220, "run": 120, "template": 60}
+SHARES = {"server": 350, "function": 250, "file": 220, "run": 120, "template": 60, "model": 200}
 """Cases of each kind in the slow suite."""
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Path:
-    """A folder with a small run that has all tables, a policy and a function."""
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path, tiny_reward_model: Path) -> Path:
+    """A folder with a small run that has all tables, a policy, a reward model and a function."""
     import prefdata
     from prefdata.specs import FunctionSpec, IngestSpec, PairSpec, SelectSpec
     from prefdata.storage.run import Run
 
     folder = tmp_path_factory.mktemp("hostile")
     shutil.copytree(tiny_policy, folder / "policy")
+    shutil.copytree(tiny_reward_model, folder / "reward")
     (folder / "long.py").write_text("def f(messages, response): return len(response)\n")
     rows = ({"prompt": f"Say {i}.", "responses": ["a" * (k + i) for k in range(1, 5)]} for i in range(4))
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -229,8 +229,13 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:
+        # Without a word on code transformers would ask at the terminal whether to run that of the folder.
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer.decode(tokenizer.encode("a"))  # settings of odd types are only read here
+        return tokenizer
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of its Rust code
+            raise
         raise ModelError(f"cannot load the tokenizer of {folder}: {error}. Save it there again.") from error
 
 

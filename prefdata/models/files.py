@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from prefdata.errors import ModelError, did_you_mean
 from prefdata.models.adapters import adapted_config, base_name, base_places, is_adapter
-from prefdata.models.identity import adapter_id, config_id, text_id, weights_id
+from prefdata.models.identity import adapter_id, check_files, config_id, text_id, weights_id
 
 Kind = Literal["causal-lm", "reward-model", "comparer", "reward-start"]
 """The use of a model; `comparer` is either of the first two, to compare responses, and `reward-start` what a
@@ -171,7 +171,9 @@ def identify(model: str, kind: Kind, *, tokenizer: bool = True, weights: bool = 
     Raises:
         ModelError: there is no such model, a file is missing or broken, or it is another kind of model.
     """
-    folder = Path(model).expanduser()
+    folder = _folder(model)
+    if folder.is_dir():
+        check_files(folder)
     if folder.is_dir() and is_adapter(folder):
         return _identify_adapter(model, folder, kind, tokenizer=tokenizer, weights=weights)
     if folder.is_dir():
@@ -189,6 +191,23 @@ def identify(model: str, kind: Kind, *, tokenizer: bool = True, weights: bool = 
     revision, config = _hub_config(model)
     _check_kind(model, kind, config)
     return ModelFiles(model, revision, None, config)
+
+
+def _folder(model: str) -> Path:
+    """Return the path that a model's name is, if it is one.
+
+    Raises:
+        ModelError: no path has that name.
+    """
+    folder = Path(model).expanduser()
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        return folder
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(f"there is no folder {model[:200]!r}: {why}. Check the path.") from None
+    return folder
 
 
 def _identify_adapter(model: str, folder: Path, kind: Kind, *, tokenizer: bool, weights: bool) -> ModelFiles:
@@ -278,8 +297,7 @@ def _weight_files(folder: Path) -> list[Path]:
     """
     _refuse_two_models(folder)
     if (folder / _INDEX).is_file():
-        shards = _json(folder / _INDEX).get("weight_map")
-        names = sorted(set(shards.values())) if isinstance(shards, dict) else []
+        names = _shards(folder / _INDEX)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing or not names:
             what = (
@@ -314,6 +332,22 @@ def _refuse_two_models(folder: Path) -> None:
             f"{folder}/config.json names other weights (transformers_weights), which only transformers would read. "
             "Load the model and save it again."
         )
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the weight files of an index.
+
+    Raises:
+        ModelError: the index is broken, or names something else than files beside it.
+    """
+    shards = _json(index).get("weight_map")
+    names = list(shards.values()) if isinstance(shards, dict) else []
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ModelError(
+                f"{index} names {str(name)[:100]!r}, which is no safetensors file beside it. Fetch it again."
+            )
+    return sorted(set(names))
 
 
 def _no_weights(folder: Path) -> ModelError:

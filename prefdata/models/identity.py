@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,9 @@ _TEXT_FILES = (
     "tokenizer.json", "tokenizer.*.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "tekken.json",
     "*.model", "*.tiktoken", "chat_template.jinja", "additional_chat_templates/*.jinja",
 )  # fmt: skip
+
+_READ = (*_CONFIGS, *_TEXT_CONFIGS, *_TEXT_FILES, "*.json", "*.safetensors", "*.jinja")
+"""All that is read of a folder, by us or by the libraries."""
 
 _WHOLE_BYTES = 1 << 30
 _BLOCK_BYTES = 1 << 20
@@ -106,6 +111,28 @@ def effective(value: Any) -> Any:
     if isinstance(value, float):
         return int(value) if value.is_integer() else value if abs(value) < float("inf") else str(value)
     return value
+
+
+def check_files(folder: Path) -> None:
+    """Check that what is read of a model's folder are files that can be read, and that end.
+
+    A reader of a pipe waits for ever, and no interrupt reaches it.
+
+    Raises:
+        ModelError: one is a folder, a pipe, a device, a link to nothing or to itself, or may not be read.
+    """
+    try:
+        entries = [path for pattern in _READ for path in folder.glob(pattern) if not path.name.startswith(".")]
+    except OSError as error:
+        raise ModelError(f"cannot read {folder}: {error.strerror}. Change its permissions.") from None
+    for path in sorted(set(entries)):
+        try:
+            kind = "" if stat.S_ISREG(path.stat().st_mode) else "a folder" if path.is_dir() else "a pipe or a device"
+            kind = kind or ("" if os.access(path, os.R_OK) else "a file that may not be read")
+        except OSError as error:
+            kind = f"a link that leads nowhere ({error.strerror})"
+        if kind:
+            raise ModelError(f"{path} is {kind}, and should be a file of the model. Fetch or save the model again.")
 
 
 def _value(path: Path) -> Any:

@@ -110,7 +110,7 @@ def read_config(model: ModelFiles) -> Any:
     """
     try:
         with silenced():
-            config = transformers.AutoConfig.from_pretrained(model.folder())
+            config = transformers.AutoConfig.from_pretrained(model.folder(), trust_remote_code=False)
     except Exception as error:
         raise _load_error(model, error) from error
     if model.adapter is not None and model.architecture.endswith("ForSequenceClassification"):
@@ -163,6 +163,7 @@ def read_weights(auto_class: Any, model: ModelFiles, dtype: torch.dtype, *, new:
                 model.folder(),
                 dtype=dtype,
                 use_safetensors=True,
+                trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 config=config,

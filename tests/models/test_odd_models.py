@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 import pytest
 import torch
 import transformers as T
 from conftest import save_tokenizer
 
 from prefdata.engines.hf.batch_state import BatchState, WholeRows, pick_batch_state
-from prefdata.errors import BadRows
+from prefdata.errors import BadRows, ModelError
 from prefdata.models.files import ModelFiles, identify
 from prefdata.scorers.causal_lm.likelihood import Continuation, LanguageModel, MeanLogprob
 from prefdata.scorers.classifier.backbones import CachedBackbone
@@ -210,3 +213,47 @@ def test_a_backbone_that_takes_no_cache_is_computed_whole(tiny_reward_model, mon
     model = RewardModel(identify(str(tiny_reward_model), "reward-model"), device="cpu")
     assert all(one.score is not None for one in model.score(asked("a", "b" * 30)))
     assert "A prompt is computed again for each candidate" in model.notes[0]
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_in_a_models_folder_is_neither_run_nor_asked_about(file, tmp_path, make_policy, edit_json, monkeypatch):
+    """Unless told, transformers asks at the terminal whether to run it."""
+    folder = make_policy(tmp_path / "model")
+    (folder / "x.py").write_text("raise SystemExit('it ran')\n")
+    kinds = {"AutoConfig": "x.Y", "AutoModelForCausalLM": "x.Y", "AutoTokenizer": ["x.Y", None]}
+    edit_json(folder / file, auto_map=kinds, model_type="unheard-of", tokenizer_class="Unheard")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
+    with pytest.raises(ModelError):
+        LanguageModel(identify(str(folder), "causal-lm"), device="cpu")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "model.safetensors", "generation_config.json"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop", "nothing", "device"])
+def test_what_should_be_a_file_of_a_model_and_is_none_is_named(name, kind, tmp_path, make_policy):
+    """A reader of a pipe or of a device waits for ever."""
+    path = make_policy(tmp_path / "model") / name
+    path.unlink()
+    if kind in ("folder", "pipe"):
+        path.mkdir() if kind == "folder" else os.mkfifo(path)
+    else:
+        path.symlink_to({"loop": name, "nothing": "/nowhere", "device": "/dev/zero"}[kind])
+    with pytest.raises(ModelError) as error:
+        identify(str(tmp_path / "model"), "causal-lm")
+    assert f"{path} is a" in str(error.value)
+
+
+@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", "sub/x.safetensors", "", "a.json", 3, None])
+def test_an_index_names_weights_beside_it_alone(shard, tmp_path, make_policy):
+    folder = make_policy(tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": shard}}))
+    with pytest.raises(ModelError, match="which is no safetensors file beside it"):
+        identify(str(folder), "causal-lm")
+
+
+@pytest.mark.parametrize("limit", ["128", [1]])
+def test_a_tokenizer_of_odd_settings_is_named(limit, tmp_path, make_policy, edit_json):
+    folder = make_policy(tmp_path / "model")
+    edit_json(folder / "tokenizer_config.json", model_max_length=limit)
+    with pytest.raises(ModelError, match="cannot load the tokenizer of"):
+        LanguageModel(identify(str(folder), "causal-lm"), device="cpu")
