@@ -1,6 +1,6 @@
 """Several exports in one repository: a folder for each subset, and one card for `datasets.load_dataset(DIR, SUBSET)`.
 
-Each subset is an export of its own, with its own card. The folder's card is made from those, each time anew.
+Each subset is an export of its own, with its own card. The folder's card is made from those, at each export.
 """
 
 from __future__ import annotations
