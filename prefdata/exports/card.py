@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from prefdata.errors import InputError
 from prefdata.exports.shards import Split
 from prefdata.storage.atomic import write_file
 from prefdata.storage.report import Report
@@ -69,7 +70,7 @@ class Card:
         return {
             "license": self.license or "unknown",
             "pretty_name": self.title,
-            "size_categories": [next((name for limit, name in _SIZES if rows < limit), "n>1M")],
+            "size_categories": [size_category(rows)],
             "tags": ["prefdata", *synthetic, *self.tags],
             "dataset_info": {
                 "features": [_feature(field) for field in schema],
@@ -89,6 +90,26 @@ class Card:
                 }
             ],
         }
+
+
+def size_category(rows: int) -> str:
+    """Return the hub's name for so many rows: `n<1K`, `1K<n<10K`, …."""
+    return next((name for limit, name in _SIZES if rows < limit), "n>1M")
+
+
+def front_of(card: Path) -> dict[str, Any]:
+    """Read the YAML in front of a card that export wrote.
+
+    Raises:
+        InputError: it was changed, so that what the hub needs is not there.
+    """
+    try:
+        front = yaml.safe_load(card.read_text("utf-8").split("---\n")[1])
+    except (yaml.YAMLError, IndexError):
+        front = None
+    if not isinstance(front, dict) or not {"license", "tags", "dataset_info", "configs"} <= front.keys():
+        raise InputError(f"{card} was changed, and has no YAML in front that can be read: export it again.")
+    return front
 
 
 def _feature(field: pa.Field) -> dict[str, Any]:

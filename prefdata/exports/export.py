@@ -7,6 +7,7 @@ place when it is whole; other files that a person keeps there (`.git`, LICENSE) 
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,11 @@ import pyarrow as pa
 from prefdata.errors import InputError, UsageError
 from prefdata.exports.beside import write_beside
 from prefdata.exports.card import Card
+from prefdata.exports.hub import HubDataset
 from prefdata.exports.registry import READS, Dialect, named
 from prefdata.exports.rows import JoinedRows
 from prefdata.exports.shards import ShardWriter, Split, rows_per_shard
+from prefdata.exports.subsets import check_folder, write_card, written_files
 from prefdata.exports.tables import DialectTable
 from prefdata.parallel import prefetch_map, usable_cores
 from prefdata.progress import Watch, watched
@@ -29,23 +32,28 @@ from prefdata.storage.run import MADE_BY, Artifact, Lineage, Outcome, Partition,
 from prefdata.storage.schemas import TABLES
 from prefdata.storage.spill import spill_dir
 
-_DECIDED = ("selections", "pairs", "unpaired", "groups", "demonstrations")
+_DECIDED = ("selections", "pairs", "unpaired", "groups", "demonstrations", "scores")
 
 
 def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False, progress: Watch = False) -> Outcome:
-    """Write one of the tables that trainers read to the folder `to`, in a dialect.
+    """Write one of the tables that trainers read to the folder `to`, in a dialect, and send it to the hub if asked.
 
     Raises:
         NotReady: what the dialect reads is not there, or unfinished.
         UsageError: the dialect has no such rows or container; or a table was named that it does not read, two were, or
-            one of several must be named.
+            one of several must be named; or the hub's name is none, or nobody is logged in.
         SpecConflict: the folder holds another export.
+        PrefdataError: the hub cannot be reached; what was written stays, and the same again sends it.
         InputError: the folder is not ours to replace, or a file of ours in it was changed since; or there is no row to
             write. `replace` does not change that.
     """
     dialect, kind = _dialect(spec)
     form = _container(spec, dialect)
     source = _source(run, spec, kind)
+    hub = HubDataset(spec.push_to_hub, public=spec.public) if spec.push_to_hub else None
+    place = to / spec.subset if spec.subset else to
+    if spec.subset:
+        check_folder(to)
     parents = {str(partition): partition.content for partition in (*source, *run.all("prompts"))}
     named_table = {} if kind == "prompts" else {source[0].table.partition: source[0].name}
     lineage = Lineage.of(spec, parents, resolved=named_table)
@@ -53,9 +61,16 @@ def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False, progr
 
         def fill(path: Path) -> Report:
             told.phase("writing shards")
-            return Filling(run, spec, dialect, kind, form, source, lineage).fill(path, to)
+            return Filling(run, spec, dialect, kind, form, source, lineage).fill(path, place)
 
-        return Artifact(to).remake(lineage, fill, replace=replace)
+        outcome = Artifact(place).remake(lineage, fill, replace=replace)
+        if spec.subset:
+            write_card(to)
+        if hub is None:
+            return outcome
+        told.phase(f"sending to {hub.name}")
+        figures = {**outcome.report.figures, "hub": hub.push(to, written_files(to))}
+        return dataclasses.replace(outcome, report=outcome.report.model_copy(update={"figures": figures}))
 
 
 def _dialect(spec: ExportSpec) -> tuple[Dialect, ExportKind]:
@@ -91,7 +106,8 @@ def _source(run: Run, spec: ExportSpec, kind: ExportKind) -> Sequence[Partition]
         NotReady: it is not there, or unfinished.
         UsageError: a table was named that this dialect does not read, two were, or one of several must be named.
     """
-    names = {flag: getattr(spec, flag.removeprefix("--")) for flag in ("--pairing", "--selector", "--input")}
+    flags = ("--pairing", "--selector", "--input", "--sampler", "--scorer")
+    names = {flag: getattr(spec, flag.removeprefix("--")) for flag in flags}
     given = [flag for flag, name in names.items() if name is not None]
     table_of = {TABLES[table].flag: table for table in READS[kind] if kind != "prompts"}
     if wrong := [flag for flag in given if flag not in table_of]:

@@ -27,6 +27,8 @@ READS: dict[ExportKind, tuple[str, ...]] = {
     "demonstrations": ("selections", "demonstrations"),
     "groups": ("groups",),
     "prompts": ("prompts",),
+    "candidates": ("candidates",),
+    "scores": ("scores",),
 }
 """The tables that each kind of rows is made from, the usual one first."""
 

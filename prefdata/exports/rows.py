@@ -32,7 +32,7 @@ HELD_BYTES = 300_000_000
 NO_KEYS: Bits = np.empty(0, np.uint64)
 
 _PROMPT = ("prompt_id", "messages", "tools", "reference", "split")
-_NOT_READ = {"details", "copy_ids"}
+_NOT_READ = {"details", "copy_ids", "text", "message", "token_ids", "logprobs", "sampled_messages", "metadata"}
 
 
 class JoinedRows:
@@ -144,6 +144,8 @@ class JoinedRows:
         elif self.table == "selections":
             first = rows.sort("prompt_id", pl.col("score").neg(), "rank")
             kept, reason = first.unique("prompt_id", keep="first", maintain_order=True), "not_the_best"
+        elif self.table == "candidates":
+            kept, reason = rows.filter(pl.col("status") == "ok"), "failed"
         else:
             return rows
         self.left_out = {reason: rows.height - kept.height}

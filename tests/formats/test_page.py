@@ -106,11 +106,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run.path
 
 
+NAMED = {"candidates": ["--sampler", "ranked-response"]}
+
+
 @pytest.mark.parametrize(("dialect", "kind"), [row[:2] for row in ROWS])
 def test_the_command_of_each_dialect_writes_it(
     dialect: str, kind: str, exported: Path, tmp_path: Path, prefdata: Callable[..., tuple[int, str, str]]
 ) -> None:
     words = f"export {exported} --to {tmp_path}/out --dialect {dialect} --as {kind}".split()
-    code, _, err = prefdata(*words)
+    code, _, err = prefdata(*words, *NAMED.get(kind, []))
     assert code == 0, err
     assert list((tmp_path / "out").rglob("t*-00000-of-00001.*"))
