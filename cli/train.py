@@ -102,9 +102,35 @@ def kto(data: Data, out: Out, spec: KtoSpec, replace: Replace = False, format: R
     epilog="Example: prefdata train ppo runs/demo --model policy --reward reward_model=rm --out runs/demo/models/ppo",
 )
 @spec_options(PpoSpec)
-def ppo(run: RunArgument, out: Out, spec: PpoSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
+def ppo(
+    run: RunArgument,
+    out: Out,
+    spec: PpoSpec,
+    replace: Replace = False,
+    format: ReportFormat = "text",
+    dry_run: Annotated[
+        bool,
+        option(
+            "--dry-run",
+            metavar=None,
+            help="Show the memory of each role in MiB; train nothing.",
+            group=Group.OUTPUT,
+        ),
+    ] = False,
+) -> None:
     """Learn from scores of the model's own responses: PPO, RLOO, GRPO, REINFORCE, online DPO."""
+    import pyarrow as pa
+
+    from prefdata.train.ppo.ppo import dry_run as memory_of
     from prefdata.train.ppo.ppo import train_ppo
 
+    if dry_run:
+        rows = [{name: _mebibytes(name, value) for name, value in row.items()} for row in memory_of(run, spec, out)]
+        output.table(pa.Table.from_pylist(rows), "json" if format == "json" else "table")
+        return
     done = train_ppo(run, spec, out, replace=replace, progress=True)
     output.outcome(done, format)
+
+
+def _mebibytes(name: str, value: object) -> object:
+    return round(value / 2**20, 1) if isinstance(value, int) and name != "parameters" else value

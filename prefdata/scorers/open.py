@@ -98,6 +98,11 @@ def scorer_identity(spec: RankSpec) -> dict[str, Any]:
     return found | (template_identity(spec) if isinstance(spec, ChatSpec) else {})
 
 
+def scorer_models(spec: RankSpec) -> Models:
+    """Return the models that a scorer is made of, by the setting that names each; raises as `scorer_identity`."""
+    return _kind(spec).models(spec, False)
+
+
 def dated_scorer(spec: S, began: str | None = None) -> S:
     """Return the spec with the date that its models' chat templates read, if one of them reads the clock.
 

@@ -52,6 +52,23 @@ def train_ppo(
     return PpoTraining(Run(run), spec, out, replace).run(replace, progress)
 
 
+def dry_run(run: Path | str, spec: PpoSpec, out: Path | str) -> list[dict[str, Any]]:
+    """Return the memory that each role would take, in bytes, and all of it last; nothing is written.
+
+    Raises:
+        As `train_ppo`, before it trains.
+    """
+    from prefdata.train.ppo.memory import memory_by_role
+
+    training = PpoTraining(Run(run), spec, out, replace=True)
+    roles = memory_by_role(training.files, training.spec, training.scorers)
+    rows = [{**dataclasses.asdict(role), "total": role.total} for role in roles]
+    sums = {
+        name: sum(row[name] for row in rows) for name in ("parameters", "weights", "gradients", "optimiser", "total")
+    }
+    return [*rows, {"role": "all", **sums, "note": ""}]
+
+
 class PpoTraining(Training):
     """A training by reinforcement learning.
 

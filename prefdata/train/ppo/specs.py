@@ -156,6 +156,8 @@ class PpoSpec(AdapterSpec):
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> PpoSpec:
+        if self.preset is not None and self.method != PRESETS[self.preset].get("method", "ppo"):
+            raise ValueError(f"--preset {self.preset} is for --method {PRESETS[self.preset].get('method', 'ppo')}")
         self.check_use("method", **USED_BY)
         for name, needs in NEEDS.items():
             given = getattr(self, name) != type(self).model_fields[name].default
@@ -169,8 +171,6 @@ class PpoSpec(AdapterSpec):
             raise ValueError("ppo needs a trained model as its reference: from_scratch is for sft and rm")
         if self.lora_r is not None and self.ema is not None:
             raise ValueError("--ema is for whole models: leave out --lora-r")
-        if self.preset is not None and self.method != PRESETS[self.preset].get("method", "ppo"):
-            raise ValueError(f"--preset {self.preset} is for --method {PRESETS[self.preset].get('method', 'ppo')}")
         if self.method in ("rloo", "grpo", "online-dpo") and self.responses < 2:
             raise ValueError(f"--method {self.method} compares responses: --responses should be 2 or more")
         if self.kl_in == "loss" and self.kl_estimator == "k1":

@@ -11,31 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from prefdata.errors import EngineError, UsageError
-from prefdata.specs.ingest import IngestSpec
-from prefdata.storage.run import Run
 from prefdata.train.ppo.ppo import train_ppo
-from prefdata.train.ppo.specs import PpoSpec
-
-REWARD = "def brevity(prompt, response):\n    return -len(response) / 10\n"
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    from prefdata.prompts.ingest import ingest
-
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"Review {i}"}) + "\n" for i in range(6)))
-    ingest(Run(tmp_path / "run"), [str(prompts)], IngestSpec())
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def spec(make_policy: Any, tmp_path: Path) -> Any:
-    model = make_policy(tmp_path / "policy")
-    (tmp_path / "reward.py").write_text(REWARD)
-    fixed = {"model": str(model), "reward": (f"function={tmp_path / 'reward.py'}:brevity",), "split": "all"}
-    fixed |= {"max_tokens": 12, "batch_size": 3, "lr": 1e-3, "save_every": 1, "epochs": 2}
-    return lambda **more: PpoSpec.parse({**fixed, **more})
 
 
 class Killed(Exception):
