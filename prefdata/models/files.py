@@ -335,7 +335,7 @@ def _refuse_two_models(folder: Path) -> None:
 
 
 def _shards(index: Path) -> list[str]:
-    """The names of the weight files of an index.
+    """Return the names of the weight files of an index.
 
     Raises:
         ModelError: the index is broken, or names something else than files beside it.
