@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from prefdata.errors import InputError, UsageError, did_you_mean
+from prefdata.scored.filters import is_valid_score
 from prefdata.specs import SelectSpec
 from prefdata.stats.bootstrap import bootstrap_interval
 from prefdata.storage.queries import read_candidates, read_prompts
@@ -198,7 +199,7 @@ def _answers(run: Run, scorers: list[str], split: str) -> pl.DataFrame:
 def _scores(run: Run, scorer: str, column: str) -> pl.DataFrame:
     scores = pl.from_arrow(run.only("scores", scorer).read(["candidate_id", "score"]))
     assert isinstance(scores, pl.DataFrame)
-    return scores.filter(pl.col("score").is_finite()).rename({"score": column})
+    return scores.filter(is_valid_score("score")).rename({"score": column})
 
 
 def _policy(run: Run, answers: pl.DataFrame, name: str) -> Policy:

@@ -68,6 +68,18 @@ def test_the_best_of_n_beats_a_fresh_sample_in_n_of_n_plus_1(tmp_path: Path, n: 
     assert row(run, "fresh", "best")["win_rate"] == pytest.approx(1 / (n + 1))
 
 
+def test_a_score_that_no_selection_takes_counts_in_no_mean(tmp_path: Path) -> None:
+    """`select` leaves out scores above 1e100, of which no sums can be made; of {1, 3, 1e300} the mean is 2."""
+    scores = [[1.0, 3.0, 1e300]] * 2
+    run = scored_run(tmp_path / "run", responses("policy", scores) + responses("other", [[2.0]] * 2))
+    select(run, SelectSpec(method="best-of-n", sampler=("policy",), name="best"))
+    policy, best = compare(run, ["reward"], ["best"], "policy", "train").to_dicts()
+    assert policy["mean_reward"] == 2.0
+    assert best["mean_reward"] == 3.0
+    assert best["win_rate"] == 0.5  # 3 beats 1, and of the two others left out 1 loses to 3
+    assert row(run, "other", "policy")["win_rate"] == 0.5
+
+
 def test_without_fresh_samples_each_is_left_out_in_turn(tmp_path: Path) -> None:
     """By the scorer that chose it is 2/3 for three scores; by one that knows nothing of it, 1/2."""
     pairs = [(a, b) for a in orders(2) for b in orders(2)]
