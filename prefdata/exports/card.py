@@ -50,7 +50,7 @@ class Card:
         write_file(path, lambda file: file.write(text.encode()))
 
     def text(self, schema: pa.Schema, splits: Mapping[str, Split], history: History, report: Report) -> str:
-        """The text of README.md; `report` counts rows of the table that was exported."""
+        """Return the text of README.md; `report` counts rows of the table that was exported."""
         front = yaml.safe_dump(self._front(schema, splits, history), sort_keys=False, allow_unicode=True, width=120)
         parts = [
             f"---\n{front}---",
@@ -113,7 +113,7 @@ def front_of(card: Path) -> dict[str, Any]:
 
 
 def _feature(field: pa.Field) -> dict[str, Any]:
-    """A column in the card's own notation for features."""
+    """Return a column in the card's own notation for features."""
     if pa.types.is_struct(field.type):
         return {"name": field.name, "struct": _items(field.type)}
     if pa.types.is_list(field.type):

@@ -74,7 +74,7 @@ def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False, progr
 
 
 def _dialect(spec: ExportSpec) -> tuple[Dialect, ExportKind]:
-    """The dialect, and the kind of rows: the one asked for, else the one that the name means, else the usual one.
+    """Return the dialect, and the kind of rows: the one asked for, else the one that the name means, else the usual one.
 
     Raises:
         UsageError: the dialect has no rows of that kind.
@@ -88,7 +88,7 @@ def _dialect(spec: ExportSpec) -> tuple[Dialect, ExportKind]:
 
 
 def _container(spec: ExportSpec, dialect: Dialect) -> FileFormat:
-    """The container that is written.
+    """Return the container that is written.
 
     Raises:
         UsageError: the dialect's loader does not read it.
@@ -100,7 +100,7 @@ def _container(spec: ExportSpec, dialect: Dialect) -> FileFormat:
 
 
 def _source(run: Run, spec: ExportSpec, kind: ExportKind) -> Sequence[Partition]:
-    """The partition to export: the one named, else the only one of the table that the dialect usually reads.
+    """Return the partition to export: the one named, else the only one of the table that the dialect usually reads.
 
     Raises:
         NotReady: it is not there, or unfinished.
@@ -131,7 +131,7 @@ class Filling:
         self, run: Run, spec: ExportSpec, dialect: Dialect, kind: ExportKind, form: FileFormat,
         source: Sequence[Partition], lineage: Lineage,
     ) -> None:  # fmt: skip
-        """The rows of `source` in a dialect."""
+        """Return the rows of `source` in a dialect."""
         self._run, self._spec, self._dialect, self._kind, self._form = run, spec, dialect, kind, form
         self._source, self._lineage = source, lineage
         self._rows = JoinedRows(run, source)
@@ -207,7 +207,7 @@ class Filling:
 
 
 def _history(run: Run, source: Sequence[Partition], samplers: Sequence[str]) -> list[tuple[str, Lineage]]:
-    """The tables behind the rows, in the order of the flow: what the source names as parents, and the samplers used."""
+    """Return the tables behind the rows, in the order of the flow: what the source names as parents, and the samplers used."""
     behind = [*run.partitions("prompts"), *(run.partition("candidates", name) for name in samplers)]
     waiting = list(source)
     while waiting:

@@ -21,7 +21,7 @@ class HubDataset:
     """A dataset repository on the hub."""
 
     def __init__(self, name: str, *, public: bool = False) -> None:
-        """The repository of that name, `owner/name` or `name`; nothing is sent.
+        """Return the repository of that name, `owner/name` or `name`; nothing is sent.
 
         Raises:
             UsageError: the name is none, huggingface_hub is not installed, or nobody is logged in.
@@ -63,7 +63,7 @@ class HubDataset:
 
 
 def _literal(path: str) -> str:
-    """A pattern that stands for this path alone."""
+    """Return a pattern that stands for this path alone."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in path)
 
 

@@ -24,13 +24,13 @@ class Keys:
     """Where ids stand, by their leading bits."""
 
     def __init__(self, ids: pl.Series) -> None:
-        """The places of these ids; of an id that is there several times the first place counts."""
+        """Return the places of these ids; of an id that is there several times the first place counts."""
         keys = id_prefix64(ids)
         self._order = np.argsort(keys, kind="stable")
         self._keys: Bits = keys[self._order]
 
     def places(self, ids: pl.Series) -> NDArray[np.int64]:
-        """The place of each id; -1 where it is not there."""
+        """Return the place of each id; -1 where it is not there."""
         wanted = id_prefix64(ids)
         if not len(self._keys):
             return np.full(len(wanted), -1)
@@ -62,7 +62,7 @@ class Bucket:
         return ((self, start) for start in range(0, self.rows.height, BATCH_ROWS))
 
     def batch(self, start: int) -> pl.DataFrame:
-        """The rows from `start` on: the table's columns, the prompt's, and the responses as lists of messages.
+        """Return the rows from `start` on: the table's columns, the prompt's, and the responses as lists of messages.
 
         A response that the prompt has begun is whole.
         """
@@ -88,7 +88,7 @@ class Bucket:
         return rows.with_columns(_row=pl.int_range(pl.len()))
 
     def _begun(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """The prompt without a prefill, and its text as the column `begun`."""
+        """Return the prompt without a prefill, and its text as the column `begun`."""
         if "prefill" not in self.used:
             return rows.with_columns(begun=pl.lit(None, pl.String))
         last = pl.col("prompt").list.last()
@@ -140,7 +140,7 @@ class Bucket:
 
 
 def _read(message: str, begun: str | None, kind: pl.Struct) -> list[dict[str, Any]]:
-    """A response's messages from JSON, their calls as text."""
+    """Return a response's messages from JSON, their calls as text."""
     found = json.loads(message)
     names = [field.name for field in kind.fields]
     turns = [{name: turn.get(name) for name in names} for turn in (found if isinstance(found, list) else [found])]

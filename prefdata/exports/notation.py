@@ -56,7 +56,7 @@ class Notation(BaseModel):
         return self.reasoning is not None or "reasoning_content" in self.kept
 
     def turns(self, messages: pl.Expr, used: Collection[str]) -> pl.Expr:
-        """Lists of messages as the dialect has them; `used` are the keys that any message has."""
+        """Return lists of messages as the dialect has them; `used` are the keys that any message has."""
         return messages.list.eval(self._turn(pl.element(), used))
 
     def _turn(self, message: pl.Expr, used: Collection[str]) -> pl.Expr:
@@ -79,12 +79,12 @@ class Notation(BaseModel):
 
 
 def struct(fields: Mapping[str, pl.Expr]) -> pl.Expr:
-    """An object with these keys."""
+    """Return an object with these keys."""
     return pl.struct([value.alias(key) for key, value in fields.items()])
 
 
 def _call_texts(calls: pl.Expr) -> pl.Expr:
-    """Calls as ShareGPT has them: the call, or the list of several, as JSON of names and arguments."""
+    """Return calls as ShareGPT has them: the call, or the list of several, as JSON of names and arguments."""
 
     def text(stored: str) -> str:
         functions = [one["function"] for one in json.loads(stored)]
@@ -99,7 +99,7 @@ def _call_texts(calls: pl.Expr) -> pl.Expr:
 
 
 def message_type(used: Collection[str]) -> pl.Struct:
-    """A message as a type of Polars: role, content, and the keys that are used."""
+    """Return a message as a type of Polars: role, content, and the keys that are used."""
     types: dict[str, Any] = {"string": pl.String, "double": pl.Float64, "bool": pl.Boolean}
     fields = [field for field in MESSAGE if not field.nullable or field.name in used]
     return pl.Struct({field.name: types[str(field.type)] for field in fields})

@@ -16,7 +16,7 @@ class Places:
     """What the columns of a layout have a place for."""
 
     def __init__(self, templates: Collection[object], notation: Notation, used: Collection[str]) -> None:
-        """The places of these templates; `used` are the keys that any message has."""
+        """Return the places of these templates; `used` are the keys that any message has."""
         self._parts = {leaf for template in templates for leaf in leaves(template)}
         self._notation = notation
         self._used = used
@@ -56,7 +56,7 @@ class Places:
         return +found
 
     def _thinking(self, rows: pl.DataFrame, names: Collection[str]) -> int:
-        """The number of rows with reasoning in these conversations."""
+        """Return the number of rows with reasoning in these conversations."""
         thinks = pl.element().struct.field("reasoning_content").is_not_null()
         any_of = [self._any(rows, name, thinks) for name in sorted(names)]
         return int(rows.select(pl.any_horizontal(any_of).sum()).item()) if any_of else 0

@@ -81,7 +81,7 @@ class Dialect(_Entry):
         return Notation(**{**self.messages, **self.layouts[kind].messages})
 
     def columns(self, kind: ExportKind, table: str, *, strict: bool) -> dict[str, Column]:
-        """The columns of rows that are made from `table`; `strict` leaves out those that no trainer needs."""
+        """Return the columns of rows that are made from `table`; `strict` leaves out those that no trainer needs."""
         layout = self.layouts[kind]
         if strict or not self.extra:
             return layout.columns
@@ -101,7 +101,7 @@ def _read(name: str) -> Any:
 
 @cache
 def extra_columns() -> Mapping[ExportKind, dict[str, Column]]:
-    """The columns that a person wants, by kind of rows."""
+    """Return the columns that a person wants, by kind of rows."""
     read = _read("extra.yaml")
     return {kind: {name: Column(**one) for name, one in columns.items()} for kind, columns in read.items()}
 
@@ -117,7 +117,7 @@ def dialects() -> Mapping[str, Dialect]:
 
 @cache
 def named(name: str) -> tuple[Dialect, ExportKind | None]:
-    """The dialect of that name, and the kind of rows where the name is one of its other names."""
+    """Return the dialect of that name, and the kind of rows where the name is one of its other names."""
     if name in dialects():
         return dialects()[name], None
     return next((one, one.also[name]) for one in dialects().values() if name in one.also)

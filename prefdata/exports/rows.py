@@ -43,7 +43,7 @@ class JoinedRows:
     """
 
     def __init__(self, run: Run, source: Sequence[Partition]) -> None:
-        """The rows of `source`, partitions of one table."""
+        """Return the rows of `source`, partitions of one table."""
         self.run, self.source = run, source
         self.table = source[0].table.name
         self.left_out: dict[str, int] = {}
@@ -175,7 +175,7 @@ class JoinedRows:
         return found
 
     def _lost_groups(self, gone: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The groups of which a candidate is gone, from which candidates are, group by group."""
+        """Return the groups of which a candidate is gone, from which candidates are, group by group."""
         each = self.rows.select(pl.int_range(pl.len()).alias("row"), "candidate_ids").explode("candidate_ids")
         lost: NDArray[np.bool_] = np.isin(np.arange(self.rows.height), each["row"].to_numpy()[gone])
         return lost

@@ -36,7 +36,7 @@ class Split:
 
 
 def shard_name(folder: str, split: str, part: int, parts: int, form: FileFormat = "parquet") -> str:
-    """The file of a shard, counted from 0: `data/train-00000-of-00004.parquet`."""
+    """Return the file of a shard, counted from 0: `data/train-00000-of-00004.parquet`."""
     return f"{folder.format(split=split)}/{split}-{part:05d}-of-{parts:05d}.{form}"
 
 
@@ -117,7 +117,7 @@ def _settle(file: Any) -> None:
 
 
 def open_writer(file: Any, schema: pa.Schema, form: FileFormat, stack: ExitStack) -> Write:
-    """A function that appends rows to an open file; closing `stack` ends the file's content."""
+    """Return a function that appends rows to an open file; closing `stack` ends the file's content."""
     if form == "parquet":
         parquet = stack.enter_context(pq.ParquetWriter(file, schema, compression=COMPRESSION))
         return lambda rows: parquet.write_table(rows)

@@ -43,12 +43,12 @@ def write_card(folder: Path) -> None:
 
 
 def subsets(folder: Path) -> list[str]:
-    """The names of the subsets that are there and finished."""
+    """Return the names of the subsets that are there and finished."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and _is_export(path))
 
 
 def written_files(folder: Path) -> list[str]:
-    """What export wrote into a folder, by names relative to it: those of all subsets, or of the one export."""
+    """Return what export wrote into a folder, by names relative to it: those of all subsets, or of the one export."""
     return list(_files(folder))
 
 

@@ -36,14 +36,14 @@ class DialectTable:
     """Makes a dialect's rows of joined ones."""
 
     def __init__(self, columns: Mapping[str, Column], notation: Notation, used: Collection[str]) -> None:
-        """A table with these columns; `used` are the keys that any message has."""
+        """Return a table with these columns; `used` are the keys that any message has."""
         self._columns, self._notation, self._used = columns, notation, used
         templates = [column.is_ for column in columns.values()]
         self._places = Places(templates, notation, used)
         self.parts = frozenset(leaf.partition(".")[0] for one in templates for leaf in leaves(one))
 
     def rows(self, joined: pl.DataFrame) -> Built:
-        """The rows in the dialect."""
+        """Return the rows in the dialect."""
         reasons = self._places.reasons(joined)
         if reasons.null_count() < joined.height:
             joined = joined.filter(reasons.is_null())
@@ -57,7 +57,7 @@ class DialectTable:
         return Built(rows, joined["split"], by_reason(reasons), self._places.left_out(joined))
 
     def _kind(self, kind: pa.DataType) -> pa.DataType:
-        """A type as trainers' loaders have it: plain texts and lists, a message's role and content never null."""
+        """Return a type as trainers' loaders have it: plain texts and lists, a message's role and content never null."""
         if pa.types.is_large_list(kind) or pa.types.is_list(kind):
             return pa.list_(self._kind(kind.value_type))
         if pa.types.is_struct(kind):

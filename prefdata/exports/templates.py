@@ -32,7 +32,7 @@ CONVERSATIONS = ("prompt", *RESPONSES)
 
 
 def leaves(template: Template) -> Iterator[str]:
-    """The parts that a template names, those of a sum apart."""
+    """Return the parts that a template names, those of a sum apart."""
     if isinstance(template, str):
         yield from template.split(" + ")
     elif isinstance(template, list):
@@ -44,7 +44,7 @@ def leaves(template: Template) -> Iterator[str]:
 
 
 def expression(template: Template, notation: Notation, used: Collection[str]) -> pl.Expr:
-    """The values of a template; `used` are the keys that any message has. `each` is `build`'s matter."""
+    """Return the values of a template; `used` are the keys that any message has. `each` is `build`'s matter."""
     if isinstance(template, str):
         return _part(template, notation, used)
     if isinstance(template, list):
@@ -57,7 +57,7 @@ def expression(template: Template, notation: Notation, used: Collection[str]) ->
 
 
 def build(rows: pl.DataFrame, template: Template, notation: Notation, used: Collection[str]) -> pl.Series:
-    """A column, a value for each row."""
+    """Return a column, a value for each row."""
     if not (isinstance(template, dict) and "each" in template):
         return rows.with_columns(_value=expression(template, notation, used))["_value"]
     lists = [name for name, kind in rows.schema.items() if name in EACH]
