@@ -107,7 +107,11 @@ def test_slic_hf_hinge() -> None:
 def test_orpo_of_certain_responses_is_finite() -> None:
     """A log-probability of 0 has infinite odds; log(1 - exp(x)) is exact next to 0."""
     v = Policy.of(table([0.0, -1.0]).requires_grad_(), counts=table([1.0, 1.0]))
-    assert losses("dpo", "orpo", v).isfinite().all()
+    found = losses("dpo", "orpo", v)
+    assert found.isfinite().all()
+    (gradient,) = torch.autograd.grad(found.sum(), v.logps)
+    assert gradient.isfinite().all()
+    assert log1mexp(table([0.0]))[0].item() == pytest.approx(math.log(1e-12), abs=1e-3)
     assert log1mexp(table([-1e-9]))[0].item() == pytest.approx(math.log(1e-9), abs=1e-8)
     assert log1mexp(table([-40.0]))[0].item() == pytest.approx(-math.exp(-40), rel=1e-9)
 
