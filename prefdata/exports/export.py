@@ -74,7 +74,7 @@ def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False, progr
 
 
 def _dialect(spec: ExportSpec) -> tuple[Dialect, ExportKind]:
-    """Return the dialect, and the kind of rows: the one asked for, else the one that the name means, else the usual one.
+    """Return the dialect, and the kind of rows: as asked for, else as the name says, else the default.
 
     Raises:
         UsageError: the dialect has no rows of that kind.
@@ -207,7 +207,7 @@ class Filling:
 
 
 def _history(run: Run, source: Sequence[Partition], samplers: Sequence[str]) -> list[tuple[str, Lineage]]:
-    """Return the tables behind the rows, in the order of the flow: what the source names as parents, and the samplers used."""
+    """Return the tables behind the rows, in the order of the flow: the source's parents, and the samplers used."""
     behind = [*run.partitions("prompts"), *(run.partition("candidates", name) for name in samplers)]
     waiting = list(source)
     while waiting:

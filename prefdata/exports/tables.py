@@ -57,7 +57,7 @@ class DialectTable:
         return Built(rows, joined["split"], by_reason(reasons), self._places.left_out(joined))
 
     def _kind(self, kind: pa.DataType) -> pa.DataType:
-        """Return a type as trainers' loaders have it: plain texts and lists, a message's role and content never null."""
+        """Return a type as trainers' loaders read it: plain texts and lists, role and content never null."""
         if pa.types.is_large_list(kind) or pa.types.is_list(kind):
             return pa.list_(self._kind(kind.value_type))
         if pa.types.is_struct(kind):

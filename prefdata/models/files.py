@@ -7,7 +7,6 @@ shard, no tokenizer, another kind of model. Nothing here imports torch or transf
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from prefdata.errors import ModelError, did_you_mean
 from prefdata.models.adapters import adapted_config, base_name, base_places, is_adapter
 from prefdata.models.identity import adapter_id, check_files, config_id, text_id, weights_id
+from prefdata.models.weight_files import read_config, read_header, read_json, weight_files
 
 Kind = Literal["causal-lm", "reward-model", "comparer", "reward-start"]
 """The use of a model; `comparer` is either of the first two, to compare responses, and `reward-start` what a
@@ -43,7 +43,6 @@ _POSITIONS_BEHIND_PADDING = frozenset({
     "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
-_INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class ModelFiles:
         Raises:
             ModelError: as `folder`.
         """
-        return _weight_files(self.folder())
+        return weight_files(self.folder())
 
     def folder(self) -> Path:
         """Return the local folder of the files, of an adapter those of its model; a hub model is downloaded first.
@@ -149,7 +148,7 @@ class ModelFiles:
             folder = huggingface_hub.snapshot_download(self.name, revision=self.revision, allow_patterns=_HUB_FILES)
         except Exception as error:
             raise _hub_error(self.name, error) from error
-        _weight_files(Path(folder))
+        weight_files(Path(folder))
         return Path(folder)
 
 
@@ -177,9 +176,9 @@ def identify(model: str, kind: Kind, *, tokenizer: bool = True, weights: bool = 
     if folder.is_dir() and is_adapter(folder):
         return _identify_adapter(model, folder, kind, tokenizer=tokenizer, weights=weights)
     if folder.is_dir():
-        config = _read_config(folder)
+        config = read_config(folder)
         _check_kind(model, kind, config)
-        files = _weight_files(folder) if weights else []
+        files = weight_files(folder) if weights else []
         if tokenizer:
             _check_tokenizer(folder)
         parts = [*([weights_id(files)] if weights else []), config_id(folder)]
@@ -213,7 +212,7 @@ def _folder(model: str) -> Path:
 def _identify_adapter(model: str, folder: Path, kind: Kind, *, tokenizer: bool, weights: bool) -> ModelFiles:
     """Find an adapter's model, and check that the two can serve as `kind`."""
     adapter = adapter_id(folder)
-    shapes = {name: entry["shape"] for name, entry in _check_whole(folder / "adapter_model.safetensors").items()}
+    shapes = {name: entry["shape"] for name, entry in read_header(folder / "adapter_model.safetensors").items()}
     named = base_name(folder)
     if (path := Path(named)).is_dir() and is_adapter(path):
         raise ModelError(f"{model} is an adapter of {named}, which is an adapter too. Merge that one into its model.")
@@ -241,23 +240,6 @@ def _near(folder: Path) -> str:
         return ""
     hint = did_you_mean(str(folder), known)
     return hint if "Did you mean" in hint else ""
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ModelError(f"{folder} holds no config.json, so it is not a model folder. Give the folder that holds it.")
-    return _json(path)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"cannot read {path}: {error}. Fetch or save the model again.") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} is not a JSON object. Fetch or save the model again.")
-    return value
 
 
 def _check_kind(name: str, kind: Kind, config: dict[str, Any]) -> None:
@@ -289,97 +271,6 @@ def _check_tokenizer(folder: Path) -> None:
         )
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files that the model consists of, all there and whole.
-
-    Raises:
-        ModelError: there are none, one is missing, one is cut short, or it depends on the engine which are read.
-    """
-    _refuse_two_models(folder)
-    if (folder / _INDEX).is_file():
-        names = _shards(folder / _INDEX)
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing or not names:
-            what = (
-                f"lacks {len(missing)} of the {len(names)} weight files of its index (first: {missing[0]})"
-                if names
-                else "has an empty index"
-            )
-            raise ModelError(f"{folder} {what}. Fetch the model again.")
-        files = [folder / name for name in names]
-    else:
-        files = [folder / "model.safetensors"]
-        if not files[0].is_file():
-            raise _no_weights(folder)
-    for file in files:
-        _check_whole(file)
-    return files
-
-
-def _refuse_two_models(folder: Path) -> None:
-    """Refuse a folder of which transformers and vLLM would read different weights: an id can name one model only.
-
-    Raises:
-        ModelError: it is such a folder.
-    """
-    if (folder / "model.safetensors").is_file() and (folder / _INDEX).is_file():
-        raise ModelError(
-            f"{folder} holds weights twice, in model.safetensors and in the shards of {_INDEX}, and engines differ in "
-            "which they read. Remove the ones that are out of date."
-        )
-    if "transformers_weights" in _read_config(folder):
-        raise ModelError(
-            f"{folder}/config.json names other weights (transformers_weights), which only transformers would read. "
-            "Load the model and save it again."
-        )
-
-
-def _shards(index: Path) -> list[str]:
-    """Return the names of the weight files of an index.
-
-    Raises:
-        ModelError: the index is broken, or names something else than files beside it.
-    """
-    shards = _json(index).get("weight_map")
-    names = list(shards.values()) if isinstance(shards, dict) else []
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelError(
-                f"{index} names {str(name)[:100]!r}, which is no safetensors file beside it. Fetch it again."
-            )
-    return sorted(set(names))
-
-
-def _no_weights(folder: Path) -> ModelError:
-    if any(folder.glob("pytorch_model*.bin")):
-        return ModelError(
-            f"{folder} holds pickled weights (.bin), which are code and are not loaded. Save it as safetensors first."
-        )
-    return ModelError(f"{folder} holds no weights (model.safetensors, or shards with {_INDEX}). Fetch the model again.")
-
-
-def _check_whole(file: Path) -> dict[str, Any]:
-    """Return the header's entries of a safetensors file that is whole.
-
-    Raises:
-        ModelError: it is cut short, or its header is not one.
-    """
-    # A safetensors file: 8 bytes with the header's length, the header (JSON), the tensors up to the last offset.
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if length < size else {}
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        ends = [entry["data_offsets"][1] for entry in entries.values()]
-        whole = 8 + length + max(ends, default=0) == size
-    except (ValueError, AttributeError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise ModelError(f"{file} is not a whole safetensors file ({size:,} bytes). Fetch the model again.")
-    return entries
-
-
 def _hub_config(name: str) -> tuple[str, dict[str, Any]]:
     if importlib.util.find_spec("huggingface_hub") is None:
         raise ModelError(
@@ -390,7 +281,7 @@ def _hub_config(name: str) -> tuple[str, dict[str, Any]]:
         path = Path(_cached_config(name) or _fetched_config(name))
     except Exception as error:
         raise _hub_error(name, error) from error
-    return path.parent.name, _json(path)  # …/snapshots/<commit>/config.json
+    return path.parent.name, read_json(path)  # …/snapshots/<commit>/config.json
 
 
 def _cached_config(name: str) -> str | None:
