@@ -280,7 +280,7 @@ class Chat(Renderer):
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """The special and the added tokens of the tokenizer: those that are found in a text before anything else."""
-        return frozenset({*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder})
+        return frozenset({*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder} - {None})
 
     def spells_special(self, text: str) -> bool:
         """Whether a text holds the spelling of a special token, which then becomes that token."""

@@ -6,7 +6,6 @@ shard, no tokenizer, another kind of model. Nothing here imports torch or transf
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from contextlib import suppress
@@ -16,7 +15,8 @@ from typing import Any, Literal
 
 from prefdata.errors import ModelError, did_you_mean
 from prefdata.models.adapters import adapted_config, base_name, base_places, is_adapter
-from prefdata.models.identity import adapter_id, check_files, config_id, text_id, weights_id
+from prefdata.models.hub import hub_config, hub_error
+from prefdata.models.identity import adapter_id, check_files, config_id, json_object, text_id, weights_id
 
 Kind = Literal["causal-lm", "reward-model", "comparer", "reward-start"]
 """The use of a model; `comparer` is either of the first two, to compare responses, and `reward-start` what a
@@ -121,7 +121,7 @@ class ModelFiles:
         try:
             return Path(huggingface_hub.snapshot_download(self.name, **wanted))
         except Exception as error:
-            raise _hub_error(self.name, error) from error
+            raise hub_error(self.name, error) from error
 
     def weights(self) -> list[Path]:
         """Return the safetensors files that the model is made of: those that its revision names.
@@ -148,7 +148,7 @@ class ModelFiles:
         try:
             folder = huggingface_hub.snapshot_download(self.name, revision=self.revision, allow_patterns=_HUB_FILES)
         except Exception as error:
-            raise _hub_error(self.name, error) from error
+            raise hub_error(self.name, error) from error
         _weight_files(Path(folder))
         return Path(folder)
 
@@ -188,7 +188,7 @@ def identify(model: str, kind: Kind, *, tokenizer: bool = True, weights: bool = 
         raise ModelError(f"{model} is a file, and a model is a folder. Give the folder that holds its config.json.")
     if not _HUB_NAME.fullmatch(model) or ("/" in model and folder.parent.is_dir()):
         raise ModelError(f"there is no folder {model}.{_near(folder)} Check the path, or give a hub name (org/name).")
-    revision, config = _hub_config(model)
+    revision, config = hub_config(model)
     _check_kind(model, kind, config)
     return ModelFiles(model, revision, None, config)
 
@@ -247,17 +247,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder} holds no config.json, so it is not a model folder. Give the folder that holds it.")
-    return _json(path)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"cannot read {path}: {error}. Fetch or save the model again.") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} is not a JSON object. Fetch or save the model again.")
-    return value
+    return json_object(path)
 
 
 def _check_kind(name: str, kind: Kind, config: dict[str, Any]) -> None:
@@ -340,7 +330,7 @@ def _shards(index: Path) -> list[str]:
     Raises:
         ModelError: the index is broken, or names something else than files beside it.
     """
-    shards = _json(index).get("weight_map")
+    shards = json_object(index).get("weight_map")
     names = list(shards.values()) if isinstance(shards, dict) else []
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
@@ -371,56 +361,11 @@ def _check_whole(file: Path) -> dict[str, Any]:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length)) if length < size else {}
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        ends = [entry["data_offsets"][1] for entry in entries.values()]
-        whole = 8 + length + max(ends, default=0) == size
-    except (ValueError, AttributeError, KeyError, TypeError):
+        ends = [int(end) for _, end in (entry["data_offsets"] for entry in entries.values())]
+        shapes = [isinstance(size, int) for entry in entries.values() for size in entry["shape"]]
+        whole = 8 + length + max(ends, default=0) == size and all(shapes)
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
         whole = False
     if not whole:
         raise ModelError(f"{file} is not a whole safetensors file ({size:,} bytes). Fetch the model again.")
     return entries
-
-
-def _hub_config(name: str) -> tuple[str, dict[str, Any]]:
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise ModelError(
-            f"there is no folder {name} here, and huggingface_hub is not installed. "
-            "Give a folder, or pip install 'prefdata[models]'."
-        )
-    try:
-        path = Path(_cached_config(name) or _fetched_config(name))
-    except Exception as error:
-        raise _hub_error(name, error) from error
-    return path.parent.name, _json(path)  # …/snapshots/<commit>/config.json
-
-
-def _cached_config(name: str) -> str | None:
-    # The cache comes first: the same command again takes the same revision, with or without a network.
-    from huggingface_hub import errors, hf_hub_download
-
-    try:
-        return str(hf_hub_download(name, "config.json", local_files_only=True))
-    except errors.LocalEntryNotFoundError:
-        return None
-
-
-def _fetched_config(name: str) -> str:
-    from huggingface_hub import HfApi, hf_hub_download
-
-    # model_info fails at once without a network, where a download would try again for half a minute.
-    return str(hf_hub_download(name, "config.json", revision=HfApi().model_info(name, timeout=10).sha))
-
-
-def _hub_error(name: str, error: Exception) -> ModelError:
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        problem = "the Hugging Face hub asks for its terms to be accepted. Accept them there and log in (hf auth login)"
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        problem = "the Hugging Face hub has no such model (or it is private). Check the name"
-    elif isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        problem = "the Hugging Face hub's model of that name has no config.json. Choose another"
-    else:
-        problem = (
-            "the Hugging Face hub cannot be reached and its local cache does not hold it. Give a folder, or connect"
-        )
-    return ModelError(f"there is no folder {name} here, and {problem}.")

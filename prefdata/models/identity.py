@@ -135,6 +135,21 @@ def check_files(folder: Path) -> None:
             raise ModelError(f"{path} is {kind}, and should be a file of the model. Fetch or save the model again.")
 
 
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object that a file holds.
+
+    Raises:
+        ModelError: it cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"cannot read {path}: {error}. Fetch or save the model again.") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} is not a JSON object. Fetch or save the model again.")
+    return value
+
+
 def _value(path: Path) -> Any:
     """Return the effective content of a JSON file; the hash of its bytes where it is not JSON."""
     try:
