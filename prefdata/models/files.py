@@ -7,6 +7,7 @@ shard, no tokenizer, another kind of model. Nothing here imports torch or transf
 from __future__ import annotations
 
 import json
+import math
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ _POSITIONS_BEHIND_PADDING = frozenset({
     "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "n_embd", "d_model")
 _INDEX = "model.safetensors.index.json"
 
 
@@ -301,9 +304,28 @@ def _weight_files(folder: Path) -> list[Path]:
         files = [folder / "model.safetensors"]
         if not files[0].is_file():
             raise _no_weights(folder)
-    for file in files:
-        _check_whole(file)
+    _check_sizes(folder, [entry["shape"] for file in files for entry in _check_whole(file).values()])
     return files
+
+
+def _check_sizes(folder: Path, shapes: list[list[int]]) -> None:
+    """Check that config.json is not of a network far larger than its weights, which would fill memory or never end.
+
+    Each layer has a tensor at least, and each dimension is that of some tensor.
+
+    Raises:
+        ModelError: it is.
+    """
+    config = _read_config(folder)
+    elements = sum(math.prod(shape) for shape in shapes)
+    for part in (config, config.get("text_config")):
+        for key, most in (*((key, len(shapes)) for key in _LAYERS), *((key, elements) for key in _SIZES)):
+            value = part.get(key) if isinstance(part, dict) else None
+            if isinstance(value, int) and value > most:
+                raise ModelError(
+                    f"{folder}/config.json says {key} {value:,}, and the weights hold {len(shapes):,} tensors of "
+                    f"{elements:,} numbers. Fetch or save the model again."
+                )
 
 
 def _refuse_two_models(folder: Path) -> None:

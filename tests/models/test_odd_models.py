@@ -257,3 +257,12 @@ def test_a_tokenizer_of_odd_settings_is_named(limit, tmp_path, make_policy, edit
     edit_json(folder / "tokenizer_config.json", model_max_length=limit)
     with pytest.raises(ModelError, match="cannot load the tokenizer of"):
         LanguageModel(identify(str(folder), "causal-lm"), device="cpu")
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 1 << 40), ("vocab_size", 1 << 31)])
+def test_a_config_of_a_network_far_larger_than_its_weights(key, value, tmp_path, make_policy, edit_json):
+    """Layers would be made until memory ends."""
+    folder = make_policy(tmp_path / "model")
+    edit_json(folder / "config.json", **{key: value})
+    with pytest.raises(ModelError, match=rf"config.json says {key} [\d,]+, and the weights hold 21 tensors"):
+        identify(str(folder), "causal-lm")
