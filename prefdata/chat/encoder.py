@@ -208,6 +208,7 @@ class Chat(Renderer):
 
         Raises:
             TemplateRefusal: the tokenizer does not take one of them.
+            ModelError: its vocabulary is broken.
         """
         if not texts:
             return []
@@ -216,6 +217,8 @@ class Chat(Renderer):
             found = self.tokenizer(list(texts), add_special_tokens=plain, return_attention_mask=False, verbose=False)
         except (UnicodeError, TypeError) as error:
             raise NotUnicode(f"a text that is not Unicode cannot be tokenised: {error}.") from None
+        except Exception as error:  # tokenizers' own errors have no type: a vocabulary without a token for the unknown
+            raise ModelError(f"the tokenizer of {self.name} cannot tokenise a text: {error}. Save it again.") from error
         rows = [row[self._extra_begins(row) :] for row in found["input_ids"]]
         return [self._closed(row) if complete else self._opened(row) for row in rows] if plain else rows
 
@@ -280,7 +283,7 @@ class Chat(Renderer):
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """The special and the added tokens of the tokenizer: those that are found in a text before anything else."""
-        return frozenset({*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder})
+        return frozenset({*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder} - {None})
 
     def spells_special(self, text: str) -> bool:
         """Whether a text holds the spelling of a special token, which then becomes that token."""

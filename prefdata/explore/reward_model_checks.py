@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from prefdata.chat.clock import with_date
+from prefdata.chat.encoder import Chat
 from prefdata.errors import ModelError
 from prefdata.models.files import ModelFiles, identify, label_names
 from prefdata.models.memory import TokenBudget
@@ -176,6 +177,9 @@ def _identical(scorer: RewardModel, items: Sequence[ScoringItem]) -> CheckResult
     one = items[len(items) // 2]
     twin = ScoringItem("twin", one.messages, one.response, one.truncated)
     found = _scores(scorer, [*items, twin])
+    wanted = {f"{key} {output}" for key in ("twin", one.key) for output in scorer.outputs}
+    if lost := wanted - found.keys():
+        return CheckResult("identical pair", False, f"{len(lost)} of {len(wanted)} scores are lacking", "0")
     worst = max(abs(found[f"twin {output}"] - found[f"{one.key} {output}"]) for output in scorer.outputs)
     return CheckResult("identical pair", worst == 0.0, f"{worst:.1e}", "0")
 
@@ -187,8 +191,8 @@ def _tokens(scorer: RewardModel, rows: list[RenderedText]) -> list[CheckResult]:
     many = "the tokenizer has none" if begin is None else f"{counts[0]} to {counts[-1]}"
     one = CheckResult("one begin token", counts[-1] <= 1, many, "1")
     closed = scorer.chat.closes_plain_text
-    written = [row for row in rows if closed or _ends(row.text, tokenizer)]
-    kept = sum(1 for row in written if set(row.ids[-3:]) & ({end} if closed else _special(tokenizer)))
+    written = [row for row in rows if closed or _ends(row.text, scorer.chat)]
+    kept = sum(1 for row in written if set(row.ids[-3:]) & ({end} if closed else scorer.chat.special_ids))
     if not written:
         message = "the tokenizer has none" if end is None else f"the text ends without {tokenizer.decode([end])}"
         return [one, CheckResult("end token", None, message)]
@@ -241,12 +245,8 @@ def _leading(ids: list[int], begin: int | None) -> int:
     return next((at for at, token in enumerate(ids) if token != begin), len(ids))
 
 
-def _special(tokenizer: Any) -> set[int]:
-    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-
-
-def _ends(text: str, tokenizer: Any) -> bool:
-    return text.rstrip().endswith(tuple(tokenizer.decode([token]).strip() for token in _special(tokenizer)))
+def _ends(text: str, chat: Chat) -> bool:
+    return text.rstrip().endswith(tuple(chat.tokenizer.decode([token]).strip() for token in chat.special_ids))
 
 
 def _raw(scores: dict[str, float], truth: dict[str, float], limit: float) -> CheckResult:

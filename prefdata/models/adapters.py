@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from prefdata.errors import ModelError
+from prefdata.models.identity import json_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """What PEFT saves."""
@@ -64,13 +64,7 @@ def adapter_config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: it cannot be read, or is no JSON object.
     """
-    try:
-        value = json.loads((folder / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"cannot read {folder / CONFIG}: {error}. Save the adapter again.") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{folder / CONFIG} is not a JSON object. Save the adapter again.")
-    return value
+    return json_object(folder / CONFIG)
 
 
 def adapted_config(folder: Path, config: dict[str, Any], shapes: dict[str, list[int]]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ shard, no tokenizer, another kind of model. Nothing here imports torch or transf
 
 from __future__ import annotations
 
-import importlib.util
+import json
+import math
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from typing import Any, Literal
 
 from prefdata.errors import ModelError, did_you_mean
 from prefdata.models.adapters import adapted_config, base_name, base_places, is_adapter
-from prefdata.models.identity import adapter_id, check_files, config_id, text_id, weights_id
-from prefdata.models.weight_files import read_config, read_header, read_json, weight_files
+from prefdata.models.hub import hub_config, hub_error
+from prefdata.models.identity import adapter_id, check_files, config_id, json_object, text_id, weights_id
 
 Kind = Literal["causal-lm", "reward-model", "comparer", "reward-start"]
 """The use of a model; `comparer` is either of the first two, to compare responses, and `reward-start` what a
@@ -43,6 +44,9 @@ _POSITIONS_BEHIND_PADDING = frozenset({
     "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "n_embd", "d_model")
+_INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class ModelFiles:
         try:
             return Path(huggingface_hub.snapshot_download(self.name, **wanted))
         except Exception as error:
-            raise _hub_error(self.name, error) from error
+            raise hub_error(self.name, error) from error
 
     def weights(self) -> list[Path]:
         """Return the safetensors files that the model is made of: those that its revision names.
@@ -128,7 +132,7 @@ class ModelFiles:
         Raises:
             ModelError: as `folder`.
         """
-        return weight_files(self.folder())
+        return _weight_files(self.folder())
 
     def folder(self) -> Path:
         """Return the local folder of the files, of an adapter those of its model; a hub model is downloaded first.
@@ -147,8 +151,8 @@ class ModelFiles:
         try:
             folder = huggingface_hub.snapshot_download(self.name, revision=self.revision, allow_patterns=_HUB_FILES)
         except Exception as error:
-            raise _hub_error(self.name, error) from error
-        weight_files(Path(folder))
+            raise hub_error(self.name, error) from error
+        _weight_files(Path(folder))
         return Path(folder)
 
 
@@ -176,9 +180,9 @@ def identify(model: str, kind: Kind, *, tokenizer: bool = True, weights: bool = 
     if folder.is_dir() and is_adapter(folder):
         return _identify_adapter(model, folder, kind, tokenizer=tokenizer, weights=weights)
     if folder.is_dir():
-        config = read_config(folder)
+        config = _read_config(folder)
         _check_kind(model, kind, config)
-        files = weight_files(folder) if weights else []
+        files = _weight_files(folder) if weights else []
         if tokenizer:
             _check_tokenizer(folder)
         parts = [*([weights_id(files)] if weights else []), config_id(folder)]
@@ -187,7 +191,7 @@ def identify(model: str, kind: Kind, *, tokenizer: bool = True, weights: bool = 
         raise ModelError(f"{model} is a file, and a model is a folder. Give the folder that holds its config.json.")
     if not _HUB_NAME.fullmatch(model) or ("/" in model and folder.parent.is_dir()):
         raise ModelError(f"there is no folder {model}.{_near(folder)} Check the path, or give a hub name (org/name).")
-    revision, config = _hub_config(model)
+    revision, config = hub_config(model)
     _check_kind(model, kind, config)
     return ModelFiles(model, revision, None, config)
 
@@ -212,7 +216,7 @@ def _folder(model: str) -> Path:
 def _identify_adapter(model: str, folder: Path, kind: Kind, *, tokenizer: bool, weights: bool) -> ModelFiles:
     """Find an adapter's model, and check that the two can serve as `kind`."""
     adapter = adapter_id(folder)
-    shapes = {name: entry["shape"] for name, entry in read_header(folder / "adapter_model.safetensors").items()}
+    shapes = {name: entry["shape"] for name, entry in _check_whole(folder / "adapter_model.safetensors").items()}
     named = base_name(folder)
     if (path := Path(named)).is_dir() and is_adapter(path):
         raise ModelError(f"{model} is an adapter of {named}, which is an adapter too. Merge that one into its model.")
@@ -240,6 +244,13 @@ def _near(folder: Path) -> str:
         return ""
     hint = did_you_mean(str(folder), known)
     return hint if "Did you mean" in hint else ""
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no config.json, so it is not a model folder. Give the folder that holds it.")
+    return json_object(path)
 
 
 def _check_kind(name: str, kind: Kind, config: dict[str, Any]) -> None:
@@ -271,47 +282,112 @@ def _check_tokenizer(folder: Path) -> None:
         )
 
 
-def _hub_config(name: str) -> tuple[str, dict[str, Any]]:
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise ModelError(
-            f"there is no folder {name} here, and huggingface_hub is not installed. "
-            "Give a folder, or pip install 'prefdata[models]'."
-        )
-    try:
-        path = Path(_cached_config(name) or _fetched_config(name))
-    except Exception as error:
-        raise _hub_error(name, error) from error
-    return path.parent.name, read_json(path)  # …/snapshots/<commit>/config.json
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that the model consists of, all there and whole.
 
-
-def _cached_config(name: str) -> str | None:
-    # The cache comes first: the same command again takes the same revision, with or without a network.
-    from huggingface_hub import errors, hf_hub_download
-
-    try:
-        return str(hf_hub_download(name, "config.json", local_files_only=True))
-    except errors.LocalEntryNotFoundError:
-        return None
-
-
-def _fetched_config(name: str) -> str:
-    from huggingface_hub import HfApi, hf_hub_download
-
-    # model_info fails at once without a network, where a download would try again for half a minute.
-    return str(hf_hub_download(name, "config.json", revision=HfApi().model_info(name, timeout=10).sha))
-
-
-def _hub_error(name: str, error: Exception) -> ModelError:
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        problem = "the Hugging Face hub asks for its terms to be accepted. Accept them there and log in (hf auth login)"
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        problem = "the Hugging Face hub has no such model (or it is private). Check the name"
-    elif isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        problem = "the Hugging Face hub's model of that name has no config.json. Choose another"
+    Raises:
+        ModelError: there are none, one is missing, one is cut short, or it depends on the engine which are read.
+    """
+    _refuse_two_models(folder)
+    if (folder / _INDEX).is_file():
+        names = _shards(folder / _INDEX)
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing or not names:
+            what = (
+                f"lacks {len(missing)} of the {len(names)} weight files of its index (first: {missing[0]})"
+                if names
+                else "has an empty index"
+            )
+            raise ModelError(f"{folder} {what}. Fetch the model again.")
+        files = [folder / name for name in names]
     else:
-        problem = (
-            "the Hugging Face hub cannot be reached and its local cache does not hold it. Give a folder, or connect"
+        files = [folder / "model.safetensors"]
+        if not files[0].is_file():
+            raise _no_weights(folder)
+    _check_sizes(folder, [entry["shape"] for file in files for entry in _check_whole(file).values()])
+    return files
+
+
+def _check_sizes(folder: Path, shapes: list[list[int]]) -> None:
+    """Check that config.json is not of a network far larger than its weights, which would fill memory or never end.
+
+    Each layer has a tensor at least, and each dimension is that of some tensor.
+
+    Raises:
+        ModelError: it is.
+    """
+    config = _read_config(folder)
+    elements = sum(math.prod(shape) for shape in shapes)
+    for part in (config, config.get("text_config")):
+        for key, most in (*((key, len(shapes)) for key in _LAYERS), *((key, elements) for key in _SIZES)):
+            value = part.get(key) if isinstance(part, dict) else None
+            if isinstance(value, int) and value > most:
+                raise ModelError(
+                    f"{folder}/config.json says {key} {value:,}, and the weights hold {len(shapes):,} tensors of "
+                    f"{elements:,} numbers. Fetch or save the model again."
+                )
+
+
+def _refuse_two_models(folder: Path) -> None:
+    """Refuse a folder of which transformers and vLLM would read different weights: an id can name one model only.
+
+    Raises:
+        ModelError: it is such a folder.
+    """
+    if (folder / "model.safetensors").is_file() and (folder / _INDEX).is_file():
+        raise ModelError(
+            f"{folder} holds weights twice, in model.safetensors and in the shards of {_INDEX}, and engines differ in "
+            "which they read. Remove the ones that are out of date."
         )
-    return ModelError(f"there is no folder {name} here, and {problem}.")
+    if "transformers_weights" in _read_config(folder):
+        raise ModelError(
+            f"{folder}/config.json names other weights (transformers_weights), which only transformers would read. "
+            "Load the model and save it again."
+        )
+
+
+def _shards(index: Path) -> list[str]:
+    """Return the names of the weight files of an index.
+
+    Raises:
+        ModelError: the index is broken, or names something else than files beside it.
+    """
+    shards = json_object(index).get("weight_map")
+    names = list(shards.values()) if isinstance(shards, dict) else []
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ModelError(
+                f"{index} names {str(name)[:100]!r}, which is no safetensors file beside it. Fetch it again."
+            )
+    return sorted(set(names))
+
+
+def _no_weights(folder: Path) -> ModelError:
+    if any(folder.glob("pytorch_model*.bin")):
+        return ModelError(
+            f"{folder} holds pickled weights (.bin), which are code and are not loaded. Save it as safetensors first."
+        )
+    return ModelError(f"{folder} holds no weights (model.safetensors, or shards with {_INDEX}). Fetch the model again.")
+
+
+def _check_whole(file: Path) -> dict[str, Any]:
+    """Return the header's entries of a safetensors file that is whole.
+
+    Raises:
+        ModelError: it is cut short, or its header is not one.
+    """
+    # A safetensors file: 8 bytes with the header's length, the header (JSON), the tensors up to the last offset.
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length)) if length < size else {}
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        ends = [int(end) for _, end in (entry["data_offsets"] for entry in entries.values())]
+        shapes = [isinstance(size, int) for entry in entries.values() for size in entry["shape"]]
+        whole = 8 + length + max(ends, default=0) == size and all(shapes)
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
+        whole = False
+    if not whole:
+        raise ModelError(f"{file} is not a whole safetensors file ({size:,} bytes). Fetch the model again.")
+    return entries

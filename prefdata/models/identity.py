@@ -41,6 +41,9 @@ _TEXT_FILES = (
     "*.model", "*.tiktoken", "chat_template.jinja", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 
+_OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+"""Configs that are JSON objects; a broken one would be left out in silence, with the end tokens that it names."""
+
 _READ = (*_CONFIGS, *_TEXT_CONFIGS, *_TEXT_FILES, "*.json", "*.safetensors", "*.jinja")
 """All that is read of a folder, by us or by the libraries."""
 
@@ -133,6 +136,25 @@ def check_files(folder: Path) -> None:
             kind = f"a link that leads nowhere ({error.strerror})"
         if kind:
             raise ModelError(f"{path} is {kind}, and should be a file of the model. Fetch or save the model again.")
+    for name in _OBJECTS:
+        if (folder / name).is_file():
+            json_object(folder / name)
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object that a file holds.
+
+    Raises:
+        ModelError: it cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair could not be saved again
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"cannot read {path}: {error}. Fetch or save the model again.") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} is not a JSON object. Fetch or save the model again.")
+    return value
 
 
 def _value(path: Path) -> Any:

@@ -257,3 +257,34 @@ def test_a_tokenizer_of_odd_settings_is_named(limit, tmp_path, make_policy, edit
     edit_json(folder / "tokenizer_config.json", model_max_length=limit)
     with pytest.raises(ModelError, match="cannot load the tokenizer of"):
         LanguageModel(identify(str(folder), "causal-lm"), device="cpu")
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 1 << 40), ("vocab_size", 1 << 31)])
+def test_a_config_of_a_network_far_larger_than_its_weights(key, value, tmp_path, make_policy, edit_json):
+    """Layers would be made until memory ends."""
+    folder = make_policy(tmp_path / "model")
+    edit_json(folder / "config.json", **{key: value})
+    with pytest.raises(ModelError, match=rf"config.json says {key} [\d,]+, and the weights hold 21 tensors"):
+        identify(str(folder), "causal-lm")
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"x": "\\ud83d"}', "[" * 5000])
+def test_a_broken_config_is_named_before_anything_is_computed(name, content, tmp_path, make_policy):
+    """Of generation_config.json the end tokens would be missing in silence; training would fail when it saves."""
+    path = make_policy(tmp_path / "model") / name
+    path.write_text(content)
+    with pytest.raises(ModelError, match=rf"{name}.*(again|is needed)"):
+        identify(str(tmp_path / "model"), "causal-lm")
+
+
+def test_a_vocabulary_without_the_texts_characters_is_named(tmp_path, make_policy):
+    folder = make_policy(tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = {"a": 5, **{token: number for number, token in enumerate(("<pad>", "<bos>", "<eos>", "<eot>"))}}
+    tokenizer["model"] = {"type": "WordPiece", "vocab": vocabulary, "unk_token": "[UNK]", "max_input_chars_per_word": 9}
+    tokenizer["model"]["continuing_subword_prefix"] = "##"
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    model = LanguageModel(identify(str(folder), "causal-lm"), device="cpu")
+    with pytest.raises(ModelError, match="cannot tokenise a text: WordPiece error"):
+        model.chat.encode(["other words"], complete=False)
