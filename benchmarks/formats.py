@@ -1,4 +1,7 @@
-"""ingest of conversations and of pairs in JSONL, against `datasets.load_dataset("json")` and a map to the same rows.
+"""Ingest of conversations and of pairs, and export of pairs, against `datasets`.
+
+Ingest of JSONL against `datasets.load_dataset("json")` and a map to the same rows; export to Parquet against
+`Dataset.to_parquet` of the same rows.
 
     python benchmarks/formats.py [--rows 50000,200000] [--rounds 3] [--pairs 1000000] [--folder DIR]
 
@@ -8,7 +11,9 @@ threads), and the peak memory by the kernel's figure. The two sides are measured
 map makes what ingest makes: the prompt without its last turn, the reference, the id by the hash of the messages, and
 the split by the hash of the id. Its caches are new each time.
 
-`--pairs N` then reads N pairs once, and shows the peak memory beside the size of the file.
+`Dataset.to_parquet` is given the rows as they are exported, in an Arrow file: it does not join them, nor sort.
+
+`--pairs N` then reads N pairs once and exports them, and shows the peak memory beside the size of the file.
 """
 
 from __future__ import annotations
@@ -44,13 +49,17 @@ def main() -> None:
                 file = Path(folder) / f"{kind}.jsonl"
                 written(file, kind, rows)
                 compare(file, kind, rows, ways, asked.rounds)
+                if kind == "pairs":
+                    prepared(file)
+                    compare(file, "pairs out", rows, OUT, asked.rounds)
                 file.unlink()
         if asked.pairs:
             file = Path(folder) / "pairs.jsonl"
             written(file, "pairs", asked.pairs)
-            seconds, cpu, peak = measured(ingested, file, "pairs")
-            print(f"{asked.pairs:,} pairs, {file.stat().st_size / 1e6:,.0f} MB: {seconds:.1f} s, {cpu:.1f} CPU s,"
-                  f" peak {peak:,.0f} MB")  # fmt: skip
+            for name, way in {"in": prepared_run, "out": exported}.items():
+                seconds, cpu, peak = measured(way, file, "pairs")
+                print(f"{asked.pairs:,} pairs, {file.stat().st_size / 1e6:,.0f} MB, {name}: {seconds:.1f} s,"
+                      f" {cpu:.1f} CPU s, peak {peak:,.0f} MB")  # fmt: skip
 
 
 def compare(file: Path, kind: str, rows: int, ways: dict[str, Callable[[Path, str], None]], rounds: int) -> None:
@@ -113,6 +122,44 @@ def mapped(file: Path, kind: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def prepared_run(file: Path, kind: str) -> None:
+    """The pairs as a run beside the file."""
+    from prefdata.prompts.ingest import ingest
+    from prefdata.specs import IngestSpec
+    from prefdata.storage.run import Run
+
+    shutil.rmtree(file.with_suffix(".run"), ignore_errors=True)
+    ingest(Run(file.with_suffix(".run")), [str(file)], IngestSpec(kind="pairs", test=0.0))
+
+
+def prepared(file: Path) -> None:
+    """The pairs as a run, and as `datasets` keeps what export writes of it."""
+    import datasets
+
+    prepared_run(file, "pairs")
+    exported(file, "pairs")
+    out = str(file.with_suffix(".out"))
+    datasets.load_dataset(out, split="train", cache_dir=f"{out}.cache").save_to_disk(str(file.with_suffix(".arrow")))
+
+
+def exported(file: Path, kind: str) -> None:
+    """By prefdata: the run's pairs, joined with their prompts and responses, sorted and written."""
+    from prefdata.exports.export import export
+    from prefdata.specs import ExportSpec
+    from prefdata.storage.run import Run
+
+    shutil.rmtree(file.with_suffix(".out"), ignore_errors=True)
+    export(Run(file.with_suffix(".run")), ExportSpec(), file.with_suffix(".out"))
+
+
+def saved(file: Path, kind: str) -> None:
+    """By datasets: the same rows, written as they are."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.load_from_disk(str(file.with_suffix(".arrow"))).to_parquet(str(file.with_suffix(".parquet")))
+
+
 def key(messages: list[dict[str, Any]]) -> str:
     """The id of a prompt."""
     return hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()[:20]
@@ -141,6 +188,8 @@ def pair_row(row: dict[str, Any]) -> dict[str, Any]:
 WAYS: dict[str, dict[str, Callable[[Path, str], None]]] = {
     kind: {"prefdata ingest": ingested, "load_dataset and map": mapped} for kind in ("conversations", "pairs")
 }
+
+OUT = {"prefdata export": exported, "Dataset.to_parquet": saved}
 
 
 def written(file: Path, kind: str, rows: int) -> None:

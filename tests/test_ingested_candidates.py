@@ -106,6 +106,18 @@ def test_the_same_answer_of_another_row_is_a_duplicate(tmp_path: Path, write: Wr
         ingest(Run(tmp_path / "other"), [write(*rows)], AS.model_copy(update={"on_duplicates": "error"}))
 
 
+@pytest.mark.parametrize("given", [{"response": None}, {}, {"response": None, "model": "m"}])
+def test_a_score_without_a_response_is_a_row_without_responses(
+    tmp_path: Path, write: Write, given: dict[str, Any]
+) -> None:
+    """A model that gave no answer is marked wrong in many tables; its row was a bad one."""
+    rows = [{"prompt": "a", "response": "x", "right": True}, {"prompt": "b", **given, "right": False}]
+    run = Run(tmp_path / "run")
+    report = ingest(run, [write(*rows)], AS.model_copy(update={"score": ("right",)})).report
+    assert report.figures["rows_without_responses"] == 1
+    assert run.only("scores").read(["score"])["score"].to_pylist() == [1.0]
+
+
 def test_what_is_lost_or_missing_is_counted(tmp_path: Path, write: Write) -> None:
     rows = [
         {"prompt": "a", "responses": ["x", "z"], "topic": 1},

@@ -76,9 +76,10 @@ def last_turn(responses: Sequence[ResponseMap], *, labelled: bool) -> LastTurn:
 
 
 def _hold_prompt(columns: Columns, responses: Sequence[ResponseMap]) -> bool:
-    """Tell whether responses are whole conversations."""
-    paths = [path for one in responses if one.kind != "reference" for path in one.column]
-    return any(is_whole(value) for path in paths if path in columns.every for value in columns.every[path].values)
+    """Tell whether responses are whole conversations: most of them, since one may quote a transcript."""
+    paths = [path for one in responses if one.kind != "reference" for path in one.column if path in columns.every]
+    whole = [is_whole(value) for path in paths for value in columns.every[path].values if value is not None]
+    return 2 * sum(whole) > len(whole)
 
 
 def _alone(columns: Columns) -> tuple[list[str], list[str]]:

@@ -92,8 +92,8 @@ def _entry(column: Column, attributes: Mapping[str, str], **more: Any) -> Respon
 def is_whole(value: Any) -> bool:
     """Tell whether a response is a whole conversation, which begins with the prompt."""
     if isinstance(value, str):
-        if transcript(value):
-            return True
+        if written := transcript(value):
+            return written.turns[-1]["role"] == "assistant"
         try:
             value = parsed(value, "")
         except BadRowError:

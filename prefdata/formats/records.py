@@ -165,8 +165,11 @@ class Record:
 
     def judged(self) -> list[tuple[Verdict, list[Verdict]]]:
         """List the same as `preferences`, or nothing if the row has no preference."""
+        relations = self.relations()
+        if len(relations) == 1 and relations[0].first < relations[0].second:  # as in nearly all rows
+            return [(relations[0], relations)]
         judged: dict[tuple[int, int], list[Verdict]] = {}
-        for one in self.relations():
+        for one in relations:
             turned = one if one.first < one.second else _turned(one)
             judged.setdefault((turned.first, turned.second), []).append(turned)
         shares = {pair: sum(one.probability for one in said) / len(said) for pair, said in judged.items()}

@@ -35,6 +35,8 @@ def score_columns(
     Raises:
         BadRowError: a value is not a number, or their number differs from that of the responses.
     """
+    if not responses:  # a row whose response is null: there is nothing to score
+        return []
     own = [_values(values, responses, column.removeprefix("-")) for column in columns]
     signs = [-1 if column.startswith("-") else 1 for column in columns]
     return [

@@ -234,3 +234,14 @@ def test_one_odd_row_among_the_first_does_not_decide_the_layout() -> None:
     odd = {"messages": "not a conversation", "chosen": 3}
     good = {"messages": [USER], "chosen": "a", "rejected": "b"}
     assert detect([odd, good, good], "file") == detect([good], "file")
+
+
+@pytest.mark.parametrize(
+    "quoted", ["\n\nHuman: Hi.", "\n\nHuman: Hi.\n\nAssistant: Ho.", '[{"role": "user", "content": "a"}]']
+)
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_a_response_that_quotes_a_transcript_does_not_decide_the_layout(side: str, quoted: str) -> None:
+    """Read as a whole conversation, it made every other row a bad row."""
+    good = [{"prompt": f"Q{n}?", "chosen": f"a{n}", "rejected": f"b{n}"} for n in range(3)]
+    odd = {**good[0], side: quoted}
+    assert detect([odd, *good], "file") == detect(good, "file")
