@@ -21,6 +21,7 @@ IMPORTED = [
     "prefdata.scorers.judge.judge",
     "prefdata.scorers.causal_lm.pairwise",
     "prefdata.scorers.classifier.hf",
+    "prefdata.train.ppo.loop",
     "prefdata.train.train",
     "torch",
     "transformers.models.llama.modeling_llama",

@@ -185,6 +185,18 @@ def test_the_page_on_training(run_all: Pages) -> None:
     assert sum("made models/" in out for out in said.values()) == len(list(Path("models").glob("*/_SUCCESS"))) > 0
 
 
+def test_the_page_on_ppo(run_all: Pages) -> None:
+    """Two steps of 32 responses each; the table of presets is that of the code."""
+    from prefdata.train.ppo.presets import PRESETS
+
+    page = DOCS / "ppo.md"
+    said = list(run_all(console_commands(page)).values())
+    assert "reference" in said[1]
+    assert re.findall(r"^(\d),.*,(\d+)$", said[3], re.M) == [("1", "32"), ("2", "32")]
+    assert [path.name for path in Path("runs/ppo/models/ppo/responses").iterdir()]
+    assert re.findall(r"^- `([\w-]+)`: .*(?:20\d\d|DeepSpeed|TRL)", page.read_text("utf-8"), re.M) == list(PRESETS)
+
+
 def test_the_page_on_objectives(run_all: Pages) -> None:
     page = DOCS / "objectives.md"
     for name, rows in re.findall(r"```json (\S+)\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL):

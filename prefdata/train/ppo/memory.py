@@ -126,7 +126,7 @@ def _sampling(net: Any, spec: PpoSpec, size: int) -> Role:
 
 
 def _logits(net: Any, spec: PpoSpec) -> Role:
-    """Return the logits of a micro-batch and what the backward pass makes of them, in float32, at most one chunk."""
+    """Count the logits of a micro-batch and what the backward pass makes of them, in float32, at most one chunk."""
     tokens = micro_budget(pick_device(spec.device), spec).given
     elements = min(tokens * net.config.get_text_config().vocab_size, CHUNK_ELEMENTS)
     return Role("logits", weights=2 * 4 * elements, note=f"of {tokens:,} tokens; other activations are not counted")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def train_ppo(
-    run: Path | str, spec: PpoSpec, out: Path | str, *, replace: bool = False, progress: Watch = False
+    run: Run | Path | str, spec: PpoSpec, out: Path | str, *, replace: bool = False, progress: Watch = False
 ) -> Outcome:
     """Train a causal LM on its own responses to a run's prompts; the model that it starts from is the reference.
 
@@ -49,10 +49,10 @@ def train_ppo(
         InputError: the run, the model, the scorer or a setting is bad, or `out` holds something else.
         EngineError: training ran into numbers that are not finite, or no response of a step has a score.
     """
-    return PpoTraining(Run(run), spec, out, replace).run(replace, progress)
+    return PpoTraining(_opened(run), spec, out, replace).run(replace, progress)
 
 
-def dry_run(run: Path | str, spec: PpoSpec, out: Path | str) -> list[dict[str, Any]]:
+def dry_run(run: Run | Path | str, spec: PpoSpec, out: Path | str) -> list[dict[str, Any]]:
     """Return the memory that each role would take, in bytes, and all of it last; nothing is written.
 
     Raises:
@@ -60,13 +60,17 @@ def dry_run(run: Path | str, spec: PpoSpec, out: Path | str) -> list[dict[str, A
     """
     from prefdata.train.ppo.memory import memory_by_role
 
-    training = PpoTraining(Run(run), spec, out, replace=True)
+    training = PpoTraining(_opened(run), spec, out, replace=True)
     roles = memory_by_role(training.files, training.spec, training.scorers)
     rows = [{**dataclasses.asdict(role), "total": role.total} for role in roles]
     sums = {
         name: sum(row[name] for row in rows) for name in ("parameters", "weights", "gradients", "optimiser", "total")
     }
     return [*rows, {"role": "all", **sums, "note": ""}]
+
+
+def _opened(run: Run | Path | str) -> Run:
+    return run if isinstance(run, Run) else Run(run)
 
 
 class PpoTraining(Training):

@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ptx_coef": 27.8,
         "max_tokens": 256,
     },
-    # Touvron et al. 2023 (arXiv:2307.09288), section 3.2.3 and 3.3.
+    # Touvron et al. 2023 (arXiv:2307.09288), section 3.2.3.
     "llama2": {
         "batch_size": 512,
         "minibatches": 8,

@@ -189,40 +189,89 @@ def test_online_dpo_takes_best_and_worst() -> None:
     assert differs.tolist() == [True, False]
 
 
-def minimised(method: str, beta: float, steps: int = 6000) -> torch.Tensor:
-    """A bandit of three arms, reference (.5, .3, .2), rewards (0, 1, 2), trained on samples with KL in the reward."""
+def solved(method: str, reference: torch.Tensor, scores: torch.Tensor, steps: int = 1500) -> torch.Tensor:
+    """Train on samples of a token MDP with the KL in the reward, beta 1; returns the policy, averaged over the end.
+
+    A response has one or two tokens. The last token that may come first goes on to a second one, the others end.
+
+    Args:
+        method: `ppo` or `rloo`.
+        reference: `[states, V]` distributions of the first token, and where there are two states of the second.
+        scores: `[V]` of responses of one token, or `[V, V]` by both tokens (whatever the second, where the first ends).
+        steps: updates.
+    """
     generator = torch.Generator().manual_seed(0)
-    reference = doubles([0.5, 0.3, 0.2]).log()
-    scores = doubles([0.0, 1.0, 2.0])
-    logits, critic = reference.clone().requires_grad_(), doubles([0.0]).requires_grad_()
+    reference, states = reference.log(), len(reference)
+    logits, critic = reference.clone().requires_grad_(), torch.zeros(states, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([logits, critic], lr=0.05)
     tail: list[torch.Tensor] = []
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 0.05 * (1 - step / steps) + 1e-4
-        old = logits.detach().log_softmax(0)
-        arms = torch.multinomial(old.exp(), 64, replacement=True, generator=generator)[:, None]
-        mask = torch.ones_like(arms, dtype=torch.bool)
-        kls = kl_estimates(old[arms], reference[arms])
-        rewards = token_rewards(scores[arms[:, 0]], kls, mask, beta)
-        returns = rewards
+        old = logits.detach().log_softmax(1)
+        tokens = torch.multinomial(old.exp(), 64, replacement=True, generator=generator).T  # [64, states]
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        if states == 2:
+            mask[:, 1] = tokens[:, 0] == reference.shape[1] - 1
+        at = torch.arange(states).expand_as(tokens), tokens
+        found = scores[tuple(tokens.T)] if states == 2 else scores[tokens[:, 0]]
+        rewards = token_rewards(found, kl_estimates(old[at], reference[at]), mask, 1.0)
+        values, returns = critic.expand_as(rewards), rewards
         if method == "ppo":
-            advantages, returns = gae(rewards, critic.detach().expand_as(rewards), mask)
+            advantages, returns = gae(rewards, values.detach(), mask)
             advantages = whiten(advantages, mask)
         else:
-            advantages = rloo_advantages(rewards.view(16, 4)).view(64, 1)
-        logps = logits.log_softmax(0)[arms]
-        losses, _, _ = clipped_policy_losses(logps, old[arms], advantages, 0.2)
-        value_losses = clipped_value_losses(critic.expand_as(returns), critic.detach().expand_as(returns), returns, 1.0)
+            advantages = rloo_advantages(rewards.sum(1).view(16, 4)).view(64, 1) * mask
+        losses, _, _ = clipped_policy_losses(logits.log_softmax(1)[at], old[at], advantages, 0.2)
+        value_losses = clipped_value_losses(values, values.detach(), returns, 1.0)
         optimizer.zero_grad()
-        (losses.mean() + value_losses.mean()).backward()
+        (losses[mask].mean() + value_losses[mask].mean()).backward()
         optimizer.step()
         if step >= steps * 3 // 4:
-            tail.append(logits.detach().softmax(0))
+            tail.append(logits.detach().softmax(1))
     return torch.stack(tail).mean(0)
 
 
 @pytest.mark.parametrize("method", ["ppo", "rloo"])
 def test_a_bandit_is_solved_to_the_optimum(method: str) -> None:
-    """pi* = ref exp(r / beta) / Z; with beta 1 (.179000, .291944, .529056)."""
-    assert minimised(method, 1.0, 1500).tolist() == pytest.approx([0.179, 0.291944, 0.529056], abs=0.02)
+    """pi* = ref exp(r / beta) / Z: .5 : .3 e : .2 e^2, over their sum 2.793289."""
+    found = solved(method, doubles([[0.5, 0.3, 0.2]]), doubles([0.0, 1.0, 2.0]))
+    assert found[0].tolist() == pytest.approx([0.179, 0.291944, 0.529056], abs=0.02)
+
+
+@pytest.mark.parametrize("method", ["ppo", "rloo"])
+def test_a_token_mdp_is_solved_to_the_optimum(method: str) -> None:
+    """Responses E, AE and AA of reference .6, .28, .12 and reward 0, 1, 2.
+
+    pi* is as .6 : .28 e : .12 e^2, over their sum 2.247807: .266927, .338608, .394466. So the first token is A with
+    .733073, and the second A with .394466 / .733073 = .538099.
+    """
+    found = solved(method, doubles([[0.6, 0.4], [0.7, 0.3]]), doubles([[0.0, 0.0], [1.0, 2.0]]))
+    assert found[:, 1].tolist() == pytest.approx([0.733073, 0.538099], abs=0.025)
+
+
+def test_grpos_fixed_point_is_another() -> None:
+    """Normalised advantages do not know the size of rewards: pi* = ref exp(r / beta) / Z is not reached.
+
+    In a bandit of two arms with rewards 0 and c, all gaps have the same advantages for any c > 0: those of a group of 2
+    with one response of each are -1 / sqrt 2 and 1 / sqrt 2 (less by the 1e-4 of the standard deviation).
+    """
+    for gap in (1.0, 100.0):
+        assert grpo_advantages(doubles([[0.0, gap]]))[0].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5], abs=2e-4)
+
+
+def test_k3_in_the_loss_has_the_reference_as_its_only_fixed_point_and_another_pull() -> None:
+    """On-policy E[grad k3] = sum p (1 - q / p) grad log p = -sum q grad log p: that of KL(q || p), not KL(p || q).
+
+    By logits that is p - q, where the gradient of KL(p || q) is p (log p/q - KL).
+    """
+    logits = doubles([0.7, -0.2, 0.1]).requires_grad_()
+    reference = doubles([0.2, 0.5, 0.3]).log()
+    logps = logits.log_softmax(0)
+    weights = logps.detach().exp()
+    (weights * kl_estimates(logps, reference, "k3")).sum().backward()
+    assert torch.allclose(logits.grad, weights - reference.exp())  # type: ignore[arg-type]
+    logits.grad = None
+    (weights * kl_estimates(logits.log_softmax(0), reference, "k2")).sum().backward()
+    difference = weights.log() - reference
+    assert torch.allclose(logits.grad, weights * (difference - (weights * difference).sum()))  # type: ignore[arg-type]
