@@ -12,7 +12,7 @@ from prefdata.train.objectives.catalog import LOSSES
 from prefdata.train.objectives.registry import WANTED
 from prefdata.train.objectives.registry import Command as CommandName
 from prefdata.train.ppo.specs import PpoSpec
-from prefdata.train.specs import DpoSpec, KtoSpec, RmSpec, SftSpec
+from prefdata.train.specs import DpoSpec, KtoSpec, LossSpec, RmSpec, SftSpec
 
 from . import output
 from .help import Command, CommandGroup, List
@@ -44,6 +44,22 @@ Data = Annotated[
     typer.Argument(metavar="DATA", help="A run directory, an export, a Parquet, JSON or JSONL file, or a hub dataset."),
 ]
 Out = Annotated[Path, option("--out", metavar="DIR", help="The model folder to write.", group=Group.OUTPUT)]
+DryRun = Annotated[
+    bool,
+    option(
+        "--dry-run",
+        metavar=None,
+        help="Show parameters, tokens, steps and memory by part, estimated from the config and the data, and train "
+        "nothing. The model needs no weights.",
+        group=Group.OUTPUT,
+    ),
+]
+
+
+def _planned(data: str, spec: LossSpec, out: Path) -> None:
+    from prefdata.train.train import plan_training
+
+    show.facts(plan_training(data, spec, out))
 
 
 @app.command(
@@ -52,8 +68,18 @@ Out = Annotated[Path, option("--out", metavar="DIR", help="The model folder to w
     epilog="Example: prefdata train sft demonstrations.jsonl --model base --out sft --epochs 2 --lr 2e-5",
 )
 @spec_options(SftSpec)
-def sft(data: Data, out: Out, spec: SftSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
+def sft(
+    data: Data,
+    out: Out,
+    spec: SftSpec,
+    replace: Replace = False,
+    format: ReportFormat = "text",
+    dry_run: DryRun = False,
+) -> None:
     """Imitate responses: supervised fine-tuning."""
+    if dry_run:
+        _planned(data, spec, out)
+        return
     from prefdata.train.train import train_sft
 
     done = train_sft(data, spec, out, replace=replace, progress=True)
@@ -64,8 +90,13 @@ def sft(data: Data, out: Out, spec: SftSpec, replace: Replace = False, format: R
     "rm", cls=with_losses("rm"), epilog="Example: prefdata train rm preferences.jsonl --model sft --out reward_model"
 )
 @spec_options(RmSpec)
-def rm(data: Data, out: Out, spec: RmSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
+def rm(
+    data: Data, out: Out, spec: RmSpec, replace: Replace = False, format: ReportFormat = "text", dry_run: DryRun = False
+) -> None:
     """Score better responses higher: a reward model."""
+    if dry_run:
+        _planned(data, spec, out)
+        return
     from prefdata.train.train import train_rm
 
     done = train_rm(data, spec, out, replace=replace, progress=True)
@@ -78,8 +109,18 @@ def rm(data: Data, out: Out, spec: RmSpec, replace: Replace = False, format: Rep
     epilog="Example: prefdata train dpo runs/demo --model policy --out runs/demo/models/dpo",
 )
 @spec_options(DpoSpec)
-def dpo(data: Data, out: Out, spec: DpoSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
+def dpo(
+    data: Data,
+    out: Out,
+    spec: DpoSpec,
+    replace: Replace = False,
+    format: ReportFormat = "text",
+    dry_run: DryRun = False,
+) -> None:
     """Prefer better responses: direct preference optimisation and its variants."""
+    if dry_run:
+        _planned(data, spec, out)
+        return
     from prefdata.train.train import train_dpo
 
     done = train_dpo(data, spec, out, replace=replace, progress=True)
@@ -88,8 +129,18 @@ def dpo(data: Data, out: Out, spec: DpoSpec, replace: Replace = False, format: R
 
 @app.command("kto", cls=with_losses("kto"), epilog="Example: prefdata train kto labels.jsonl --model policy --out kto")
 @spec_options(KtoSpec)
-def kto(data: Data, out: Out, spec: KtoSpec, replace: Replace = False, format: ReportFormat = "text") -> None:
+def kto(
+    data: Data,
+    out: Out,
+    spec: KtoSpec,
+    replace: Replace = False,
+    format: ReportFormat = "text",
+    dry_run: DryRun = False,
+) -> None:
     """Learn from single responses labelled good or bad."""
+    if dry_run:
+        _planned(data, spec, out)
+        return
     from prefdata.train.train import train_kto
 
     done = train_kto(data, spec, out, replace=replace, progress=True)

@@ -61,7 +61,7 @@ def add_adapter(model: Any, spec: AdapterSpec, files: ModelFiles, dtype: torch.d
     )
     try:
         with warnings.catch_warnings(action="ignore"):  # it tells what it corrects by itself
-            adapter = get_peft_model(model, config)
+            adapter = get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
     except (ValueError, TypeError) as error:
         raise ModelError(f"{files.name}: PEFT cannot put an adapter on it ({' '.join(str(error).split())}).") from None
     for parameter in model.parameters():

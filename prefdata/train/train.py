@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from prefdata.chat.clock import began_on, dated
 from prefdata.errors import ModelError, SpecConflict, UsageError
@@ -20,7 +20,7 @@ from prefdata.formats.reading import ReadOptions
 from prefdata.formats.records import BadRowError
 from prefdata.ids import digest
 from prefdata.models.files import ModelFiles, identify
-from prefdata.progress import Progress, Watch
+from prefdata.progress import Progress, Watch, no_progress
 from prefdata.storage.artifact import in_the_same_precision
 from prefdata.storage.report import Report
 from prefdata.storage.run import Lineage, Outcome, State
@@ -118,6 +118,15 @@ def train_kto(
     return LossTraining(data, spec, out, _part(spec), replace).run(replace, progress)
 
 
+def plan_training(data: Path | str, spec: LossSpec, out: Path | str) -> dict[str, Any]:
+    """Say what a training would do: parameters, examples, tokens, steps, and gigabytes of memory by part.
+
+    The model's folder or hub name needs no weights, and nothing is written. Errors as in `train_sft`.
+    """
+    part = spec.selector if isinstance(spec, SftSpec) else _part(cast(RmSpec, spec))
+    return LossTraining(data, spec, out, part, replace=False, weights=False).plan()
+
+
 def _part(spec: RmSpec | DpoSpec | KtoSpec) -> str | None:
     """Name the part of a run that the data are."""
     return spec.input if spec.pairing is None else spec.pairing
@@ -132,12 +141,22 @@ class LossTraining(Training):
         out: the folder of the new model.
         part: which part of a run the data are.
         replace: whether another model may be there.
+        weights: whether the model that training starts from needs weights.
     """
 
     spec: LossSpec
 
-    def __init__(self, data: Path | str, spec: LossSpec, out: Path | str, part: str | None, replace: bool) -> None:
-        super().__init__(spec, out)
+    def __init__(
+        self,
+        data: Path | str,
+        spec: LossSpec,
+        out: Path | str,
+        part: str | None,
+        replace: bool,
+        *,
+        weights: bool = True,
+    ) -> None:
+        super().__init__(spec, out, weights=weights)
         self.kind: Layout = KINDS[spec.objective.data]
         self.spec = spec = dated(spec, [self.files], None if replace else began_on([self.folder]))
         self.reference = None
@@ -164,6 +183,16 @@ class LossTraining(Training):
                 "Give the new model another name, or --replace the old one."
             )
         return state
+
+    def plan(self) -> dict[str, Any]:
+        """Return the figures of the training that would be done."""
+        from prefdata.train.plan import planned
+
+        data, spec = TrainingData(self, no_progress), self.spec
+        follows = isinstance(spec, DpoSpec) and spec.sync_ref_every > 0
+        compared = spec.loss_settings.get("regularizer") == "kl" and spec.lora_r is None
+        examples = {"examples": len(data.train.examples), "held_out": len(data.test.examples)}
+        return examples | planned(self.files, spec, data.train.examples, int(follows or compared))
 
     def train(self, replace: bool, progress: Progress) -> Report:
         """Train to the end and put the model into the folder."""

@@ -39,14 +39,15 @@ class Training:
     Args:
         spec: the settings.
         out: the folder of the new model.
+        weights: whether the model that training starts from needs weights.
     """
 
     spec: LoopSpec
     lineage: Lineage
 
-    def __init__(self, spec: LoopSpec, out: Path | str) -> None:
+    def __init__(self, spec: LoopSpec, out: Path | str, *, weights: bool = True) -> None:
         self.folder = Artifact(Path(out), (CHECKPOINT_FILE, *METRICS))
-        self.files = start_model(spec)
+        self.files = start_model(spec, weights=weights)
         if self.files.path is not None and self.files.path == Path(out).resolve():
             raise UsageError(f"{out} is the model that training starts from. Name another folder with --out.")
 
@@ -105,11 +106,11 @@ class Training:
             (shutil.copytree if log.is_dir() else shutil.copyfile)(log, new / log.name)
 
 
-def start_model(spec: LoopSpec) -> ModelFiles:
+def start_model(spec: LoopSpec, *, weights: bool = True) -> ModelFiles:
     """Return the model that training starts from.
 
     Raises:
         ModelError: there is none, or it is of the wrong kind.
     """
     kind: Kind = "reward-start" if isinstance(spec, RmSpec) else "causal-lm"
-    return identify(spec.model, kind, weights=not spec.from_scratch)
+    return identify(spec.model, kind, weights=weights and not spec.from_scratch)
