@@ -59,7 +59,7 @@ DryRun = Annotated[
 def _planned(data: str, spec: LossSpec, out: Path) -> None:
     from prefdata.train.train import plan_training
 
-    show.facts(plan_training(data, spec, out))
+    output.facts(plan_training(data, spec, out))
 
 
 @app.command(

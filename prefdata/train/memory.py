@@ -169,7 +169,7 @@ def _bytes(tensors: list[Any]) -> int:
 
 
 def _layers(model: nn.Module) -> int:
-    """The length of the longest list of modules."""
+    """Return the length of the longest list of modules."""
     return max((len(module) for module in model.modules() if isinstance(module, nn.ModuleList)), default=1)
 
 

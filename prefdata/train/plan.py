@@ -22,7 +22,7 @@ GB = 1e9
 
 
 def planned(files: ModelFiles, spec: TrainSpec, train: list[Example], copies: int) -> dict[str, Any]:
-    """The figures of a training: parameters, tokens, steps, and gigabytes of memory by part.
+    """Return the figures of a training: parameters, tokens, steps, and gigabytes of memory by part.
 
     Args:
         files: the model; its config is enough.
@@ -66,7 +66,7 @@ def largest_batch(examples: list[Example], batch_size: int, most: int) -> int:
 
 
 def in_gigabytes(memory: Memory) -> dict[str, float]:
-    """The parts of an estimate by name, in 10^9 bytes, and their sum."""
+    """Return the parts of an estimate by name, in 10^9 bytes, and their sum."""
     parts = {**asdict(memory), "total": memory.total}
     return {f"gb_{name}": round(size / GB, 4) for name, size in parts.items()}
 
@@ -78,7 +78,7 @@ def _capacity(device: torch.device) -> dict[str, float]:
 
 
 def _config(files: ModelFiles, spec: TrainSpec) -> Any:
-    """The config, of which no weights are downloaded."""
+    """Return the config, of which no weights are downloaded."""
     folder: Path = (files.base or files).text_folder()
     with silenced():
         config = transformers.AutoConfig.from_pretrained(folder)
