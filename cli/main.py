@@ -199,10 +199,12 @@ def _memory_full(error: Exception) -> str | None:
         full = is_out_of_memory(error)
     else:
         full = isinstance(error, MemoryError)
+    lower = "Lower --batch-tokens (train: --micro-tokens, --max-length), use a smaller model"
+    lower = lower if "torch" in sys.modules else "Use less data at a time, a machine with more memory"
     what = ". ".join(" ".join(str(error).split()).split(". ")[:2]) or type(error).__name__
     return (
-        f"memory is full ({what}). Lower --batch-tokens (train: --micro-tokens, --max-length), use a smaller model, or "
-        "stop what else uses this memory. What was finished is kept, and the same command continues."
+        f"memory is full ({what}). {lower}, or stop what else uses this memory. "
+        "What was finished is kept, and the same command continues."
         if full
         else None
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
 from prefdata.chat.encoder import PLAIN_END, Chat, named_ends
 from prefdata.errors import ModelError
@@ -237,6 +237,10 @@ def _save_whole(loaded: LoadedModel, files: ModelFiles, trained: Encoded, folder
     elif hasattr(model.config, "prefdata"):  # of the model that training began with
         del model.config.prefdata
     ends = [] if is_reward_model(model) else _declare(model.config, files, trained.ends)
+    if not is_reward_model(model):
+        # transformers refuses to save defaults that do not go together (a temperature without do_sample), as many
+        # models have them; the file is copied below.
+        model.generation_config = GenerationConfig.from_model_config(model.config)
     model.save_pretrained(folder, state_dict=weights)
     if not is_reward_model(model):
         _save_generation_config(files.folder() / "generation_config.json", folder / "generation_config.json", ends)

@@ -431,3 +431,14 @@ def test_learning_rates() -> None:
     cosine = [learning_rate(spec.model_copy(update={"lr_scheduler": "cosine"}), step, 10) for step in (2, 6)]
     assert cosine == pytest.approx([0.8, 0.4])
     assert learning_rate(spec.model_copy(update={"lr_scheduler": "constant"}), 9, 10) == 0.8
+
+
+def test_generation_defaults_that_do_not_go_together_do_not_end_a_training(
+    make_policy: Any, edit_json: Any, demonstrations: Path, tmp_path: Path
+) -> None:
+    """transformers refuses to save a temperature without do_sample, which Llama 2 was published with."""
+    policy = make_policy(tmp_path / "policy")
+    edit_json(policy / "generation_config.json", temperature=0.9, top_p=0.6)
+    before = json.loads((policy / "generation_config.json").read_text())
+    done = train_sft(demonstrations, SftSpec(model=str(policy), max_steps=1), tmp_path / "out")
+    assert json.loads((done.path / "generation_config.json").read_text()) == before
