@@ -340,12 +340,23 @@ def _suffix(path: Path) -> str:
     return Path(name).suffix.lower()
 
 
+def refuse_endless(path: Path) -> None:
+    """Refuse a pipe or a device: data are read several times, and a device may never end.
+
+    Raises:
+        InputError: it is one.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{path} is a pipe or a device. Give a file, or pipe the rows to standard input (-).")
+
+
 def reader(path: Path) -> Callable[[Path], Iterator[RawRow]]:
     """Choose the reader of a file by its extension.
 
     Raises:
-        InputError: the extension is unknown.
+        InputError: the extension is unknown, or it is a pipe or a device.
     """
+    refuse_endless(path)
     suffix = _suffix(path)
     if suffix not in READERS:
         known = ", ".join(READERS)

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from prefdata.errors import InputError
-from prefdata.formats.files import BATCH, COMPRESSED, READERS, RawRow, arrow_rows, numbered, reader
+from prefdata.formats.files import BATCH, COMPRESSED, READERS, RawRow, arrow_rows, numbered, reader, refuse_endless
 from prefdata.ids import digest
 
 __all__ = ["HubName", "RawRow", "hub_fingerprint", "input_files", "input_name", "read", "split_of"]
@@ -91,6 +91,7 @@ def input_files(name: str) -> list[Path]:
     path = Path(name)
     if path.is_dir():
         return _files_within(path)
+    refuse_endless(path)
     return [path] if path.exists() else _glob(name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from prefdata.errors import InputError
 from prefdata.formats.files import RawRow
-from prefdata.formats.readers import input_name, read, split_of
+from prefdata.formats.readers import input_files, input_name, read, split_of
 
 
 def put(path: Path, content: str | bytes) -> str:
@@ -413,3 +414,13 @@ def test_jsonl_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[d
     path = tmp_path_factory.mktemp("rows") / "a.jsonl"
     put(path, "\n".join(json.dumps(row) for row in rows))
     assert values(str(path)) == rows
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_pipes_and_devices_are_refused(tmp_path: Path, kind: str) -> None:
+    """A pipe can be read once, and its reader waits; zeros fill the memory."""
+    path = tmp_path / "x.jsonl"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    for function in (read, input_files):
+        with pytest.raises(InputError, match=r"x\.jsonl is a pipe or a device\. Give a file"):
+            list(function(str(path)))
