@@ -309,6 +309,14 @@ _READ = (
 )  # fmt: skip
 
 
+def _values(content: bytes) -> Any:
+    """What a JSON file holds; nothing where it was changed before."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+
+
 def run_folder(rng: random.Random, run: Path, folder: Path) -> Case:
     """A command on a run in which files were changed, cut, removed, or are folders."""
     files = sorted(path for path in run.rglob("*") if path.is_file())
@@ -319,7 +327,7 @@ def run_folder(rng: random.Random, run: Path, folder: Path) -> Case:
         how = rng.random()
         content = path.read_bytes()
         if how < 0.4 and path.suffix != ".parquet":
-            path.write_bytes(raw(mutated(json.loads(content), rng, rng.choice([1, 2])), rng))
+            path.write_bytes(raw(mutated(_values(content), rng, rng.choice([1, 2])), rng))
         elif how < 0.6:
             path.write_bytes(content[: rng.randrange(len(content) + 1)])
         elif how < 0.7:
