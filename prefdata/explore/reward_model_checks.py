@@ -92,6 +92,8 @@ def check(
     limit = EXACT[scorer.dtype]
     truth = _alone(scorer, rows)
     first = _scores(scorer, items)
+    if not first:
+        raise ModelError(f"{model} gives no text a score: its output is no number (NaN). Check or fetch the weights.")
     found = [
         _apart("batch", first, truth, limit),
         _apart("batch of two", _two_at_a_time(scorer, items, rows), truth, limit),

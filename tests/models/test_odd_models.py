@@ -9,9 +9,11 @@ import pytest
 import torch
 import transformers as T
 from conftest import save_tokenizer
+from safetensors.torch import load_file, save_file
 
 from prefdata.engines.hf.batch_state import BatchState, WholeRows, pick_batch_state
 from prefdata.errors import BadRows, ModelError
+from prefdata.explore.reward_model_checks import check
 from prefdata.models.files import ModelFiles, identify
 from prefdata.scorers.causal_lm.likelihood import Continuation, LanguageModel, MeanLogprob
 from prefdata.scorers.classifier.backbones import CachedBackbone
@@ -288,3 +290,11 @@ def test_a_vocabulary_without_the_texts_characters_is_named(tmp_path, make_polic
     model = LanguageModel(identify(str(folder), "causal-lm"), device="cpu")
     with pytest.raises(ModelError, match="cannot tokenise a text: WordPiece error"):
         model.chat.encode(["other words"], complete=False)
+
+
+def test_a_reward_model_whose_scores_are_no_numbers_is_named_by_its_check(tmp_path, make_reward_model):
+    folder = make_reward_model(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: torch.full_like(one, torch.nan) for name, one in weights.items()}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match="gives no text a score"):
+        check(str(folder), engine="transformers", device="cpu")
