@@ -93,7 +93,7 @@ def is_whole(value: Any) -> bool:
     """Tell whether a response is a whole conversation, which begins with the prompt."""
     if isinstance(value, str):
         if written := transcript(value):
-            return written.turns[-1]["role"] == "assistant"
+            return bool(written.turns[-1]["role"] == "assistant")
         try:
             value = parsed(value, "")
         except BadRowError:
