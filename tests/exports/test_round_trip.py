@@ -11,8 +11,9 @@ import pytest
 
 from prefdata.exports.export import export
 from prefdata.exports.registry import dialects
+from prefdata.pairs.pair import pair
 from prefdata.prompts.ingest import ingest
-from prefdata.specs import ExportSpec, IngestSpec
+from prefdata.specs import ExportSpec, IngestSpec, PairSpec
 from prefdata.storage.queries import read_candidates, read_prompts
 from prefdata.storage.run import Run
 
@@ -55,12 +56,12 @@ CALLED = [
 EVERY = [*PLAIN, *TURNS, *WITH_SYSTEM, *REASONED, *CALLED]
 
 
-def run_of(path: Path, rows: list[dict[str, Any]], kind: str = "pairs") -> Run:
+def run_of(path: Path, rows: list[dict[str, Any]], kind: str = "pairs", **settings: Any) -> Run:
     path.mkdir(parents=True, exist_ok=True)
     file = path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     run = Run(path / "run")
-    ingest(run, [str(file)], IngestSpec(kind=kind, test=0.0))
+    ingest(run, [str(file)], IngestSpec(kind=kind, test=0.0, **settings))
     return run
 
 
@@ -128,6 +129,67 @@ def test_what_a_dialect_cannot_say_is_left_out_and_counted_and_the_rest_comes_ba
     lost = came - pairs_of(run)
     shown = {name: count for name, count in report.figures.items() if "reasoning" in name}
     assert len(lost) == sum(shown.values())  # reasoning that is left out, or stands in the text
+
+
+def single(kind: str) -> list[dict[str, Any]]:
+    """The same conversations with one response each."""
+    label = {"label": [True, False, True]} if kind == "unpaired" else {}
+    rows = [{**row, "completion": row["chosen"]} for row in EVERY]
+    for row in rows:
+        del row["chosen"], row["rejected"]
+    return [{**row, **{name: values[n % 3] for name, values in label.items()}} for n, row in enumerate(rows)]
+
+
+def content_of(run: Run, kind: str) -> set[tuple[Any, ...]]:
+    """The rows of a kind by what is said: prompt, response, label."""
+    prompts, answers = prompts_of(run), answers_of(run)
+    rows = run.only(kind).read().to_pylist()
+    return {(prompts[row["prompt_id"]], answers[row["candidate_id"]], row.get("good")) for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "kind"), [(name, kind) for kind in ("unpaired", "demonstrations") for name in with_kind(kind)]
+)
+def test_labels_and_demonstrations_come_back(tmp_path: Path, dialect: str, kind: str) -> None:
+    """Those that the dialect has a place for; of reasoning that it has none for, the rest of the row."""
+    run = run_of(tmp_path, single(kind), kind)
+    report = export(run, ExportSpec(dialect=dialect, kind=kind), tmp_path / "out").report
+    assert report.rows_in == len(EVERY)
+    came = content_of(back(tmp_path / "out", tmp_path / "again", kind), kind)
+    assert len(came) == report.rows_out > 0
+    shown = sum(count for name, count in report.figures.items() if "reasoning" in name)
+    assert len(came - content_of(run, kind)) == shown
+
+
+@pytest.mark.parametrize("dialect", with_kind("prompts"))
+def test_prompts_come_back_with_their_references(tmp_path: Path, dialect: str) -> None:
+    rows = [{"prompt": row["prompt"], "answer": f"{n}."} for n, row in enumerate(PLAIN + TURNS + WITH_SYSTEM)]
+    run = run_of(tmp_path, rows, "prompts")
+    report = export(run, ExportSpec(dialect=dialect, kind="prompts"), tmp_path / "out").report
+    again = back(tmp_path / "out", tmp_path / "again", "prompts")
+    known, found = ({row["prompt_id"]: row["reference"] for row in read_prompts(r).to_dicts()} for r in (run, again))
+    assert len(found) == report.rows_out > 0
+    if dialect == "openrlhf":  # its `label` is the reference, which a reader cannot know
+        found = {key: known[key] for key in found}
+    assert found.items() <= known.items()
+
+
+@pytest.mark.parametrize("dialect", with_kind("groups"))
+def test_groups_come_back_as_responses_in_their_order(tmp_path: Path, dialect: str) -> None:
+    responses = ["The Robot.", "No.", "Perhaps\n."]
+    rows = [{"prompt": row["prompt"], "responses": responses, "rewards": [0.5, 2.0, -1.0]} for row in EVERY[:5]]
+    run = run_of(tmp_path, rows, "candidates", score=("rewards",))
+    pair(run, PairSpec(as_="groups", selector="all"))
+    assert export(run, ExportSpec(dialect=dialect, kind="groups"), tmp_path / "out").report.rows_out == 5
+    if dialect == "online-rlhf":  # it has rewards, which are no preferences until they are paired
+        again = back(tmp_path / "out", tmp_path / "again", "candidates", score=("rewards",))
+        pair(again, PairSpec(selector="all", strategy="all"))
+    else:
+        again = back(tmp_path / "out", tmp_path / "again", "pairs")
+    better = {(first, second) for _, first, second in pairs_of(again)}
+    ordered = [plain([said(text)]) for text in ("No.", "The Robot.", "Perhaps\n.")]
+    assert better == {(a, b) for n, a in enumerate(ordered) for b in ordered[n + 1 :]}
+    assert len(pairs_of(again)) == 15
 
 
 @pytest.mark.parametrize("dialect", with_kind("pairs"))

@@ -177,6 +177,8 @@ BOTH = [chosen("good"), rejected("bad")]
         ({"prompt": "Hi", "completion": "a", "label": False}, [USER], [response("a")]),
         ({"messages": [USER, said("a")], "kto_tag": True}, [USER], [response("a")]),
         ({"prompt": "Hi", "chosen": "good", "answer": "a"}, [USER], [chosen("good"), ("reference", "a", None)]),
+        ({"prompt": "Hi", "solution": "a"}, [USER], [("reference", "a", None)]),
+        ({"prompt": "Hi", "solution": "a", "is_correct": False}, [USER], [response("a")]),
         # no answer
         ({"prompt": "Hi", "chosen": None, "completions": [], "label": True}, [USER], []),
     ],
