@@ -54,6 +54,12 @@ class PpoSpec(AdapterSpec):
         "ppo", "Name of the sampler and of the scorer that the rollouts are stored under.", group=Group.OUTPUT
     )
     split: Literal["all", "train", "test"] = identity_field("train", "Which prompts.", group=Group.PROMPTS)
+    on_bad_prompts: Literal["error", "drop"] = identity_field(
+        "error",
+        "What happens to prompts that do not fit the model's context, or that its chat template refuses: refuse to "
+        "train and name one, or leave them out and count them.",
+        group=Group.PROMPTS,
+    )
     batch_size: int = identity_field(32, "Prompts of a step.", ge=1, group=Group.SAMPLING)
     responses: int = identity_field(1, "Responses to each prompt of a step.", ge=1, group=Group.SAMPLING)
     max_tokens: int = identity_field(64, "Most tokens of a response, end token included.", ge=1, group=Group.SAMPLING)
