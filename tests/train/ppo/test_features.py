@@ -24,7 +24,7 @@ from prefdata.train import models
 from prefdata.train.ppo.alarms import Alarms
 from prefdata.train.ppo.experience import measure
 from prefdata.train.ppo.memory import memory_by_role
-from prefdata.train.ppo.ppo import train_ppo
+from prefdata.train.ppo.ppo import PpoTraining, train_ppo
 from prefdata.train.ppo.presets import PRESETS
 from prefdata.train.ppo.roles import Roles
 from prefdata.train.ppo.specs import PpoSpec
@@ -181,9 +181,7 @@ def test_prompts_that_cannot_be_sampled(run: Path, spec: Any, tmp_path: Path) ->
     rows = [{"prompt": "Review " + "x" * 90}, {"prompt": "Review again"}]
     (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     ingest(Run(run), [str(tmp_path / "more.jsonl")], IngestSpec(source="more"))
-    with pytest.raises(
-        InputError, match=r"it has \d+ tokens, and --max-tokens 60 leaves 68\. Or give --on"
-    ):
+    with pytest.raises(InputError, match=r"it has \d+ tokens, and --max-tokens 60 leaves 68\. Or give --on"):
         train_ppo(run, spec(max_tokens=60), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     done = train_ppo(run, spec(max_tokens=60, on_bad_prompts="drop", epochs=1), tmp_path / "out")
@@ -285,3 +283,10 @@ def test_a_dry_run_shows_memory_and_writes_nothing(run: Path, spec: Any, tmp_pat
     assert rows[-1]["role"] == "all"
     assert not (tmp_path / "out").exists()
     assert not (run / "candidates").exists()
+
+
+def test_the_identity_has_the_scorers_models_and_no_defaults(run: Path, spec: Any, tmp_path: Path) -> None:
+    """A setting that a later version adds to a scorer, off by default, changes no training's id."""
+    training = PpoTraining(Run(run), spec(), tmp_path / "out", replace=False)
+    ((name, reward),) = training.lineage.spec["reward"].items()
+    assert (name, set(reward)) == ("reward", {"function", "format"})
