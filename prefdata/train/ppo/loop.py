@@ -40,7 +40,6 @@ class PpoLoop:
         roles: the networks.
         sampler: makes the rollouts.
         spec: the settings.
-        prompts: how many there are.
         folder: where metrics and checkpoints go.
         candidates: the run's partition for the responses.
         scores: the partitions for their scores, by the names that a rollout has.
@@ -52,17 +51,16 @@ class PpoLoop:
         roles: Roles,
         sampler: Sampler,
         spec: PpoSpec,
-        prompts: int,
         folder: Path,
         candidates: Partition,
         scores: Mapping[str, Partition],
         demonstrations: Sequence[Example] = (),
     ) -> None:
-        self.roles, self.sampler, self.spec, self.prompts, self.folder = roles, sampler, spec, prompts, folder
+        self.roles, self.sampler, self.spec, self.folder = roles, sampler, spec, folder
         self.candidates, self.scores, self.kl_coef, self.alarms = candidates, scores, spec.kl_coef, Alarms()
         self.optimizer = roles.make_optimizer()
         self.update = Updater(roles, self.optimizer, spec, demonstrations)
-        steps = spec.epochs * steps_per_epoch(prompts, spec.batch_size)
+        steps = spec.epochs * steps_per_epoch(sampler.prompts, spec.batch_size)
         self.total = min(steps, spec.max_steps or steps)
         self.seconds = dict.fromkeys(("rollout", "experience", "update"), 0.0)
 
@@ -126,7 +124,7 @@ class PpoLoop:
         Raises:
             EngineError: none has a score.
         """
-        index = step_indices(self.prompts, self.spec.batch_size, self.spec.seed, step).tolist()
+        index = step_indices(self.sampler.prompts, self.spec.batch_size, self.spec.seed, step).tolist()
         rollout = self.sampler(step, index)
         store(self.candidates, rollout.rows)
         for name, rows in rollout.stored.items():

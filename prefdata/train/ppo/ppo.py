@@ -139,6 +139,7 @@ class PpoTraining(Training):
             saved = policy if loop.roles.average is None else dataclasses.replace(policy, model=loop.roles.average)
             self.save(saved, chat, Encoded(conversations=int(chat.template is not None)), new)
             figures: dict[str, Any] = {name: last[name] for name in ("score", "kl", "ended") if name in last}
+            figures |= {f"prompts {why}": count for why, count in loop.sampler.dropped.items()}
             figures |= {f"seconds {name}": round(spent, 1) for name, spent in loop.seconds.items()}
             return report.timed(time.monotonic() - began, steps=loop.total, **policy.computed, **figures)
 
@@ -156,7 +157,7 @@ class PpoTraining(Training):
         sampler = Sampler(generator, rewarder, spec, prompts, self.lineage.fingerprint)
         examples = [] if self.demonstrations is None else TrainingData(self.demonstrations, progress).train.examples
         roles = Roles(policy, spec)
-        return PpoLoop(roles, sampler, spec, len(prompts), self.folder.path, self.candidates, self.scores, examples)
+        return PpoLoop(roles, sampler, spec, self.folder.path, self.candidates, self.scores, examples)
 
     def _finish(self) -> Report:
         """Finish the run's partitions; returns the account of all responses."""

@@ -55,8 +55,8 @@ def reward_rule(spec: PpoSpec, names: Sequence[str]) -> Rule | None:
 
 
 def rewards_identity(specs: Mapping[str, RankSpec]) -> dict[str, Any]:
-    """Return the identity of the scorers: their settings, with ids of models and files in their paths' place."""
-    return {name: {**spec.identity(), **scorer_identity(spec)} for name, spec in specs.items()}
+    """Return what decides the scores: non-default settings, and ids of models and files in the place of paths."""
+    return {name: {**spec.essence(spec.identity()), **scorer_identity(spec)} for name, spec in specs.items()}
 
 
 class Rewarder:

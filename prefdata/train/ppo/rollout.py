@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from prefdata import ids
+from prefdata.chat.template import TemplateRefusal
 from prefdata.engines.hf.generator import TransformersGenerator
 from prefdata.engines.protocol import Completion, Generator, Rejection, Request, Sampling
-from prefdata.errors import UsageError
+from prefdata.errors import InputError
 from prefdata.models.files import ModelFiles
 from prefdata.models.loading import attention_settings
 from prefdata.scorers.protocol import Score, ScoringItem
@@ -102,23 +104,25 @@ class Sampler:
         prompts: rows of the run's prompts.
         fingerprint: id of the training, which names its candidates.
 
+    Attributes:
+        dropped: prompts that are left out, by reason.
+
     Raises:
-        UsageError: a prompt with `max_tokens` does not fit the model's context.
+        InputError: see `usable_prompts`.
     """
 
     def __init__(
         self, generator: Generator, rewarder: Rewarder, spec: PpoSpec, prompts: Sequence[Row], fingerprint: str
     ) -> None:
         self._generator, self._rewarder, self._spec = generator, rewarder, spec
-        self._prompts, self._fingerprint = prompts, fingerprint
-        self._ids = [generator.render(row["messages"], row["tools"]) for row in prompts]
+        self._fingerprint = fingerprint
         self._sampling = Sampling(spec.temperature, 1.0, 0, spec.max_tokens)
-        for row, prompt in zip(prompts, self._ids, strict=True):
-            if generator.context_length is not None and len(prompt) + spec.max_tokens > generator.context_length:
-                raise UsageError(
-                    f"prompt {row['prompt_id']} has {len(prompt)} tokens: with --max-tokens {spec.max_tokens} it "
-                    f"does not fit the model's {generator.context_length}. Lower --max-tokens or leave it out."
-                )
+        self._prompts, self._ids, self.dropped = usable_prompts(generator, spec, prompts)
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts there are."""
+        return len(self._prompts)
 
     def __call__(self, step: int, index: Sequence[int]) -> Rollout:
         """Return the rollout of the prompts at `index` in a step (from 0)."""
@@ -191,6 +195,40 @@ class Sampler:
             if name
         }
         return Rollout(examples, k, *tables, unscored, members, candidates, stored)
+
+
+def usable_prompts(
+    generator: Generator, spec: PpoSpec, prompts: Sequence[Row]
+) -> tuple[list[Row], list[tuple[int, ...]], Counter[str]]:
+    """Return the prompts that can be sampled, their token ids, and how many are left out, by reason.
+
+    Raises:
+        InputError: the chat template refuses one, or it does not fit the model's context with `max_tokens`, and such
+            prompts are not to be left out; or none can be sampled.
+    """
+    rows, ids_of, dropped = list[Row](), list[tuple[int, ...]](), Counter[str]()
+    most = (generator.context_length or sys.maxsize) - spec.max_tokens
+    for row in prompts:
+        try:
+            tokens = generator.render(row["messages"], row["tools"])
+            if len(tokens) > most:
+                raise TooLong(f"it has {len(tokens)} tokens, and --max-tokens {spec.max_tokens} leaves {max(most, 0)}.")
+        except (TemplateRefusal, TooLong) as error:
+            if spec.on_bad_prompts == "error":
+                raise InputError(f"prompt {row['prompt_id']}: {error} Or give --on-bad-prompts drop.") from None
+            dropped[error.reason] += 1
+            continue
+        rows.append(row)
+        ids_of.append(tokens)
+    if not rows:
+        raise InputError(f"no prompt can be sampled ({', '.join(f'{why} {n}' for why, n in dropped.items())}).")
+    return rows, ids_of, dropped
+
+
+class TooLong(InputError):
+    """A prompt that does not fit the model's context with the response."""
+
+    reason = "too_long"
 
 
 def _answered(answer: Completion | Rejection) -> Row:

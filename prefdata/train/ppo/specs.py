@@ -54,13 +54,33 @@ class PpoSpec(AdapterSpec):
         "ppo", "Name of the sampler and of the scorer that the rollouts are stored under.", group=Group.OUTPUT
     )
     split: Literal["all", "train", "test"] = identity_field("train", "Which prompts.", group=Group.PROMPTS)
+    on_bad_prompts: Literal["error", "drop"] = identity_field(
+        "error",
+        "What happens to prompts that do not fit the model's context, or that its chat template refuses: refuse to "
+        "train and name one, or leave them out and count them.",
+        group=Group.PROMPTS,
+    )
+    epochs: int = identity_field(1, "Passes over the prompts.", ge=1, group=Group.OPTIMISER)
+    max_steps: int | None = identity_field(
+        None,
+        "Stop after so many steps (rollout and update), where the epochs have more; the learning rate falls over them.",
+        ge=1,
+        group=Group.OPTIMISER,
+    )
     batch_size: int = identity_field(32, "Prompts of a step.", ge=1, group=Group.SAMPLING)
-    responses: int = identity_field(1, "Responses to each prompt of a step.", ge=1, group=Group.SAMPLING)
+    responses: int = identity_field(
+        1,
+        "Responses to each prompt of a step; 4 with rloo, 8 with grpo, 2 with online-dpo unless given.",
+        ge=1,
+        group=Group.SAMPLING,
+    )
     max_tokens: int = identity_field(64, "Most tokens of a response, end token included.", ge=1, group=Group.SAMPLING)
     temperature: float = identity_field(
         1.0, "Of sampling; log-probabilities are those of the distribution that is sampled.", gt=0, group=Group.SAMPLING
     )
-    update_epochs: int = identity_field(4, "Passes over the responses of a step.", ge=1, group=Group.METHOD)
+    update_epochs: int = identity_field(
+        4, "Passes over the responses of a step; 1 with other methods than ppo unless given.", ge=1, group=Group.METHOD
+    )
     minibatches: int = identity_field(
         1, "Optimiser steps in each of these passes; a prompt's responses stay together.", ge=1, group=Group.METHOD
     )
@@ -88,13 +108,18 @@ class PpoSpec(AdapterSpec):
     )
     kl_coef: float = identity_field(
         0.05,
-        "Reward lost for a nat of KL from the model that training starts from; online-dpo: beta of its loss.",
+        "Reward lost for a nat of KL from the model that training starts from; online-dpo: beta of its loss. 0.04 with "
+        "grpo, 0.1 with online-dpo unless given.",
         ge=0,
         group=Group.LOSS,
     )
-    kl_estimator: Literal["k1", "k2", "k3"] = identity_field("k1", "Estimator of that KL.", group=Group.LOSS)
+    kl_estimator: Literal["k1", "k2", "k3"] = identity_field(
+        "k1", "Estimator of that KL; k3 with grpo unless given.", group=Group.LOSS
+    )
     kl_in: Literal["reward", "loss"] = identity_field(
-        "reward", "Where the KL is subtracted: from each token's reward, or added to the loss.", group=Group.LOSS
+        "reward",
+        "Where the KL is subtracted: from each token's reward, or added to the loss (grpo, unless given).",
+        group=Group.LOSS,
     )
     kl_target: float | None = identity_field(
         None, "Adapt --kl-coef towards this KL of a response, in nats.", gt=0, group=Group.LOSS
@@ -169,6 +194,8 @@ class PpoSpec(AdapterSpec):
     def _goes_together(self) -> PpoSpec:
         if self.from_scratch:
             raise ValueError("ppo needs a trained model as its reference: from_scratch is for sft and rm")
+        if self.lora_dropout:
+            raise ValueError("ppo trains without dropout, so that ratios start at 1: leave out --lora-dropout")
         if self.lora_r is not None and self.ema is not None:
             raise ValueError("--ema is for whole models: leave out --lora-r")
         if self.method in ("rloo", "grpo", "online-dpo") and self.responses < 2:

@@ -55,12 +55,12 @@ class Updater:
         for epoch in range(spec.update_epochs):
             shuffled = order(count, spec.seed, step * spec.update_epochs + epoch).tolist()
             for number, start in enumerate(range(0, count, size)):
-                found = self.gradient(experience, shuffled[start : start + size], kl_coef)
+                place = (step * spec.update_epochs + epoch) * spec.minibatches + number
+                found = self.gradient(experience, shuffled[start : start + size], kl_coef, self._imitated(place))
                 moved = means(found).get("kl_step", 0.0)
                 if spec.kl_stop is not None and moved > spec.kl_stop:
                     self._optimizer.zero_grad()
                     return [*pieces, {"updates": (updates, 1.0)}]
-                found += self._imitate((step * spec.update_epochs + epoch) * spec.minibatches + number)
                 pieces += [*found, self._apply(seed_of(spec.seed, "rounding", step, updates))]
                 updates += 1
         return [*pieces, {"updates": (updates, 1.0)}]
@@ -77,8 +77,13 @@ class Updater:
         self._optimizer.zero_grad()
         return norms
 
-    def gradient(self, experience: Experience, index: Sequence[int], kl_coef: float) -> list[MetricSums]:
-        """Set the gradient to that of the loss over the prompts at `index`, however they are cut into micro-batches."""
+    def gradient(
+        self, experience: Experience, index: Sequence[int], kl_coef: float, imitated: Sequence[int] = ()
+    ) -> list[MetricSums]:
+        """Set the gradient to that of the loss over the prompts at `index`, however they are cut into micro-batches.
+
+        `imitated` are the places of demonstrations whose NLL is added.
+        """
         self._roles.eval()
         rollout, policy, k = experience.rollout, self._roles.policy, experience.rollout.responses
         rows = (torch.tensor(index)[:, None] * k + torch.arange(k)).flatten()
@@ -92,7 +97,7 @@ class Updater:
                 loss, metrics = self._loss(experience, batch, size, kl_coef)
                 loss.backward()  # type: ignore[no-untyped-call]
                 pieces.append(metrics)
-            return pieces
+            return pieces + self._imitate(imitated, tokens)
 
         return policy.micro.whole(within)
 
@@ -140,20 +145,23 @@ class Updater:
         whole = size.tokens if self._spec.method == "ppo" else size.responses
         return torch.full((len(batch.row),), 1 / whole, device=batch.row.device)
 
-    def _imitate(self, number: int) -> list[MetricSums]:
-        """Add the gradient of the demonstrations' NLL a token at optimiser step `number` (arXiv:2203.02155, C.4)."""
-        if not self._demonstrations:
-            return []
-        spec, policy = self._spec, self._roles.policy
+    def _imitated(self, number: int) -> Sequence[int]:
+        """Which demonstrations the optimiser step `number` imitates."""
         count = len(self._demonstrations)
-        index = step_indices(count, min(spec.ptx_batch, count), spec.seed, number).tolist()
+        if not count:
+            return ()
+        index: list[int] = step_indices(count, min(self._spec.ptx_batch, count), self._spec.seed, number).tolist()
+        return index
+
+    def _imitate(self, index: Sequence[int], tokens: int) -> list[MetricSums]:
+        """Add the gradient of demonstrations' NLL a token, in micro-batches of `tokens` (arXiv:2203.02155, C.4)."""
+        policy, pieces = self._roles.policy, list[MetricSums]()
         size = float(sum(self._demonstrations[i].trained_tokens for i in index))
-        pieces: list[MetricSums] = []
-        for batch in micro_batches(self._demonstrations, index, policy.micro.tokens, policy.layout):
+        for batch in micro_batches(self._demonstrations, index, tokens, policy.layout):
             with policy.precision():
                 found = response_logps(policy.model, batch.to(policy.device))
             nll = -found.tokens.sum()
-            (spec.ptx_coef * nll / size).backward()  # type: ignore[no-untyped-call]
+            (self._spec.ptx_coef * nll / size).backward()  # type: ignore[no-untyped-call]
             pieces.append({"loss/ptx": (nll.detach(), float(len(found.tokens)))})
         return pieces
 

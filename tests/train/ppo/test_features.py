@@ -13,16 +13,18 @@ import torch
 from ppo_rollout import rollout_of
 from safetensors.torch import load_file
 
-from prefdata.errors import ModelError, UsageError
+from prefdata.errors import InputError, ModelError, UsageError
 from prefdata.models.files import identify
+from prefdata.prompts.ingest import ingest
 from prefdata.scores.rank import rank
 from prefdata.specs import RewardModelSpec
+from prefdata.specs.ingest import IngestSpec
 from prefdata.storage.run import Run
 from prefdata.train import models
 from prefdata.train.ppo.alarms import Alarms
 from prefdata.train.ppo.experience import measure
 from prefdata.train.ppo.memory import memory_by_role
-from prefdata.train.ppo.ppo import train_ppo
+from prefdata.train.ppo.ppo import PpoTraining, train_ppo
 from prefdata.train.ppo.presets import PRESETS
 from prefdata.train.ppo.roles import Roles
 from prefdata.train.ppo.specs import PpoSpec
@@ -174,6 +176,36 @@ def test_an_adapter_is_trained_against_the_model_without_it(run: Path, spec: Any
     assert abs(kls[-1]) > 1e-4
 
 
+def test_prompts_that_cannot_be_sampled(run: Path, spec: Any, tmp_path: Path) -> None:
+    """Of 128 positions 60 tokens of response leave 68: enough for seven prompts, and not for the one of over 97."""
+    rows = [{"prompt": "Review " + "x" * 90}, {"prompt": "Review again"}]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ingest(Run(run), [str(tmp_path / "more.jsonl")], IngestSpec(source="more"))
+    with pytest.raises(InputError, match=r"it has \d+ tokens, and --max-tokens 60 leaves 68\. Or give --on"):
+        train_ppo(run, spec(max_tokens=60), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    done = train_ppo(run, spec(max_tokens=60, on_bad_prompts="drop", epochs=1), tmp_path / "out")
+    assert (done.report.rows_in, done.report.figures["prompts too_long"]) == (7, 1)
+    with pytest.raises(InputError, match=r"no prompt can be sampled \(too_long 8\)"):
+        train_ppo(run, spec(max_tokens=127, on_bad_prompts="drop", name="none"), tmp_path / "none")
+
+
+def test_recomputed_layers_give_the_same_model(run: Path, spec: Any, tmp_path: Path) -> None:
+    for name, checkpointing in (("plain", False), ("recomputed", True)):
+        asked = spec(max_steps=2, name=name, gradient_checkpointing=checkpointing)
+        train_ppo(run, asked, tmp_path / name)
+    plain, other = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "recomputed"))
+    assert all(torch.allclose(plain[name], other[name], atol=1e-6) for name in plain)
+
+
+@pytest.mark.parametrize("dtype", ["bf16-mixed", "bfloat16"])
+def test_other_precisions_train(dtype: str, run: Path, spec: Any, tmp_path: Path, metrics: Any) -> None:
+    train_ppo(run, spec(dtype=dtype, max_steps=2, update_epochs=1), tmp_path / "out")
+    first, second = metrics()
+    assert (first["kl"], first["ratio"]) == pytest.approx((0, 1), abs=1e-6)
+    assert second["kl"] != 0
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_set_what_is_not_given(preset: str) -> None:
     given = {"model": "m", "reward": ("function=f.py:f",), "preset": preset, "lr": 0.5}
@@ -251,3 +283,10 @@ def test_a_dry_run_shows_memory_and_writes_nothing(run: Path, spec: Any, tmp_pat
     assert rows[-1]["role"] == "all"
     assert not (tmp_path / "out").exists()
     assert not (run / "candidates").exists()
+
+
+def test_the_identity_has_the_scorers_models_and_no_defaults(run: Path, spec: Any, tmp_path: Path) -> None:
+    """A setting that a later version adds to a scorer, off by default, changes no training's id."""
+    training = PpoTraining(Run(run), spec(), tmp_path / "out", replace=False)
+    ((name, reward),) = training.lineage.spec["reward"].items()
+    assert (name, set(reward)) == ("reward", {"function", "format"})

@@ -72,6 +72,11 @@ def test_stopped_and_continued_gives_the_same_bits(step: int, run: Path, spec: A
         ({"method": "rloo", "responses": 1}, "should be 2 or more"),
         ({"kl_in": "loss"}, "k1 in the loss"),
         ({"from_scratch": True}, "trained model"),
+        ({"lora_r": 4, "lora_dropout": 0.1}, "without dropout"),
+        ({"lora_r": 4, "ema": 0.9}, "whole models"),
+        ({"missing_end_score": -1.0, "missing_end_penalty": 1.0}, "leave one out"),
+        ({"ptx_coef": 1.0}, r"--ptx-coef goes with --ptx,"),
+        ({"critic_lr": 1.0}, r"--critic-lr goes with --critic,"),
         ({"method": "rloo", "lam": 0.5}, r"--lam goes with --method ppo,"),
         ({"method": "grpo", "value_coef": 1.0}, r"--value-coef goes with --method ppo,"),
         (
