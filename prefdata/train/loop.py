@@ -17,6 +17,7 @@ from prefdata.ids import seed as seed_of
 from prefdata.progress import Progress, no_progress
 from prefdata.storage.atomic import storage_errors
 from prefdata.train import checkpoint as checkpoints
+from prefdata.train.advice import too_easy
 from prefdata.train.batches import Example, micro_batches, step_indices, steps_per_epoch
 from prefdata.train.metrics import MetricMeans, MetricSums, MetricsWriter, RunMeans, stack_sums
 from prefdata.train.models import LoadedModel
@@ -59,8 +60,7 @@ class Loop:
     ) -> None:
         self.loaded, self.objective, self.spec, self.folder = loaded, objective, spec, folder
         self.train, self.checkpoint, self.evaluate, self.reference = train, checkpoint, evaluate, reference
-        steps = spec.epochs * steps_per_epoch(len(train), spec.batch_size)
-        self.total = min(steps, spec.max_steps or steps)
+        self.total = spec.total_steps(steps_per_epoch(len(train), spec.batch_size))
         self.optimizer = make_optimizer(loaded.model, spec)
         self.means, self.run_means = MetricMeans(), RunMeans(self.total)
         self.last: dict[str, float] = {}
@@ -181,6 +181,8 @@ class Loop:
             self.last = {**self.last, **values}
             writer.write(done, values)
             self._watch_drift(done, values)
+        if done == self.run_means.first_steps and (warning := too_easy(self.run_means.sums[" first"])):
+            log.warning("step %d: %s", done, warning)
         if self.evaluate and (final or (spec.eval_every and done % spec.eval_every == 0)):
             values = {f"eval/{name}": value for name, value in self.evaluate().items()}
             self.last = {**self.last, **values}

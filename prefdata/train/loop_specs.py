@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
+
+from pydantic import field_validator
 
 from prefdata.specs import Group, identity_field, runtime_field
 from prefdata.specs.chat import ChatSpec
+from prefdata.specs.value_ranges import Number
 
 
 class LoopSpec(ChatSpec):
@@ -18,7 +22,9 @@ class LoopSpec(ChatSpec):
         "config.json and tokenizer.",
         group=Group.MODEL,
     )
-    epochs: int = identity_field(1, "Passes over the data.", ge=1, group=Group.OPTIMISER)
+    epochs: Number = identity_field(
+        1, "Passes over the data; 0.5 is half of it.", gt=0, allow_inf_nan=False, group=Group.OPTIMISER
+    )
     max_steps: int | None = identity_field(
         None,
         "Stop after so many optimiser steps, where the epochs have more; the learning rate falls over these.",
@@ -81,3 +87,13 @@ class LoopSpec(ChatSpec):
         "time, the same gradients.",
         group=Group.HARDWARE,
     )
+
+    @field_validator("epochs")
+    @classmethod
+    def _whole_epochs_are_integers(cls, epochs: Number) -> Number:
+        return int(epochs) if epochs == int(epochs) else epochs
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the optimiser steps of the training; a fraction of a step is a whole one."""
+        steps = math.ceil(round(self.epochs * steps_per_epoch, 6))
+        return min(steps, self.max_steps or steps)

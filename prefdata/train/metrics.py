@@ -64,7 +64,7 @@ class RunMeans:
     """
 
     def __init__(self, steps: int, sums: Mapping[str, Mapping[str, Sequence[float]]] | None = None) -> None:
-        self._first, self._last = max(1, steps // 10), steps - max(1, steps // 10)
+        self.first_steps, self._last = max(1, steps // 10), steps - max(1, steps // 10)
         self._means = {part: MetricMeans((sums or {}).get(part)) for part in ("", " first", " last")}
 
     @property
@@ -74,7 +74,7 @@ class RunMeans:
 
     def add(self, step: int, metrics: Mapping[str, Tensor]) -> None:
         """Add the sums and counts of a step's (from 0) metrics, as `MetricMeans.add` takes them."""
-        parts = {"": True, " first": step < self._first, " last": step >= self._last}
+        parts = {"": True, " first": step < self.first_steps, " last": step >= self._last}
         for part, inside in parts.items():
             if inside:
                 self._means[part].add(metrics)

@@ -39,7 +39,6 @@ def planned(files: ModelFiles, spec: TrainSpec, train: list[Example], copies: in
         size = model_size(_config(files, spec), files, spec, precision, scores=isinstance(spec, RmSpec))
     except (ValueError, RuntimeError, OSError) as error:
         raise ModelError(f"{files.name}: its memory cannot be estimated ({' '.join(str(error).split())}).") from None
-    steps = spec.epochs * steps_per_epoch(len(train), spec.batch_size)
     shared = sum(example.shared_tokens for example in train)
     trained = sum(example.trained_tokens for example in train)
     tokens = largest_batch(train, spec.batch_size, micro_budget(device, spec).given)
@@ -48,7 +47,7 @@ def planned(files: ModelFiles, spec: TrainSpec, train: list[Example], copies: in
     return {
         "parameters": size.parameters,
         "trained_parameters": size.trained,
-        "steps": min(steps, spec.max_steps or steps),
+        "steps": spec.total_steps(steps_per_epoch(len(train), spec.batch_size)),
         "tokens": shared,
         "trained_tokens": trained,
         "tokens_at_a_time": tokens,

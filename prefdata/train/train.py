@@ -8,6 +8,7 @@ checkpoint and ends with the same bits as one that was never killed; a finished 
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +26,7 @@ from prefdata.storage.artifact import in_the_same_precision
 from prefdata.storage.report import Report
 from prefdata.storage.run import Lineage, Outcome, State
 from prefdata.train import data as sources
+from prefdata.train.advice import unusual_lr
 from prefdata.train.objectives.registry import WANTED, Data
 from prefdata.train.parsing import Kind as Layout
 from prefdata.train.parsing import Needs, contradicting
@@ -59,6 +61,8 @@ KINDS: dict[Data, Layout] = {
     "rated": "rated",
 }
 """The reader's kind of data for the data of each loss."""
+
+log = logging.getLogger("prefdata.train")
 
 EVALUATED = ("eval/loss", "eval/rewards/accuracies")
 """The metrics of the last evaluation that the Report repeats; metrics.jsonl has them all."""
@@ -204,6 +208,8 @@ class LossTraining(Training):
         progress.phase("loading the model")
         self.spec = in_the_same_precision(self.spec, () if replace else (self.folder,))
         loaded = models.load(self.files, self.spec, data.chat.tokenizer)
+        if warning := unusual_lr(self.spec, sum(parameter.numel() for parameter in loaded.model.parameters())):
+            log.warning("%s", warning)
         frozen = self._load_reference(loaded)
         lineage = self.lineage.computing(loaded.computed)
         self.folder.begin(lineage, replace=replace)

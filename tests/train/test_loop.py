@@ -13,7 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from prefdata.errors import UsageError
 from prefdata.models.memory import TokenBudget
+from prefdata.train.advice import too_easy, unusual_lr
 from prefdata.train.batches import Example, micro_batches
 from prefdata.train.metrics import MetricMeans, stack_sums
 from prefdata.train.models import LoadedModel
@@ -202,3 +204,62 @@ def test_means_are_added_up_and_restored_exactly() -> None:
     assert means.sums == restored.sums
     assert restored.pop() == {"loss": pytest.approx(1.8 / 8), "new": 0.5}
     assert restored.pop() == {}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps"), [(1, 10), (2, 20), (2.0, 20), (0.5, 5), (0.45, 5), (0.1, 1), (0.3, 3), (0.001, 1)]
+)
+def test_epochs_may_be_fractions(epochs: float, steps: int) -> None:
+    """Of 10 steps an epoch; 0.3 * 10 is 3.0000000000000004 in floating point, and no 4 steps."""
+    spec = SftSpec(model="m", epochs=epochs)
+    assert spec.total_steps(10) == steps
+    assert SftSpec(model="m", epochs=epochs, max_steps=2).total_steps(10) == min(2, steps)
+    assert spec.fingerprint() == SftSpec(model="m", epochs=float(epochs)).fingerprint()
+
+
+@pytest.mark.parametrize("epochs", [0, -1.5, float("nan"), float("inf")])
+def test_epochs_are_a_number_above_0(epochs: float) -> None:
+    with pytest.raises(UsageError, match="epochs"):
+        SftSpec.parse({"model": "m", "epochs": epochs})
+
+
+def test_half_an_epoch_sees_half_of_the_data(
+    prefdata: Any, tiny_policy: Path, tmp_path: Path, make_pairs: Any, write_jsonl: Any, read_metrics: Any
+) -> None:
+    data = write_jsonl(tmp_path / "p.jsonl", make_pairs(16))
+    command = ("train", "dpo", data, "--model", tiny_policy, "--batch-size", 2)
+    code, _, errors = prefdata(*command, "--epochs", "0.5", "--out", tmp_path / "half")
+    assert code == 0, errors
+    assert read_metrics(tmp_path / "half")[-1]["epoch"] == 0.5
+    assert len(read_metrics(tmp_path / "half")) == 4
+
+
+def test_pairs_that_are_easy_from_the_start_are_warned_of(
+    tiny_policy: Path, tmp_path: Path, write_jsonl: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ORPO's accuracy needs no step: all chosen responses are likelier, being what the model writes best."""
+    assert too_easy({"rewards/accuracies": (50.0, 50.0)}) is not None
+    assert too_easy({"rewards/accuracies": (49.0, 50.0)}) is None
+    assert too_easy({"rewards/accuracies": (49.0, 49.0)}) is None
+    assert too_easy({}) is None
+    rows = [{"prompt": f"{i}: ", "chosen": "a", "rejected": f"{i} " + "zq" * 20} for i in range(120)]
+    data = write_jsonl(tmp_path / "p.jsonl", rows)
+    spec = DpoSpec(model=str(tiny_policy), loss="cpo", batch_size=60, lr=1e-7)
+    train_dpo(data, spec, tmp_path / "cpo")
+    assert [record.message[:50] for record in caplog.records if "win all 60 pairs" in record.message]
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        (DpoSpec(model="m"), None),
+        (SftSpec(model="m"), None),
+        (DpoSpec(model="m", lr=1e-3), "--lr 0.001 is unusual for train dpo of all weights"),
+        (DpoSpec(model="m", lora_r=8), "--lr 1e-06 is unusual for a LoRA adapter"),
+        (DpoSpec(model="m", lora_r=8, lr=1e-4), None),
+    ],
+)
+def test_a_learning_rate_that_is_unusual_for_the_method_is_warned_of(spec: TrainSpec, problem: str | None) -> None:
+    found = unusual_lr(spec, 500_000_000)
+    assert found is None if problem is None else problem in str(found)
+    assert unusual_lr(spec, 1_000_000) is None  # small models want larger ones

@@ -60,8 +60,7 @@ class PpoLoop:
         self.candidates, self.scores, self.kl_coef, self.alarms = candidates, scores, spec.kl_coef, Alarms()
         self.optimizer = roles.make_optimizer()
         self.update = Updater(roles, self.optimizer, spec, demonstrations)
-        steps = spec.epochs * steps_per_epoch(sampler.prompts, spec.batch_size)
-        self.total = min(steps, spec.max_steps or steps)
+        self.total = spec.total_steps(steps_per_epoch(sampler.prompts, spec.batch_size))
         self.seconds = dict.fromkeys(("rollout", "experience", "update"), 0.0)
 
     def run(self, progress: Progress = no_progress) -> dict[str, float]:
