@@ -56,10 +56,14 @@ DryRun = Annotated[
 ]
 
 
-def _planned(data: str, spec: LossSpec, out: Path) -> None:
-    from prefdata.train.train import plan_training
+def _train(data: str, spec: LossSpec, out: Path, *, replace: bool, format: str, dry_run: bool) -> None:
+    from prefdata.train import train
 
-    output.facts(plan_training(data, spec, out))
+    if dry_run:
+        output.facts(train.plan_training(data, spec, out))
+        return
+    done = getattr(train, f"train_{spec.command}")(data, spec, out, replace=replace, progress=True)
+    output.outcome(done, format)
 
 
 @app.command(
@@ -77,13 +81,7 @@ def sft(
     dry_run: DryRun = False,
 ) -> None:
     """Imitate responses: supervised fine-tuning."""
-    if dry_run:
-        _planned(data, spec, out)
-        return
-    from prefdata.train.train import train_sft
-
-    done = train_sft(data, spec, out, replace=replace, progress=True)
-    output.outcome(done, format)
+    _train(data, spec, out, replace=replace, format=format, dry_run=dry_run)
 
 
 @app.command(
@@ -94,13 +92,7 @@ def rm(
     data: Data, out: Out, spec: RmSpec, replace: Replace = False, format: ReportFormat = "text", dry_run: DryRun = False
 ) -> None:
     """Score better responses higher: a reward model."""
-    if dry_run:
-        _planned(data, spec, out)
-        return
-    from prefdata.train.train import train_rm
-
-    done = train_rm(data, spec, out, replace=replace, progress=True)
-    output.outcome(done, format)
+    _train(data, spec, out, replace=replace, format=format, dry_run=dry_run)
 
 
 @app.command(
@@ -118,13 +110,7 @@ def dpo(
     dry_run: DryRun = False,
 ) -> None:
     """Prefer better responses: direct preference optimisation and its variants."""
-    if dry_run:
-        _planned(data, spec, out)
-        return
-    from prefdata.train.train import train_dpo
-
-    done = train_dpo(data, spec, out, replace=replace, progress=True)
-    output.outcome(done, format)
+    _train(data, spec, out, replace=replace, format=format, dry_run=dry_run)
 
 
 @app.command("kto", cls=with_losses("kto"), epilog="Example: prefdata train kto labels.jsonl --model policy --out kto")
@@ -138,13 +124,7 @@ def kto(
     dry_run: DryRun = False,
 ) -> None:
     """Learn from single responses labelled good or bad."""
-    if dry_run:
-        _planned(data, spec, out)
-        return
-    from prefdata.train.train import train_kto
-
-    done = train_kto(data, spec, out, replace=replace, progress=True)
-    output.outcome(done, format)
+    _train(data, spec, out, replace=replace, format=format, dry_run=dry_run)
 
 
 @app.command(
