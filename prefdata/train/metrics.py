@@ -51,8 +51,8 @@ class MetricMeans:
         return means
 
     def means(self) -> dict[str, float]:
-        """Return the means of all values added."""
-        return {name: total / count if count else 0.0 for name, (total, count) in self.sums.items()}
+        """Return the means of all values added; a metric without a value has none."""
+        return {name: total / count for name, (total, count) in self.sums.items() if count}
 
 
 class RunMeans:

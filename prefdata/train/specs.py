@@ -211,6 +211,8 @@ class RmSpec(PreferenceSpec):
     def _one_gap(self) -> RmSpec:
         if self.soft_labels and self.use_margin:
             raise ValueError("--soft-labels and --use-margin both say how wide the gap should be: leave one out")
+        if self.log_entropy:
+            raise ValueError("--log-entropy is for policies: a reward model has no distribution over tokens")
         return self
 
     @model_validator(mode="after")
@@ -230,7 +232,17 @@ class RmSpec(PreferenceSpec):
         return self.members or len(self.attributes or ()) or 1
 
 
-class DpoSpec(PreferenceSpec):
+class ReferenceSpec(LossSpec):
+    """Settings of the trainers whose losses have a reference."""
+
+    ref_model: str | None = identity_field(
+        None,
+        "The reference: a folder or a hub name; the model that training starts from unless given.",
+        group=Group.LOSS,
+    )
+
+
+class DpoSpec(PreferenceSpec, ReferenceSpec):
     """Direct preference optimisation and its relatives: prefer better responses, without a reward model."""
 
     step: ClassVar[str] = "train dpo"
@@ -279,11 +291,6 @@ class DpoSpec(PreferenceSpec):
     sft_weight: float | None = setting("dpo", "sft_weight", "Weight of the best response's NLL.", ge=0)
     length_power: float | None = setting("dpo", "length_power", "Log-probabilities are over tokens^length-power.", ge=0)
 
-    ref_model: str | None = identity_field(
-        None,
-        "The reference: a folder or a hub name; the model that training starts from unless given.",
-        group=Group.LOSS,
-    )
     sync_ref_every: int = identity_field(
         0, "Steps between updates of the reference towards the policy (TR-DPO); 0 = none.", ge=0, group=Group.LOSS
     )
@@ -311,7 +318,7 @@ class DpoSpec(PreferenceSpec):
         return self
 
 
-class KtoSpec(LossSpec):
+class KtoSpec(ReferenceSpec):
     """Learn from responses that are good or bad, each on its own."""
 
     step: ClassVar[str] = "train kto"

@@ -30,7 +30,7 @@ from prefdata.train.advice import unusual_lr
 from prefdata.train.objectives.registry import WANTED, Data
 from prefdata.train.parsing import Kind as Layout
 from prefdata.train.parsing import Needs, contradicting
-from prefdata.train.specs import OF_FILES, DpoSpec, KtoSpec, LossSpec, RmSpec, SftSpec, TrainSpec
+from prefdata.train.specs import OF_FILES, DpoSpec, KtoSpec, LossSpec, ReferenceSpec, RmSpec, SftSpec, TrainSpec
 from prefdata.train.training import CHECKPOINT_FILE, Training
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class LossTraining(Training):
         self.kind: Layout = KINDS[spec.objective.data]
         self.spec = spec = dated(spec, [self.files], None if replace else began_on([self.folder]))
         self.reference = None
-        if isinstance(spec, DpoSpec) and spec.ref_model is not None:
+        if isinstance(spec, ReferenceSpec) and spec.ref_model is not None:
             self.reference = identify(spec.ref_model, "causal-lm")
         demonstrations = spec.input if isinstance(spec, SftSpec) else None
         apart = isinstance(spec, KtoSpec) and spec.pairing is not None

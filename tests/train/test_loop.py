@@ -206,6 +206,13 @@ def test_means_are_added_up_and_restored_exactly() -> None:
     assert restored.pop() == {}
 
 
+def test_a_metric_without_a_value_is_not_0() -> None:
+    """A batch without undesirable responses has no mean reward of them."""
+    means = MetricMeans()
+    means.add(stack_sums([{"rewards/desirable": (0.5, 2.0), "rewards/undesirable": (0.0, 0.0)}]))
+    assert means.pop() == {"rewards/desirable": 0.25}
+
+
 @pytest.mark.parametrize(
     ("epochs", "steps"), [(1, 10), (2, 20), (2.0, 20), (0.5, 5), (0.45, 5), (0.1, 1), (0.3, 3), (0.001, 1)]
 )

@@ -21,8 +21,8 @@ from prefdata.train.batches import Example, collate
 from prefdata.train.logps import response_logps
 from prefdata.train.models import LoadedModel
 from prefdata.train.reference import LiveReference, cached_reference
-from prefdata.train.specs import DpoSpec
-from prefdata.train.train import train_dpo
+from prefdata.train.specs import DpoSpec, KtoSpec
+from prefdata.train.train import train_dpo, train_kto
 
 
 class Stopped(Exception):
@@ -212,6 +212,21 @@ def test_another_model_is_the_reference(pairs: Path, tiny_policy: Path, make_pol
     assert losses(tmp_path / "theirs", "rewards/chosen")[0] == pytest.approx(0.1 * (ours - theirs), abs=1e-4)
     with pytest.raises(SpecConflict, match="ref_model"):
         train_dpo(pairs, DpoSpec(**settings), tmp_path / "theirs")
+
+
+def test_another_model_is_the_reference_of_kto(
+    pairs: Path, tiny_policy: Path, make_policy: Any, tmp_path: Path
+) -> None:
+    """Rewards are 0 at first with the model's own reference, and change sign when the models change places."""
+    other = make_policy(tmp_path / "other", seed=7)
+    models = {"own": (tiny_policy, None), "theirs": (tiny_policy, str(other)), "swapped": (other, str(tiny_policy))}
+    rewards = {}
+    for name, (model, other_model) in models.items():
+        train_kto(pairs, KtoSpec(model=str(model), ref_model=other_model, batch_size=100), tmp_path / name)
+        rewards[name] = losses(tmp_path / name, "rewards/desirable")[0]
+    assert rewards["own"] == pytest.approx(0, abs=1e-6)
+    assert abs(rewards["theirs"]) > 1e-3
+    assert rewards["swapped"] == pytest.approx(-rewards["theirs"], abs=1e-5)
 
 
 def test_a_reference_of_another_tokenizer_is_refused(

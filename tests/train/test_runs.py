@@ -319,6 +319,11 @@ def test_soft_labels_go_with_nothing_that_says_the_same(spec: Any, said: dict[st
         spec.parse({"model": "m", "soft_labels": True, **said})
 
 
+def test_entropy_is_of_policies() -> None:
+    with pytest.raises(UsageError, match="a reward model has no distribution over tokens"):
+        RmSpec.parse({"model": "m", "log_entropy": True})
+
+
 def test_the_same_again_is_kept_and_other_settings_conflict(pairs: Path, tiny_policy: Path, tmp_path: Path) -> None:
     out, settings = tmp_path / "dpo", DpoSpec(model=str(tiny_policy))
     first = train_dpo(pairs, settings, out)
