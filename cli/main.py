@@ -18,7 +18,7 @@ from prefdata.printable import printable_lines
 from prefdata.specs.other_names import normalised, our_name, without_setting
 from prefdata.sql.interrupt import still_running
 
-from . import check, curves, demo, explain, export, ingest, pair, rank, sample, select, sql, status, train
+from . import check, curves, demo, explain, export, ingest, pair, rank, run, sample, select, sql, status, train
 from . import eval as evaluate
 from .help import Command, CommandGroup
 
@@ -61,6 +61,8 @@ def _closed_pipe() -> Iterator[None]:
 
 FLOW = (
     "demo",
+    "run",
+    "recipes",
     "ingest",
     "sample",
     "rank",
@@ -103,6 +105,8 @@ app.add_typer(check.app, name="check")
 app.command("sql", cls=Command, epilog=sql.EXAMPLE)(sql.sql)
 app.command("status", cls=Command, epilog=status.EXAMPLE)(status.status)
 app.command("explain", cls=Command, epilog=explain.EXAMPLE)(explain.explain)
+app.command("run", cls=Command, epilog=run.EXAMPLE)(run.run)
+app.command("recipes", cls=Command, epilog=run.RECIPES_EXAMPLE)(run.recipes)
 app.command("demo", cls=Command, epilog=demo.EXAMPLE)(demo.demo)
 
 
@@ -149,7 +153,7 @@ def main() -> None:
     except PrefdataError as error:
         code = _fail(f"prefdata: {error}", error.exit_code, debug)
     except ClickUsageError as error:
-        code = _fail(f"prefdata: {_usage(error)}", 2, debug)
+        code = _fail(f"prefdata: {usage_message(error)}", 2, debug)
     except (KeyboardInterrupt, typer.Abort):
         _say_no_more()
         code = _fail(
@@ -231,7 +235,8 @@ def _fail(message: str, code: int, debug: bool) -> int:
     return code
 
 
-def _usage(error: Exception) -> str:
+def usage_message(error: Exception) -> str:
+    """Return what is wrong with a command line, in one line that names the help to read."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "prefdata"
     message = error.format_message() if hasattr(error, "format_message") else str(error)

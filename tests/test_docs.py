@@ -120,6 +120,15 @@ def test_the_page_on_formats(run_all: Pages) -> None:
     assert "says: 0 over 1" in said[commands[0]]
 
 
+def test_the_page_on_recipes(run_all: Pages) -> None:
+    page = (DOCS / "recipes.md").read_text("utf-8")
+    Path("my.yaml").write_text(re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)[0], "utf-8")
+    *_, planned = run_all(console_commands(DOCS / "recipes.md")).values()
+    steps = planned.splitlines()
+    assert [line.split("prefdata ")[1].split()[0] for line in steps] == ["ingest", "sample", "rank", "select", "train"]
+    assert "-n 2 " in steps[1]
+
+
 def test_the_page_on_sql(run_all: Pages) -> None:
     printed = run_all(console_commands(DOCS / "sql.md"))
     assert any("turns" in out for out in printed.values())

@@ -93,7 +93,7 @@ def test_a_run_must_exist_but_for_ingest(prefdata, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     for path, command in EVERY.items():
         if any(param.name == "run" and param.metavar == "RUN" for param in command.params):
-            must = "it is created if it does not" if path == ("ingest",) else "it must exist"
+            must = "it is created if it does not" if path in (("ingest",), ("run",)) else "it must exist"
             assert must in prefdata(*path, "--help")[1]
 
 

@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         "train",
     },
     "steps": {"scorers", "comparisons", "scores"},
+    "pipeline": set(),
 }
 """What each package may use besides. A reward model is evaluated as it scores, on data that trains it. Steps never
 import each other; nothing imports the command line."""
@@ -132,7 +133,7 @@ def test_the_trainer_runs_on_a_bare_box() -> None:
 def test_the_package_list_is_the_tree() -> None:
     said = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     tree = {".".join(path.parent.relative_to(ROOT).parts) for path in ROOT.glob("prefdata/**/__init__.py")}
-    mapped = {"prefdata.cli", "prefdata.schemas", "prefdata.templates", "prefdata.sample_data"}
+    mapped = {"prefdata.cli", "prefdata.recipes", "prefdata.schemas", "prefdata.templates", "prefdata.sample_data"}
     assert sorted(said) == sorted(tree | mapped)
 
 
