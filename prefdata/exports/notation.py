@@ -27,6 +27,7 @@ class Notation(BaseModel):
         result_role: the role of a tool's result.
         one_result: whether the results of several calls may not follow each other.
         reasoning: how reasoning is put before the content, with {} in its place.
+        trained: the key that tells whether a message is trained: those of the response are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +40,7 @@ class Notation(BaseModel):
     result_role: str = "tool"
     one_result: bool = False
     reasoning: str | None = None
+    trained: str | None = None
 
     @cached_property
     def kept(self) -> tuple[str, ...]:
@@ -55,11 +57,11 @@ class Notation(BaseModel):
         """Whether there is a place for reasoning."""
         return self.reasoning is not None or "reasoning_content" in self.kept
 
-    def turns(self, messages: pl.Expr, used: Collection[str]) -> pl.Expr:
+    def turns(self, messages: pl.Expr, used: Collection[str], *, response: bool = False) -> pl.Expr:
         """Return lists of messages as the dialect has them; `used` are the keys that any message has."""
-        return messages.list.eval(self._turn(pl.element(), used))
+        return messages.list.eval(self._turn(pl.element(), used, response))
 
-    def _turn(self, message: pl.Expr, used: Collection[str]) -> pl.Expr:
+    def _turn(self, message: pl.Expr, used: Collection[str], response: bool) -> pl.Expr:
         def key(name: str) -> pl.Expr:
             return message.struct.field(name)
 
@@ -75,6 +77,8 @@ class Notation(BaseModel):
             thought = pl.lit(before) + key("reasoning_content") + pl.lit(after)
             content = thought.fill_null("") + content
         kept = {name: key(name) for name in self.kept if name in used}
+        if self.trained is not None:
+            kept[self.trained] = (key("role") == "assistant") & response
         return struct({self.role: role, self.content: content, **kept})
 
 

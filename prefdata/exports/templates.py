@@ -77,7 +77,8 @@ def _part(name: str, notation: Notation, used: Collection[str]) -> pl.Expr:
     if form == "turn":
         return notation.turns(pl.col(base), used).list.last()
     if name in CONVERSATIONS or " + " in name:
-        return notation.turns(_joined(name), used)
+        parts = [notation.turns(pl.col(one), used, response=one in RESPONSES) for one in name.split(" + ")]
+        return pl.concat_list(parts) if len(parts) > 1 else parts[0]
     return {"request": _request, "system": _system, "history": _history}.get(name, lambda: pl.col(name))()
 
 

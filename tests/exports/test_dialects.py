@@ -135,7 +135,8 @@ DEMONSTRATIONS: dict[str, dict[str, Any]] = {
     "openrlhf": {"prompt": MULTI, "completion": [GOOD]},
     "llamafactory": {"conversations": [*TURNS, {"from": "gpt", "value": "The Robot."}]},
     "sharegpt": {"conversations": [*TURNS, {"from": "gpt", "value": "The Robot."}]},
-    "axolotl": {"messages": [*MULTI, GOOD]},
+    # the earlier answer is not what was selected, and is not trained
+    "axolotl": {"messages": [*({**one, "train": False} for one in MULTI), {**GOOD, "train": True}]},
     "nemo-rl": {"messages": [*MULTI, GOOD]},
     "ms-swift": {"messages": [*MULTI, GOOD]},
     "verl": {"messages": [*MULTI, GOOD]},
