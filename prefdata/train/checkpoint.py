@@ -22,21 +22,21 @@ from prefdata.storage.atomic import fsync_dir, storage_errors, temporary_name
 
 
 def write(
-    path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer | None, state: dict[str, Any]
 ) -> None:
     """Replace the checkpoint at `path`, atomically.
 
     Args:
         path: the checkpoint.
         modules: the trained model, and a reference that follows it, by name.
-        optimizer: the optimiser.
+        optimizer: the optimiser; None where weights alone are kept.
         state: what else the loop needs, as JSON values.
 
     Raises:
         StorageError: writing failed; the earlier checkpoint is kept.
     """
     tensors = _weights(modules)
-    for number, slots in optimizer.state_dict()["state"].items():
+    for number, slots in ({} if optimizer is None else optimizer.state_dict()["state"]).items():
         tensors.update({f"optimizer.{number}.{slot}": tensor for slot, tensor in slots.items()})
     temporary, text = temporary_name(path), json.dumps(state)
     with storage_errors(path):
@@ -51,7 +51,9 @@ def write(
             temporary.unlink(missing_ok=True)
 
 
-def read(path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+def read(
+    path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer | None
+) -> dict[str, Any] | None:
     """Restore the checkpoint at `path` into `modules` and `optimizer`; returns its state, or None where there is none.
 
     Raises:
@@ -77,7 +79,8 @@ def read(path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Op
         sound = False
     if not sound:
         raise InputError(f"the checkpoint {path} is damaged. Remove it; the same command then starts from step 1.")
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+    if optimizer is not None:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
     state: dict[str, Any] = json.loads(metadata["state"])
     return state
 

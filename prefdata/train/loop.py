@@ -19,6 +19,7 @@ from prefdata.storage.atomic import storage_errors
 from prefdata.train import checkpoint as checkpoints
 from prefdata.train.advice import too_easy
 from prefdata.train.batches import Example, micro_batches, step_indices, steps_per_epoch
+from prefdata.train.best import BestWeights
 from prefdata.train.metrics import MetricMeans, MetricSums, MetricsWriter, RunMeans, stack_sums
 from prefdata.train.models import LoadedModel
 from prefdata.train.objectives.objective import Objective
@@ -26,6 +27,7 @@ from prefdata.train.optimizer import gradient_norm, learning_rate, make_optimize
 from prefdata.train.reference import LiveReference
 from prefdata.train.specs import TrainSpec
 from prefdata.train.steps import StepGradient, measure
+from prefdata.train.training import BEST_FILE
 
 DRIFT_PER_TOKEN = -1.0
 """Loss of log-probability (nats per token) of the chosen responses against the reference that causes a warning."""
@@ -66,6 +68,7 @@ class Loop:
         self.last: dict[str, float] = {}
         self.tokens = 0.0
         self.checked = 0
+        self.best: BestWeights | None = None
 
     def run(self, progress: Progress = no_progress) -> dict[str, float]:
         """Train to the end, from the folder's checkpoint if there is one.
@@ -81,6 +84,9 @@ class Loop:
         done = self.checked = state.get("step", 0)
         self.means, self.last = MetricMeans(state.get("means")), state.get("last", {})
         self.run_means = RunMeans(self.total, state.get("run_means"))
+        if self.spec.keep_best:
+            place, spec = self.checkpoint.with_name(BEST_FILE), self.spec
+            self.best = BestWeights(place, self.loaded.model, spec.keep_best, spec.patience, state.get("best"))
         with (
             storage_errors(self.folder),
             closing(MetricsWriter(self.folder, state.get("position", 0), done + 1)) as writer,
@@ -92,9 +98,15 @@ class Loop:
                 done += 1
                 self._record(writer, done)
                 progress(done, self.total, **self._figures())
+                if (
+                    self.best is not None
+                    and self.best.is_due(done, self.total)
+                    and self.best.see(done, self._evaluated)
+                ):
+                    break
                 if self.spec.save_every and done % self.spec.save_every == 0 and done < self.total:
                     self._save(done, writer)
-        return self.last
+        return self.last if self.best is None else {**self.last, **self.best.restore(), "stopped_at": float(done)}
 
     @property
     def _modules(self) -> dict[str, nn.Module]:
@@ -110,6 +122,7 @@ class Loop:
             "means": sums,
             "run_means": self.run_means.sums,
             "last": self.last,
+            **({} if self.best is None else {"best": self.best.state}),
         }
         checkpoints.write(self.checkpoint, self._modules, self.optimizer, state)
 
@@ -150,6 +163,19 @@ class Loop:
         self.tokens += tokens
         return {**metrics, **stack_sums([{"tokens/s": (tokens, time.perf_counter() - started)}])}
 
+    def _is_compared(self, done: int) -> bool:
+        """Whether the weights are compared with the best ones after so many steps."""
+        return self.best is not None and self.best.is_due(done, self.total)
+
+    def _sees_no_better(self, done: int) -> bool:
+        """Keep the weights if they are the best so far; returns whether to stop, as none were better for long."""
+        return self.best is not None and self._is_compared(done) and self.best.see(done, self._evaluated)
+
+    @property
+    def _evaluated(self) -> dict[str, float]:
+        """The metrics of the last evaluation."""
+        return {name: value for name, value in self.last.items() if name.startswith("eval/")}
+
     def _figures(self) -> dict[str, float]:
         shown = {"loss": "loss", "accuracy": "rewards/accuracies"}
         return {name: self.last[metric] for name, metric in shown.items() if metric in self.last} | {
@@ -183,7 +209,7 @@ class Loop:
             self._watch_drift(done, values)
         if done == self.run_means.first_steps and (warning := too_easy(self.run_means.sums[" first"])):
             log.warning("step %d: %s", done, warning)
-        if self.evaluate and (final or (spec.eval_every and done % spec.eval_every == 0)):
+        if self.evaluate and (final or self._is_compared(done) or (spec.eval_every and done % spec.eval_every == 0)):
             values = {f"eval/{name}": value for name, value in self.evaluate().items()}
             self.last = {**self.last, **values}
             writer.write(done, values)

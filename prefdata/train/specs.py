@@ -59,6 +59,19 @@ class TrainSpec(AdapterSpec):
     eval_every: int = runtime_field(
         0, "Steps between evaluations on the test split; 0 = only at the end.", ge=0, group=Group.CHECKPOINTS
     )
+    keep_best: int = identity_field(
+        0,
+        "Evaluate after every so many steps, and save the weights with the smallest loss on the test split; 0 = save "
+        "the last ones.",
+        ge=0,
+        group=Group.CHECKPOINTS,
+    )
+    patience: int = identity_field(
+        0,
+        "Stop after so many evaluations of --keep-best without a smaller loss; 0 = never.",
+        ge=0,
+        group=Group.CHECKPOINTS,
+    )
     log_every: int = runtime_field(
         1, "Steps that one line of metrics.jsonl is the mean of.", ge=1, group=Group.CHECKPOINTS
     )
@@ -67,6 +80,12 @@ class TrainSpec(AdapterSpec):
         "Log the mean entropy of the policy's distributions over trained tokens, in nats.",
         group=Group.CHECKPOINTS,
     )
+
+    @model_validator(mode="after")
+    def _patience_of_the_best(self) -> Self:
+        if self.patience and not self.keep_best:
+            raise ValueError(changes_nothing("patience", ["--keep-best"]))
+        return self
 
 
 class LossSpec(TrainSpec):

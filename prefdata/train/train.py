@@ -205,6 +205,11 @@ class LossTraining(Training):
 
         started = time.monotonic()
         data = TrainingData(self, progress)
+        if self.spec.keep_best and not data.test.examples:
+            raise UsageError(
+                f"{self.source.name}: --keep-best compares weights on the test split, and no example is in it. Mark "
+                "some rows as split test, or leave it out."
+            )
         progress.phase("loading the model")
         self.spec = in_the_same_precision(self.spec, () if replace else (self.folder,))
         loaded = models.load(self.files, self.spec, data.chat.tokenizer)
@@ -231,7 +236,12 @@ class LossTraining(Training):
             self.save(loaded, data.chat, data.train, new)
             figures: dict[str, Any] = {name: last[name] for name in EVALUATED if name in last}
             figures |= loop.run_means.figures(RUN_MEANS)
-            figures |= {"steps": loop.total, "batch_layout": loaded.layout, **loaded.computed}
+            figures |= {name: last[name] for name in ("best_step",) if name in last}
+            figures |= {
+                "steps": int(last.get("stopped_at", loop.total)),
+                "batch_layout": loaded.layout,
+                **loaded.computed,
+            }
             return data.report(objective.noun).timed(time.monotonic() - started, **figures)
 
         return self.folder.rebuild(lineage, fill)  # replaces the folder with the checkpoint

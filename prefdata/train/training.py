@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 CHECKPOINT_FILE = "_checkpoint"
 """In the model's folder while it is trained. Safetensors without the suffix: engines load every *.safetensors."""
 
+BEST_FILE = "_best"
+"""The best weights so far, as the checkpoint has them."""
+
 METRICS = ("metrics.jsonl", "tensorboard", "responses")
 """What a loop logs to, in the model's folder: a file and folders."""
 
@@ -46,7 +49,7 @@ class Training:
     lineage: Lineage
 
     def __init__(self, spec: LoopSpec, out: Path | str, *, weights: bool = True) -> None:
-        self.folder = Artifact(Path(out), (CHECKPOINT_FILE, *METRICS))
+        self.folder = Artifact(Path(out), (CHECKPOINT_FILE, BEST_FILE, *METRICS))
         self.files = start_model(spec, weights=weights)
         if self.files.path is not None and self.files.path == Path(out).resolve():
             raise UsageError(f"{out} is the model that training starts from. Name another folder with --out.")
