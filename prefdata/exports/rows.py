@@ -2,7 +2,7 @@
 
 Keys are hashes, so that their order is random and the same whatever the order in which rows were made. Each table is
 read once. Where the texts are too many to be held, rows, prompts and candidates are divided into buckets by prompt, and
-one bucket of each is held at a time.
+one bucket of each is held at a time: labels are then in the order of their keys within each bucket.
 """
 
 from __future__ import annotations

@@ -161,6 +161,33 @@ def test_labels_and_demonstrations_come_back(tmp_path: Path, dialect: str, kind:
     assert len(came - content_of(run, kind)) == shown
 
 
+@pytest.mark.parametrize("kind", ["pairs", "unpaired", "demonstrations", "prompts", "groups", "candidates"])
+def test_rows_that_memory_does_not_hold_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Divided into many buckets by prompt, with prompts that two sources hold and responses of two samplers."""
+    scored = [{"prompt": row["prompt"], "responses": ["The Robot.", "No."], "rewards": [2.0, 1.0]} for row in EVERY]
+    rows = {"pairs": EVERY, "groups": scored, "candidates": scored}.get(kind) or single(kind)
+    as_kind = "candidates" if kind == "groups" else kind
+    run = run_of(tmp_path, rows, as_kind, **({"score": ("rewards",)} if rows is scored else {}))
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({**row, "completion": [said("Other.")]}) + "\n" for row in single("unpaired")))
+    ingest(run, [str(other)], IngestSpec(kind="unpaired", source="other"))
+    if kind == "groups":
+        pair(run, PairSpec(as_="groups", selector="all"))
+    dialect = {"groups": "listwise", "candidates": "prefdata"}.get(kind, "trl")
+    named = {"unpaired": {"input": "rows"}, "candidates": {"sampler": "rows-response"}}.get(kind, {})
+    spec = ExportSpec(dialect=dialect, kind=kind, file_format="jsonl", **named)
+    export(run, spec, tmp_path / "held")
+    monkeypatch.setattr("prefdata.exports.rows.HELD_BYTES", 20)
+    export(run, spec, tmp_path / "divided")
+    held, divided = ((tmp_path / name / "data/train-00000-of-00001.jsonl") for name in ("held", "divided"))
+    if kind in ("pairs", "prompts", "groups"):
+        assert held.read_bytes() == divided.read_bytes()
+    assert sorted(held.read_bytes().splitlines()) == sorted(divided.read_bytes().splitlines())
+    assert len(held.read_bytes().splitlines()) > 4
+
+
 @pytest.mark.parametrize("dialect", with_kind("prompts"))
 def test_prompts_come_back_with_their_references(tmp_path: Path, dialect: str) -> None:
     rows = [{"prompt": row["prompt"], "answer": f"{n}."} for n, row in enumerate(PLAIN + TURNS + WITH_SYSTEM)]
