@@ -127,4 +127,4 @@ def test_an_empty_text_that_says_something() -> None:
 
 def test_a_lineage_with_settings_that_are_refused_today_is_told_of_in_one_line() -> None:
     with pytest.raises(UsageError, match=r"made with settings that this prefdata refuses \(.*--threshold -0\.1"):
-        SelectSpec.of_identity({"method": "threshold", "scale": "min-max", "threshold": -0.1})
+        SelectSpec.from_identity({"method": "threshold", "scale": "min-max", "threshold": -0.1})

@@ -218,7 +218,7 @@ def _selection(run: Run, answers: pl.DataFrame, name: str) -> Policy:
     lineage, success = partition.lineage(), partition.success()
     assert lineage is not None
     assert success is not None
-    spec, scorer = SelectSpec.of_identity(lineage.spec), str(lineage.spec["scorer"])
+    spec, scorer = SelectSpec.from_identity(lineage.spec), str(lineage.spec["scorer"])
     kept = pl.from_arrow(partition.read(["prompt_id", "candidate_id", "rank", "score"]))
     assert isinstance(kept, pl.DataFrame)
     first = kept.filter(pl.col("rank") == 1).join(answers, on="candidate_id", how="semi")
@@ -246,7 +246,7 @@ def _not_the_best(spec: SelectSpec, ranked: pl.DataFrame, first: pl.DataFrame) -
     """Why the first responses of a selection are not the best of its samples; "" where they are."""
     if spec.method not in _BEST_FIRST:
         return f"{spec.method} does not choose the best one"
-    if more := set(SelectSpec.essence(spec.identity())) - _POOL_IS_KNOWN:
+    if more := set(SelectSpec.non_default_identity(spec.identity())) - _POOL_IS_KNOWN:
         return f"chosen with --{sorted(more)[0].replace('_', '-')}"
     ranked = ranked.with_columns(best=pl.col("by").max().over("prompt_id"))
     mine = first.join(ranked, on="candidate_id", how="left")

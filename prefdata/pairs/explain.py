@@ -68,7 +68,7 @@ def explain_pair(run: Run, first: str, second: str, pairing: str | None = None) 
         raise InputError(
             f"{ids[0]} answers prompt {prompts[0]} and {ids[1]} answers {prompts[1]}: a pair has one prompt."
         )
-    spec = PairSpec.of_identity(lineage.spec)
+    spec = PairSpec.from_identity(lineage.spec)
     source = _source(run, lineage)
     explained = partial(PairExplanation, made.name, spec.strategy, str(source), prompts[0])
     if stored := _stored(made, ids):

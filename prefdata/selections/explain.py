@@ -27,7 +27,7 @@ def explain_selection(run: Run, selector: str, prompt_id: str) -> dict[str, str 
     lineage = made.lineage()
     if lineage is None:
         raise NotReady(f"{made} was begun and never made: run `prefdata select {run} …` first.")
-    spec = SelectSpec.of_identity(lineage.spec)
+    spec = SelectSpec.from_identity(lineage.spec)
     scores = run.only("scores", str(lineage.spec["scorer"]), partial=True)
     latest = None
     if spec.pool == "latest":

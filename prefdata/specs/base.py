@@ -177,7 +177,7 @@ class Spec(BaseModel):
         values = self.model_dump(mode="json")
         return {name: _plain(value) for name, value in values.items() if not _is_how(fields[name])}
 
-    def check_use(self, decider: str, **goes_with: tuple[str, ...]) -> None:
+    def require_default_unless(self, decider: str, **goes_with: tuple[str, ...]) -> None:
         """Check that settings which only some values of the field `decider` use are at their defaults elsewhere.
 
         Raises:
@@ -190,7 +190,7 @@ class Spec(BaseModel):
                 raise ValueError(changes_nothing(name, [f"{flag} {value}" for value in values]))
 
     @classmethod
-    def of_identity(cls, identity: Mapping[str, Any]) -> Self:
+    def from_identity(cls, identity: Mapping[str, Any]) -> Self:
         """Rebuild the spec from a lineage; what was known only at run time is left out."""
         fields = cls.model_fields
         known = {name: value for name, value in identity.items() if name in fields}
@@ -205,10 +205,10 @@ class Spec(BaseModel):
 
     def fingerprint(self) -> str:
         """Return the id of the spec's identity: equal fingerprints, equal results from equal inputs."""
-        return digest({"step": self.step, **self.essence(self.identity())})
+        return digest({"step": self.step, **self.non_default_identity(self.identity())})
 
     @classmethod
-    def essence(cls, identity: Mapping[str, Any]) -> dict[str, Any]:
+    def non_default_identity(cls, identity: Mapping[str, Any]) -> dict[str, Any]:
         """Return an identity without the settings that are at their defaults: the basis of fingerprints and seeds.
 
         A setting that a later version adds, off by default, thus changes no fingerprint and no candidate; in return a

@@ -39,7 +39,7 @@ class FilterSpec(Spec):
 
     @model_validator(mode="after")
     def _filters_go_together(self) -> Self:
-        self.check_use("refusals", refusal_phrases=("drop",))
+        self.require_default_unless("refusals", refusal_phrases=("drop",))
         if self.max_chars is not None and self.max_chars < self.min_chars:
             raise ValueError("--max-chars is below --min-chars, so that no response fits")
         return self

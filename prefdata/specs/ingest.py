@@ -124,8 +124,8 @@ class IngestSpec(Spec):
 
     @model_validator(mode="after")
     def _settings_that_only_some_kinds_use(self) -> Self:
-        self.check_use("kind", ties=("pairs",), on_contradiction=("pairs",))
-        self.check_use("kind", verdict=JUDGED, one_means=JUDGED)
+        self.require_default_unless("kind", ties=("pairs",), on_contradiction=("pairs",))
+        self.require_default_unless("kind", verdict=JUDGED, one_means=JUDGED)
         return self
 
     @model_validator(mode="after")

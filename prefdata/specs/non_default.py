@@ -28,5 +28,5 @@ def non_default_settings(step: str, identity: Mapping[str, Any]) -> dict[str, An
     if spec is RankSpec:
         spec = next((kind for name, kind in KINDS.items() if given.get(name)), spec)
     if spec is not None:
-        return spec.essence(given)
+        return spec.non_default_identity(given)
     return {name: value for name, value in given.items() if value is not False and value != []}

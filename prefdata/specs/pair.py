@@ -116,7 +116,7 @@ class PairSpec(FilterSpec):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        self.check_use(
+        self.require_default_unless(
             "strategy",
             per_prompt=("best-worst", "random-labelled", "length-matched"),
             length_tolerance=("length-matched",),
@@ -125,13 +125,13 @@ class PairSpec(FilterSpec):
             judge=("comparisons",),
             ties=("comparisons",),
         )
-        self.check_use("as_", label_by=("unpaired",), threshold=("unpaired",))
+        self.require_default_unless("as_", label_by=("unpaired",), threshold=("unpaired",))
         if self.as_ != "pairs":
             only_pairs = ("strategy", "max_margin", "max_pairs_per_prompt", "max_per_candidate", "balance", "weight")
             by_score = ("per_prompt", "min_margin", "min_probability", "temperature")
-            self.check_use("as_", **dict.fromkeys((*only_pairs, *by_score), ("pairs",)))
+            self.require_default_unless("as_", **dict.fromkeys((*only_pairs, *by_score), ("pairs",)))
         decider = "label_by" if self.as_ == "unpaired" else "strategy"
-        self.check_use(decider, top=("top-bottom",), bottom=("top-bottom",))
+        self.require_default_unless(decider, top=("top-bottom",), bottom=("top-bottom",))
         if (self.label_by == "threshold") != (self.threshold is not None):
             raise ValueError("--label-by threshold and --threshold go together")
         if self.strategy == "comparisons" or self.trust_reference:

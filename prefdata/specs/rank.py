@@ -262,7 +262,7 @@ class SimilaritySpec(HardwareSpec, CandidatesSpec):
     @model_validator(mode="after")
     def _has_a_reference(self) -> Self:
         model = ("reference", *HardwareSpec.model_fields)
-        self.check_use("similarity", **dict.fromkeys(model, ("states",)))
+        self.require_default_unless("similarity", **dict.fromkeys(model, ("states",)))
         if self.similarity == "states" and self.reference is None:
             raise ValueError("--similarity states needs a --reference model to compare with")
         return self
@@ -317,7 +317,7 @@ class AggregateSpec(RankSpec):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        self.check_use("aggregate", prior=("bradley-terry",), seed=("bradley-terry", "elo"))
+        self.require_default_unless("aggregate", prior=("bradley-terry",), seed=("bradley-terry", "elo"))
         return self
 
 
@@ -356,7 +356,7 @@ class CalibrateSpec(RankSpec):
 
     @model_validator(mode="after")
     def _corrects(self) -> Self:
-        self.check_use("length", length_weight=("penalty",))
+        self.require_default_unless("length", length_weight=("penalty",))
         if self.length == "none" and self.labelled is None:
             raise ValueError("--calibrate corrects for --length or by --labelled pairs: give one of them")
         return self

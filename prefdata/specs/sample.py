@@ -225,7 +225,7 @@ class SampleSpec(ModelSpec):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        self.check_use("search", diversity_penalty=("diverse-beam",))
+        self.require_default_unless("search", diversity_penalty=("diverse-beam",))
         if not self.sweep:  # each sampler of a sweep is checked by itself
             self._check_lengths()
         return self
@@ -237,7 +237,9 @@ class SampleSpec(ModelSpec):
         Limits of length are not part of it (the same seed continues the same response), except for a search, where the
         best beams of a shorter one differ. Samplers with equal fingerprints share candidates.
         """
-        deciding = {name: value for name, value in cls.essence(identity).items() if name not in _NOT_SAMPLING}
+        deciding = {
+            name: value for name, value in cls.non_default_identity(identity).items() if name not in _NOT_SAMPLING
+        }
         if identity.get("search", "sample") != "sample":
             deciding["max_tokens"] = identity["max_tokens"]
         return digest(deciding)

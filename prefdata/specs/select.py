@@ -78,7 +78,7 @@ class SelectSpec(FilterSpec):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        self.check_use(
+        self.require_default_unless(
             "method",
             k=("rso", "rso-algorithm1", "boltzmann", "top-k", "top-k-overall"),
             beta=("rso", "rso-algorithm1", "boltzmann"),
@@ -88,7 +88,7 @@ class SelectSpec(FilterSpec):
             improve=("best-of-n",),
             diverse=("top-k",),
         )
-        self.check_use("pool", quota=("mix",))
+        self.require_default_unless("pool", quota=("mix",))
         if self.name == EVERYTHING:
             raise ValueError(f"--name {EVERYTHING} means every scored candidate to pair: give another")
         if 0 < self.beta < 1e-100:

@@ -57,7 +57,7 @@ class Lineage(BaseModel):
         return cls(
             step=spec.step,
             spec=identity,
-            fingerprint=digest({"step": spec.step, **spec.essence(identity)}),
+            fingerprint=digest({"step": spec.step, **spec.non_default_identity(identity)}),
             parents=parents or {},
             versions={"prefdata": version("prefdata"), **versions},
         )

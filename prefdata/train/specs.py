@@ -115,14 +115,14 @@ class LossSpec(TrainSpec):
         return self
 
     @classmethod
-    def essence(cls, identity: Mapping[str, Any]) -> dict[str, Any]:
+    def non_default_identity(cls, identity: Mapping[str, Any]) -> dict[str, Any]:
         """Return the non-default settings; those of a loss are compared with that loss's own defaults."""
         loss = identity.get("loss", cls.model_fields["loss"].default)
         own = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in LOSSES.resolve(cls.command, loss, {}).items()
         }
-        rest = super().essence({name: value for name, value in identity.items() if name not in own})
+        rest = super().non_default_identity({name: value for name, value in identity.items() if name not in own})
         return {**rest, **{name: identity[name] for name in own if name in identity and identity[name] != own[name]}}
 
     @property

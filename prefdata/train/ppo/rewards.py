@@ -56,7 +56,9 @@ def reward_rule(spec: PpoSpec, names: Sequence[str]) -> Rule | None:
 
 def rewards_identity(specs: Mapping[str, RankSpec]) -> dict[str, Any]:
     """Return what decides the scores: non-default settings, and ids of models and files in the place of paths."""
-    return {name: {**spec.essence(spec.identity()), **scorer_identity(spec)} for name, spec in specs.items()}
+    return {
+        name: {**spec.non_default_identity(spec.identity()), **scorer_identity(spec)} for name, spec in specs.items()
+    }
 
 
 class Rewarder:

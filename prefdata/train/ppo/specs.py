@@ -183,7 +183,7 @@ class PpoSpec(AdapterSpec):
     def _has_an_effect(self) -> PpoSpec:
         if self.preset is not None and self.method != PRESETS[self.preset].get("method", "ppo"):
             raise ValueError(f"--preset {self.preset} is for --method {PRESETS[self.preset].get('method', 'ppo')}")
-        self.check_use("method", **USED_BY)
+        self.require_default_unless("method", **USED_BY)
         for name, needs in NEEDS.items():
             given = getattr(self, name) != type(self).model_fields[name].default
             if given and getattr(self, needs) is None and name not in PRESETS.get(str(self.preset), {}):

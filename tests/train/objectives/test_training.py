@@ -232,7 +232,7 @@ def test_a_losss_own_defaults_are_no_part_of_its_fingerprint() -> None:
         spec = SPECS[loss.command](model="m", loss=loss.name)
         given = {name: value for name, value in loss.settings.items() if value not in (False, ())}
         assert SPECS[loss.command](model="m", loss=loss.name, **given).fingerprint() == spec.fingerprint()
-        assert set(spec.essence(spec.identity())) <= {"model", "loss"}
+        assert set(spec.non_default_identity(spec.identity())) <= {"model", "loss"}
     assert DpoSpec(model="m", loss="simpo", beta=0.1).fingerprint() != DpoSpec(model="m", loss="simpo").fingerprint()
 
 
