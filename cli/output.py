@@ -83,9 +83,9 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def facts(told: dict[str, Any]) -> None:
+def facts(values: dict[str, Any]) -> None:
     """Print facts by name as JSON, one a line: a list of numbers (token ids) too."""
-    lines = (f"  {as_json(name)}: {as_json(value)}" for name, value in told.items())
+    lines = (f"  {as_json(name)}: {as_json(value)}" for name, value in values.items())
     line("{\n" + ",\n".join(lines) + "\n}")
 
 

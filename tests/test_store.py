@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefdata.errors import InputError, NotReady, SpecConflict, StorageError, UsageError
-from prefdata.specs import Spec, identity_field, runtime_field
+from prefdata.specs import SampleSpec, Spec, identity_field, runtime_field
 from prefdata.storage.atomic import checksum, this_process
 from prefdata.storage.compaction import compact
 from prefdata.storage.report import Report
@@ -70,6 +70,18 @@ def test_only_what_comes_again_has_a_dictionary(tmp_path: Path) -> None:
     said = {one.path_in_schema for one in columns if one.has_dictionary_page}
     assert said == {field.name for field in SCORES.schema} - {"candidate_id", "score", "text_key", "text_hash"}
     assert part.read().to_pylist() == SCORES.from_rows(rows).to_pylist()
+
+
+def test_what_another_command_made_is_said_in_one_sentence(tmp_path: Path) -> None:
+    """Not every setting of both commands."""
+    part = Run(tmp_path).partition("candidates", "ppo")
+    part.begin(Lineage.of(ToySpec()).model_copy(update={"step": "train ppo"}))
+    with pytest.raises(SpecConflict) as found:
+        part.begin(Lineage.of(SampleSpec(model="m")))
+    assert str(found.value) == (
+        f"{part.path} was made by `prefdata train ppo`, and this is `prefdata sample`. Give the new one another name, "
+        "or --replace the old one."
+    )
 
 
 def test_how_fields_do_not_conflict_what_fields_do(tmp_path: Path) -> None:

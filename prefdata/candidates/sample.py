@@ -74,8 +74,8 @@ def sample_many(
     begun = [] if replace else [partition_of(run, spec) for spec in specs]
     jobs = [SamplingJob.of(run, spec, partial=partial, date=began_on(begun), continued=begun) for spec in specs]
     retries = [False if replace else job.check() for job in jobs]
-    with watched(progress, "sample") as told, closing(_Engine(jobs[0], load or _load, told)) as engine:
-        return [_sample(job, engine, replace, retry, told) for job, retry in zip(jobs, retries, strict=True)]
+    with watched(progress, "sample") as watch, closing(_Engine(jobs[0], load or _load, watch)) as engine:
+        return [_sample(job, engine, replace, retry, watch) for job, retry in zip(jobs, retries, strict=True)]
 
 
 def expand_sweep(spec: SampleSpec) -> list[SampleSpec]:
@@ -120,7 +120,7 @@ def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
     drawn = ExistingSamples(job.partition, job.resample_below)
     first = next(iter(job.prompts))[1][0]
     messages = job.view.messages(first, 0.5) or first["messages"]
-    told = {
+    shown = {
         "partition": str(job.partition),
         "state": job.partition.state,
         "engine": f"{job.engine} ({job.why})",
@@ -131,9 +131,9 @@ def dry_run(run: Run, spec: SampleSpec) -> dict[str, Any]:
         "first_prompt": first["prompt_id"],
     }
     if job.engine == "openai" and spec.tokenizer is None:
-        return told | {"messages": [dict(message) for message in messages]}
+        return shown | {"messages": [dict(message) for message in messages]}
     chat = Chat.of(job.files, raw=spec.raw, choice=job.spec.template_choice)
-    return told | {
+    return shown | {
         "rendered": chat.text(messages, first["tools"], answer_next=True),
         "token_ids": list(chat.prompt_ids(messages, first["tools"])),
     }

@@ -60,14 +60,14 @@ def compare(
     identity = scorer_identity(spec)
     if not replace:
         partition.check(Lineage.of(spec, resolved=identity))
-    with PlayerStore(run, samplers, spec) as board, watched(progress, "rank") as told:
+    with PlayerStore(run, samplers, spec) as board, watched(progress, "rank") as watch:
         if not replace:
             board.look(partition)
         success = partition.success()
         if success and not replace and partition.intact and not board.missing():
             return Outcome(success.report, partition.path, "kept")
         lineage = Lineage.of(spec, {"candidates": board.content}, resolved=identity)
-        return _compare(board, partition, lineage, spec, replace, told)
+        return _compare(board, partition, lineage, spec, replace, watch)
 
 
 def _compare(

@@ -157,8 +157,8 @@ class PlayerStore:
         rows = self._candidates.bucket(number)
         rows = rows.with_columns(bare=pl.col("text").str.strip_chars(WHITESPACE)).sort("candidate_id")
         rows = rows.unique(["prompt_id", "bare"], keep="first", maintain_order=True)
-        coin = pl.Series("coin", uniforms(rows["candidate_id"], self._spec.seed, "schedule"))
-        rows = rows.with_columns(coin).sort("prompt_id", "coin", "candidate_id")
+        uniform = pl.Series("uniform", uniforms(rows["candidate_id"], self._spec.seed, "schedule"))
+        rows = rows.with_columns(uniform).sort("prompt_id", "uniform", "candidate_id")
         return rows.select("candidate_id", "prompt_id", "text")
 
     def _count(self) -> None:

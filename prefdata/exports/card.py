@@ -135,8 +135,10 @@ def _counts(splits: Mapping[str, Split], report: Report) -> str:
     lines = ["| split | rows | files | size |", "|---|---|---|---|"]
     lines += [f"| {name} | {s.rows:,} | {s.files} | {s.file_bytes / 1e6:,.1f} MB |" for name, s in splits.items()]
     dropped = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in report.dropped.items())
-    told = f"Of {report.rows_in:,} {report.unit}, {report.rows_out:,} are here" + (f" ({dropped})." if dropped else ".")
-    return "\n".join([*lines, "", told, "The splits are by prompt: no prompt is in both."])
+    counts = f"Of {report.rows_in:,} {report.unit}, {report.rows_out:,} are here" + (
+        f" ({dropped})." if dropped else "."
+    )
+    return "\n".join([*lines, "", counts, "The splits are by prompt: no prompt is in both."])
 
 
 def _columns(schema: pa.Schema) -> str:

@@ -57,10 +57,10 @@ def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False, progr
     parents = {str(partition): partition.content for partition in (*source, *run.all("prompts"))}
     named_table = {} if kind == "prompts" else {source[0].table.partition: source[0].name}
     lineage = Lineage.of(spec, parents, resolved=named_table)
-    with watched(progress, "export") as told:
+    with watched(progress, "export") as watch:
 
         def fill(path: Path) -> Report:
-            told.phase("writing shards")
+            watch.phase("writing shards")
             return Filling(run, spec, dialect, kind, form, source, lineage).fill(path, place)
 
         outcome = Artifact(place).remake(lineage, fill, replace=replace)
@@ -68,7 +68,7 @@ def export(run: Run, spec: ExportSpec, to: Path, *, replace: bool = False, progr
             write_card(to)
         if hub is None:
             return outcome
-        told.phase(f"sending to {hub.name}")
+        watch.phase(f"sending to {hub.name}")
         figures = {**outcome.report.figures, "hub": hub.push(to, written_files(to))}
         return dataclasses.replace(outcome, report=outcome.report.model_copy(update={"figures": figures}))
 

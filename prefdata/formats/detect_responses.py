@@ -198,8 +198,8 @@ def _is_beside(other: Column, column: Column) -> bool:
     if plain_name(other.name) in known_names("turns", "request", "tags", "references", "tools"):
         return False
     # Lists of one element each may be unrelated.
-    told = known_names("of_response", "models", "rank")
-    return max(column.lengths.values()) > 1 or bool({plain_name(other.name), *words(other.name)} & told)
+    telling = known_names("of_response", "models", "rank")
+    return max(column.lengths.values()) > 1 or bool({plain_name(other.name), *words(other.name)} & telling)
 
 
 def _single(columns: Columns, *, several: bool, rare: bool) -> list[ResponseMap]:

@@ -67,8 +67,8 @@ def pair(run: Run, spec: PairSpec, *, replace: bool = False, partial: bool = Fal
     extra = (spec.reference,) if spec.reference else ()
     judged = _verdicts(source) if spec.strategy == "comparisons" else None
     with (
-        watched(progress, "pair") as told,
-        open_scored(run, spec, source, extra_samplers=extra, progress=told) as batches,
+        watched(progress, "pair") as watch,
+        open_scored(run, spec, source, extra_samplers=extra, progress=watch) as batches,
     ):
         lineage = Lineage.of(spec, _parents(batches, judged), resolved=resolved)
         return partition.derive_in_pieces(

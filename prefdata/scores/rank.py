@@ -49,8 +49,8 @@ def rank(run: Run, spec: RankSpec, *, replace: bool = False, partial: bool = Fal
     """
     if not isinstance(spec, CandidatesSpec):
         return derive(run, spec, replace=replace, partial=partial)
-    with watched(progress, "rank") as told:
-        return score(run, spec, replace=replace, partial=partial, progress=told)
+    with watched(progress, "rank") as watch:
+        return score(run, spec, replace=replace, partial=partial, progress=watch)
 
 
 def score(

@@ -62,7 +62,7 @@ def select(
     if spec.pool == "mix":
         check_quotas(spec, [one.name for one in chosen_samplers(run, spec.sampler)])
     texts = spec.diverse > 0 and spec.distance == "words"
-    with watched(progress, "select") as told, open_scored(run, spec, scores, texts=texts, progress=told) as batches:
+    with watched(progress, "select") as watch, open_scored(run, spec, scores, texts=texts, progress=watch) as batches:
         lineage = Lineage.of(spec, {**batches.parents, **distance.parents}, resolved=resolved)
         return partition.derive_in_pieces(
             lineage, lambda: _tables(batches, spec, distance, began), replace=replace, seen=seen

@@ -65,7 +65,7 @@ def bootstrap_intervals(
 
 def bootstrap_interval(rates: Floats, seed: int = 0) -> tuple[float, float]:
     """Return the 95% percentile bootstrap interval of one mean over prompts, given each prompt's value, (prompts,)."""
-    lot = bootstrap_blocks(rates.size, seed)
-    sums, sizes = np.bincount(lot, weights=rates).astype(np.float64), np.bincount(lot).astype(np.float64)
+    block_of = bootstrap_blocks(rates.size, seed)
+    sums, sizes = np.bincount(block_of, weights=rates).astype(np.float64), np.bincount(block_of).astype(np.float64)
     low, high = bootstrap_intervals(sums[:, None], sizes, seed)
     return float(low[0]), float(high[0])

@@ -178,8 +178,8 @@ def _intervals(here: WinCounts, prior: float, resamples: int, level: float, seed
     size = np.searchsorted(group, group, "right") - start
     made = np.empty((resamples, len(here.prompt)))
     for resample in range(resamples):
-        coin = np.random.default_rng(ids.seed(seed, "bootstrap", resample)).random(len(group))
-        drawn = np.bincount(start + (coin * size).astype(np.int64), minlength=len(group)).astype(np.float64)
+        uniform = np.random.default_rng(ids.seed(seed, "bootstrap", resample)).random(len(group))
+        drawn = np.bincount(start + (uniform * size).astype(np.int64), minlength=len(group)).astype(np.float64)
         pairs = count_pairs(here.first, here.second, here.outcome, drawn, len(here.prompt))
         made[resample] = bradley_terry(here.prompt, pairs, prior=max(prior, 1e-3), tolerance=1e-4)
     tail = (1 - level) / 2
@@ -208,8 +208,8 @@ def elo(here: WinCounts, *, permutations: int = 32, k: float = 4.0, seed: int = 
 
 def _order(group: Ints, seed: int, permutation: int) -> Ints:
     """Return the games in a random order within each prompt, shape (games,)."""
-    coin = np.random.default_rng(ids.seed(seed, "elo", permutation)).random(len(group))
-    order: Ints = np.lexsort((coin, group))
+    uniform = np.random.default_rng(ids.seed(seed, "elo", permutation)).random(len(group))
+    order: Ints = np.lexsort((uniform, group))
     return order
 
 

@@ -351,5 +351,10 @@ def _why_other(there: Lineage, lineage: Lineage) -> str:
             "ids, seeds and scores differ: it can be read as it is, and not continued. Give the new one another name "
             "(--name, for train --out), or --replace the old one."
         )
-    changed = describe_changes({"step": there.step, **there.spec}, {"step": lineage.step, **lineage.spec})
+    if there.step != lineage.step:
+        return (
+            f"was made by `prefdata {there.step}`, and this is `prefdata {lineage.step}`. Give the new one another "
+            "name, or --replace the old one."
+        )
+    changed = describe_changes(there.spec, lineage.spec)
     return f"was made with other settings ({changed}). Give the new one another name, or --replace the old one."

@@ -78,8 +78,8 @@ class Training:
             if not self.folder.intact:
                 raise InputError(f"{self.folder.path} lacks files of the model. Train it again with --replace.")
             return Outcome(success.report, self.folder.path, "kept")
-        with watched(progress, self.spec.step) as told:
-            report = self.train(replace, told)
+        with watched(progress, self.spec.step) as watch:
+            report = self.train(replace, watch)
         did: Literal["made", "replaced", "continued"] = "made"
         if state != "absent":
             did = "replaced" if replace else "continued"

@@ -103,8 +103,8 @@ def _diversity(
     """Return the rows of diversity: of the first N responses of each prompt, so that all have equally many."""
     rows = []
     for draws in groups:
-        coin = mix64(draws.prompts.to_numpy(), ids.seed(seed, "diversity"))
-        chosen = draws.prompts.gather(np.sort(np.argsort(coin)[:TEXTS]))
+        order = mix64(draws.prompts.to_numpy(), ids.seed(seed, "diversity"))
+        chosen = draws.prompts.gather(np.sort(np.argsort(order)[:TEXTS]))
         mine = kept.filter((pl.col("group") == draws.group) & pl.col("prompt_id").is_in(chosen.implode()))
         mine = mine.filter(pl.int_range(pl.len()).over("prompt_id") < draws.known)
         texts = read_texts(run, mine)

@@ -48,10 +48,10 @@ class CandidateGroup:
     sizes: Ints
     values: Mapping[str, Floats]
 
-    def blocks(self, lot: Ints) -> Iterator[tuple[Ints, dict[str, Floats]]]:
+    def blocks(self, block_of: Ints) -> Iterator[tuple[Ints, dict[str, Floats]]]:
         """Prompts with equally many candidates: their blocks (P,), and their values, each (P, candidates)."""
         for block in ragged.blocks(self.sizes, exact=True, max_rows=_BLOCK):
-            yield lot[block.prompts], {name: block.scatter(column, 0.0) for name, column in self.values.items()}
+            yield block_of[block.prompts], {name: block.scatter(column, 0.0) for name, column in self.values.items()}
 
     def of(self, prompts: pl.Series) -> CandidateGroup:
         """Return the group with some of its prompts only."""

@@ -43,9 +43,9 @@ def _lead(curve: str, groups: Sequence[CandidateGroup], ns: Sequence[int], seed:
 
     Beyond the measured n, low is the first's lower bound less the next's upper bound, high the reverse.
     """
-    lot = bootstrap_blocks(groups[0].sizes.size, seed)
-    sizes = np.bincount(lot).astype(np.float64)
-    sums = [_best_sums(draws, curve, ns, lot) for draws in groups]
+    block_of = bootstrap_blocks(groups[0].sizes.size, seed)
+    sizes = np.bincount(block_of).astype(np.float64)
+    sums = [_best_sums(draws, curve, ns, block_of) for draws in groups]
     edges = np.cumsum([mine.shape[1] for mine in sums])[:-1]
     stacked = np.concatenate(sums, axis=1)
     scale = np.concatenate([draws.values["gold" if curve == "gold_lead" else "score"] for draws in groups])
@@ -74,11 +74,11 @@ def _lead(curve: str, groups: Sequence[CandidateGroup], ns: Sequence[int], seed:
     return rows
 
 
-def _best_sums(draws: CandidateGroup, curve: str, ns: Sequence[int], lot: Ints) -> Floats:
+def _best_sums(draws: CandidateGroup, curve: str, ns: Sequence[int], block_of: Ints) -> Floats:
     """Return sums over each block of the best of n, or of its gold score, at `measured`, (blocks, n measured)."""
     places = measured_ns(draws, ns)
-    sums = np.zeros((int(lot.max()) + 1, len(places)))
-    for which, values in draws.blocks(lot):
+    sums = np.zeros((int(block_of.max()) + 1, len(places)))
+    for which, values in draws.blocks(block_of):
         if curve == "gold_lead":
             add(sums, which, best_of_n.value_of_best(values["score"], values["gold"], places))
         else:

@@ -69,10 +69,10 @@ def extrapolate(means: Floats, draws: CandidateGroup, ns: Sequence[int]) -> Floa
     return np.stack([np.concatenate([there, part], axis=1) for part in more])
 
 
-def add(sums: Floats, lot: Ints, values: Floats) -> None:
+def add(sums: Floats, block_of: Ints, values: Floats) -> None:
     """Add each prompt's values, (P, points), to the sums of its block, (blocks, points)."""
-    order = np.argsort(lot, kind="stable")
-    there, starts = np.unique(lot[order], return_index=True)
+    order = np.argsort(block_of, kind="stable")
+    there, starts = np.unique(block_of[order], return_index=True)
     sums[there] += np.add.reduceat(values[order], starts, axis=0)
 
 
@@ -82,16 +82,18 @@ def points(draws: CandidateGroup, ns: Sequence[int], seed: int) -> list[Row]:
     labels = [(curve, n) for curve, found in places.items() for n in found]
     best, count = len(places["max"]), len(labels)  # `max` is the first
     farthest = max_n(draws)
-    told = [n for n in ns if n <= farthest]
+    covered = [n for n in ns if n <= farthest]
 
     def of(means: Floats) -> Floats:
-        _, least, most = extrapolate(means[:, :best], draws, told)
+        _, least, most = extrapolate(means[:, :best], draws, covered)
         return np.concatenate([means, least, most], axis=1)
 
     mean = sums.sum(axis=0) / sizes.sum()
     low, high = bootstrap_intervals(sums, sizes, seed, of)
-    likely = extrapolate(mean[None, :best], draws, told)[0, 0]
-    rows = _best(draws, ns, told, np.stack([likely, low[count : count + len(told)], high[count + len(told) :]], axis=1))
+    likely = extrapolate(mean[None, :best], draws, covered)[0, 0]
+    rows = _best(
+        draws, ns, covered, np.stack([likely, low[count : count + len(covered)], high[count + len(covered) :]], axis=1)
+    )
     numbers = np.stack([mean, low[:count], high[:count]], axis=1)
     rows += [row(draws, curve, n, found) for (curve, n), found in zip(labels[best:], numbers[best:], strict=True)]
     if "gold" in places:
@@ -102,11 +104,11 @@ def points(draws: CandidateGroup, ns: Sequence[int], seed: int) -> list[Row]:
 
 def _sums(draws: CandidateGroup, ns: Sequence[int], seed: int) -> tuple[dict[str, list[int]], Floats, Floats]:
     """Return the n of each curve, their sums over the prompts of each block (blocks, points), and the blocks' sizes."""
-    lot = bootstrap_blocks(draws.sizes.size, seed)
-    sizes = np.bincount(lot).astype(np.float64)
+    block_of = bootstrap_blocks(draws.sizes.size, seed)
+    sizes = np.bincount(block_of).astype(np.float64)
     places: dict[str, list[int]] = {}
     sums = np.empty((0, 0))
-    for which, values in draws.blocks(lot):
+    for which, values in draws.blocks(block_of):
         made = _estimates(values, draws, ns)
         places = {curve: found for curve, (found, _) in made.items()}
         if not sums.size:
@@ -149,14 +151,14 @@ def _estimates(
     return made
 
 
-def _best(draws: CandidateGroup, ns: Sequence[int], told: Sequence[int], numbers: Floats) -> list[Row]:
-    """Return the rows of best of n from its value, low and high end at the n in `told`, (K, 3); the others are null.
+def _best(draws: CandidateGroup, ns: Sequence[int], covered: Sequence[int], numbers: Floats) -> list[Row]:
+    """Return the rows of best of n from its value, low and high end at the n in `covered`, (K, 3); the others are null.
 
     Beyond the group's N the ends are the low end of the lower bound and the high end of the upper bound.
     """
     numbers[:, 1] = np.minimum(numbers[:, 1], numbers[:, 0])
     numbers[:, 2] = np.maximum(numbers[:, 2], numbers[:, 0])
-    found = dict(zip(told, numbers, strict=True))
+    found = dict(zip(covered, numbers, strict=True))
     binary = np.isin(draws.values["score"], (0.0, 1.0)).all()
     curves = ("max", "pass") if binary else ("max",)
     return [row(draws, curve, n, found.get(n, np.full(3, math.nan))) for curve in curves for n in ns]
