@@ -260,11 +260,6 @@ def _check_kind(name: str, kind: Kind, config: dict[str, Any]) -> None:
     fits = any(str(architecture).endswith(_FITS[kind]) for architecture in named)
     if not fits or (kind == "causal-lm" and config.get("is_encoder_decoder")):
         raise ModelError(f"{name} is a {', '.join(map(str, named))}. {_WANTED[kind]} is needed here.")
-    one = kind == "reward-start" and str(named[0]).endswith("ForSequenceClassification")
-    if one and (labels := len(label_names(config))) != 1:
-        raise ModelError(
-            f"{name} has {labels} labels, and a reward model is trained with one. Give a model made with num_labels=1."
-        )
 
 
 def label_names(config: dict[str, Any]) -> tuple[str, ...]:

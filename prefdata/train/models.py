@@ -168,7 +168,7 @@ def _reward_model(files: ModelFiles, spec: RmSpec, config: Any, tokenizer: Any, 
             "own forward looks for the last token that is not padding, and would read the one before it.",
             files.name,
         )
-    new_head = spec.from_scratch or not files.architecture.endswith("ForSequenceClassification") or spec.heads > 1
+    new_head = spec.from_scratch or not files.architecture.endswith("ForSequenceClassification")
     if spec.from_scratch:
         model = _from_config(AutoModelForSequenceClassification, config, dtype)
     else:

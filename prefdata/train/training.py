@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefdata.chat.template import template_identity
-from prefdata.errors import InputError, UsageError
+from prefdata.errors import InputError, ModelError, UsageError
 from prefdata.ids import FORMAT
-from prefdata.models.files import Kind, ModelFiles, identify
+from prefdata.models.files import Kind, ModelFiles, identify, label_names
 from prefdata.progress import Progress, Watch, watched
 from prefdata.storage.exchange import refuse_place
 from prefdata.storage.report import Report
@@ -116,4 +116,24 @@ def start_model(spec: LoopSpec, *, weights: bool = True) -> ModelFiles:
         ModelError: there is none, or it is of the wrong kind.
     """
     kind: Kind = "reward-start" if isinstance(spec, RmSpec) else "causal-lm"
-    return identify(spec.model, kind, weights=weights and not spec.from_scratch)
+    files = identify(spec.model, kind, weights=weights and not spec.from_scratch)
+    further = not spec.from_scratch and files.architecture.endswith("ForSequenceClassification")
+    if further and isinstance(spec, RmSpec):
+        _check_labels(files, spec)
+    return files
+
+
+def _check_labels(files: ModelFiles, spec: RmSpec) -> None:
+    """Require that a reward model that is trained further has the labels that are trained, in their order.
+
+    Raises:
+        ModelError: it does not.
+    """
+    own, asked = label_names(files.config), spec.attributes
+    if len(own) != spec.heads:
+        raise ModelError(
+            f"{files.name} has {len(own)} label{'s' * (len(own) != 1)}, and this training has {spec.heads}. Give a "
+            "causal language model, which gets new ones, or a reward model with as many."
+        )
+    if asked is not None and asked != own and sorted(asked) == sorted(own):
+        raise ModelError(f"{files.name} has the labels {', '.join(own)}. Give --attributes in the same order.")

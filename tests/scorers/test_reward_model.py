@@ -145,11 +145,21 @@ def test_a_model_with_a_pooler_goes_through_its_own_forward(tmp_path, tiny_rewar
 
 
 def test_a_model_without_a_template_scores_plain_text(make_reward_model, tmp_path):
+    """The score is that of the last hidden state of <bos>, the text and <eos>, computed alone."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
     folder = make_reward_model(tmp_path / "plain", tokenizer={"chat_template": None})
     model = open_model(folder)
     (one,) = model.score(items([" Yes."]))
     assert one.text_hash == ids.text_hash("Say something. Yes.")
-    assert one.score is not None
+    net = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    row = AutoTokenizer.from_pretrained(folder).encode("<bos>Say something. Yes.<eos>", add_special_tokens=False)
+    with torch.inference_mode():
+        expected, unclosed = (
+            float(net.score(net.base_model(torch.tensor([some])).last_hidden_state[0, -1])) for some in (row, row[:-1])
+        )
+    assert one.score == pytest.approx(expected, abs=1e-5)
+    assert one.score != pytest.approx(unclosed, abs=1e-3)
 
 
 def test_a_model_with_two_labels_asks_which(make_reward_model, tmp_path):

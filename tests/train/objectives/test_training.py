@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from prefdata.errors import UsageError
+from prefdata.errors import ModelError, UsageError
 from prefdata.train import train
 from prefdata.train.batches import Example
 from prefdata.train.objectives.catalog import LOSSES
@@ -109,6 +109,54 @@ def test_several_heads_are_saved_with_their_names(tiny_policy: Path, tmp_path: P
     config = json.loads((tmp_path / "rm/config.json").read_text())
     assert config["id2label"] == {"0": "helpful", "1": "clear"}
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").score.out_features == 2
+
+
+@pytest.mark.parametrize("loss", ["mse", "ensemble"])
+def test_the_heads_of_a_reward_model_are_trained_further(
+    loss: str, tiny_policy: Path, tmp_path: Path, write_jsonl: Any
+) -> None:
+    """With a learning rate of nearly 0 the heads stay as they are: they are not drawn again."""
+    rows = rows_for("pairs") if loss == "ensemble" else rated("helpful", "clear")
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    more = {"members": 2} if loss == "ensemble" else {"attributes": ("helpful", "clear")}
+    train.train_rm(data, RmSpec(model=str(tiny_policy), loss=loss, seed=1, **more), tmp_path / "first")
+    further = RmSpec(model=str(tmp_path / "first"), loss=loss, lr=1e-12, **more)
+    train.train_rm(data, further, tmp_path / "second")
+    first, second = (load_file(tmp_path / name / "model.safetensors")["score.weight"] for name in ("first", "second"))
+    assert torch.allclose(first, second, atol=1e-6)
+    assert len(first) == 2
+
+
+def rated(*names: str) -> list[dict[str, Any]]:
+    return [{"prompt": f"{n}: ", "completion": "fine", **dict.fromkeys(names, n)} for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("names", "attributes", "problem"),
+    [
+        (("LABEL_0",), ("helpful", "clear"), "has 1 label, and this training has 2"),
+        (
+            ("helpful", "clear"),
+            ("clear", "helpful"),
+            "has the labels helpful, clear. Give --attributes in the same",
+        ),
+        (("helpful", "clear"), ("helpful", "clear", "short"), "has 2 labels, and this training has 3"),
+    ],
+)
+def test_heads_that_are_not_those_of_the_reward_model_are_refused(
+    names: tuple[str, ...],
+    attributes: tuple[str, ...],
+    problem: str,
+    make_reward_model: Any,
+    tmp_path: Path,
+    write_jsonl: Any,
+) -> None:
+    folder = make_reward_model(tmp_path / "rm", labels=len(names), id2label=dict(enumerate(names)))
+    data = write_jsonl(tmp_path / "data.jsonl", rated("helpful", "clear", "short"))
+    spec = RmSpec(model=str(folder), loss="mse", attributes=attributes)
+    with pytest.raises(ModelError, match=problem):
+        train.train_rm(data, spec, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_ensemble_members_differ(tiny_policy: Path, tmp_path: Path, write_jsonl: Any, read_metrics: Any) -> None:
