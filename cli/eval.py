@@ -86,7 +86,7 @@ def judges(
     run: RunArgument,
     judge: Annotated[
         list[str] | None,
-        option("--judge", group=Group.INPUT, help="Whose comparisons; may be given several times (default: all)."),
+        option("--judge", group=Group.INPUT, help="Whose comparisons (default: all)."),
     ] = None,
     partial: Partial = False,
     format: TableFormat = None,

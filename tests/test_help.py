@@ -64,6 +64,14 @@ def test_every_option_says_what_it_takes(path) -> None:
         assert option.rich_help_panel or not path, option.name
 
 
+@pytest.mark.parametrize("path", EVERY, ids=" ".join)
+def test_an_option_says_once_that_it_is_repeatable(path, prefdata) -> None:
+    """The page marks such options itself: a text that says so too reads "may be given several times. Repeatable."."""
+    out = prefdata(*path, "--help")[1]
+    assert not re.search(r"several\s+times", out)
+    assert out.count("Repeatable.") == sum(option.multiple for option in options(EVERY[path]))
+
+
 @pytest.mark.parametrize("spec", [SampleSpec, RankSpec, SelectSpec, PairSpec, ExportSpec, SftSpec, RmSpec, DpoSpec])
 def test_every_setting_has_a_title(spec) -> None:
     assert [name for name, field in spec.settings().items() if group_of(field) is Group.SETTINGS] == []

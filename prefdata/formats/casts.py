@@ -47,7 +47,7 @@ _INDEX_WORDS = (("0", "1"), ("1", "2"), ("a", "b"), ("one", "two"), ("first", "s
 
 
 def number_of(value: Any) -> float | None:
-    """Read a finite number, also from text or a truth value; None for anything else."""
+    """Read a finite number, also from text or a boolean; None for anything else."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         value = float(value)
     if isinstance(value, int | float) and math.isfinite(value):
@@ -56,7 +56,7 @@ def number_of(value: Any) -> float | None:
 
 
 def label_of(value: Any) -> bool | None:
-    """Read whether a response is wanted, from a truth value, 0 or 1, -1 or 1, or a word; None for other values."""
+    """Read whether a response is wanted, from a boolean, 0 or 1, -1 or 1, or a word; None for other values."""
     if isinstance(value, bool):
         return value
     number = number_of(value)

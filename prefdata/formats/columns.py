@@ -39,7 +39,7 @@ def kind_of(value: Any) -> str | None:
     if value is None or value == []:
         return None
     if isinstance(value, bool):
-        return "truth value"
+        return "boolean"
     if isinstance(value, int | float):
         return "number"
     if are_turns(value) or conversation_within(value) is not None:

@@ -30,7 +30,7 @@ def verdicts_of(columns: Columns, responses: Sequence[ResponseMap]) -> tuple[Ver
 
 
 def _is_verdict(column: Column) -> bool:
-    return column.holds("text", "number", "truth value", "list", "texts", "object") and column.is_short
+    return column.holds("text", "number", "boolean", "list", "texts", "object") and column.is_short
 
 
 def _cast(column: Column) -> Cast:

@@ -92,7 +92,7 @@ def _completed(given: LayoutMap, columns: Columns, where: str) -> LayoutMap:
 
 _KINDS = {"tags": ("text", "texts"), "weight": ("number",), "split": ("text",)}
 _OF_PAIRS = ("margin", "probability")
-_OF_SIDES = {"tie": ("text", "truth value")}
+_OF_SIDES = {"tie": ("text", "boolean")}
 _OF_VERDICTS = ("annotator", "strength", "rationale", "order")
 
 

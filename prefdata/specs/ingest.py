@@ -35,9 +35,7 @@ class IngestSpec(Spec):
         "How rows are read: a layout's name, or a YAML file of your own (default: detected from the columns).",
         group=Group.INPUT,
     )
-    ignore: tuple[str, ...] = identity_field(
-        (), "A column that is left out; may be given several times.", group=Group.INPUT
-    )
+    ignore: tuple[str, ...] = identity_field((), "A column that is left out.", group=Group.INPUT)
     one_means: Literal["first", "second"] | None = identity_field(
         None,
         "Verdicts of 0 and 1: which response 1 stands for. Files differ, and it is never guessed.",
@@ -59,7 +57,7 @@ class IngestSpec(Spec):
     join: tuple[str, ...] = identity_field(
         (),
         "Another file, whose columns are joined to each row: questions to responses. NAME=FILE puts them under "
-        "NAME, as NAME.column. May be given several times.",
+        "NAME, as NAME.column.",
         group=Group.INPUT,
     )
     on: tuple[str, ...] = identity_field(

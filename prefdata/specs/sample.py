@@ -174,7 +174,7 @@ class SampleSpec(ModelSpec):
         0, "Minimum length of a response, in tokens: no end token before.", group=Group.SAMPLING
     )
     stop: tuple[str, ...] = identity_field(
-        (), "Text that ends a response and is removed from it; may be given several times.", group=Group.SAMPLING
+        (), "Text that ends a response and is removed from it.", group=Group.SAMPLING
     )
     search: Literal["sample", "beam", "diverse-beam"] = identity_field(
         "sample",

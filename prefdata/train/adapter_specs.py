@@ -16,7 +16,7 @@ class AdapterSpec(LoopSpec):
 
     lora_r: int | None = identity_field(
         None,
-        "Train a LoRA adapter of this rank on the layers, and a reward model's head, in the place of all weights. The "
+        "Train a LoRA adapter of this rank on the layers, and a reward model's head, instead of all weights. The "
         "result is the adapter in PEFT's format; the model stays the reference.",
         ge=1,
         group=Group.ADAPTER,

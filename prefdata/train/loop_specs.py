@@ -61,7 +61,7 @@ class LoopSpec(ChatSpec):
     )
     micro_tokens: int | None = runtime_field(
         None,
-        "Most tokens, padding included, that go through the model at once; 1024 on a CPU, 16384 on a GPU unless given.",
+        "Maximum tokens, padding included, through the model at once; 1024 on a CPU, 16384 on a GPU unless given.",
         ge=1,
         group=Group.HARDWARE,
     )

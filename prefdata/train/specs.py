@@ -25,7 +25,10 @@ class TrainSpec(AdapterSpec):
     """What every trainer on given data is asked."""
 
     max_length: int | None = identity_field(
-        None, "Most tokens of a prompt with one answer; the model's context unless given.", ge=2, group=Group.LENGTH
+        None,
+        "Maximum tokens of a prompt with one response; the model's context unless given.",
+        ge=2,
+        group=Group.LENGTH,
     )
     on_long: Literal["error", "drop", "truncate"] = identity_field(
         "error",
@@ -38,9 +41,7 @@ class TrainSpec(AdapterSpec):
         "DATA in files: how rows are read, by a layout's name or a YAML file (found from the columns unless given).",
         group=Group.INPUT,
     )
-    ignore: tuple[str, ...] = identity_field(
-        (), "DATA in files: a column that is left out; may be given several times.", group=Group.INPUT
-    )
+    ignore: tuple[str, ...] = identity_field((), "DATA in files: a column that is left out.", group=Group.INPUT)
     one_means: Literal["first", "second"] | None = identity_field(
         None,
         "DATA in files: which response 1 stands for in verdicts of 0 and 1; it is never guessed.",

@@ -251,7 +251,7 @@ def test_what_is_held_out_by_any_name_is_not_trained_on(tmp_path: Path, field: s
 
 
 LABELLED: dict[str, list[dict[str, Any]]] = {
-    "messages and a truth value": [
+    "messages and a boolean": [
         {"messages": [{"role": "system", "content": ""}, {**USER, "content": prompt}, {**DULL, "content": text}],
          "label": label} for prompt, text, label in [("q", "a", True), ("r", "b", False)]
     ],

@@ -74,7 +74,9 @@ class PpoSpec(AdapterSpec):
         ge=1,
         group=Group.SAMPLING,
     )
-    max_tokens: int = identity_field(64, "Most tokens of a response, end token included.", ge=1, group=Group.SAMPLING)
+    max_tokens: int = identity_field(
+        64, "Maximum tokens of a response, end token included.", ge=1, group=Group.SAMPLING
+    )
     temperature: float = identity_field(
         1.0, "Of sampling; log-probabilities are those of the distribution that is sampled.", gt=0, group=Group.SAMPLING
     )
