@@ -109,21 +109,22 @@ def test_a_coupled_loss_is_evaluated_whole(tiny_policy: Path, loss: Loss) -> Non
     assert torch.allclose(found[0], found[1], rtol=1e-5)
 
 
-def test_beta2_is_the_decay_of_squared_gradients() -> None:
+@pytest.mark.parametrize(("dtype", "rel"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_beta2_is_the_decay_of_squared_gradients(dtype: torch.dtype, rel: float) -> None:
     """Two steps with gradients 1 and 3 from 0, lr 0.1, beta1 0.9.
 
     Step 1 moves by lr, whatever beta2. In step 2 the bias-corrected means are m = (0.9 * 0.1 * 1 + 0.1 * 3) / 0.19 and
     v = (b * (1 - b) * 1 + (1 - b) * 9) / (1 - b^2) = (b + 9) / (1 + b), and it moves by lr * m / sqrt(v).
     """
     for beta2 in (0.5, 0.95):
-        model = torch.nn.Linear(1, 1, bias=False)
+        model = torch.nn.Linear(1, 1, bias=False, dtype=dtype)
         torch.nn.init.zeros_(model.weight)
         optimizer = make_optimizer(model, TrainSpec(model="m", lr=0.1, beta2=beta2))
         for gradient in (1.0, 3.0):
-            model.weight.grad = torch.full((1, 1), gradient)
+            model.weight.grad = torch.full((1, 1), gradient, dtype=dtype)
             optimizer.step()
         want = -0.1 - 0.1 * (0.39 / 0.19) / ((beta2 + 9) / (1 + beta2)) ** 0.5
-        assert model.weight.item() == pytest.approx(want, rel=1e-5)
+        assert model.weight.item() == pytest.approx(want, rel=rel)
 
 
 def test_weight_decay_is_of_matrices_and_not_of_norms_and_biases(tiny_policy: Path) -> None:
