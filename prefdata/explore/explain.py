@@ -107,8 +107,8 @@ def _find(run: Run, pair_id: str, pairing: str | None) -> dict[str, Any]:
         if is_candidate(run, pair_id):
             raise InputError(f"{pair_id!r} is a candidate, not a pair: see explain_candidate.")
         raise InputError(
-            f"{run} has no pair {pair_id!r}. "
-            f'List them with: prefdata sql {run} "select pairing, pair_id, margin from pairs"'
+            f"{run} has no pair or candidate {pair_id!r}. "
+            f'List pairs with: prefdata sql {run} "select pairing, pair_id, margin from pairs"'
         )
     return found.row(0, named=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,8 @@ from typing import Any, Literal
 from prefdata.errors import BadRow, BadRows
 from prefdata.formats.files import RawRow
 from prefdata.formats.records import BadRowError
+
+log = logging.getLogger("prefdata.formats")
 
 OnBadRows = Literal["error", "drop", "quarantine"]
 
@@ -73,3 +76,4 @@ class BadRowLog:
         with path.open("w", encoding="utf-8") as file:
             for row in self._aside:
                 file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
+        log.warning("%s: %d bad rows, each with its reason", path, len(self._aside))

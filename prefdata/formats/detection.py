@@ -141,7 +141,8 @@ def _check(found: LayoutMap, given: LayoutMap, columns: Columns, where: str) -> 
     if not (asked or prompt.shared or columns.every.keys() >= _BY_ID):
         raise InputError(
             f"{where}: no column holds a prompt. Rename one to prompt, define a layout with --layout FILE.yaml, "
-            f"or --join the file with the prompts.\n{columns}\nLayouts known: {', '.join(built_in())}."
+            f"or join the file with the prompts (--join FILE --on COLUMN).\n{columns}\n"
+            f"Layouts known: {', '.join(built_in())}."
         )
     sides = {one.kind for one in found.responses or () if one.kind in ("chosen", "rejected")}
     read = {path for field in PROMPT_PATHS for path in getattr(prompt, field)}

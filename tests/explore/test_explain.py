@@ -39,7 +39,7 @@ def test_by_the_beginning_of_the_id(run: Run) -> None:
     assert explain(run, pair["pair_id"][:12]).pair["pair_id"] == pair["pair_id"]
     with pytest.raises(InputError, match="4 pairs begin with ''"):
         explain(run, "")
-    with pytest.raises(InputError, match="no pair 'zzz'"):
+    with pytest.raises(InputError, match="no pair or candidate 'zzz'"):
         explain(run, "zzz")
 
 

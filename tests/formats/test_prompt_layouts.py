@@ -181,6 +181,7 @@ def test_unknown_layout_lists_what_is_known_and_what_was_found() -> None:
     assert said.startswith(
         "my.jsonl: no column holds a prompt. Rename one to prompt, define a layout with --layout FILE.yaml"
     )
+    assert "join the file with the prompts (--join FILE --on COLUMN).\n" in said
     assert "\nColumns found: id (number), words (text or texts), no (null).\n" in said
     assert "Layouts known: alpaca-eval, " in said
 

@@ -45,7 +45,7 @@ def test_each_file_has_its_own_layout(write: Write) -> None:
     assert read(one, two) == ["Q? | Aaa > Bbb", "Q? | Bbb > Aaa"]
 
 
-def test_bad_rows_are_put_aside_with_the_reason(tmp_path: Path, write: Write) -> None:
+def test_bad_rows_are_put_aside_with_the_reason(tmp_path: Path, write: Write, caplog: pytest.LogCaptureFixture) -> None:
     bad = {**ROW, "prompt": [{"role": "wizard", "content": "x"}]}
     file = write(ROW, bad, {**ROW, "chosen": None})
     Path(file).write_text(Path(file).read_text() + "{broken\n")
@@ -59,6 +59,7 @@ def test_bad_rows_are_put_aside_with_the_reason(tmp_path: Path, write: Write) ->
         (file, 3, "one_side"),
         (file, 4, "broken"),
     ]
+    assert f"{run.path / 'quarantine' / 'films.jsonl'}: 3 bad rows, each with its reason" in caplog.messages
     assert aside[0]["values"] == bad
     assert aside[0]["problem"].startswith("message 1 has the role 'wizard'")
     ingest(run, [write(ROW)], spec, replace=True)
