@@ -35,7 +35,7 @@ def run(
     run: NewRun,
     set: Annotated[
         list[str] | None,
-        option("--set", metavar="KEY=VALUE", help="Change a variable of the recipe. Repeatable.", group=Group.INPUT),
+        option("--set", metavar="KEY=VALUE", help="Change a variable of the recipe.", group=Group.INPUT),
     ] = None,
     start_at: Annotated[
         int | None, option("--start-at", metavar="INT", help="The first step to run, by its number (--dry-run).")
