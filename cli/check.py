@@ -19,12 +19,14 @@ app = typer.Typer(cls=CommandGroup, help="Check a model, or a run's files.")
 @app.command("run", cls=Command, epilog="Example: prefdata check run runs/demo")
 def run(path: Annotated[Path, typer.Argument(metavar="RUN", help="A run; or a model or export that it made.")]) -> None:
     """Read every file of a run, and say which are damaged, missing or changed: a line each, and exit code 1."""
-    from prefdata.explore.check_run import check_run, leftovers
+    from prefdata.explore.check_run import check_run, leftovers, unfinished
 
     faults = 0
     for fault in check_run(path):
         faults += 1
         output.line(fault)
+    for folder in unfinished(path):
+        typer.echo(f"prefdata: {folder} is not finished: rows may be missing. Its command continues it.", err=True)
     for left in leftovers(path):
         typer.echo(f"prefdata: {left} is being written, or was left by a process that was killed.", err=True)
     if faults:

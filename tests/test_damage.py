@@ -241,6 +241,14 @@ def test_a_run_without_checksums_is_read_and_said_to_have_none(run: Path, prefda
     assert (code, said.count("without checksums")) == (1, 12)
 
 
+def test_a_table_that_no_step_has_finished_is_named(run: Path, prefdata: Call) -> None:
+    """What is there is whole, and rows may be missing."""
+    (run / "scores/scorer=f/_SUCCESS").unlink()
+    code, said, err = prefdata("check", "run", run)
+    assert (code, said) == (0, f"{run}: every file is unchanged.\n")
+    assert f"{run}/scores/scorer=f is not finished: rows may be missing. Its command continues it." in err
+
+
 def test_a_training_that_reads_a_damaged_export_stops(run: Path, prefdata: Call, tiny_policy: Path) -> None:
     shard = next((run / "exports/trl/data").glob("train-*"))
     shard.write_bytes(flipped(shard.read_bytes(), random.Random(1)))
