@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import typer
 
 from prefdata.specs import Group
+from prefdata.train.launch import launch, place
 from prefdata.train.objectives.catalog import LOSSES
 from prefdata.train.objectives.registry import WANTED
 from prefdata.train.objectives.registry import Command as CommandName
@@ -60,10 +62,13 @@ def _train(data: str, spec: LossSpec, out: Path, *, replace: bool, format: str, 
     from prefdata.train import train
 
     if dry_run:
-        output.facts(train.plan_training(data, spec, out))
+        output.facts(train.plan_training(data, spec.model_copy(update={"nproc": 1}), out))
         return
+    if spec.nproc > 1 and place().world == 1:
+        raise typer.Exit(launch(spec.nproc, [sys.executable, "-m", "prefdata.cli", *sys.argv[1:]]))
     done = getattr(train, f"train_{spec.command}")(data, spec, out, replace=replace, progress=True)
-    output.outcome(done, format)
+    if place().rank == 0:
+        output.outcome(done, format)
 
 
 @app.command(

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -45,12 +46,14 @@ SERVER = _server()
 class Forked:
     """A command's process, with the part of Popen's interface that the tests use."""
 
-    def __init__(self, *arguments: object) -> None:
-        """Start `prefdata ARGUMENTS`."""
+    def __init__(self, *arguments: object, environment: Mapping[str, str] | None = None) -> None:
+        """Start `prefdata ARGUMENTS`, with some variables more in its environment."""
         self._folder = tempfile.TemporaryDirectory()
         self._printed = [Path(self._folder.name, name) for name in ("out", "err")]
         words = [str(argument) for argument in arguments]
-        self._process = SERVER.Process(target=_run, args=(words, *map(str, self._printed)), daemon=True)
+        self._process = SERVER.Process(
+            target=_run, args=(words, *map(str, self._printed), dict(environment or {})), daemon=True
+        )
         self._process.start()
 
     @property
@@ -76,7 +79,8 @@ class Forked:
         return out, err
 
 
-def _run(arguments: list[str], out: str, err: str) -> None:
+def _run(arguments: list[str], out: str, err: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     for path, number in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     from prefdata.cli.main import main

@@ -191,7 +191,8 @@ def test_the_page_on_reliability(run_all: Pages) -> None:
 
 def test_the_page_on_training(run_all: Pages) -> None:
     said = run_all(console_commands(DOCS / "training.md"))
-    assert sum("made models/" in out for out in said.values()) == len(list(Path("models").glob("*/_SUCCESS"))) > 0
+    made = sum("made models/" in out or "--nproc" in command for command, out in said.items())  # N print elsewhere
+    assert made == len(list(Path("models").glob("*/_SUCCESS"))) > 0
     assert any('"gb_total"' in out for out in said.values())
 
 

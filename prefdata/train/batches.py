@@ -12,7 +12,7 @@ batch is laid out in one of two ways:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -239,17 +239,58 @@ def micro_batches(
 
     All have the same K. An example that is larger than `max_tokens` gets a batch of its own; `max_length` bounds it.
     """
+    yield from collated(examples, index, cuts(examples, index, max_tokens, layout), layout)
+
+
+def collated(
+    examples: Sequence[Example], index: Sequence[int], parts: Iterable[Sequence[int]], layout: Layout
+) -> Iterator[Batch]:
+    """Collate each of `parts` of `index` into a batch; all have the K of the whole index."""
     width = max((len(examples[i].responses) for i in index), default=1)
-    waiting: list[int] = []
+    for part in parts:
+        yield collate(examples, np.array(part), layout, width)
+
+
+def cuts(examples: Sequence[Example], index: Sequence[int], max_tokens: int, layout: Layout) -> list[list[int]]:
+    """Cut the examples at `index`, by length, into parts of at most `max_tokens` tokens, or of one example."""
+    parts: list[list[int]] = []
     rows = tokens = 0
     for i in sorted(index, key=lambda i: (examples[i].length, i)):
         rows, tokens = rows + len(examples[i].responses), tokens + examples[i].shared_tokens
-        if waiting and (tokens if layout == "packed" else rows * examples[i].length) > max_tokens:
-            yield collate(examples, np.array(waiting), layout, width)
-            waiting, rows, tokens = [], len(examples[i].responses), examples[i].shared_tokens
-        waiting.append(i)
-    if waiting:
-        yield collate(examples, np.array(waiting), layout, width)
+        if not parts or (tokens if layout == "packed" else rows * examples[i].length) > max_tokens:
+            parts.append([])
+            rows, tokens = len(examples[i].responses), examples[i].shared_tokens
+        parts[-1].append(i)
+    return parts
+
+
+def shares(
+    examples: Sequence[Example], index: Sequence[int], max_tokens: int, layout: Layout, world: int
+) -> list[list[list[int]]]:
+    """Divide the parts of `cuts` among `world` processes, such that each has about as many tokens.
+
+    They are the same parts for any `world`, unless there are fewer than processes: then they are cut smaller. The first
+    process always has one.
+    """
+
+    def cost(part: Sequence[int]) -> int:
+        if layout == "packed":
+            return sum(examples[i].shared_tokens for i in part)
+        return sum(len(examples[i].responses) for i in part) * max(examples[i].length for i in part)
+
+    parts = cuts(examples, index, max_tokens, layout)
+    tokens = sum(map(cost, parts)) // world
+    while len(parts) < min(world, len(index)):
+        parts = cuts(examples, index, tokens, layout)
+        tokens //= 2
+    taken: list[list[list[int]]] = [[] for _ in range(world)]
+    loads = [0] * world
+    for part in sorted(parts, key=cost, reverse=True):  # the largest first, to the process that has the least
+        least = loads.index(min(loads))
+        taken[least].append(part)
+        loads[least] += cost(part)
+    # In the order of the parts, so that the sums of one process do not depend on their sizes.
+    return [sorted(own, key=lambda part: (examples[part[0]].length, part[0])) for own in taken]
 
 
 @lru_cache(maxsize=2)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from prefdata.train import checkpoint
+from prefdata.train import checkpoint, distributed
 
 
 class BestWeights:
@@ -42,7 +42,8 @@ class BestWeights:
         """
         loss, best = metrics["eval/loss"], self.state["metrics"].get("eval/loss")
         if loss == loss and (best is None or loss < best):  # NaN is no loss
-            checkpoint.write(self._path, self._modules, None, {"step": done})
+            if distributed.is_first():
+                checkpoint.write(self._path, self._modules, None, {"step": done})
             self.state = {"step": done, "metrics": dict(metrics), "since": 0}
         else:
             self.state["since"] += 1
@@ -54,6 +55,7 @@ class BestWeights:
         Raises:
             InputError: the file is damaged.
         """
+        distributed.barrier()  # the first process has written them
         if self.state["step"]:
             checkpoint.read(self._path, self._modules, None)
         return {**self.state["metrics"], "best_step": self.state["step"]} if self.state["step"] else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from prefdata.ids import seed as seed_of
 from prefdata.progress import Progress, no_progress
 from prefdata.storage.atomic import storage_errors
 from prefdata.train import checkpoint as checkpoints
+from prefdata.train import distributed
 from prefdata.train.advice import too_easy
-from prefdata.train.batches import Example, micro_batches, step_indices, steps_per_epoch
+from prefdata.train.batches import Batch, Example, collated, cuts, micro_batches, shares, step_indices, steps_per_epoch
 from prefdata.train.best import BestWeights
-from prefdata.train.metrics import MetricMeans, MetricSums, MetricsWriter, RunMeans, stack_sums
+from prefdata.train.metrics import MetricMeans, MetricSums, MetricsWriter, NoMetrics, RunMeans, stack_sums
 from prefdata.train.models import LoadedModel
 from prefdata.train.objectives.objective import Objective
 from prefdata.train.optimizer import gradient_norm, learning_rate, make_optimizer
@@ -82,6 +83,7 @@ class Loop:
         """
         state = checkpoints.read(self.checkpoint, self._modules, self.optimizer) or {}
         done = self.checked = state.get("step", 0)
+        distributed.agree(**{"the step of the checkpoint": done})
         self.means, self.last = MetricMeans(state.get("means")), state.get("last", {})
         self.run_means = RunMeans(self.total, state.get("run_means"))
         if self.spec.keep_best:
@@ -89,7 +91,7 @@ class Loop:
             self.best = BestWeights(place, self.loaded.model, spec.keep_best, spec.patience, state.get("best"))
         with (
             storage_errors(self.folder),
-            closing(MetricsWriter(self.folder, state.get("position", 0), done + 1)) as writer,
+            closing(self._writer(state.get("position", 0), done + 1)) as writer,
         ):
             while done < self.total:
                 metrics = self._step(done)
@@ -98,24 +100,25 @@ class Loop:
                 done += 1
                 self._record(writer, done)
                 progress(done, self.total, **self._figures())
-                if (
-                    self.best is not None
-                    and self.best.is_due(done, self.total)
-                    and self.best.see(done, self._evaluated)
-                ):
+                if self._sees_no_better(done):
                     break
                 if self.spec.save_every and done % self.spec.save_every == 0 and done < self.total:
                     self._save(done, writer)
         return self.last if self.best is None else {**self.last, **self.best.restore(), "stopped_at": float(done)}
+
+    def _writer(self, position: int, step: int) -> MetricsWriter | NoMetrics:
+        return MetricsWriter(self.folder, position, step) if distributed.is_first() else NoMetrics()
 
     @property
     def _modules(self) -> dict[str, nn.Module]:
         reference = {} if self.reference is None else {"reference": self.reference.model}
         return {"model": self.loaded.model, **reference}
 
-    def _save(self, done: int, writer: MetricsWriter) -> None:
+    def _save(self, done: int, writer: MetricsWriter | NoMetrics) -> None:
         sums = self.means.sums
         self._check_finite(done, {name: total for name, (total, _) in sums.items()})
+        if not distributed.is_first():
+            return  # the first process has the same
         state = {
             "step": done,
             "position": writer.sync(),
@@ -139,18 +142,19 @@ class Loop:
             self.objective.size(examples),
             entropies=spec.log_entropy and self._logs(step + 1),
             # Random numbers are a function of the step and the micro-batch, so no generator state is saved.
-            reseed=lambda number: torch.manual_seed(seed_of(spec.seed, "dropout", step, number)),
+            reseed=lambda first: torch.manual_seed(seed_of(spec.seed, "dropout", step, first)),
         )
 
         def add(tokens: int) -> list[MetricSums]:
             self.optimizer.zero_grad()  # of what was added until memory ended
-            return gradient.add(micro_batches(self.train, index, tokens, self.loaded.layout))
+            return gradient.add(own_batches(self.loaded, self.train, index, tokens))
 
-        pieces = self.loaded.micro.whole(add)
+        metrics = distributed.sum_metrics(stack_sums(self.loaded.micro.whole(add)), self.loaded.device)
+        distributed.sum_gradients(model.parameters())
         norm = gradient_norm(model.parameters())
         if spec.max_grad_norm:
             nn.utils.clip_grads_with_norm_(model.parameters(), spec.max_grad_norm, norm)
-        metrics = stack_sums([*pieces, {"grad_norm": (norm.detach(), 1.0)}])
+        metrics |= stack_sums([{"grad_norm": (norm.detach(), 1.0)}])
         if self.loaded.device.type == "cpu":  # reading the value needs no synchronisation
             self._check_finite(step + 1, {name: float(metrics[name][0]) for name in ("loss", "grad_norm")})
         for group in self.optimizer.param_groups:
@@ -197,7 +201,7 @@ class Loop:
             )
         self.checked = done
 
-    def _record(self, writer: MetricsWriter, done: int) -> None:
+    def _record(self, writer: MetricsWriter | NoMetrics, done: int) -> None:
         spec, final = self.spec, done == self.total
         if self._logs(done):
             means = self.means.pop()
@@ -230,15 +234,38 @@ class Loop:
 def evaluate(
     loaded: LoadedModel, objective: Objective, examples: Sequence[Example], batch_size: int
 ) -> dict[str, float]:
-    """Compute the metrics over `examples` with dropout off; a coupled loss sees `batch_size` examples at a time."""
+    """Compute the metrics over `examples` with dropout off; a coupled loss sees `batch_size` examples at a time.
+
+    Several processes share the examples; of a coupled loss, the batches.
+    """
     loaded.model.eval()
+    pieces: list[MetricSums] = []
+    if objective.coupled:
+        starts = range(0, len(examples), batch_size)[distributed.rank() :: distributed.world()]
+        for index in (range(start, min(start + batch_size, len(examples))) for start in starts):
+
+            def together(tokens: int, index: range = index) -> list[MetricSums]:
+                return measure(loaded, objective, micro_batches(examples, index, tokens, loaded.layout))
+
+            pieces += loaded.micro.whole(together)
+    else:
+        index = range(len(examples))
+        pieces = loaded.micro.whole(
+            lambda tokens: measure(loaded, objective, own_batches(loaded, examples, index, tokens))
+        )
     means = MetricMeans()
-    together = batch_size if objective.coupled else max(1, len(examples))
-    for start in range(0, len(examples), together):
-        index = range(start, min(start + together, len(examples)))
-
-        def measured(tokens: int, index: range = index) -> list[MetricSums]:
-            return measure(loaded, objective, micro_batches(examples, index, tokens, loaded.layout))
-
-        means.add(stack_sums(loaded.micro.whole(measured)))
+    means.add(distributed.sum_metrics(stack_sums(pieces), loaded.device))
     return means.pop()
+
+
+def own_batches(
+    loaded: LoadedModel, examples: Sequence[Example], index: Sequence[int], max_tokens: int
+) -> Iterator[Batch]:
+    """Batch this process's share of the examples at `index`, at most `max_tokens` tokens each.
+
+    The shares depend on the data and the given limit alone, so that one process may go on with less when its memory is
+    full.
+    """
+    own = shares(examples, index, loaded.micro.given, loaded.layout, distributed.world())[distributed.rank()]
+    parts = (part for whole in own for part in cuts(examples, whole, max_tokens, loaded.layout))
+    return collated(examples, index, parts, loaded.layout)

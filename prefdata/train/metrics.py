@@ -140,6 +140,20 @@ class MetricsWriter:
             self._board.close()
 
 
+class NoMetrics:
+    """What processes but the first have in the place of a MetricsWriter."""
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Write nothing."""
+
+    def sync(self) -> int:
+        """Return 0."""
+        return 0
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
 def _tensorboard(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -78,6 +78,11 @@ class LoadedModel:
         name = str(self.model.dtype).removeprefix("torch.") if self.autocast is None else "bf16-mixed"
         return computed(self.device, name)
 
+    @property
+    def numerics(self) -> dict[str, Any]:
+        """What decides the micro-batches and their numbers, by its name in messages."""
+        return {"batch layout": self.layout, "micro-tokens": self.micro.given, "dtype": self.computed["dtype"]}
+
     def train(self, dropout: bool) -> None:
         """Get ready for a step, with the model's own dropout or without; an adapter's is on in both."""
         self.model.train(dropout)

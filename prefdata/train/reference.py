@@ -27,6 +27,7 @@ from prefdata.errors import UsageError
 from prefdata.ids import FORMAT, digest
 from prefdata.progress import Progress, no_progress
 from prefdata.storage.atomic import atomic_write, checksum, storage_errors
+from prefdata.train import distributed
 from prefdata.train.adapter import WithoutAdapter
 from prefdata.train.batches import Batch, Example, content_hash, micro_batches
 from prefdata.train.logps import response_logps
@@ -133,18 +134,25 @@ def cached_reference(
     if (weights := next(loaded.model.parameters()).dtype) != torch.float32:
         identity["weights"] = str(weights)
     windows = [(_key(identity, [examples[i] for i in window]), window) for window in _windows(examples, loaded)]
-    known, done = _read(cache, {key for key, _ in windows}), 0
+    known = _read(cache, {key for key, _ in windows})
+    # What any process lacks, so that all of them divide the same windows.
+    lacked = set[str]().union(*distributed.gathered({key for key, _ in windows if key not in known}))
+    missing = [(key, window) for key, window in windows if key in lacked]
+    done = len(examples) - sum(len(window) for _, window in missing)
     with storage_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
     with _Writer(cache) as writer:
-        for key, window in windows:
-            found = known.get(key)
-            if found is None:
-                found = compute(loaded, examples, window, ld_alpha)
-                writer.add(key, found)
-            values[window.start : window.stop, : found.shape[1]] = torch.from_numpy(found)
+        for number, (key, window) in enumerate(missing):
+            if number % distributed.world() == distributed.rank():
+                known[key] = compute(loaded, examples, window, ld_alpha)
+                writer.add(key, known[key])
             done += len(window)
             progress(done, len(examples))
+    if distributed.world() > 1:
+        distributed.barrier()
+        known |= _read(cache, {key for key, _ in missing if key not in known})
+    for key, window in windows:
+        values[window.start : window.stop, : known[key].shape[1]] = torch.from_numpy(known[key])
     return CachedReference(values)
 
 

@@ -57,6 +57,13 @@ class TrainSpec(AdapterSpec):
         "data and name them, leave them out, or put them into OUT/quarantine.jsonl with the reason. Each is counted.",
         group=Group.INPUT,
     )
+    nproc: int = runtime_field(
+        1,
+        "Processes on this machine that share each step, one for each GPU; the result is that of one process up to "
+        "rounding. torchrun and Slurm start them too.",
+        ge=1,
+        group=Group.HARDWARE,
+    )
     eval_every: int = runtime_field(
         0, "Steps between evaluations on the test split; 0 = only at the end.", ge=0, group=Group.CHECKPOINTS
     )

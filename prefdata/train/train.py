@@ -27,6 +27,7 @@ from prefdata.storage.report import Report
 from prefdata.storage.run import Lineage, Outcome, State
 from prefdata.train import data as sources
 from prefdata.train.advice import unusual_lr
+from prefdata.train.launch import check_count
 from prefdata.train.objectives.registry import WANTED, Data
 from prefdata.train.parsing import Kind as Layout
 from prefdata.train.parsing import Needs, contradicting
@@ -149,6 +150,7 @@ class LossTraining(Training):
     """
 
     spec: LossSpec
+    alone = False
 
     def __init__(
         self,
@@ -160,6 +162,7 @@ class LossTraining(Training):
         *,
         weights: bool = True,
     ) -> None:
+        check_count(spec.nproc)
         super().__init__(spec, out, weights=weights)
         self.kind: Layout = KINDS[spec.objective.data]
         self.spec = spec = dated(spec, [self.files], None if replace else began_on([self.folder]))
@@ -200,7 +203,8 @@ class LossTraining(Training):
 
     def train(self, replace: bool, progress: Progress) -> Report:
         """Train to the end and put the model into the folder."""
-        from prefdata.train import models
+        from prefdata.train import distributed, models
+        from prefdata.train.batches import content_hash
         from prefdata.train.loop import Loop, evaluate
 
         started = time.monotonic()
@@ -217,9 +221,13 @@ class LossTraining(Training):
             log.warning("%s", warning)
         frozen = self._load_reference(loaded)
         lineage = self.lineage.computing(loaded.computed)
-        self.folder.begin(lineage, replace=replace)
-        data.stream.reader.bad.put_aside(self.folder.path / "quarantine.jsonl")
         train, test = data.train.examples, data.test.examples
+        if distributed.world() > 1:
+            distributed.agree(examples=content_hash([*train, *test]), model=lineage.fingerprint, **loaded.numerics)
+        if distributed.is_first():
+            self.folder.begin(lineage, replace=replace)
+            data.stream.reader.bad.put_aside(self.folder.path / "quarantine.jsonl")
+        distributed.barrier()
         objective, test_objective, live = self._objectives(loaded, frozen, train, test, progress)
         del frozen  # the objective keeps what it needs
 
@@ -240,10 +248,13 @@ class LossTraining(Training):
             figures |= {
                 "steps": int(last.get("stopped_at", loop.total)),
                 "batch_layout": loaded.layout,
+                **({"processes": distributed.world()} if distributed.world() > 1 else {}),
                 **loaded.computed,
             }
             return data.report(objective.noun).timed(time.monotonic() - started, **figures)
 
+        if not distributed.is_first():
+            return data.report(objective.noun)
         return self.folder.rebuild(lineage, fill)  # replaces the folder with the checkpoint
 
     def _objectives(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from prefdata.chat.template import template_identity
 from prefdata.errors import InputError, ModelError, UsageError
@@ -16,6 +16,7 @@ from prefdata.storage.exchange import refuse_place
 from prefdata.storage.report import Report
 from prefdata.storage.run import Artifact, Lineage, Outcome, State
 from prefdata.train.adapter_specs import AdapterSpec
+from prefdata.train.launch import place
 from prefdata.train.loop_specs import LoopSpec
 from prefdata.train.specs import RmSpec
 
@@ -47,6 +48,8 @@ class Training:
 
     spec: LoopSpec
     lineage: Lineage
+    alone: ClassVar[bool] = True
+    """Whether it runs in one process only."""
 
     def __init__(self, spec: LoopSpec, out: Path | str, *, weights: bool = True) -> None:
         self.folder = Artifact(Path(out), (CHECKPOINT_FILE, BEST_FILE, *METRICS))
@@ -71,6 +74,8 @@ class Training:
             SpecConflict: the folder was trained with other settings or on other data.
             InputError: it lacks files of a finished model, or holds files that prefdata did not write.
         """
+        if self.alone and place().world > 1:
+            raise UsageError(f"{self.spec.step} runs in one process, and this is one of {place().world}.")
         refuse_place(self.folder.path)  # check it before training, not after
         state = self.check(replace)
         success = None if replace else self.folder.success()
@@ -78,8 +83,11 @@ class Training:
             if not self.folder.intact:
                 raise InputError(f"{self.folder.path} lacks files of the model. Train it again with --replace.")
             return Outcome(success.report, self.folder.path, "kept")
-        with watched(progress, self.spec.step) as watch:
-            report = self.train(replace, watch)
+        from prefdata.train.distributed import joined
+
+        watch = progress if place().rank == 0 else False
+        with joined(self.spec.device), watched(watch, self.spec.step) as shown:
+            report = self.train(replace, shown)
         did: Literal["made", "replaced", "continued"] = "made"
         if state != "absent":
             did = "replaced" if replace else "continued"
