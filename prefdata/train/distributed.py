@@ -61,10 +61,8 @@ def joined(device: str | None) -> Iterator[None]:
         logging.getLogger("prefdata").setLevel(logging.ERROR)  # the first process says it
     with _others():
         dist.init_process_group(backend, timeout=TIMEOUT)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()  # not after an error: it may wait for processes that wait for this one
 
 
 def rank() -> int:

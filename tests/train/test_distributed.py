@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,13 @@ from forks import Forked
 from safetensors.numpy import load_file
 
 from prefdata.errors import UsageError
+from prefdata.models.memory import TokenBudget
 from prefdata.train.batches import Example, cuts, shares
+from prefdata.train.distributed import joined
 from prefdata.train.launch import place
+from prefdata.train.loop import own_batches
+from prefdata.train.ppo.ppo import PpoTraining
+from prefdata.train.ppo.specs import PpoSpec
 from prefdata.train.specs import DpoSpec
 from prefdata.train.train import train_dpo
 
@@ -153,13 +159,16 @@ def test_dropout_does_not_depend_on_the_number_of_processes(
     assert_equal(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_another_number_of_processes_continues_a_checkpoint(
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 2)])
+def test_any_number_of_processes_continues_a_checkpoint(
     before: int, after: int, data: Any, tiny_policy: Path, tmp_path: Path, prefdata: Any
 ) -> None:
-    """Killed after the checkpoint of step 4 by the signal that nothing can catch."""
+    """Killed after the checkpoint of step 4 by SIGKILL; the same number ends in equal bits."""
     given = ["train", "dpo", data(of_pairs), "--model", tiny_policy, *SETTINGS, "--save-every", "4"]
-    assert prefdata(*given, "--out", tmp_path / "whole")[0] == 0
+    if before == after:
+        finish(together(before, *given, "--out", tmp_path / "whole"))
+    else:
+        assert prefdata(*given, "--out", tmp_path / "whole")[0] == 0
     out = tmp_path / "cut"
     running = together(before, *given, "--out", out)
     while not (out / "_checkpoint").exists():
@@ -171,6 +180,8 @@ def test_another_number_of_processes_continues_a_checkpoint(
     assert not (out / "_SUCCESS").exists()  # or the test shows nothing
     finish(together(after, *given, "--out", out)) if after > 1 else prefdata(*given, "--out", out)
     assert_equal(tmp_path / "whole", out)
+    if before == after:
+        assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
 def test_a_killed_process_ends_the_others(data: Any, tiny_policy: Path, tmp_path: Path) -> None:
@@ -228,6 +239,16 @@ def test_shares_are_a_partition_balanced_by_tokens(layout: Any, world: int) -> N
         assert max(loads) - min(loads) <= 180  # one micro-batch, or one example that is longer
 
 
+def test_a_process_whose_memory_ends_cuts_its_own_share_smaller() -> None:
+    """The others go on with what they have, so the shares may not change."""
+    examples = [example(5 + i, 4, 5) for i in range(12)]
+    loaded: Any = SimpleNamespace(micro=TokenBudget(100), layout="packed")
+    for tokens in (100, 50, 1):
+        found = [batch.index.tolist() for batch in own_batches(loaded, examples, range(12), tokens)]
+        assert sorted(i for part in found for i in part) == list(range(12))
+        assert all(len(part) == 1 or sum(examples[i].shared_tokens for i in part) <= tokens for part in found)
+
+
 def test_a_place_without_an_address_is_refused(monkeypatch: pytest.MonkeyPatch, data: Any, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
@@ -238,6 +259,23 @@ def test_a_place_without_an_address_is_refused(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("RANK", "2")
     with pytest.raises(UsageError, match="RANK 2 of WORLD_SIZE 2"):
         place()
+
+
+def test_a_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environments(2)[1].items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="takes the GPU of its number"), joined("cuda:0"):
+        raise AssertionError("it began")
+
+
+def test_ppo_runs_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of several would write the run's rollouts."""
+    for name, value in environments(2)[0].items():
+        monkeypatch.setenv(name, value)
+    training = PpoTraining.__new__(PpoTraining)
+    training.spec = PpoSpec(model="m", reward=("r",))
+    with pytest.raises(UsageError, match="train ppo runs in one process, and this is one of 2"):
+        training.run(replace=False, progress=False)
 
 
 def test_only_the_command_line_starts_processes(data: Any, tiny_policy: Path, tmp_path: Path) -> None:
