@@ -182,7 +182,7 @@ def test_the_same_answers_of_two_sources_are_two_samplers(tmp_path: Path, write:
 def test_a_sampler_of_that_name_is_refused_before_anything_is_written(tmp_path: Path, write: Write) -> None:
     run = Run(tmp_path / "run")
     run.partition("candidates", "films-rejected").begin(Lineage.of(RankSpec(function="x")))
-    with pytest.raises(SpecConflict, match="films-rejected was made with other settings"):
+    with pytest.raises(SpecConflict, match="films-rejected was made by `prefdata rank`"):
         ingest(run, [write({"prompt": "a", "chosen": "x", "rejected": "y"})], AS)
     assert [p.name for p in run.partitions("candidates")] == ["films-rejected"]
     assert run.partitions("prompts") == []

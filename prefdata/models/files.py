@@ -313,6 +313,11 @@ def _check_sizes(folder: Path, shapes: list[list[int]]) -> None:
     """
     config = _read_config(folder)
     elements = sum(math.prod(shape) for shape in shapes)
+    if "model_type" in config and not any(f'"{key}"' in json.dumps(config) for key in _SIZES):
+        raise ModelError(
+            f"{folder}/config.json names no size of the network ({', '.join(_SIZES)}), and transformers would make one "
+            "of its default size. Fetch or save the model again."
+        )
     for part in (config, config.get("text_config")):
         for key, most in (*((key, len(shapes)) for key in _LAYERS), *((key, elements) for key in _SIZES)):
             value = part.get(key) if isinstance(part, dict) else None

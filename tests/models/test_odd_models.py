@@ -270,6 +270,14 @@ def test_a_config_of_a_network_far_larger_than_its_weights(key, value, tmp_path,
         identify(str(folder), "causal-lm")
 
 
+def test_a_config_that_names_no_size(tmp_path, make_policy):
+    """transformers would fill in a network of 7 billion parameters."""
+    folder = make_policy(tmp_path / "model")
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    with pytest.raises(ModelError, match=r"config.json names no size of the network"):
+        identify(str(folder), "causal-lm")
+
+
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"x": "\\ud83d"}', "[" * 5000])
 def test_a_broken_config_is_named_before_anything_is_computed(name, content, tmp_path, make_policy):
