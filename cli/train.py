@@ -58,78 +58,51 @@ DryRun = Annotated[
 ]
 
 
-def _train(data: str, spec: LossSpec, out: Path, *, replace: bool, format: str, dry_run: bool) -> None:
-    from prefdata.train import train
+def _add(spec_type: type[LossSpec], help: str, example: str) -> None:
+    """Add the command of a kind of losses."""
 
-    if dry_run:
-        output.facts(train.plan_training(data, spec.model_copy(update={"nproc": 1}), out))
-        return
-    if spec.nproc > 1 and place().world == 1:
-        raise typer.Exit(launch(spec.nproc, [sys.executable, "-m", "prefdata.cli", *sys.argv[1:]]))
-    done = getattr(train, f"train_{spec.command}")(data, spec, out, replace=replace, progress=True)
-    if place().rank == 0:
-        output.outcome(done, format)
+    @app.command(spec_type.command, cls=with_losses(spec_type.command), help=help, epilog=f"Example: {example}")
+    @spec_options(spec_type)
+    def command(
+        data: Data,
+        out: Out,
+        spec: LossSpec,
+        replace: Replace = False,
+        format: ReportFormat = "text",
+        dry_run: DryRun = False,
+    ) -> None:
+        from prefdata.train import train
+
+        if dry_run:
+            output.facts(train.plan_training(data, spec.model_copy(update={"nproc": 1}), out))
+            return
+        if spec.nproc > 1 and place().world == 1:
+            raise typer.Exit(launch(spec.nproc, [sys.executable, "-m", "prefdata.cli", *sys.argv[1:]]))
+        done = getattr(train, f"train_{spec.command}")(data, spec, out, replace=replace, progress=True)
+        if place().rank == 0:
+            output.outcome(done, format)
 
 
-@app.command(
-    "sft",
-    cls=with_losses("sft"),
-    epilog="Example: prefdata train sft demonstrations.jsonl --model base --out sft --epochs 2 --lr 2e-5",
+_add(
+    SftSpec,
+    "Imitate responses: supervised fine-tuning.",
+    "prefdata train sft demonstrations.jsonl --model base --out sft --epochs 2 --lr 2e-5",
 )
-@spec_options(SftSpec)
-def sft(
-    data: Data,
-    out: Out,
-    spec: SftSpec,
-    replace: Replace = False,
-    format: ReportFormat = "text",
-    dry_run: DryRun = False,
-) -> None:
-    """Imitate responses: supervised fine-tuning."""
-    _train(data, spec, out, replace=replace, format=format, dry_run=dry_run)
-
-
-@app.command(
-    "rm", cls=with_losses("rm"), epilog="Example: prefdata train rm preferences.jsonl --model sft --out reward_model"
+_add(
+    RmSpec,
+    "Score better responses higher: a reward model.",
+    "prefdata train rm preferences.jsonl --model sft --out reward_model",
 )
-@spec_options(RmSpec)
-def rm(
-    data: Data, out: Out, spec: RmSpec, replace: Replace = False, format: ReportFormat = "text", dry_run: DryRun = False
-) -> None:
-    """Score better responses higher: a reward model."""
-    _train(data, spec, out, replace=replace, format=format, dry_run=dry_run)
-
-
-@app.command(
-    "dpo",
-    cls=with_losses("dpo"),
-    epilog="Example: prefdata train dpo runs/demo --model policy --out runs/demo/models/dpo",
+_add(
+    DpoSpec,
+    "Prefer better responses: direct preference optimisation and its variants.",
+    "prefdata train dpo runs/demo --model policy --out runs/demo/models/dpo",
 )
-@spec_options(DpoSpec)
-def dpo(
-    data: Data,
-    out: Out,
-    spec: DpoSpec,
-    replace: Replace = False,
-    format: ReportFormat = "text",
-    dry_run: DryRun = False,
-) -> None:
-    """Prefer better responses: direct preference optimisation and its variants."""
-    _train(data, spec, out, replace=replace, format=format, dry_run=dry_run)
-
-
-@app.command("kto", cls=with_losses("kto"), epilog="Example: prefdata train kto labels.jsonl --model policy --out kto")
-@spec_options(KtoSpec)
-def kto(
-    data: Data,
-    out: Out,
-    spec: KtoSpec,
-    replace: Replace = False,
-    format: ReportFormat = "text",
-    dry_run: DryRun = False,
-) -> None:
-    """Learn from single responses labelled good or bad."""
-    _train(data, spec, out, replace=replace, format=format, dry_run=dry_run)
+_add(
+    KtoSpec,
+    "Learn from single responses labelled good or bad.",
+    "prefdata train kto labels.jsonl --model policy --out kto",
+)
 
 
 @app.command(

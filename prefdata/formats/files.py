@@ -47,7 +47,7 @@ class RawRow:
 
     `row` counts from 1; in JSONL and plain text it is the number of the line, elsewhere that of the record (a CSV's
     header is not counted). If `problem` is set, the row could not be read, `values` is empty, and `reason` is the
-    problem in one word, for the counts. `mended`: lone surrogates (half an emoji, which UTF-8 and every tokenizer
+    problem in one word, for the counts. `replaced`: lone surrogates (half an emoji, which UTF-8 and every tokenizer
     refuse) were replaced by U+FFFD.
     """
 
@@ -56,7 +56,7 @@ class RawRow:
     values: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
     reason: str = "broken"
-    mended: bool = False
+    replaced: bool = False
 
 
 def open_file(path: Path) -> IO[bytes]:
@@ -145,8 +145,8 @@ def _json_line(file: str, number: int, line: bytes) -> RawRow:
 def json_row(file: str, number: int, value: Any, *, is_utf8: bool = False) -> RawRow:
     """Make a row from a parsed JSON value, without lone surrogates."""
     if isinstance(value, dict):
-        mended = value if is_utf8 else _mended(value)
-        return RawRow(file, number, mended, mended=mended is not value)
+        replaced = value if is_utf8 else _replace_surrogates(value)
+        return RawRow(file, number, replaced, replaced=replaced is not value)
     return RawRow(file, number, problem=f"not an object but {type(value).__name__}")
 
 
@@ -162,15 +162,15 @@ def _json_object(path: Path) -> Iterator[RawRow]:
         yield from (json_row(str(path), number, value) for number, value in enumerate(rows, 1))
 
 
-def _mended(value: Any) -> Any:
+def _replace_surrogates(value: Any) -> Any:
     """Replace every lone surrogate in `value` by U+FFFD; a high and a low one in sequence become their character."""
     if isinstance(value, str):
         return value if _is_utf8(value) else value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, list):
-        items = [_mended(item) for item in value]
+        items = [_replace_surrogates(item) for item in value]
         return value if all(new is old for new, old in zip(items, value, strict=True)) else items
     if isinstance(value, dict):
-        pairs = [(_mended(key), _mended(item)) for key, item in value.items()]
+        pairs = [(_replace_surrogates(key), _replace_surrogates(item)) for key, item in value.items()]
         same = all(new[0] is old[0] and new[1] is old[1] for new, old in zip(pairs, value.items(), strict=True))
         return value if same else dict(pairs)
     return value

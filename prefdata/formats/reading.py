@@ -151,7 +151,7 @@ class Reader:
             except BadRowError as error:
                 self.bad.add(row, error)
                 continue
-            self.surrogates += row.mended
+            self.surrogates += row.replaced
             yield row, record
         if layout is not None:
             self._count(layout)

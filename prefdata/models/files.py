@@ -313,7 +313,8 @@ def _check_sizes(folder: Path, shapes: list[list[int]]) -> None:
     """
     config = _read_config(folder)
     elements = sum(math.prod(shape) for shape in shapes)
-    if "model_type" in config and not any(f'"{key}"' in json.dumps(config) for key in _SIZES):
+    text = json.dumps(config)
+    if "model_type" in config and not any(f'"{key}"' in text for key in _SIZES):
         raise ModelError(
             f"{folder}/config.json names no size of the network ({', '.join(_SIZES)}), and transformers would make one "
             "of its default size. Fetch or save the model again."
@@ -350,7 +351,7 @@ def _shards(index: Path) -> list[str]:
     """Return the names of the weight files of an index.
 
     Raises:
-        ModelError: the index is broken, or names something else than files beside it.
+        ModelError: the index is broken, or names other things than files in its folder.
     """
     shards = json_object(index).get("weight_map")
     names = list(shards.values()) if isinstance(shards, dict) else []
