@@ -20,7 +20,7 @@ from prefdata.storage.schemas import trimmed
 
 def prompts_of(rows: Iterable[RawRow], **settings: Any) -> tuple[pa.Table, Report]:
     """The prompts of raw rows, with the settings of an IngestSpec."""
-    listed = [row if row.problem or row.mended else json_row(row.file, row.row, dict(row.values)) for row in rows]
+    listed = [row if row.problem or row.replaced else json_row(row.file, row.row, dict(row.values)) for row in rows]
     spec = IngestSpec(**{"test": 0.0, **settings})
     files = list(dict.fromkeys(row.file for row in listed)) or ["f.jsonl"]
 
